@@ -29,9 +29,9 @@ def _check(row: Row, result: Result) -> None:
     "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].script.replace('#', 'any')}" for scene in SCENES]
 )
 @pytest.mark.sampled(3)
-def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:
-    """Some dialects imitate the scripts of an article about RabbitMQ. With such a --dialect, each command prints the
-    same lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only
+def test_commands_with_the_dialect_of_an_article_print_the_lines_of_its_scripts(shell: Shell, scene: Scene) -> None:
+    """Some values of --dialect stand for an article about RabbitMQ. With such a dialect, each command prints the same
+    lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only
     differences are those that the documentation lists.
     """
     receivers = []

@@ -45,8 +45,8 @@ def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell) -> None:
-    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE. This shows a user
-    who typed `-o json` to choose a format that json is the name of a file. With --quiet, there is no such line.
+    """`receive -o FILE` ends with a line on stderr that says how many messages it appended to FILE. A user who typed
+    `-o json` to get JSON thus sees that the messages are in a file called json. With --quiet, there is no such line.
     """
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\nthree\n")
     result = shell.run("mqtool", "receive", "-o", "json", "-c", "2")
@@ -61,8 +61,8 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
 def test_commands_with_an_output_file_count_the_messages_once(
     shell: Shell, broker: TestBroker, command: str, redirected: str
 ) -> None:
-    """`receive`, `tap` and `peek` with -o FILE say once at their end how many messages they have appended to FILE, even
-    if stdout is redirected to another file.
+    """At its end, `receive`, `tap` or `peek` with -o FILE prints one line that says how many messages it has appended
+    to FILE. If stdout is redirected to another file, the command does not print a second count for stdout.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send", "one")
@@ -139,8 +139,8 @@ def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(sh
 
 
 def test_receive_keeps_a_file_that_is_a_single_line_without_a_newline(shell: Shell) -> None:
-    """If the output file is a single line without a newline, `receive -o` keeps that line and appends the message on a
-    line of its own.
+    """The first line of a file may be a header that somebody has written without a newline. If the output file is such
+    a single line, `receive -o` keeps that line, and appends the message on a line of its own.
     """
     log = shell.directory / "app.log"
     log.write_text("header")
@@ -187,7 +187,9 @@ def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell)
 
 
 @on_any_broker
-def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell, broker: TestBroker) -> None:
+def test_receive_fails_if_it_cannot_create_its_file_but_not_if_it_cannot_reopen_it(
+    shell: Shell, broker: TestBroker
+) -> None:
     """If the output file cannot be created, `receive -o` exits with 2. If the file cannot be reopened after SIGHUP,
     `receive -o` prints a warning and keeps writing to the old file.
     """

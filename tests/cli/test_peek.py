@@ -99,9 +99,9 @@ def test_peek_shows_all_messages_of_a_queue_with_a_single_active_consumer(
 def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     broker: TestBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If another client begins to consume from a queue with x-single-active-consumer while `peek` shows hundreds of
-    messages, this client gets the next ones. `peek` then fails, and says how many messages it has not shown. All
-    messages stay in the queue, in order.
+    """While `peek` shows the messages of a queue with x-single-active-consumer, another client begins to consume from
+    the queue. The broker delivers the remaining messages only to that client, so `peek` fails, and says how many
+    messages it has not shown. Once that client has closed its channel, all messages are in the queue, in order.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.5)
     channel = connection.channel()
@@ -127,8 +127,9 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """A quorum queue may still count a message that has expired. `peek` shows the messages that have not expired, and
-    leaves them in the queue in order, even if an earlier `peek` has requeued some of them.
+    """`peek` shows the messages of a quorum queue that have not expired, and leaves them in the queue in order. It does
+    so even if the queue still counts a message that has expired, and if an earlier `peek` has requeued some of the
+    messages.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -141,9 +142,9 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
 
 
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` shows messages and leaves them in order, also in an auto-delete queue, which
-    is not deleted. As `peek` cannot read the delivery limit of a quorum queue, it publishes messages that were requeued
-    before to the queue again, so that the limit does not drop them, and exits with 1.
+    """Without the management API, `peek` still shows messages and leaves them in the queue, in order. It does not cause
+    an auto-delete queue to be deleted. It cannot read the delivery limit of a quorum queue, which another requeue could
+    exceed. A message that has been requeued before is therefore published to the queue again, and `peek` exits with 1.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -157,7 +158,7 @@ def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, 
 
 
 @on_any_broker
-def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+def test_peek_shows_messages_and_says_that_they_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
     """`peek` prints each message as a line on stdout. Then it says on stderr that the messages stay in the queue,
     marked as redelivered. With `-F TEMPLATE -o FILE`, `peek` writes the messages to FILE in the format of TEMPLATE.
     """
@@ -202,8 +203,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
-    warns how often messages have been requeued. If one more delivery could make the queue drop a message, `peek` shows
-    no message and exits with 1.
+    warns how often messages have been requeued. Once the first message has been requeued as often as the limit allows,
+    `peek` shows no message and exits with 1. However often it is repeated, no message is lost.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -229,9 +230,10 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A policy sets a delivery limit of 1, which a user without a tag cannot see. `peek` says that it does not know the
-    limit. If the messages have been requeued before, `peek` publishes them to the queue again instead of requeuing
-    them, and exits with 1. However often `peek` is repeated, all messages stay in the queue, in order.
+    """A policy sets a delivery limit of 1, which a user without a tag cannot see. `peek`, run by this user, says that
+    it does not know the limit. If the messages have been requeued before, `peek` does not requeue them again, but
+    publishes all of them to the queue again, and exits with 1. However often `peek` is repeated, all messages stay in
+    the queue, in order.
     """
     policy = {"pattern": "^jobs$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/few", policy)
@@ -356,8 +358,8 @@ def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit
 
 def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(tmp_path: Path) -> None:
     """A dead letter behind the first one has reached the default delivery limit of RabbitMQ 4. `dlq ls` publishes it to
-    its queue again, and still counts the reasons of all dead letters. It prints a warning about this message, and exits
-    with 3 because of it.
+    its queue again, and still counts the reasons of all dead letters. It prints a warning that names this dead letter,
+    and exits with 3.
     """
     with EmbeddedBroker(like="4.0", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -414,9 +416,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. RabbitMQ 4.3
-    and later keep the forged count. `peek` ignores it: the message keeps its place in the queue, and the warning that
-    the queue drops messages after too many requeues uses only the broker's own count.
+    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. From RabbitMQ
+    4.3 on, this header still has the forged value after that, and only x-acquired-count is the broker's own. `peek`
+    uses only the broker's own count to warn of the delivery limit, and leaves the message in its place.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -436,7 +438,7 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
                 assert (shown.code, shown.stdout) == (0, "1000\nx\nhonest\n"), shown.stderr
 
 
-def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
+def test_peek_exits_with_69_if_another_client_is_the_single_active_consumer(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
     """If another client is the single active consumer of a queue, `peek` does not wait, but says that the broker

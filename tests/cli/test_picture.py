@@ -402,8 +402,8 @@ def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_reque
 
 
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """If a queue has one message fewer after a restart of the broker, the picture of `mqtool ui` removes the message
-    that was not persistent and keeps the persistent one.
+    """A queue has a persistent and a transient message. If the broker reports only one message after a restart, the
+    picture of `mqtool ui` removes the transient one and keeps the persistent one.
     """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
@@ -441,7 +441,8 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
     """If an RPC server gets a request and publishes the reply in the same millisecond, a tutorial's picture first moves
-    the request to the server. Only then does the server's terminal show the request, and the reply move.
+    the request to the server. Only when the request has arrived does the server's terminal show it, and does the
+    picture move the reply.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -545,8 +546,8 @@ def rates(page: Page) -> list[str]:
 
 def test_the_rate_of_an_arrow_disappears_when_no_messages_move(chromium: Any, tmp_path: Path) -> None:
     """When messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if no further
-    report comes from the broker. In a recording, the recording's time counts, so a rate stays while the recording is
-    paused.
+    report comes from the broker. In a recording, only the time that is played counts, so a rate stays while the
+    recording is paused.
     """
     counted = [(0, 0), (1000, 100), (2000, 200)]
     records = [
@@ -666,9 +667,9 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for its
-    queues. The picture shows this queue while the reply moves. It removes the queue once the broker reports the
-    deletion or, without such a report, once the commands of the next scene begin.
+    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for a
+    list of queues. The picture shows this queue while the reply moves. The picture removes the queue once the broker
+    reports the deletion or, without such a report, once the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -726,8 +727,8 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
-    """If a receiver of a tutorial has been stopped, and the broker has deleted its queue, the picture shows neither of
-    them any more, even if the page has not asked the broker for its consumers since then.
+    """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, the picture removes both of
+    them, without waiting until the page asks the broker for a list of consumers again.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
     records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
@@ -743,7 +744,8 @@ def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tm
 
 def test_the_default_exchange_is_not_drawn_before_a_message_passes_through_it(chromium: Any, tmp_path: Path) -> None:
     """If a tutorial has declared an exchange and a queue, but has not bound the queue to the exchange yet, its picture
-    does not show the default exchange. It shows the default exchange once a message passes through it.
+    does not show the default exchange, to which every queue is bound. It shows the default exchange once a message
+    passes through it.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs()]
@@ -967,7 +969,7 @@ def test_a_consumer_whose_program_ended_before_the_page_asked_for_consumers_is_s
     chromium: Any, tmp_path: Path
 ) -> None:
     """In a tutorial's picture, once a consumer's program has ended, the consumer's box says "cancelled or closed", even
-    if the program ended before the page asked the broker for its consumers.
+    if the program ended before the page asked the broker for a list of consumers.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     goes_on = {"kind": "goes_on", "t": 800, "n": 20, "number": 1}
@@ -1056,9 +1058,9 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """While messages move through an exchange to three queues, the routing key beside a message covers neither a
-    binding's key, nor the name of a client, exchange or queue, nor another message's routing key. A binding's key does
-    not cover the line of another binding.
+    """In the picture of `mqtool ui`, messages move through an exchange to three queues. The routing key beside a
+    message covers neither a binding's key, nor the name of a client, exchange or queue, nor another message's routing
+    key. A binding's key does not cover the line of another binding.
     """
     records = [*jobs(), *published(1000, 0)]
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
@@ -1153,9 +1155,9 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
     chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
 ) -> None:
-    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows the
-    messages' bodies, because the routing keys would all be the same. If the bindings have different keys, the picture
-    shows the messages' routing keys.
+    """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows each
+    message's body beside it, because the routing keys would all be the same. If the bindings have different keys, the
+    picture shows the routing key instead of the body.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*jobs(), *published(1000, 0, "Tea is ready.")]
@@ -1253,7 +1255,7 @@ def test_the_headers_of_a_message_that_moves_to_its_exchange_cover_no_box(chromi
 
 def test_an_acknowledgement_moves_from_the_consumer_to_the_queue(chromium: Any, tmp_path: Path) -> None:
     """If a consumer acknowledges a message, the picture of a tutorial moves a tick with the word "ack" from the
-    consumer to the message's queue. The queue no longer counts the message as soon as the tick leaves the consumer.
+    consumer to the message's queue. While the tick moves, the queue no longer counts the message.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0, "first")]
@@ -1452,8 +1454,8 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
     """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. The picture shows no rate, which would be that of one moment: the tutorial itself measures
-    the rate of the whole run.
+    of the next scene begin. The picture shows no rate of the moment, because the tutorial itself measures the rate of
+    the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -1577,7 +1579,7 @@ def of_offsets() -> list[dict[str, Any]]:
 def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
     """If a reader of a stream stores its offset, the picture of `mqtool ui` first shows the messages that move to the
     reader. It then moves the offset from the reader to the stream, and shows the offset with the reader's name below
-    the stream. After a reset, the text below the stream says that there is no offset.
+    the stream. If the stored offset is reset, the text below the stream says that the reader has no offset.
     """
     page = recorded(chromium, tmp_path, of_offsets())
     seen: list[str] = []
@@ -1599,8 +1601,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While messages move from a stream to its reader, or an offset moves back to the stream, neither the moving
-    messages and offsets nor their labels cover the stored offset below the stream.
+    """In the picture of `mqtool ui`, messages move from a stream to its reader, and offsets move back to the stream.
+    Neither they nor their labels cover the stored offset that is shown below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -2070,8 +2072,8 @@ def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromi
 def test_a_consumer_without_a_name_is_named_after_its_client_library(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """If a consumer's connection has no name, `mqtool ui` shows the name of the client library instead of the consumer
-    tag.
+    """If a consumer's connection has no name, `mqtool ui` gives the consumer the name of its client library, and not
+    its consumer tag.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
@@ -2106,11 +2108,11 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
-def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
+def test_on_rabbitmq_the_page_of_a_tutorial_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """On RabbitMQ, even without --tap, the page of `tutorial run --ui` shows the messages published to the tutorial's
-    exchanges, and no others.
+    """If a tutorial runs on RabbitMQ, the page of `tutorial run --ui` shows the individual messages that are published
+    to the tutorial's exchanges, and no others.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):

@@ -33,13 +33,13 @@ def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: S
 @pytest.mark.parametrize("count", ["", "-c 300"])
 @pytest.mark.parametrize("limit", ["argument 2", "policy 2", "policy 1"])
 @pytest.mark.sampled(2)
-def test_receive_piped_into_head_drops_no_messages_over_a_low_delivery_limit(
+def test_receive_piped_into_head_loses_no_message_to_a_low_delivery_limit(
     shell: Shell, broker: TestBroker, limit: str, count: str
 ) -> None:
     """`receive | head -n 1` requeues the messages that `head` has not read, and a quorum queue counts how often it
-    redelivers a message. Even if an argument or a policy sets a delivery limit of 1 or 2, the command can be run again
-    and again without the queue dropping a message. A message may be printed twice if `head` ended before mqtool saw
-    that `head` had read it.
+    redelivers a message. Even if an argument or a policy sets a delivery limit of 1 or 2, the queue drops no message
+    when the command is run again and again. A message may be printed twice if `head` ended before mqtool saw that
+    `head` had read it.
     """
     kind, times = limit.split()
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -72,8 +72,8 @@ def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> N
 def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """While `receive` is the single active consumer of a quorum queue with a delivery limit, a second `receive` gets no
-    message of the queue.
+    """Two `receive` commands consume from a quorum queue with x-single-active-consumer and a delivery limit. The first
+    one stays the active consumer: it gets each message that is published, and the second one gets none.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limits = ("--argument", "x-single-active-consumer:=true", "--argument", "x-delivery-limit:=5")
@@ -160,8 +160,8 @@ def log_lines() -> bytes:
 
 
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
-    """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte, including empty and binary lines, a
-    line of 1 MB, and lines with markup or escape sequences.
+    """`receive-log --raw` prints 10,000 lines exactly as `emit-log -l` has sent them, byte for byte. Among them are
+    empty and binary lines, a line of 1 MB, and lines with markup or escape sequences.
     """
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)
@@ -361,8 +361,8 @@ def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_opti
 
 @on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
-    """On a terminal, the progress line of a command that knows the total shows the percentage, the count, the time and
-    the rate.
+    """If a command knows what part of its work is done, its progress line on a terminal shows this part as a
+    percentage, and the count of messages, the time and the rate.
     """
     script = """
 from mqtool.cli.display.progress import Progress
@@ -403,8 +403,9 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
-    """`emit-log --key-pattern` fills the placeholders in the routing key with parts of each line. If a line does not
-    match the pattern, the placeholders become 'unknown', and the command says how many lines did not match.
+    """The routing key `{app}.{level}` has two placeholders. For each line, `emit-log --key-pattern` replaces them with
+    the parts of the line that the pattern's groups of the same names match. If a line does not match the pattern, both
+    become 'unknown', and the command says how many lines did not match.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -436,9 +437,9 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_send_and_receive_succeed_if_stderr_is_on_a_full_disk(shell: Shell) -> None:
+def test_a_full_disk_behind_stderr_is_ignored_and_one_behind_stdout_is_reported(shell: Shell) -> None:
     """If stderr is a file on a full disk, `send` exits with 0 once the broker has confirmed the message, and `receive`
-    prints the message. If stdout is on a full disk, `mqtool --help` prints the reason on stderr.
+    prints the message. If stdout is a file on a full disk, `mqtool --help` says on stderr why it cannot write.
     """
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")

@@ -52,9 +52,9 @@ def go_on(page: Page, narration: str) -> None:
 
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
-def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, Page], tmp_path: Path) -> None:
+def test_keys_step_through_a_tutorial_and_save_a_recording_of_it(playing: tuple[Running, Page], tmp_path: Path) -> None:
     """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes
-    with keys alone. If the page is saved as a file, the file replays the scenes without mqtool.
+    with keys alone. The key s saves a recording of the page as a file, which replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")

@@ -163,9 +163,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_commands_ask_before_a_stream_may_lose_its_oldest_messages(admin: Shell) -> None:
     """If a lower max-length-bytes or max-age would apply to a stream, `policy set`, `policy clear` and `definitions
-    import` say that the stream may lose its oldest messages, and ask for confirmation, even right after publishing.
-    Without a terminal, they exit with 2 and change nothing. With --yes, or if the limits are not lower than before,
-    they do not ask.
+    import` say that the stream may lose its oldest messages, even if these have just been published, and ask for
+    confirmation. Without a terminal, they exit with 2 and change nothing. With --yes, or if the limits are not lower
+    than before, they do not ask.
     """
     admin.run("mqtool", "queue", "declare", "xstr", "--queue-type", "stream", "--argument", "x-max-age=2D")
     fill(admin, "xstr")
@@ -306,10 +306,10 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """RabbitMQ applies a policy's limits to a classic queue before its `overflow`. If a policy sets both, `policy set`
-    says how many messages the queue would drop in spite of reject-publish, and asks for confirmation. It says that a
-    classic queue that rejects new messages already would drop messages when RabbitMQ restarts, and does not warn about
-    a quorum queue, which drops none.
+    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`. If a policy sets a limit and
+    reject-publish, `policy set` therefore says how many messages a classic queue would drop, and asks for confirmation.
+    If a classic queue has reject-publish as its own argument, `policy set` says that this queue would drop messages
+    when RabbitMQ restarts. A quorum queue drops none, and there is no warning.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -332,10 +332,9 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A policy with a limit and reject-publish makes a classic queue drop messages. If such a policy would apply
-    because `policy clear` removes another one, `policy clear` says how many messages the queue would drop, and asks for
-    confirmation. It also says how many a classic queue that rejects new messages already would drop when RabbitMQ
-    restarts.
+    """A policy with a limit and reject-publish makes a classic queue drop messages. If such a policy would apply after
+    `policy clear`, the command says how many messages the queue would drop, and asks for confirmation. If the queue has
+    reject-publish as its own argument, `policy clear` says how many messages it would drop when RabbitMQ restarts.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -355,9 +354,10 @@ def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_
 def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a new policy sets `overflow` to drop-head, it overrides the argument x-overflow=reject-publish of a quorum
-    queue, so `policy set` says how many messages the queue would drop, and asks for confirmation. It does not override
-    this argument of a classic queue, which would drop messages only when RabbitMQ restarts.
+    """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of a
+    quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. The
+    policy does not override the same argument of a classic queue: `policy set` says that such a queue would drop
+    messages only when RabbitMQ restarts.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")
@@ -394,7 +394,9 @@ def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broke
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_set_asks_for_confirmation_if_amqp_is_not_available(admin: Shell, broker: TestBroker) -> None:
+def test_policy_set_uses_the_counts_of_the_management_api_if_amqp_is_not_available(
+    admin: Shell, broker: TestBroker
+) -> None:
     """If `policy set` cannot count a queue's messages over AMQP, it uses the counts of the management API, and says
     that these may be up to 5 s old. It asks for confirmation if, by these counts, the queue would lose messages.
     """

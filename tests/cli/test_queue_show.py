@@ -81,9 +81,9 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
 )
 @pytest.mark.sampled(2)
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` names the exchange, routing key and queue to which dead letters go. If dead letters would be dropped
-    or lost, it gives the reason: the queue has no dead-letter exchange, this exchange does not exist, or it routes them
-    to no queue.
+    """`queue show` names the exchange, routing key and queue to which dead letters go. If dead letters would not reach
+    any queue, it says why: no dead-letter exchange is set, the exchange does not exist, or the exchange routes them to
+    no queue.
     """
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]

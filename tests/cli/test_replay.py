@@ -167,7 +167,7 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 ) -> None:
     """In a stream, a publisher can forge a message's exchange, routing key and offset. `recording replay` and `send
     --json` publish a message that was read from a stream to the same stream, and print a warning. With --trust-streams,
-    they publish the message to the exchange and with the routing key that it contains.
+    they use the exchange and the routing key that the message contains.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -212,9 +212,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """If the options of a publishing command name the exchange, the routing key or the queue, the headers CC and BCC of
-    messages in its input, whether from queues or from streams, send no copies. A CC header given on the command line
-    does send a copy.
+    """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
+    exchange, the routing key or the queue, these headers send no copies, even if a message was read from a stream. A CC
+    header given on the command line does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse another user's user_id,
-    and would accept the sending user's own as genuine, although a publisher may have forged it in a stream. A user_id
-    given on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse the message if its
+    user_id were another user's, and would accept the sender's own as genuine, although a publisher may have forged it
+    in a stream. A user_id given on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -292,8 +292,8 @@ def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, c
 
 @on_any_broker
 def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection: Connection) -> None:
-    """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, keeps all others in
-    FILE, even if the last line does not end with a newline, and exits with 130.
+    """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, writes all others to
+    FILE, and exits with 130. That is so even if the recording's last line does not end with a newline.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
@@ -354,9 +354,9 @@ BAD_LINES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
 @pytest.mark.sampled(2)
 def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, bad: dict[str, Any]) -> None:
-    """If a line of the recording cannot be sent, `recording replay` sends the messages before it, names the line, and
-    exits with 65. With --dry-run, it prints the same error, and exits with the same code. Headers that are larger than
-    a frame of RabbitMQ's default size are such an error.
+    """If a line of the recording cannot be sent, for example because its headers are larger than a frame of RabbitMQ's
+    default size, `recording replay` sends the messages before it, names the line, and exits with 65. With --dry-run, it
+    prints the same error, and exits with the same code.
     """
     name = recording(shell, {}, bad, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -370,9 +370,10 @@ def test_replay_and_its_dry_run_end_at_a_line_that_cannot_be_sent(shell: Shell, 
     assert [line["body"] for line in received(shell)] == ["body 0"]
 
 
-def test_replay_dry_run_refuses_a_delay_without_no_mandatory(lonely_shell: Shell) -> None:
-    """If a line of the recording has a delay, `recording replay --dry-run` exits with 2, and the hint is to add
-    --no-mandatory. With --no-mandatory, it exits with 0.
+def test_replay_dry_run_refuses_a_delayed_message_unless_no_mandatory_is_given(lonely_shell: Shell) -> None:
+    """`recording replay` publishes with the mandatory flag, which does not work for a delayed message: such a message
+    is routed only when it is due. If a line of the recording has a delay, `recording replay --dry-run` therefore exits
+    with 2, and the hint is to add --no-mandatory. With --no-mandatory, it exits with 0.
     """
     name = recording(lonely_shell, {"delay": "49d"})
 

@@ -56,9 +56,10 @@ def test_scrub_names_an_invalid_line(lonely_shell: Shell) -> None:
     assert "hint: did you mean 'routing_key'?" in wrong.stderr
 
 
-def test_scrub_says_where_it_could_not_look_for_a_field(lonely_shell: Shell) -> None:
-    """`recording scrub --field` replaces a body as a whole if it cannot look for the field there, and prints the number
-    of such messages. It also names the fields for which it found nothing to replace.
+def test_scrub_counts_the_messages_in_which_it_could_not_look_for_a_field(lonely_shell: Shell) -> None:
+    """In a body that is not JSON, `recording scrub --field` cannot look for a field, so it replaces the body as a
+    whole. At the end, it prints in how many messages it has done so. It also names the fields for which it found
+    nothing to replace.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", "--field", "body.email,headers.User", stdin=LINES)
     assert result.code == 0, result.stderr
@@ -72,8 +73,8 @@ def test_scrub_says_where_it_could_not_look_for_a_field(lonely_shell: Shell) -> 
 
 
 def test_scrub_warns_of_a_misspelled_field_although_one_body_is_not_json(lonely_shell: Shell) -> None:
-    """`recording scrub --field` names a misspelled field at the end, even if it has replaced a body in which it could
-    not look for the field, and even if a later line is invalid.
+    """`recording scrub --field` names a misspelled field at the end. It does so even if it has replaced a body as a
+    whole because the body is not JSON, or if a later line is invalid.
     """
     lines = '{"body":"{\\"email\\":\\"alice@x.org\\"}"}\n{"body":"ping"}\n'
     warning = "warning: found no value to change in body.emial: "

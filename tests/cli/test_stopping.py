@@ -155,9 +155,9 @@ app.run()
     [("None", "it is at <string>:7"), ("False", "--debug shows where")],
     ids=["without --debug", "with --debug"],
 )
-def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
+def test_an_unexpected_error_says_how_to_find_the_bug(debug: str, hint: str) -> None:
     """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
-    names this option; otherwise, the hint names the line of code with the bug.
+    says that --debug shows where the bug is. Otherwise, the hint names the line of code with the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -240,7 +240,9 @@ with stopping.calling(lambda: None):
 
 
 def test_sigterm_kills_a_command_that_has_not_ended_after_sighup() -> None:
-    """If SIGHUP has asked a command to stop, and the command has not ended a second later, SIGTERM kills it."""
+    """If SIGHUP has asked a command to stop, and the command has not ended a second later, a SIGTERM that then arrives
+    kills it.
+    """
     result = run([sys.executable, "-c", KILLS_LATER], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("", "", -signal.SIGTERM)
 
@@ -332,8 +334,8 @@ def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_it
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", 'trap "" HUP; '], ids=["SIGHUP", "SIGHUP ignored"])
 def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell, signals: str) -> None:
-    """When the terminal is closed, `top 2> FILE` ends and reports no error in FILE, even if it ignores SIGHUP or cannot
-    write to the terminal any more before it gets this signal.
+    """When the terminal is closed, `top 2> FILE` ends with exit code 0 and reports no error in FILE. This is also the
+    case if `top` was started with SIGHUP ignored, so that the signal does not end it.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     with closable_terminal(shell, "sh", "-c", f"{signals}exec mqtool top 2> errors") as terminal:

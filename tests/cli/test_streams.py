@@ -125,9 +125,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
-    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message.
-    No message is repeated or skipped. If `receive-stream --track | head` was ended by `head`, the next run may skip one
-    message, which `head` had read but not printed.
+    """If `receive-stream --track` was ended by --count or Ctrl-C, the next run resumes after the last printed message,
+    and no message is repeated or skipped. The exception is `receive-stream --track | head`: if `head` has ended the
+    run, the next run may skip one message, which `head` had read but not printed.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -145,8 +145,8 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
 
 
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only the messages
-    whose offset had not been stored. On the embedded broker, these are at most 1,100.
+    """If `receive-stream --track` is killed, the next run skips no message. It repeats only messages whose offset had
+    not been stored. On the embedded broker, there are at most 1,100 of these.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -175,8 +175,8 @@ def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: Te
 
 
 def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --filter` gets only the messages that were sent with that filter value. If RabbitMQ is too old
-    for stream filters, `send-stream --filter` exits with 2.
+    """`receive-stream --filter VALUE` gets only the messages that were sent with VALUE as their filter value. On a
+    RabbitMQ that is too old for stream filters, `send-stream --filter` exits with 2.
     """
     send = ("mqtool", "send-stream", "-q", "s")
     sent = shell.run(*send, "--filter", "eu", "one")
@@ -250,8 +250,8 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @pytest.mark.parametrize("dialect", StreamDialect)
 @pytest.mark.sampled(3)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """Each --dialect stands for the tutorials of one programming language. With this option, `send-stream` and
-    `receive-stream` use the stream and the message of the language's stream tutorial, and print the lines of its
+    """Each --dialect of `send-stream` and `receive-stream` stands for RabbitMQ's stream tutorial in one programming
+    language. With this option, the commands use the stream and the message of that tutorial, and print the lines of its
     scripts.
     """
     tutorial = HELLO[dialect]
@@ -404,8 +404,8 @@ def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shel
 
 
 def test_receive_stream_resumes_after_the_last_message_that_a_full_disk_had_room_for(shell: Shell) -> None:
-    """If the disk becomes full, `receive-stream --track` stores the offset of the last message in the output file, so
-    that the next run appends all others, and none twice.
+    """If the disk becomes full, `receive-stream --track -o FILE` stores the offset of the last message that it has
+    written to FILE. The next run thus appends all other messages, and none twice.
     """
     lines = [f"{number:0500}" for number in range(300)]
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="\n".join(lines) + "\n")
@@ -547,9 +547,8 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` decompresses one batch at a time. With 600 MB of address space, it can therefore read a stream
-    whose compressed batches contain 6.5 million messages. The test reads only 70,000 of these messages, which are more
-    than one batch.
+    """A stream has compressed batches with 65,535 messages each. With 600 MB of address space, `receive-stream` can
+    read more than one batch of such a stream, because it decompresses one batch at a time.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -612,8 +611,9 @@ def test_receive_stream_skips_junk_that_claims_to_be_compressed(shell: Shell, br
 def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a stream has messages without AMQP 1.0 encoding, which RabbitMQ cannot deliver over AMQP 0-9-1, `receive` and
-    `peek` exit with 69 and suggest `receive-stream`. The embedded broker delivers such messages.
+    """RabbitMQ cannot deliver messages of a stream over AMQP 0-9-1 if they have no AMQP 1.0 encoding. At such a message
+    on RabbitMQ, `receive` and `peek` exit with 69 and suggest `receive-stream`. On the embedded broker, which can
+    deliver it, they print the message.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "first")
     place = urlsplit(broker.streams)
@@ -799,7 +799,9 @@ def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_l
 
 
 def test_names_and_filter_values_of_streams_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
-    """Names of streams, readers and connections, and filter values, can contain characters that are not ASCII."""
+    """`send-stream` and `receive-stream` accept names of streams, readers and connections that are not ASCII, and
+    filter values that are not ASCII.
+    """
     shell.environment["MQTOOL_CONNECTION_NAME"] = "é"
     send = ("mqtool", "send-stream", "-q", "strömé")
     assert shell.run(*send, "one").code == 0

@@ -57,9 +57,9 @@ def test_a_routing_key_always_selects_the_same_partition(shell: Shell, broker: T
         assert "orders-2" in shell.run(*READ, "--json", "--offset", "last").stdout.splitlines()[-1]
 
 
-def test_without_a_routing_key_messages_go_to_each_partition_in_turn(shell: Shell) -> None:
+def test_partitions_get_messages_in_turn_and_each_has_its_own_stored_offset(shell: Shell) -> None:
     """Without a routing key, `send-stream` sends messages to the partitions of a super stream in turn. `receive-stream
-    --track` resumes at the stored offset of each partition.
+    --track` stores an offset for each partition, and its next run resumes at these offsets.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {

@@ -60,8 +60,8 @@ def test_tap_prints_every_message_that_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_prints_only_messages_with_matching_keys_or_headers(shell: Shell, broker: TestBroker) -> None:
-    """With binding keys or headers on its command line, `tap` prints only the matching messages, from one or several
-    exchanges.
+    """With binding keys or headers on its command line, `tap` prints only the matching messages. With -e, it prints the
+    matching messages of a second exchange as well.
     """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
@@ -107,7 +107,7 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
     """`tap` exits with 69 if the exchange or the queue does not exist. It exits with 2 if a direct exchange has no
-    bindings, or if the command line does not name exactly one exchange or queue.
+    bindings, if the command line names neither an exchange nor a queue, or if it names both.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),

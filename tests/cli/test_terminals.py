@@ -23,8 +23,8 @@ def shown(shell: Shell, sentence: str) -> list[str]:
 
 
 def test_a_notice_is_wrapped_between_words(lonely_shell: Shell) -> None:
-    """On a terminal, mqtool wraps a notice between words at 80 columns, and prints a notice that fits into 80 columns
-    on one line.
+    """On a terminal, mqtool wraps a notice between words so that no line is longer than 80 columns. If a notice fits
+    into 80 columns, mqtool does not wrap it.
     """
     sentence = "word " * 15 + "longer-than-that is what follows here, and 'quoted words' may be broken"
     lines = shown(lonely_shell, sentence)

@@ -71,8 +71,8 @@ AMQP_COMMANDS = [
 )
 @pytest.mark.sampled(4)
 def test_a_command_times_out_while_a_server_does_not_answer(lonely_shell: Shell, command: str) -> None:
-    """If a server accepts the connection but never answers, a command with `--timeout` exits with 124 once the time is
-    up. It does not wait until the longer time limit for connecting has passed.
+    """If a server accepts the connection but never answers, a command with `--timeout` exits with 124 once this time is
+    up, even if the connection_timeout in the URL is longer.
     """
     with serving(_Silent) as port:
         words = command.format(port=port).split()

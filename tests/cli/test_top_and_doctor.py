@@ -92,8 +92,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue is full and its overflow setting is reject-publish, `doctor` says that the queue has lost messages or
-    refused them because it was full, and that refused messages are not lost.
+    """`doctor` cannot tell whether a full queue with the overflow setting reject-publish has lost messages or refused
+    them. It names both possibilities, and says that refused messages are not lost.
     """
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
@@ -107,8 +107,9 @@ def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: Test
 
 
 def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broker: TestBroker) -> None:
-    """If a classic queue with the overflow setting reject-publish has more messages than its maximum length, because a
-    policy has lowered it, `doctor` says that RabbitMQ drops the surplus when it restarts, and what to do before.
+    """A policy may lower the maximum length of a classic queue with the overflow setting reject-publish to less than
+    the queue's number of messages. `doctor` then says that RabbitMQ drops the surplus when it restarts. The hint is to
+    receive or move the surplus, or to raise the limit, before a restart.
     """
     full = ("--queue-type", "classic", "--argument", "x-overflow=reject-publish")
     watcher.run("mqtool", "send", "-q", "full", *full, "-l", stdin="a\nb\nc\n")
@@ -218,11 +219,11 @@ def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_and_consumers_that_missed_messages(
+def test_doctor_reports_streams_without_limits_missed_messages_and_queues_left_by_bench(
     watcher: Shell, broker: TestBroker
 ) -> None:
     """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's
-    limit deleted them, and a queue left behind by a killed `bench`.
+    limit deleted them, and a queue that a killed `bench` has left behind.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
@@ -257,8 +258,8 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
 def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a user who may write to the queue `orders.dlq` but not to `orders`, because `dlq redrive` would
-    move this user's messages from `orders.dlq` to `orders`. It does not report a user who may write to both queues.
+    """`dlq redrive` moves messages from the queue `orders.dlq` to `orders`. `doctor` therefore reports a user who may
+    write to `orders.dlq` but not to `orders`. It does not report a user who may write to both queues.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)

@@ -76,7 +76,9 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @pytest.mark.own_vhost("its streams have counts only in statistics")
 def test_topology_counts_the_messages_of_streams(shell: Shell) -> None:
-    """`topology` prints how many messages a stream contains, as `list queues` does, in the tree and in NDJSON."""
+    """`topology` prints how many messages a stream contains, as `list queues` does. Both the tree that it prints by
+    default and `--format json` contain this number.
+    """
     assert shell.run("mqtool", "send", "-q", "events", "--queue-type", "stream", "x").code == 0
     tree = ""
 

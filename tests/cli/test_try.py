@@ -233,7 +233,7 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
         running.interrupt().wait()
 
 
-def test_the_key_r_deletes_the_learners_queues_and_restarts_the_goal(lonely_shell: Shell) -> None:
+def test_the_key_r_deletes_the_learners_queue_and_restarts_the_goal(lonely_shell: Shell) -> None:
     """In `tutorial try`, the key r deletes the queue that the learner has declared, and restarts the goal."""
     watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -263,8 +263,8 @@ def test_tutorial_try_leaves_no_process_after_a_signal(lonely_shell: Shell, numb
 
 
 def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker: TestBroker) -> None:
-    """With --url, `tutorial try` creates a virtual host and ignores messages outside it. Ctrl-C deletes the virtual
-    host.
+    """With --url, `tutorial try` creates a virtual host and ignores messages outside it. After Ctrl-C, `tutorial try`
+    deletes this virtual host.
     """
 
     def vhosts() -> set[str]:

@@ -338,7 +338,9 @@ def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, numb
 
 
 def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C on an existing broker, `tutorial run` deletes the queues and exchanges that it has declared."""
+    """If `tutorial run` uses an existing broker and is interrupted with Ctrl-C, it deletes the queues and exchanges
+    that it has declared.
+    """
     running = shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
     assert running.interrupt().wait().code == 130
@@ -381,8 +383,8 @@ def test_the_key_q_ends_tutorial_run(lonely_shell: Shell) -> None:
 
 
 def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_shell: Shell) -> None:
-    """If the terminal is too narrow for panes, `tutorial run` prints lines that begin with the name of a pane, such as
-    `sender`.
+    """If the terminal is too narrow to show each program in a pane of its own, `tutorial run` prints lines one below
+    the other. Each line begins with the name that the program's pane would have, such as `sender`.
     """
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
@@ -462,8 +464,8 @@ def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
 
 
 def test_the_shell_completes_tutorial_names(lonely_shell: Shell) -> None:
-    """For `tutorial run`, shell completion offers all tutorials. For `tutorial show`, shell completion offers only
-    tutorials that have a page.
+    """For `tutorial run`, shell completion offers all tutorials. For `tutorial show`, it offers only the tutorials that
+    `tutorial show` can show; `why-queues` is not one of them.
     """
 
     def completed(words: str) -> list[str]:

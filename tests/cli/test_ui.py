@@ -201,7 +201,7 @@ def test_the_label_of_a_binding_separates_the_headers_by_commas(shell: Shell, pa
 
 @on_any_broker
 @large
-def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
+def test_the_page_shows_the_state_of_each_message(shell: Shell, page: Page) -> None:
     """The legend on the page of `mqtool ui` shows a different shape for each state of a message. The page says when a
     message is returned as unroutable, draws a delayed message with the seconds until it is due, and draws a message of
     a stream in the stream's box.
@@ -351,7 +351,7 @@ def contrast(one: str, other: str) -> float:
 
 @on_any_broker
 @large
-def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page) -> None:
+def test_actions_on_the_page_run_commands_and_a_message_says_why_it_is_in_its_queue(shell: Shell, page: Page) -> None:
     """An action on the page of `mqtool ui` runs an mqtool command and shows its command line. A consumer that is
     started on the page runs until the user stops it. The details of a message say which binding routed the message to
     its queue.
@@ -399,11 +399,11 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
 
 
 @large
-def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
+def test_the_page_says_that_it_cannot_show_individual_messages_on_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
     """The page of `mqtool ui` shows the topology and the message counts of any broker. On RabbitMQ without --tap or
-    --firehose, the page says that it cannot show single messages.
+    --firehose, the page cannot show individual messages, and says so.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
@@ -420,11 +420,12 @@ def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
 @pytest.mark.usefixtures("no_other_firehose")
 @large
-def test_tap_and_firehose_show_single_messages_of_rabbitmq(
+def test_with_tap_or_firehose_the_page_shows_individual_messages_on_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ, but not the queues that it declares for
-    that purpose. When `mqtool ui` ends, these queues are deleted and the firehose is off.
+    """On RabbitMQ, the page of `mqtool ui --tap` or `mqtool ui --firehose` shows individual messages, but not the
+    queues that the command declares for that purpose. When the command ends, it deletes these queues and turns the
+    firehose off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
@@ -518,7 +519,7 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker: TestBroker, how: str) -> None:
     """The commands that the page of `mqtool ui` runs use the management API given with --management, even if a context
     has another one. If the broker is given with --url and MQTOOL_URL names another broker, the commands ignore
-    MQTOOL_MANAGEMENT_URL.
+    MQTOOL_MANAGEMENT_URL, which may belong to that other broker.
     """
     nowhere = "http://127.0.0.1:1"
     if how == "--management":

@@ -45,9 +45,9 @@ def test_receive_where_keeps_the_order_of_messages_that_do_not_match(
 
 
 @on_any_broker
-def test_receive_where_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+def test_receive_where_piped_into_head_consumes_only_what_it_prints(shell: Shell, broker: TestBroker) -> None:
     """`receive --where … | head -n 2` consumes only the two messages that it prints, and the others stay in the queue.
-    With --auto-ack, `receive --where` exits with 2.
+    With --auto-ack, the messages that do not match could not stay, so `receive --where` exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     sent(shell, 20)

@@ -56,9 +56,9 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
-    """If the management API redirects a request, mqtool does not follow the redirect: the other server would get a new
-    user's password, and could answer anything. mqtool exits with 69, and the error names the other server, without
-    login and query.
+    """If the management API redirects a request, mqtool does not follow the redirect: the other server would get the
+    content of the request, such as the password of a new user, and could answer anything. mqtool exits with 69, and the
+    error names the other server, without login and query.
     """
     with serving({}) as (other, requests):
         login = other.replace("://", "://admin:s3cr3t@")
@@ -115,7 +115,7 @@ def test_management_api_json_that_rabbitmq_would_not_send_is_an_error(
 
 
 @on_any_broker
-def test_doctor_reports_unknown_to_nagios_for_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
+def test_a_nagios_check_is_unknown_after_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
     """If the management API answers with JSON that RabbitMQ would not send, `doctor --format nagios` reports UNKNOWN
     and exits with 3. `doctor --format prometheus` and `doctor --upgrade` exit with 69.
     """

@@ -49,10 +49,10 @@ COUNTS = [
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(4)
-def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
+def test_consume_yields_exactly_as_many_messages_as_the_caller_asks_for(
     broker: TestBroker, count: int, settings: dict[str, int]
 ) -> None:
-    """If consume() is called with a limit of N messages, it yields the first N messages of the queue. The others stay
+    """If a program asks consume() for N messages, consume() yields the first N messages of the queue. The others stay
     in the queue and are not marked as redelivered.
     """
     bodies = fill(broker, 700)
@@ -79,8 +79,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """consume() acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
-    delivery that it got and all messages after it stay in the queue, in order.
+    """consume() acknowledges a delivery when the program that iterates over it asks for the next one. If the program
+    stops iterating, its last delivery and all later messages stay in the queue, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -105,8 +105,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """If consume() is called without a limit of messages, it ends without an error after its idle timeout, but raises
-    TimedOut after its total timeout.
+    """If a program does not tell consume() how many messages to yield, consume() ends without an error when no message
+    has arrived for the idle timeout. When the total timeout is up, consume() raises TimedOut.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:

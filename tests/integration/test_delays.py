@@ -162,7 +162,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     wrong: Message | None,
 ) -> None:
     """When a delayed message is due, a direct, topic, fanout or headers exchange routes it by its own routing key and
-    headers. The routing key that the caller passes to publish() applies only to messages that have none.
+    headers. The routing key that the caller passes to publish() applies only to messages without a routing key.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
@@ -222,8 +222,8 @@ def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
 def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
     channel: Channel, publish: Publish
 ) -> None:
-    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic and to a queue with a generated
-    name can be delayed nevertheless.
+    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic, or to a queue whose generated name
+    begins with "amq.gen", can be delayed nevertheless.
     """
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
@@ -249,8 +249,8 @@ def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immed
 
 
 def test_a_message_can_be_delayed_again_after_it_was_received(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue. The broker does not drop the message because of a
-    dead-letter cycle.
+    """A message that was received from a queue can be published to this queue with a delay again, several times. The
+    broker does not mistake this for a dead-letter cycle, and drops nothing.
     """
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)
@@ -272,8 +272,9 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """mqtool changes a delayed message before it publishes it. For the message in the receipt, the function original()
-    returns the message that the caller passed to publish(), with the time at which the message is due.
+    """For each message, publish() returns a receipt with the message and the broker's answer. mqtool changes a delayed
+    message before it publishes it, so the receipt contains the changed message. The function original() turns it back
+    into the message that the program passed to publish(), with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)

@@ -34,8 +34,9 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin.
-    A message with a shorter delay arrives before one with a longer delay that was published first.
+    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without RabbitMQ's
+    plugin for delayed messages. A message with a shorter delay arrives before one with a longer delay that was
+    published first.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -46,8 +47,9 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """The function asynchronously(), from the tutorial on publisher confirms, returns one receipt per message, numbered
-    from 1. It collects exactly the messages that a full queue has rejected (basic.nack).
+    """The function asynchronously(), from the tutorial on publisher confirms, yields each message's number, from 1, and
+    whether the broker has confirmed or nacked it. The messages that a full queue has nacked, and no others, are also in
+    the list that the caller passes.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -89,8 +91,8 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server can send a reply that is larger than its limit of unconfirmed bytes, and another such reply after
-    it.
+    """An RPC server limits how many bytes of its replies may be unconfirmed. It can nevertheless send a reply that is
+    larger than this limit, and another such reply after it.
     """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))

@@ -91,8 +91,8 @@ def test_libraries_are_unchanged_after_a_program_has_used_mqtool() -> None:
 def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a private method of pika that mqtool calls is missing or takes different arguments, is_as_expected() returns
-    False. mqtool then uses pika's public methods instead.
+    """For speed, mqtool calls some private methods of pika. If one of them is missing or takes different arguments, the
+    function is_as_expected() returns False, and mqtool uses pika's public methods instead.
     """
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:

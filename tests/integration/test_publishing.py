@@ -89,7 +89,9 @@ def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> No
 
 
 def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> None:
-    """For 10,000 messages, publish() returns 10,000 receipts, in the order in which the messages were published."""
+    """For each message, publish() returns a receipt, which says whether the broker has confirmed the message. For
+    10,000 messages, these receipts are in the order in which the messages were published.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
     messages = [Message(str(number).encode()) for number in range(10_000)]
@@ -179,8 +181,9 @@ def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(con
 
 
 def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: Connection) -> None:
-    """If ten messages are published to a queue with x-max-length 3 and x-overflow reject-publish, at least the first
-    three are confirmed. publish() reports as nacked each message that the full queue rejects.
+    """Ten messages are published, one after the other, to a queue with x-max-length 3 and x-overflow reject-publish.
+    The broker confirms the first three, and may confirm a few more. If it rejects a message because the queue is full,
+    publish() reports this message as nacked.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))

@@ -84,9 +84,9 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 def test_replay_in_a_users_test_reconnects_and_loses_no_message(
     broker: TestBroker, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the connection of replay() is cut in a user's test, replay() reconnects, and all messages arrive in order.
-    Messages that were unconfirmed may arrive twice. A ReplayClient whose connection is cut also reconnects when it is
-    asked whether an exchange exists.
+    """The function replay(), which users call in their tests, reconnects each time its connection is cut, and all
+    messages arrive in order. Messages that were unconfirmed may arrive twice. The client that replay() uses also
+    reconnects to ask the broker whether an exchange exists.
     """
     count, recorded = 1_500, replaying.recorded
     lines = ({"body": str(n), "exchange": "", "routing_key": "q", "headers": {"n": n}} for n in range(count))
@@ -326,7 +326,9 @@ def test_queues_and_exchanges_with_different_arguments_are_reported_once(
     assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)
 
 
-def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp_vhost: Vhost) -> None:
+def test_closing_a_connection_during_a_reconnection_ends_the_wait_of_other_threads_with_an_error(
+    amqp_vhost: Vhost,
+) -> None:
     """If a program closes a connection that mqtool is reopening, a thread that waits for the connection gets the error
     "the connection is closed".
     """

@@ -13,7 +13,7 @@ from mqtool.testing import EmbeddedBroker, Vhost, replay
 LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"job {n}"} for n in range(200)]
 
 
-def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> None:
+def test_the_fixture_amqp_vhost_provides_a_broker_that_answers_at_its_port(amqp_vhost: Vhost) -> None:
     """The pytest fixture amqp_vhost provides a broker that accepts TCP connections. If a client sends a protocol header
     that the broker does not support, the broker answers with one that it supports.
     """
@@ -52,7 +52,8 @@ def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
 def test_pika_publishes_and_gets_a_message_in_a_test_with_the_fixture_amqp_vhost(amqp_vhost: Vhost) -> None:
     """In a test with the pytest fixture amqp_vhost, pika publishes a message and gets it, and amqp_vhost.published()
-    returns this message. If a fault of the fixture nacks a message, pika raises NackError.
+    returns this message. If the test tells the broker to nack the next message (faults.nack_publishes), pika raises
+    NackError.
     """
     import pika
     from pika.exceptions import NackError

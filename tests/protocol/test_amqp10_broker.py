@@ -125,8 +125,9 @@ def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets the incoming window of an AMQP 1.0 session that publishes to 0, but
-    still delivers messages to receivers in this session. After the alarm, it opens the window again.
+    """During a resource alarm, the broker closes the incoming window of an AMQP 1.0 session in which a client publishes
+    (it sets the window to 0), but still delivers messages to receivers in this session. After the alarm, the broker
+    opens the window again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -212,8 +213,8 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends the connection's client a close frame with the
-    same reason as RabbitMQ: "Closed via management plugin".
+    """If an AMQP 1.0 connection is deleted through the management API, the broker sends the connection's client a close
+    frame with the same reason as RabbitMQ: "Closed via management plugin".
     """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
@@ -364,8 +365,8 @@ def test_long_link_names_count_towards_memory_use() -> None:
 
 
 def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
-    """While tracing is on, the exchange `amq.rabbitmq.trace` gets a copy of each message that is published or delivered
-    over AMQP 1.0.
+    """If the firehose of a virtual host is on, the exchange `amq.rabbitmq.trace` gets a copy of each message that is
+    published or delivered over AMQP 1.0.
     """
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

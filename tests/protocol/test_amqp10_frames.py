@@ -321,8 +321,8 @@ def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """The broker accepts 400 transfers in an AMQP 1.0 session (its incoming window). After a client has sent 200
-    transfers, the broker opens the window for 400 more, and grants the sender new link credit.
+    """In an AMQP 1.0 session, the broker's incoming window is 400 transfers. After a client has sent 200 transfers, the
+    broker sets the window to 400 again, and grants the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -372,9 +372,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """If an AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue, RabbitMQ 4.2 and
-    later answer with an attach frame without a terminus, detach the link with an error, and keep the session open.
-    Earlier versions end the session with the error.
+    """From RabbitMQ 4.2 on, if an AMQP 1.0 client attaches a link that the broker refuses, for example to a missing
+    queue, the broker answers with an attach frame without a terminus, detaches the link with an error, and keeps the
+    session open. Before RabbitMQ 4.2, the broker ends the session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -429,8 +429,8 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """RabbitMQ does not support transactions, link recovery, the receiver settle mode `second` or unknown outcomes over
-    AMQP 1.0. The broker refuses a link that uses any of these with amqp:not-implemented.
+    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode `second` or unknown outcomes,
+    which RabbitMQ does not support, the broker refuses the link with the error amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
@@ -587,9 +587,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """After an invalid transfer, RabbitMQ 4.2 and later detach the AMQP 1.0 link, and earlier versions end the session.
-    A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer, if its
-    settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
+    """After an invalid transfer, the broker detaches the AMQP 1.0 link. Before RabbitMQ 4.2, it ends the session
+    instead. A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer,
+    if its settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -817,8 +817,8 @@ def test_only_the_outcome_modified_with_delivery_failed_raises_the_delivery_coun
 def test_annotations_added_by_the_outcome_modified_arrive_with_the_redelivered_message(
     client: RawAmqp10, quorum: str
 ) -> None:
-    """If an AMQP 1.0 receiver settles a message with the outcome `modified` and adds annotations, the quorum queue
-    redelivers the message with these annotations.
+    """If an AMQP 1.0 receiver settles a message of a quorum queue with the outcome `modified` and adds annotations, the
+    queue redelivers the message with these annotations.
     """
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
@@ -1056,8 +1056,8 @@ def test_permissions_are_checked_when_an_amqp_1_0_link_is_attached(
 def test_a_message_with_the_user_id_of_another_user_detaches_the_link(
     broker: TestBroker, client: RawAmqp10, queue: str
 ) -> None:
-    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, RabbitMQ 4.2 and later detach the
-    sender's link with unauthorized-access. Earlier versions end the session with this error.
+    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, the broker detaches the sender's
+    link with unauthorized-access. Before RabbitMQ 4.2, it ends the session with this error instead.
     """
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))

@@ -284,10 +284,10 @@ def acquired(frame: Frame) -> int:
 def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """If an AMQP 1.0 link releases or modifies a message of a quorum queue while it has credit left, the queue delivers
-    the message to this link again. When the link, its session or its connection then ends, RabbitMQ 4.3 and later
-    requeue the message a second time, so its x-acquired-count has risen by 2. Without credit left, the count rises by
-    1.
+    """If an AMQP 1.0 link releases or modifies a message of a quorum queue while the link has credit left, the queue
+    delivers the message to this link again. From RabbitMQ 4.3 on, when the link, its session or its connection then
+    ends, the broker requeues the message a second time, so its x-acquired-count has risen by 2. If the link has no
+    credit left, the count rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

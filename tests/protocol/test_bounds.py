@@ -127,8 +127,8 @@ def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: E
 
 
 def test_up_to_4_2_the_consumer_timeout_closes_the_channel() -> None:
-    """If a consumer does not acknowledge a delivery within the broker's consumer timeout, RabbitMQ up to 4.2 closes the
-    consumer's channel and requeues the message.
+    """If a consumer does not acknowledge a delivery within the broker's consumer timeout, an embedded broker that
+    behaves like RabbitMQ 4.2 or earlier closes the consumer's channel and requeues the message.
     """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))

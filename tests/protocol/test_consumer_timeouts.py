@@ -97,8 +97,9 @@ def declare(url: str, **arguments: object) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
 def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
-    """In RabbitMQ 3.10, the broker's own consumer timeout applies, even if the queue or the consumer has a longer
-    x-consumer-timeout. After this timeout, the broker closes the channel with 406 and requeues the message.
+    """RabbitMQ 3.10, and an embedded broker that behaves like it, apply only the broker's own consumer timeout, even if
+    the queue or the consumer has a longer x-consumer-timeout. After this timeout, the broker closes the channel with
+    406 and requeues the message.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -118,8 +119,9 @@ def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: st
 
 
 def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
-    """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout,
-    RabbitMQ up to 4.2 closes the channel, and RabbitMQ from 4.3 on cancels the consumer.
+    """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout, an
+    embedded broker that behaves like RabbitMQ 4.2 closes the channel, and one that behaves like 4.3 cancels the
+    consumer.
     """
     api, clients = Api(str(started.management_url)), []
     with channel_at(started.url) as channel:
@@ -138,8 +140,8 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's own consumer timeout replaces the broker's, even if the broker's is shorter. A consumer of this queue
-    can acknowledge late, while a consumer of another queue times out.
+    """If a queue has a consumer timeout of its own, this timeout replaces the broker's, even if it is longer. A
+    consumer of such a queue can acknowledge late, while a consumer of another queue times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -154,8 +156,9 @@ def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> 
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over the timeouts of the queue and the broker.
-    After this timeout, the broker cancels the consumer, and another consumer gets the unacknowledged message.
+    """In an embedded broker that behaves like RabbitMQ 4.3, a consumer's own timeout takes precedence over the timeouts
+    of the queue and the broker. After this timeout, the broker cancels the consumer, and another consumer gets the
+    unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -170,8 +173,8 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
 
 
 def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
-    """Up to RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the queue's consumer timeout is
-    shorter, the broker closes the channel after the queue's timeout.
+    """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the
+    queue's consumer timeout is shorter, the broker closes the channel after the queue's timeout.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -180,8 +183,8 @@ def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelled() -> None:
-    """From RabbitMQ 4.3 on, the broker closes the channel after the consumer timeout if the unacknowledged message was
-    fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
+    """An embedded broker that behaves like RabbitMQ 4.3 closes the channel after the consumer timeout if the
+    unacknowledged message was fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -201,8 +204,8 @@ def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelle
 
 
 def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """From RabbitMQ 4.3 on, the broker's consumer timeout cancels a consumer of a quorum queue, but not a consumer of
-    a classic queue.
+    """After its own consumer timeout, an embedded broker that behaves like RabbitMQ 4.3 cancels a consumer of a quorum
+    queue, but not a consumer of a classic queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -295,8 +298,9 @@ def test_from_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker refuses x-consumer-timeout if its value is negative or not an integer, or if the
-    queue is a classic queue or a stream. Earlier versions ignore the argument.
+    """From RabbitMQ 4.3 on, the broker refuses the argument x-consumer-timeout of a queue or a consumer if its value is
+    negative or not an integer, or if the queue is a classic queue or a stream. Before RabbitMQ 4.3, it ignores the
+    argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}
