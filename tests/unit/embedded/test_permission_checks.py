@@ -174,8 +174,8 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     ],
 )
 def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
-    """As in RabbitMQ from 4.0.3 on, a publisher's topic permissions also apply to the routing keys in a message's CC and
-    BCC headers. With `broker up --like 3.10`, they do not.
+    """As in RabbitMQ from 4.0.3 on, a publisher's topic permissions also apply to the routing keys in the headers CC
+    and BCC of a message. With `broker up --like 3.10`, they do not.
     """
 
     def ask(rights: Rights) -> None:
