@@ -564,8 +564,14 @@ def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_
     published meanwhile. One for streams does not prevent it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
-    refusals = {"quorum_queues": 2, "classic_queues": 1, "streams": 0}
-    assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == refusals[to]
+    converted = "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit"
+    temporary = "policy 'p' (max-length-bytes) would apply to {!r}, which holds the messages meanwhile"
+    refusals = {
+        "quorum_queues": [converted, temporary.format("jobs.mqtool-convert")],
+        "classic_queues": [temporary.format("jobs.mqtool-convert.meanwhile")],
+        "streams": [],
+    }
+    assert [each.what for each in found(policies=[policy("p", "", to, **limits)]).refusals] == refusals[to]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Queue
 from mqtool.work.dead_letter_declaration import declare_dead_letter_queue
+from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
+from tests.unit.test_retrying import JOB
 
 DEAD = Queue("jobs.dlq", durable=True)
 QUORUM = {"x-queue-type": "quorum"}
@@ -87,6 +89,20 @@ def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel,
     channel.connection.channel().declare(DEAD._replace(arguments={"x-max-length": 0}), remember=False)
     with pytest.raises(DeclaredDifferently, match="exists with x-max-length,"):
         declare_dead_letter_queue(channel, DEAD, known)
+
+
+def test_nothing_is_published_to_a_dead_letter_queue_that_was_replaced(channel: Channel) -> None:
+    """If somebody replaces the dead-letter queue of `worker` by one that does not keep its messages, `worker` raises
+    DeclaredDifferently for the next message that fails, and does not publish it to the new queue.
+    """
+    retrying = Retrying(channel, RetryPolicy(), lambda _: None)
+    retrying.dead_letter(JOB, "failed")
+    assert channel.depth_of("jobs.dlq") == 1
+    delete_queue(channel, "jobs.dlq")
+    channel.connection.channel().declare(DEAD._replace(arguments={"x-max-length": 5}), remember=False)
+    with pytest.raises(DeclaredDifferently, match="exists with x-max-length,"):
+        retrying.dead_letter(JOB, "failed")
+    assert channel.depth_of("jobs.dlq") == 0
 
 
 @pytest.mark.parametrize("is_durable", [True, False])

@@ -137,8 +137,8 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
 @pytest.mark.parametrize("depth", [100, 5000])
 def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(size: int, depth: int) -> None:
-    """If the arguments of a listed queue are nested more than 64 levels deep, which RabbitMQ accepts, the text "(nested
-    too deeply)" replaces the inner levels. All other values in the list are decoded.
+    """If a listed queue is nested more than 64 levels deep because of its arguments, which RabbitMQ accepts, the text
+    "(nested too deeply)" replaces the levels below the 64th. All other values in the list are decoded.
     """
     nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
     data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)
@@ -149,6 +149,9 @@ def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(s
         assert (inner[0], inner[2]) == ("[", {"y\\": "["})
         inner = inner[1]
     assert inner[1] == "(nested too deeply)"
+    levels = b'[{"a":' + b"[" * 63 + b"%s" + b"]" * 63 + b"}]"  # the queue is the first of 64
+    for innermost, decoded in ((b"5", b"5"), (b"[5]", b'"(nested too deeply)"')):
+        assert list(objects([levels % innermost])) == json.loads(levels % decoded)
 
 
 @contextmanager

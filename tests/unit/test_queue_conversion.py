@@ -554,17 +554,26 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     assert sorted(place.bodies()) == [*range(COUNT)]
 
 
-def test_a_conversion_can_be_stopped_while_it_waits_for_another_one(place: Place) -> None:
+def test_a_conversion_can_be_stopped_while_it_waits_for_another_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It has then
     changed nothing.
     """
     place.fill()
     place.conversion().lock()
-    waiting = place.conversion()
-    waiting.stop()
+    waiting, waits = place.conversion(), list[float]()
+
+    def stop(seconds: float) -> None:
+        waits.append(seconds)
+        waiting.stop()
+
+    monkeypatch.setattr(queue_conversion.time, "sleep", stop)
     with pytest.raises(Stopped):
         waiting.begin()
+    assert len(waits) == 1
     assert not waiting.has_begun
+    assert place.view()["type"] == "classic"
     assert place.depths() == {"jobs": COUNT}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mqtool.amqp import Address
 from mqtool.amqp10 import transport
+from mqtool.amqp10.reopening_transport import LOST
 from mqtool.amqp10.transport import Transport
 from mqtool.codecs.amqp10_frames import (
     AMQP_HEADER,
@@ -359,8 +360,9 @@ def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size:
     """
     connected = broker.connect(opened())
     broker.arrives(size.to_bytes(4, "big") + bytes((offset, 0, 0, 0)))
-    with pytest.raises(ValueError, match="not a frame"):
+    with pytest.raises(ValueError, match="not a frame") as raised:
         connected.read(1)
+    assert isinstance(raised.value, LOST)
 
 
 def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_the_socket(broker: Broker) -> None:
@@ -434,8 +436,9 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
     broker.now += 7
     assert connected.read(0) == []
     broker.now += 0.1
-    with pytest.raises(TimeoutError, match="the broker sent nothing, not even a heartbeat"):
+    with pytest.raises(TimeoutError, match="the broker sent nothing, not even a heartbeat") as raised:
         connected.read(0)
+    assert isinstance(raised.value, LOST)
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,16 +466,32 @@ def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, m
     assert data == b"".join(large)
 
 
-def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed(broker: Broker) -> None:
+def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Closing an AMQP 1.0 connection sends the pending frames and a close frame, waits for the broker's close frame,
     and closes the socket.
     """
     connected = broker.connect(opened())
     broker.received()
-    connected.send([FLOW])
-    broker.arrives(FLOW + frame(0, Close()))
+    broker.shrink_buffers()
+    pending = frame(0, Close(Error(Symbol("c"), "x" * 100_000))) * 20
+    connected.send([pending])
+    assert connected.unsent
+    sent, answers, read = bytearray(), [FLOW, FLOW, frame(0, Close())], connected.read
+
+    def answered(seconds: float) -> list[bytes]:
+        """Read like the connection; the broker answers once everything has arrived, in several steps."""
+        sent.extend(broker.received())
+        if sent == pending + frame(0, Close()):
+            broker.arrives(answers.pop(0))
+        broker.now += 0.01
+        return read(seconds)
+
+    monkeypatch.setattr(connected, "read", answered)
     connected.close()
-    assert broker.received() == FLOW + frame(0, Close())
+    assert answers == []
+    assert sent == pending + frame(0, Close())
     assert broker.client.fileno() == -1
 
 

@@ -4,8 +4,10 @@ from math import inf
 
 import pytest
 
-from mqtool.amqp.consume_policies import ASSUMED_LIMIT
+from mqtool.amqp import Receiving
+from mqtool.amqp.consume_policies import ASSUMED_LIMIT, PREFETCH, policy_for
 from mqtool.cli.pipe import waiting
+from mqtool.message import Delivery
 from mqtool.work.peeking import How, PeekKind
 
 UNKNOWN = "because the delivery limit of 'jobs' is unknown"
@@ -36,5 +38,8 @@ def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]
+    policy = policy_for(Receiving(), delivery_limit=limit)
+    policy.taken(Delivery(b"", "", "jobs", "jobs", redelivered=False, properties={}, delivery_tag=1))
+    assert policy.prefetch == (1 if limit < 2 else PREFETCH)
     told = capsys.readouterr().err
     assert notice in told if notice else not told

@@ -350,7 +350,10 @@ def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_th
     assert bodies(broker) == []
 
 
-@pytest.mark.parametrize(("mode", "settled"), [(UNSETTLED, False), (SETTLED, True), (None, True), (UInt8(2), False)])
+@pytest.mark.parametrize(
+    ("mode", "settled"),
+    [(UNSETTLED, False), (SETTLED, True), (None, True), (None, False), (UInt8(2), True), (UInt8(2), False)],
+)
 def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settled_flag(
     client: MemoryClient10, broker: Broker, mode: UInt8 | None, settled: bool
 ) -> None:

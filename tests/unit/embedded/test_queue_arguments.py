@@ -27,7 +27,6 @@ def options(arguments: Table, policy: Table | None = None, like: Like = Like.V4_
         ("max-length", "max_length"),
         ("max-length-bytes", "max_length_bytes"),
         ("max-priority", "max_priority"),
-        ("delivery-limit", "delivery_limit"),
         ("consumer-timeout", "consumer_timeout"),
     ],
 )
@@ -157,30 +156,35 @@ def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publ
 
 
 @pytest.mark.parametrize(
-    ("like", "argument", "policy", "limit"),
+    ("argument", "policy", "limit", "in_3_10"),
     [
-        (Like.V3_10, None, None, None),
-        (Like.V3_10, 5, 7, 5),
-        (Like.V3_10, -1, 7, -1),
-        (Like.V4_2, None, None, 20),
-        (Like.V4_2, 30, None, 30),
-        (Like.V4_2, None, 30, 30),
-        (Like.V4_2, 5, 0, 0),
-        (Like.V4_2, -1, 7, 7),
-        (Like.V4_2, -1, 0, 0),
-        (Like.V4_2, -1, None, None),
-        (Like.V4_2, -1, -2, None),
-        (Like.V4_2, "5", None, 20),
+        (None, None, 20, None),
+        (30, None, 30, 30),
+        (None, 30, 30, 30),
+        (5, 7, 5, 5),
+        (7, 5, 5, 5),
+        (5, 0, 0, 0),
+        (0, 5, 0, 0),
+        (-1, 7, 7, -1),
+        (7, -1, 7, -1),
+        (-1, 0, 0, -1),
+        (-1, None, None, -1),
+        (None, -1, None, -1),
+        (-1, -2, None, -2),
+        ("5", None, 20, None),
     ],
 )
 def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
-    like: Like, argument: Any, policy: int | None, limit: int | None
+    argument: Any, policy: int | None, limit: int | None, in_3_10: int | None
 ) -> None:
     """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one.
     If both set one, the lower limit applies. A negative number means no limit, so if only one of the two is negative,
-    the other one applies.
+    the other one applies. In RabbitMQ 3.10, there is no limit unless one is set, and a negative number is the lower
+    limit.
     """
-    assert options({"x-delivery-limit": argument}, {"delivery-limit": policy}, like).delivery_limit == limit
+    for like in Like:
+        found = options({**QUORUM, "x-delivery-limit": argument}, {"delivery-limit": policy}, like)
+        assert found.delivery_limit == (in_3_10 if like is Like.V3_10 else limit)
 
 
 @pytest.mark.parametrize(

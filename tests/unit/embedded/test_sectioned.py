@@ -337,7 +337,8 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
             message.body,
         )
         assert _delivered(restored).message_annotations == _delivered(message).message_annotations
-        assert encode(restored, _LIKE)[-60:] == encode(message, _LIKE)[-60:]
+        # Without `redelivered`, the header of a dead letter would differ: it counts as new once it was read back.
+        assert encode(restored, _LIKE, redelivered=True) == encode(message, _LIKE, redelivered=True)
 
 
 @pytest.mark.parametrize(

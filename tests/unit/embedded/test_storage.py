@@ -669,24 +669,37 @@ def test_a_message_that_is_acknowledged_before_it_is_written_is_never_written(tm
 
 def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_path: Path) -> None:
     """The broker writes changes to disk in groups. A message that is published after the broker has begun to write a
-    group belongs to the next group, and is not confirmed together with those before it.
+    group belongs to the next group, and is not confirmed before this one is on disk, too.
     """
 
     async def run() -> None:
         disk = WaitingDisk()
         storage = Storage(tmp_path, disk)
-        numbers = []
-        for _ in range(3):
-            disk.may_go_on.clear()
-            numbers.append(storage.group)
+        groups, confirmed = list[int](), list[int]()
+
+        def publish(number: int) -> None:
+            groups.append(storage.group)
             storage.added(1, storage.enter(message(b"x"), None))
-            stored = asyncio.create_task(storage.stored())
+            storage.after_commit(lambda: confirm(number))
+
+        def confirm(number: int) -> None:
+            confirmed.append(number)
+            disk.may_go_on.clear()  # before the next group can be synced
+
+        disk.may_go_on.clear()
+        publish(0)
+        for number in range(3):
+            await turns()  # the group of this message is being written now
+            publish(number + 1)
             await turns()
-            assert not stored.done()
-            assert storage.group > numbers[-1]
+            assert confirmed == [*range(number)]
             disk.may_go_on.set()
-            await asyncio.wait_for(stored, _PATIENCE_SECONDS)
-        assert len(set(numbers)) == 3
+            while len(confirmed) == number:
+                await asyncio.sleep(0.001)
+            await turns()
+            assert confirmed == [*range(number + 1)]
+        assert len(set(groups)) == 4
+        disk.may_go_on.set()
         storage.close()
 
     asyncio.run(run())

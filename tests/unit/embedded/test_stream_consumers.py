@@ -183,7 +183,7 @@ def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
     assert consume(stream, {OFFSET: "first", **arguments}).bodies == bodies
 
 
-@pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
+@pytest.mark.parametrize("like", Like)
 def test_a_message_with_headers_is_read_from_a_stream_as_it_was_published(
     clock: FakeClock, ledger: Ledger, like: Like
 ) -> None:

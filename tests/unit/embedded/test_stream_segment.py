@@ -220,7 +220,7 @@ def test_the_last_chunk_with_messages_in_a_segment_is_found(kinds: list[int]) ->
     """
     parts = [chunk(number, 10_000, kind=kind) for number, kind in enumerate(kinds)]
     users = [number for number, kind in enumerate(kinds) if kind == USER]
-    for segment in segments(Counted(*parts), parts, 0) if parts else ():
+    for segment in segments(Counted(*parts), parts, 0) if parts else [Segment(0, Counted())]:
         assert segment.last_messages() == (users[-1] if users else None)
 
 
