@@ -516,7 +516,8 @@ def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`queue convert` makes trial bindings to find out the types of bindings' arguments. If its stop() is called
-    meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial binding, and leaves neither trial bindings nor exchanges behind.
+    meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial binding, and leaves neither trial bindings nor
+    exchanges behind.
     """
     fill(broker)
     bind_unknown(broker, 5)
