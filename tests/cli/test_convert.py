@@ -518,8 +518,9 @@ def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
 def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` makes trial bindings to find out the types of bindings' arguments. If Ctrl-C or SIGTERM tells it
-    to stop meanwhile, it makes no further trial binding, and leaves neither trial bindings nor exchanges behind.
+    """`queue convert` makes trial bindings to find out the types of bindings' arguments. If its stop() is called
+    meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial binding, and leaves neither trial bindings nor
+    exchanges behind.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -1313,8 +1314,10 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
             assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
             assert "nothing was changed" in refused.stderr
             assert "bindings" not in refused.stderr
-    both = managed.run("mqtool", "queue", "convert", "done", "used", "--to", "quorum", "--yes")
-    assert (both.code, "bindings" in both.stderr) == (2, False), both.stderr
+        both = managed.run("mqtool", "queue", "convert", "done", "used", "--to", "quorum", "--yes")
+        assert (both.code, "bindings" in both.stderr) == (2, False), both.stderr
+        assert "'done' cannot be converted: it is a quorum queue with these arguments already" in both.stderr
+        assert "'used' cannot be converted: 1 consumer would be cancelled" in both.stderr
     refused = managed.run("mqtool", "queue", "convert", "old", "--to", "classic", "-a", "x-max-length=abc", "--yes")
     assert (refused.code, "invalid arg 'x-max-length' for queue 'old'" in refused.stderr) == (2, True), refused.stderr
     assert "(see --to and --argument)\n" in refused.stderr
@@ -1431,26 +1434,31 @@ def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_n
 @on_any_broker
 @pytest.mark.own_vhost("policies stay in it")
 def test_a_queue_is_not_converted_back_if_a_policy_would_limit_the_messages_published_meanwhile(
-    broker: TestBroker,
+    managed: Shell, broker: TestBroker
 ) -> None:
     """While `queue convert --undo` converts a replaced queue back, a temporary queue holds the messages that are
-    published meanwhile. If a policy with a limit, such as max-length, would apply to this temporary queue, the
-    conversion fails, names the policy, and changes nothing.
+    published meanwhile. If a policy with a limit, such as max-length, would apply to this temporary queue, the command
+    completes the conversion instead, names the policy, exits with 69, and leaves the messages in the queue.
     """
     policy = {"pattern": "meanwhile$", "definition": {"max-length": 5, "delivery-limit": 9}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:
-        connection.channel().declare(Queue("jobs", durable=True, arguments={"x-queue-type": "classic"}))
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "classic"}))
+        list(channel.publish([Message(b"x", "jobs") for _ in range(9)]))
         there = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted)
         assert there.refusals == []
-        back = conversion_plan.ConversionPlan("jobs", there.plan.target, there.plan.source)
-        before = definitions(broker)
-        conversion = Conversion(connection, api, broker.vhost, back, user="guest", young=0.0, quiet=0.0)
-        limited = r"policy 'limits' \(delivery-limit, max-length\) would apply to 'jobs.mqtool-convert.meanwhile'"
-        with pytest.raises(Unavailable, match=limited):
+        with Connection(parse_addresses(broker.url)) as killed:
+            conversion = Conversion(killed, api, broker.vhost, there.plan, user="guest", young=0.0, quiet=0.0)
             conversion.begin()
-        assert definitions(broker) == before
+            for _ in conversion.run():
+                if conversion.tally.returned:
+                    break
+    undone = managed.run("mqtool", "queue", "convert", "--undo", "jobs", "--yes")
+    limited = "policy 'limits' (delivery-limit, max-length) would apply to 'jobs.mqtool-convert.meanwhile'"
+    assert (undone.code, limited in undone.stderr) == (69, True), undone.stderr
+    assert (kind_of(broker), depth(broker, "jobs"), definitions(broker)[0]) == ("quorum", 9, {"jobs"})
 
 
 @on_any_broker

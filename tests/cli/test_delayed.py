@@ -573,8 +573,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. Some may arrive
-    twice. On RabbitMQ, messages that are due while the broker starts may arrive some minutes late.
+    """If the broker is restarted after delayed messages for durable queues were sent, all of them arrive, and none
+    early. Some may arrive twice. On RabbitMQ, messages that are due while it starts may arrive some minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

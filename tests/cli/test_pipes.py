@@ -9,7 +9,9 @@ from subprocess import PIPE
 
 import pytest
 
+from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
@@ -59,14 +61,16 @@ def test_receive_piped_into_head_loses_no_message_to_a_low_delivery_limit(
 
 
 @on_any_broker
-def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell) -> None:
+def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell, broker: TestBroker) -> None:
     """`receive -q QUEUE` prints all messages of an auto-delete queue: the broker does not delete the queue before the
-    command has consumed them.
+    command has consumed them. When the command ends, the broker deletes the queue.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--auto-delete")
     shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="1\n2\n3\n")
     came = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE)
     assert (came.stdout, came.code) == ("1\n2\n3\n", 0), came.stderr
+    with Connection(parse_addresses(broker.url)) as connection:
+        wait_until(lambda: not administration.exists(connection.channel(), Queue("jobs")), "the queue is deleted")
 
 
 def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_limit(
@@ -439,13 +443,15 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 @on_any_broker
 def test_a_full_disk_behind_stderr_is_ignored_and_one_behind_stdout_is_reported(shell: Shell) -> None:
     """If stderr is a file on a full disk, `send` exits with 0 once the broker has confirmed the message, and `receive`
-    prints the message. If stdout is a file on a full disk, `mqtool --help` says on stderr why it cannot write.
+    prints the message. If stdout is a file on a full disk, `mqtool --help` says on stderr why it cannot write, and
+    exits with 1.
     """
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
     assert shell.script("mqtool send 2> /dev/full").code == 0
     assert shell.script("mqtool receive -c 1 2> /dev/full").stdout == " [x] Received Hello World!\n"
-    assert shell.script("mqtool --help > /dev/full").stderr == "mqtool: cannot write: No space left on device\n"
+    helped = shell.script("mqtool --help > /dev/full")
+    assert (helped.stderr, helped.code) == ("mqtool: cannot write: No space left on device\n", 1)
 
 
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:

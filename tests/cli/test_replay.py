@@ -394,12 +394,15 @@ def test_replay_exits_with_2_if_a_header_on_the_command_line_is_invalid(lonely_s
     assert (result.code, "line 1" in result.stderr) == (2, False), result.stderr
 
 
-def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
+@on_any_broker
+def test_replay_names_an_invalid_line_or_option(shell: Shell, broker: TestBroker) -> None:
     """If a line of the recording is invalid, `recording replay` prints the line's number and exits with 65. If options
-    contradict each other or a value is invalid, the command names the options and exits with 2.
+    contradict each other or a value is invalid, the command names the options, exits with 2, and publishes nothing.
+    With --dry-run, errors and exit codes are the same.
     """
-    good = recording(lonely_shell, {})
-    (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')
+    good = recording(shell, {})
+    shell.run("mqtool", "queue", "declare", "jobs")
+    (shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')
     for words, code, said in (
         (["bad"], 65, "mqtool: line 1 names neither an exchange nor a queue\nhint: --to-exchange or --to-queue"),
         ([good, "bad"], 65, "mqtool: bad: line 1 names neither"),
@@ -410,6 +413,9 @@ def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
         ([good, "--to-queue", "a", "--to-key", "b"], 2, "--to-queue cannot be combined with --to-exchange"),
         (["--loop", "2"], 2, "--loop needs files"),
     ):
-        result = lonely_shell.run("mqtool", "recording", "replay", *words, "--dry-run", stdin="")
-        assert result.code == code, result.stderr
-        assert said in result.stderr
+        for more in (["--dry-run"], []):
+            before = depth(broker, "jobs")
+            result = shell.run("mqtool", "recording", "replay", *words, *more, stdin="")
+            assert (result.code, said in result.stderr) == (code, True), result.stderr
+            # A real run publishes the messages before an invalid line.
+            assert depth(broker, "jobs") - before == (words == [good, "bad"] and not more), words

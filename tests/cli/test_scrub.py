@@ -3,6 +3,7 @@
 import json
 from subprocess import PIPE
 
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
 LINE = {"timestamp": "2026-01-31T12:00:00.000Z", "exchange": "", "routing_key": "jobs", "queue": "jobs"}
@@ -11,20 +12,22 @@ LINES = "".join(
 )
 
 
-def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
+@on_any_broker
+def test_a_scrubbed_recording_can_be_replayed(shell: Shell) -> None:
     """A recording that `recording scrub` has changed can still be replayed to the queue that it names. Two runs with
     the same --seed make the same replacements. With --keep, the named fields stay unchanged.
     """
-    (lonely_shell.directory / "recording").write_text(LINES)
-    result = lonely_shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay --dry-run")
-    assert result.stdout == "0.000s\tqueue jobs\t8 bytes\n" * 2, result.stderr
-    text = (lonely_shell.directory / "scrubbed").read_text()
+    (shell.directory / "recording").write_text(LINES)
+    shell.run("mqtool", "queue", "declare", "jobs")
+    result = shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay")
+    assert result.code == 0, result.stderr
+    text = (shell.directory / "scrubbed").read_text()
+    bodies = [json.loads(line)["body"] for line in text.splitlines()]
+    assert shell.run("mqtool", "receive", "-q", "jobs", "--raw", "-c", "2").stdout.splitlines() == bodies
     assert "ann" not in text
-    one, other = (lonely_shell.run("mqtool", "recording", "scrub", "--seed", "s", stdin=LINES).stdout for _ in range(2))
+    one, other = (shell.run("mqtool", "recording", "scrub", "--seed", "s", stdin=LINES).stdout for _ in range(2))
     assert one == other != text
-    kept = lonely_shell.run(
-        "mqtool", "recording", "scrub", "--keep", "headers.user,headers.x", "--keep", "body", stdin=LINES
-    )
+    kept = shell.run("mqtool", "recording", "scrub", "--keep", "headers.user,headers.x", "--keep", "body", stdin=LINES)
     assert kept.stdout == LINES
 
 

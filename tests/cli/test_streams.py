@@ -206,10 +206,13 @@ def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(she
 @on_any_broker
 def test_offset_set_refuses_an_offset_that_no_message_can_have(shell: Shell, number: int) -> None:
     """`offset set` exits with 2 if the offset is 2^64-1, which would reset the stored offset, or larger, which cannot
-    be stored.
+    be stored. It stores 2^64-2, the highest offset, and a refused one does not change it.
     """
+    shell.run("mqtool", "send-stream", "-q", "s", "x")
+    assert shell.run("mqtool", "offset", "set", "s", "me", str(2**64 - 2)).code == 0
     refused = shell.run("mqtool", "offset", "set", "s", "me", str(number))
     assert (refused.code, f"{number} is not in the range" in refused.stderr) == (2, True), refused.stderr
+    assert shell.run("mqtool", "offset", "show", "s", "me").stdout == f"{2**64 - 2}\n"
 
 
 def test_stream_commands_ask_the_management_api_for_the_stream_port(shell: Shell, broker: TestBroker) -> None:

@@ -93,17 +93,19 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
     """`doctor` cannot tell whether a full queue with the overflow setting reject-publish has lost messages or refused
-    them. It names both possibilities, and says that refused messages are not lost.
+    them. It names both possibilities, and says that refused messages are not lost, because their publishers get a nack.
     """
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
 
     def said() -> str:
-        watcher.run("mqtool", "send", "-q", "full", "--no-declare", "-l", stdin="a\nb\nc\n")
+        sent = watcher.run("mqtool", "send", "-q", "full", "--no-declare", "-l", stdin="a\nb\nc\n")
+        assert (sent.code in (3, 75), "nacked: 'c'" in sent.stderr) == (True, True), sent.stderr
         found = findings(watcher, broker).get("no-dead-letter-exchange", {})
         return f"{found.get('what')}: {found.get('hint')}"
 
-    wait_until(lambda: "or refused them because it was full: refused messages are not lost" in said(), said)
+    wanted = "or refused them because it was full: refused messages are not lost: their publishers get a nack"
+    wait_until(lambda: wanted in said(), said)
 
 
 def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broker: TestBroker) -> None:

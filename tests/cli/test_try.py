@@ -221,13 +221,14 @@ def test_tutorial_try_stops_its_broker_only_after_enter(lonely_shell: Shell) -> 
 
 def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
     """The command that `tutorial try` prints for other terminals selects the broker and virtual host of `tutorial try`,
-    even if MQTOOL_URL names another virtual host in those terminals.
+    even if MQTOOL_URL names another broker in those terminals.
     """
-    with EmbeddedBroker(management_port=0) as other:
-        lonely_shell.environment |= {"MQTOOL_URL": other.url, "MQTOOL_MANAGEMENT_URL": str(other.management_url)}
-        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", other.url)
+    with EmbeddedBroker(management_port=0) as used, EmbeddedBroker() as other:
+        lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
+        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", used.url)
         running.wait_for_stdout("Goal 1 of 3")
         (way,) = re.findall(r"unset MQTOOL_URL.*", running.stdout)
+        lonely_shell.environment["MQTOOL_URL"] = other.url
         assert lonely_shell.script(f"{way}; mqtool send 'Hello World!'").code == 0
         running.wait_for_stdout("which has no consumer")
         running.interrupt().wait()

@@ -85,10 +85,10 @@ def test_receive_where_waits_while_another_consumer_is_the_single_active_one(she
     with Connection(parse_addresses(broker.url)) as other:
         other.channel().consumer(Queue("jobs"), Receiving(1, acknowledge=False))
         standby = shell.start("mqtool", "receive", "-q", "jobs", "--raw", "--where", "headers.n=2", "-c", "1")
-        standby.wait_until_ready()
+        standby.wait_until_ready().wait_for_stderr("another consumer gets the messages of 'jobs'")
+        assert (standby.stdout, standby.process.poll()) == ("", None)
     ended = standby.wait()
     assert (ended.stdout, ended.code) == ("2\n", 0)
-    assert "another consumer gets the messages of 'jobs'" in ended.stderr
 
 
 @on_any_broker

@@ -1,6 +1,7 @@
 """AMQP 1.0: what the client does with a message that a queue rejects after a reconnection, or that does not end."""
 
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +16,7 @@ from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Queue
 from tests.cli.shell import wait_until
+from tests.proxy import Proxy
 
 FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"})
 
@@ -86,11 +88,14 @@ def test_mqtool_stops_receiving_if_an_amqp_1_0_message_is_larger_than_rabbitmq_a
     mqtool stops receiving and raises Unavailable. It does not reconnect.
     """
     monkeypatch.setattr(link_receiver, "_LARGEST", 150_000)
-    with EmbeddedBroker(like="4.3") as broker, LinkSession(parse_addresses(broker.url), backoff=Backoff()) as session:
-        session.declare(Queue("q", durable=True))
-        for size in (140_000, 200_000):
-            list(session.sender(queue_address("q")).send([Message(b"x" * size)]))
-        deliveries = session.receiver(queue_address("q"), Receiving()).deliveries()
-        assert len(next(deliveries).body) == 140_000
-        with pytest.raises(Unavailable, match="the broker sends a message of more than 512 MiB"):
-            next(deliveries)
+    with EmbeddedBroker(like="4.3") as broker, Proxy(int(str(urlsplit(broker.url).port))) as proxy:
+        url = broker.url.replace(f":{urlsplit(broker.url).port}", f":{proxy.port}")
+        with LinkSession(parse_addresses(url), backoff=Backoff()) as session:
+            session.declare(Queue("q", durable=True))
+            for size in (140_000, 200_000):
+                list(session.sender(queue_address("q")).send([Message(b"x" * size)]))
+            deliveries = session.receiver(queue_address("q"), Receiving()).deliveries()
+            assert len(next(deliveries).body) == 140_000
+            with pytest.raises(Unavailable, match="the broker sends a message of more than 512 MiB"):
+                next(deliveries)
+        assert proxy.accepted == 1

@@ -77,17 +77,18 @@ def test_the_smaller_limit_of_a_policy_and_an_operator_policy_applies(
     take.until(lambda: full() and full() and full() and full() and full())
 
 
+@pytest.mark.parametrize(("own", "limit"), [(None, 1), (5, 1), (1, 5)])
 def test_queue_arguments_override_the_dead_letter_settings_of_a_policy(
-    channel: BlockingChannel, take: Take, set_policy: SetPolicy
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, own: int | None, limit: int
 ) -> None:
     """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
-    policy's max-length still applies to the queue, which has no max-length of its own.
+    policy's max-length still applies. If the queue has a max-length of its own, the smaller of the two applies.
     """
     channel.queue_declare("dead")
     channel.queue_declare("other")
-    set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
+    set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": limit})
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-    channel.queue_declare("jobs", arguments=arguments)
+    channel.queue_declare("jobs", arguments=arguments | ({} if own is None else {"x-max-length": own}))
     channel.queue_bind("other", "amq.fanout")
     for body in (b"1", b"2"):
         channel.basic_publish("", "jobs", body)
@@ -154,6 +155,7 @@ def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_
     assert is_rejecting(channel, "jobs")
     assert take.one("jobs")[2] == bodies[-1]
     take.until(lambda: is_rejecting(channel, "mails"))
+    assert min(depth(channel, "mails"), depth(channel, "tasks")) >= len(bodies)
     assert [take.one(name)[2] for name in ("mails", "tasks")] == [bodies[0]] * 2
 
 
@@ -162,7 +164,7 @@ def test_a_full_quorum_queue_with_reject_publish_dlx_rejects_no_messages(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, by_policy: bool
 ) -> None:
     """Quorum queues do not support the overflow behaviour reject-publish-dlx. The broker accepts it, as an argument or
-    from a policy, but a full quorum queue then dead-letters messages in the queue instead of rejecting new ones.
+    from a policy, but a full quorum queue then dead-letters its oldest messages instead of rejecting new ones.
     """
     overflow = "reject-publish-dlx"
     set_policy("jobs", {"overflow": overflow} if by_policy else {"message-ttl": 3_600_000})
@@ -171,9 +173,11 @@ def test_a_full_quorum_queue_with_reject_publish_dlx_rejects_no_messages(
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", **arguments, **own})
     channel.queue_declare("dead")
     channel.confirm_delivery()
-    assert not is_rejecting(channel, "jobs")
-    assert len(take.bodies("dead", 10)) == 10
-    assert depth(channel, "jobs") == 2
+    bodies = [b"%d" % number for number in range(12)]
+    for body in bodies:
+        channel.basic_publish("", "jobs", body)
+    assert take.bodies("dead", 10) == bodies[:10]
+    assert take.bodies("jobs", 2) == bodies[10:]
 
 
 @pytest.mark.differs_since("4.0", "the lower value applies")

@@ -514,6 +514,7 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
     ("partitions", [("write", name) for name in ("new", *PARTS)], True),
     ("partitions", [("read", "new"), ("read", "new-0")], False),
     ("partitions", [("read", name) for name in PARTS], False),
+    ("route", [], False),
     ("route", [("write", "new"), ("write", "new-1")], True),
     ("route", [("write", "new"), ("write", "new-0")], False),
     ("route", [("write", name) for name in PARTS], False),
