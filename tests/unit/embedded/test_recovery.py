@@ -285,6 +285,35 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_marked_as_redeli
     asyncio.run(run())
 
 
+def test_messages_that_were_redelivered_because_of_a_kill_still_are_after_a_later_stop(tmp_path: Path) -> None:
+    """If a broker is killed after a queue has delivered a message, all messages in the queue are marked as redelivered
+    after the restart. They still are if the broker is then stopped normally and started again, even though nobody has
+    consumed them in between. A message that was published after the kill is not marked.
+    """
+    copy = tmp_path / "copy"
+
+    async def run() -> None:
+        storage, broker = started(tmp_path / "data")
+        queue = declared(broker.vhosts["/"])
+        for body in (b"1", b"2"):
+            queue.publish(message(body))
+        queue.get(no_ack=False)
+        await on_disk(storage)
+        shutil.copytree(tmp_path / "data", copy)
+        storage.close()
+
+        storage, broker = started(copy)
+        broker.vhosts["/"].queues["q"].publish(message(b"3"))
+        storage.close()
+        storage, broker = started(copy)
+        found = [broker.vhosts["/"].queues["q"].get(no_ack=False) for _ in range(3)]
+        told = [(entry.message.body, entry.redelivered) for entry in found if entry is not None]
+        assert told == [(b"1", True), (b"2", True), (b"3", False)]
+        storage.close()
+
+    asyncio.run(run())
+
+
 def test_after_a_kill_a_message_has_the_delivery_counts_of_the_last_stop(tmp_path: Path) -> None:
     """When the broker is stopped, it stores the delivery counts of messages, so they are the same after a restart. If
     the broker is killed instead, a message has the counts that were stored at the last stop, without its later

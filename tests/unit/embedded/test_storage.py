@@ -6,11 +6,13 @@ import logging
 import shutil
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.clock import LoopClock
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
@@ -22,6 +24,8 @@ from mqtool.broker.embedded.store.database import STREAMS, definitions_of
 from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import Storage
+from mqtool.codecs.field_tables import Table
+from mqtool.message import MAX_DEPTH
 
 _PATIENCE_SECONDS = 60
 
@@ -47,19 +51,45 @@ class WaitingDisk(Disk):
 
 
 class FailingDisk(Disk):
-    """A disk that may fail to sync SQLite's log, or to write to streams."""
+    """A disk that may fail to sync SQLite's log, or to write to streams.
+
+    Attributes:
+        may_sync: False if it fails to sync SQLite's log.
+        may_write: False if it fails to write to streams.
+        writes_to_fail: how many of the next writes to streams fail.
+        error: the error that it raises.
+    """
 
     may_sync = may_write = True
+    writes_to_fail = 0
+    error: BaseException = OSError(errno.EIO, "Input/output error")
 
     def write(self, file: int, path: Path, data: memoryview, position: int) -> int:
+        if self.writes_to_fail:
+            self.writes_to_fail -= 1
+            raise self.error
         if not self.may_write:
-            raise OSError(errno.EIO, "Input/output error")
+            raise self.error
         return super().write(file, path, data, position)
 
     def sync(self, file: int, path: Path) -> None:
         if not self.may_sync and path.name.endswith("-wal"):
-            raise OSError(errno.EIO, "Input/output error")
+            raise self.error
         super().sync(file, path)
+
+
+class CopyingDisk(WaitingDisk):
+    """A disk that copies the data directory, as a kill would leave it, each time SQLite's log has been synced."""
+
+    def __init__(self, copies: Path) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def sync(self, file: int, path: Path) -> None:
+        super().sync(file, path)
+        if path.name.endswith("-wal"):
+            self.copies.mkdir(exist_ok=True)
+            shutil.copytree(path.parent, self.copies / str(len([*self.copies.iterdir()])))
 
 
 def fail(*_: object) -> None:
@@ -155,6 +185,92 @@ def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
         disk.may_go_on.set()
         await asyncio.wait_for(stored, _PATIENCE_SECONDS)
         assert [each.body for each in storage.entries()] == [b"x"]
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_a_client_learns_why_a_durable_queue_cannot_be_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker cannot write the definition of a durable queue, it closes the client's connection with the error
+    506, which contains the reason, such as a full disk.
+    """
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        monkeypatch.setattr(store, "write_definitions", fail)
+        with pytest.raises(ConnectionException) as raised:
+            storage.save("queue", ("/", "q"), {})
+        storage.close()
+        assert raised.value.code == 506
+        assert raised.value.text.endswith("cannot write to the data directory: database or disk is full")
+
+    asyncio.run(run())
+
+
+def test_each_saved_or_deleted_definition_is_counted_so_that_its_reply_waits_for_the_disk(tmp_path: Path) -> None:
+    """The broker counts the definitions that it has saved or deleted. A connection sends the reply to a request that
+    has changed the count only once the definition is on disk. Messages do not change the count.
+    """
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        counts = []
+        for name in ("q1", "q2", "q3"):
+            storage.save("queue", ("/", name), {})
+            counts.append(storage.definitions_saved)
+        for name in ("q1", "q2"):
+            storage.forget("queue", ("/", name))
+            counts.append(storage.definitions_saved)
+        storage.added(1, storage.enter(message(b"x"), None))
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        assert counts == [1, 2, 3, 4, 5]
+        assert storage.definitions_saved == 5
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_several_queues_that_are_deleted_while_the_disk_fails_are_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker cannot write the deletions of two queues to disk, it writes both later. Neither queue comes back
+    after a restart.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        for name in ("deleted 1", "deleted 2", "kept"):
+            storage.save("queue", ("/", name), {"name": name})
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write_definitions", fail)
+            for name in ("deleted 1", "deleted 2"):
+                storage.forget("queue", ("/", name))
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        assert [value for _, value in definitions_of(storage.database.db, "queue")] == [{"name": "kept"}]
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_a_truncated_database_is_reported_when_the_broker_starts(tmp_path: Path) -> None:
+    """If another program has truncated the broker's database to an empty file, the broker starts without its messages,
+    and reports the damage. It reports no damage if there is none.
+    """
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        assert storage.damage is None
+        storage.added(1, storage.enter(message(b"x"), None))
+        storage.close()
+        file = tmp_path / "broker.sqlite3"
+        file.write_bytes(b"")
+        storage = Storage(tmp_path)
+        assert [*storage.entries()] == []
+        assert (storage.damage or "").startswith(f"{file} was empty, so the broker starts like a new one")
         storage.close()
 
     asyncio.run(run())
@@ -379,15 +495,16 @@ def test_a_message_published_to_a_stream_during_a_write_is_written_without_furth
     asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
 
 
-def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 1000])
+def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_written(tmp_path: Path, size: int) -> None:
     """If messages are consumed while they wait for a slow disk, the broker does not write them at all. A client that
-    waits for the disk therefore does not wait for these messages.
+    waits for the disk therefore does not wait for these messages, whatever their size.
     """
 
     async def run() -> int:
         disk, storage, first = await waiting_for_disk(tmp_path)
-        for number in range(100):
-            entry = storage.enter(message(b"%d" % number), None)
+        for _ in range(100):
+            entry = storage.enter(message(bytes(size)), None)
             storage.added(1, entry)
             storage.removed(entry.row)
             await turns()
@@ -430,6 +547,64 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 
     asyncio.run(run())
     assert {repr(error) for error in errors} == {"TypeError('unforeseen')"}
+    assert [*entries_in(tmp_path)] == [b"x"]
+
+
+def test_an_internal_error_is_logged_once_with_its_traceback_until_a_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If writes to disk keep failing with the same unexpected error, the broker logs an internal error only once, with
+    the error's traceback. If writes fail again after one has succeeded, it logs the new error as well.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
+    errors = [TypeError("first"), TypeError("second")]
+    failures: list[Exception] = []
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(tmp_path, disk)
+        storage.when_failed = failures.append
+        for error in errors:
+            disk.error, disk.may_sync = error, False
+            stored = asyncio.create_task(storage.stored())
+            while failures.count(error) < 3:
+                await asyncio.sleep(0.001)
+            disk.may_sync = True
+            await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        storage.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+    assert [record.getMessage() for record in caplog.records] == [
+        "internal error while writing to the data directory"
+    ] * len(errors)
+    assert [record.exc_info and record.exc_info[1] for record in caplog.records] == errors
+
+
+def test_a_system_exit_while_writing_to_disk_is_reported_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If something raises SystemExit on the thread that writes to disk, the broker does not end. It reports the name of
+    the exception, because the exception's text says nothing, and writes the changes later.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
+    reports: list[str] = []
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(tmp_path, disk)
+        storage.when_failed = lambda error: reports.append(str(error))
+        disk.error, disk.may_sync = SystemExit(3), False
+        storage.added(1, storage.enter(message(b"x"), None))
+        stored = asyncio.create_task(storage.stored())
+        while not reports:
+            await asyncio.sleep(0.001)
+        disk.may_sync = True
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        storage.close()
+
+    asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+    assert {*reports} == {"SystemExit(3)"}
     assert [*entries_in(tmp_path)] == [b"x"]
 
 
@@ -599,6 +774,59 @@ def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_dup
     assert queues_and_stream(directory) == ([(3, b"copy")], [b"dead"])
 
 
+def test_a_kill_while_dead_letters_wait_for_a_slow_disk_neither_loses_nor_duplicates_them(tmp_path: Path) -> None:
+    """While the disk is slow, the broker writes the waiting changes in several database transactions. If a message is
+    dead-lettered meanwhile, its deletion and its dead letter are in the same transaction. Whenever the broker is
+    killed, either the message or the dead letter is there after a restart, and never both.
+    """
+
+    async def run() -> None:
+        disk = CopyingDisk(tmp_path / "copies")
+        storage = Storage(tmp_path / "data", disk)
+        expired = storage.enter(message(b"expired"), None)
+        storage.added(1, expired)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        storage.changes.most_bytes = 1000
+        disk.may_go_on.clear()
+        storage.after_commit(lambda: None)
+        await turns()
+        storage.removed(expired.row)
+        storage.added(2, storage.enter(message(b"dead letter" + bytes(1000)), None))
+        await turns()
+        storage.added(3, storage.enter(message(b"later" + bytes(1000)), None))
+        stored = asyncio.create_task(storage.stored())
+        await turns()
+        disk.may_go_on.set()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        storage.close()
+
+    asyncio.run(run())
+    found = [[body.rstrip(b"\0") for body in entries_in(copy)] for copy in sorted((tmp_path / "copies").iterdir())]
+    assert found[:4] == [[b"expired"], [b"expired"], [b"dead letter"], [b"dead letter", b"later"]]
+
+
+def test_a_paged_out_message_with_deeply_nested_headers_is_read_back(tmp_path: Path) -> None:
+    """A message with large, deeply nested headers can be paged out. When the broker reads it back, it has the same
+    headers as before.
+    """
+    headers: Table = {"text": "x" * 300}
+    for _ in range(MAX_DEPTH - 1):
+        headers = {"nested": headers}
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        properties = MessageProperties.of({}).replace(headers=headers)
+        sent = BrokerMessage(encode_address("", "q"), ContentHeader.of(properties, 1), b"x")
+        entry = storage.enter(sent, None)
+        storage.added(1, entry)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        (found,) = storage.read([entry.row])
+        assert found.message.header.properties.headers == headers
+        storage.close()
+
+    asyncio.run(run())
+
+
 def test_a_new_expiration_time_of_a_message_is_read_back(tmp_path: Path) -> None:
     """After the broker has changed the time at which a message expires, it reads the message back with the new time. It
     does not matter whether this time is already on disk, is being written, or is waiting to be written.
@@ -724,6 +952,40 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("what", ["declarations", "empty messages", "acknowledgements", "expiration times"])
+def test_many_small_changes_do_not_let_the_log_grow_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whatever changes, SQLite's write-ahead log does not fill the disk: the broker copies the log to the database file
+    from time to time, and then starts again at the log's beginning. This is so even if clients only declare durable
+    queues, only publish messages without bodies, or only acknowledge them, or if the messages only get new expiration
+    times.
+    """
+    monkeypatch.setattr(store, "_CHECKPOINT_BYTES", 128 * 1024)
+    changes: dict[str, Callable[[Storage, int], object]] = {
+        "declarations": lambda storage, row: storage.save("queue", ("/", str(row)), {}) if row % 50 == 0 else None,
+        "empty messages": lambda storage, _: storage.added(1, storage.enter(message(b""), None)),
+        "acknowledgements": lambda storage, row: storage.removed(row),
+        "expiration times": lambda storage, row: storage.expires_earlier(row, row),
+    }
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        for _ in range(5000):
+            storage.added(1, storage.enter(message(b""), None))
+        storage.close()
+        storage = Storage(tmp_path)
+        for row in range(1, 5001):
+            changes[what](storage, row)
+            if row % 100 == 0:
+                await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        size = (tmp_path / "broker.sqlite3-wal").stat().st_size
+        storage.close()
+        assert 0 < size < 2 * 128 * 1024
+
+    asyncio.run(run())
+
+
 def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Path) -> None:
     """When a virtual host is deleted, all definitions in it are deleted on disk. A user with the same name is kept, and
     so is a virtual host whose name begins with this name.
@@ -767,3 +1029,24 @@ def test_stopping_the_broker_during_a_write_loses_no_message_for_a_stream(tmp_pa
 
     asyncio.run(run())
     assert entries_in(tmp_path) == {b"copy": None, b"later": None}
+
+
+def test_a_message_for_a_stream_whose_write_fails_as_the_broker_stops_is_written_again(tmp_path: Path) -> None:
+    """If the broker is stopped while it writes a message of a stream to disk, and this write fails, the broker writes
+    the message again before it ends.
+    """
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(tmp_path, disk)
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        disk.writes_to_fail = 1
+        log.append(simple_entry(b"x"))
+        confirms: list[int] = []
+        storage.after_commit(lambda: confirms.append(log.end))
+        await turns(1)  # the write has begun, and the event loop has not heard of its end yet
+        storage.close()
+        assert (disk.writes_to_fail, confirms) == (0, [1])
+
+    asyncio.run(run())
+    assert queues_and_stream(tmp_path) == ([], [b"x"])
