@@ -49,8 +49,8 @@ def test_topic_patterns_match_the_same_keys_as_regular_expressions(patterns: lis
 def test_a_message_with_several_routing_keys_is_routed_by_each_of_them(
     kind: type[DirectTable[str] | TopicTable[str] | FanoutTable[str]], patterns: list[str], several: list[str]
 ) -> None:
-    """A message with several routing keys (CC, BCC) is routed to every queue that is bound with at least one of them,
-    in direct, topic and fanout exchanges.
+    """A message with several routing keys (CC, BCC) is routed to every queue to which at least one of these keys alone
+    would route it, in direct, topic and fanout exchanges.
     """
     table = kind()
     for pattern in patterns:
