@@ -248,8 +248,8 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost) -> None:
     """RabbitMQ's delayed message plugin negates the x-delay of a message that it has delayed. An x-delayed-message
-    exchange of the embedded broker does not delay such a message again. negate_delay() makes the negated x-delay a
-    32-bit integer if it fits, and does not change other headers.
+    exchange of the embedded broker does not delay such a message again. The negated x-delay is a 32-bit integer if it
+    fits. Other headers are unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers

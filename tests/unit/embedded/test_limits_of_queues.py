@@ -348,8 +348,8 @@ def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_messa
 ) -> None:
     """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed. A
     delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its channel
-    or connection was closed or lost. basic.nack counts as a failure only with `broker up --like 4.2` or earlier, and
-    the AMQP 1.0 outcome `released` never does.
+    or connection was closed or lost. A delivery that ended with basic.nack counts as failed only with `broker up --like
+    4.2` or earlier, and one that ended with the AMQP 1.0 outcome `released` never does.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -431,9 +431,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """With `broker up --like 4.3` or later, a client can requeue a message to a quorum queue with a delivery time. The
-    message is not ready before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A purge
-    also removes messages that wait for their delivery time.
+    """With `broker up --like 4.3` or later, a message that a client requeues with a delivery time is not ready in its
+    quorum queue before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A purge also
+    removes messages that wait for their delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
