@@ -169,10 +169,9 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
     ("name", "shown"),
     [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
 )
-def test_a_cluster_name_that_is_not_unique_is_completed_with_host_and_port(name: str | None, shown: str) -> None:
-    """mqtool stores what it needs to know about a virtual host under the name of the cluster. If many brokers have the
-    same cluster name, such as rabbit@localhost, or if the broker has none, mqtool adds the broker's host and port to
-    the name.
+def test_without_a_unique_cluster_name_host_and_port_identify_a_broker(name: str | None, shown: str) -> None:
+    """mqtool identifies a virtual host by the names of the cluster and of the virtual host. If the cluster name ends
+    with @localhost, as those of many brokers do, or is missing, mqtool also uses the broker's host and port.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 

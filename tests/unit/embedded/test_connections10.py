@@ -133,8 +133,8 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """An AMQP 1.0 client that logs in with ANONYMOUS is the user guest. Once the password of guest is changed, such a
-    login fails.
+    """The embedded broker logs in an AMQP 1.0 client that chooses ANONYMOUS as the user guest with its initial
+    password, `guest`. Once the password of guest is changed, such a login fails.
     """
     earlier = MemoryClient10(stranger.loop, broker, opened=False)
     assert [frame.fields for frame in log_in(earlier, "ANONYMOUS", None)] == [[0]]
@@ -172,7 +172,8 @@ def test_a_client_with_a_certificate_can_log_in_as_its_subject(
     loop: asyncio.AbstractEventLoop, broker: Broker, user: str, outcome: int
 ) -> None:
     """An AMQP 1.0 client with a TLS certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of
-    the certificate, from the last part to the first one. If there is no such user, the login fails.
+    the certificate, with the parts in reverse order, such as `CN=orders,O=shop,C=DE`. If there is no such user, the
+    login fails.
     """
     broker.users[user] = User(user, None)
     client = MemoryClient10(loop, broker, opened=False, extra={"peercert": {"subject": SUBJECT}})
@@ -561,10 +562,9 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
     assert stranger.answers() == []
 
 
-def test_the_windows_of_all_sessions_open_again_after_an_alarm(client: MemoryClient10, broker: Broker) -> None:
+def test_the_windows_closed_by_an_alarm_open_again_after_it(client: MemoryClient10, broker: Broker) -> None:
     """While a resource alarm lasts, the broker closes the incoming windows of new AMQP 1.0 sessions and of those in
-    which the client publishes, but still reads other frames. When the alarm is over, it opens the windows of all these
-    sessions again.
+    which the client publishes, but still reads other frames. When the alarm is over, it opens these windows again.
     """
     broker.alarms["disk"] = "low on disk"
     client.connection.block()

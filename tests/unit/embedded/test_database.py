@@ -81,10 +81,10 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
     open_database(tmp_path).close()
 
 
-def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
+def test_only_the_user_who_runs_the_broker_can_access_its_database(tmp_path: Path) -> None:
     """Only the operating system user who runs the broker can access a new data directory and its database. If other
-    users can access an existing database file, the broker removes their access when it starts, but does not change the
-    mode of the directory.
+    users can access an existing database file, the broker removes their access when it starts. It does not change the
+    mode of an existing directory.
     """
     directory = tmp_path / "a" / "b"
     open_database(directory).close()
@@ -154,8 +154,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To open a data directory, the broker needs about 1 MB of free space, and twice the size of SQLite's write-ahead
-    log, because it copies the log and then moves its contents into the database.
+    """To open a data directory, the broker needs about 1 MB of free space plus twice the size of SQLite's write-ahead
+    log, because it first copies the log, and then moves the contents of the log into the database.
     """
 
     def fail(_: Path) -> None:
@@ -244,8 +244,9 @@ def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) ->
 
 
 def test_a_message_that_is_read_back_has_the_position_and_the_counts_that_were_stored() -> None:
-    """A message that is read back from the data directory has the position, the expiration time and the delivery counts
-    that were stored. A message that was delivered before is marked as redelivered.
+    """A message that is read back from the data directory has the position (its number in the order of arrival), the
+    expiration time and the delivery counts that were stored. A message that was delivered before is marked as
+    redelivered.
     """
     header = ContentHeader.of(MessageProperties(b"\0\0"), 1).raw
     for stored, counts in (((0, 0), (0, 0, False)), ((2, 1), (2, 2, True)), ((2, 6), (2, 5, True))):
@@ -266,8 +267,9 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
-    """The embedded broker reads messages from its data directory in batches, in order. A batch ends early with the
-    message whose body makes the total size of the batch's bodies exceed 1 MiB.
+    """The embedded broker reads messages from its data directory in batches, in order. If messages are large, a batch
+    contains fewer than requested: it ends with the first message that makes the bodies in the batch exceed 1 MiB in
+    total.
     """
     db = memory()
     rows = range(1, BATCH + 10)

@@ -267,7 +267,8 @@ def test_a_dead_letter_is_published_and_its_queue_learns_whether_it_was_accepted
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
 def test_without_a_valid_dead_letter_exchange_dead_letters_are_not_published(exchange: str | None) -> None:
     """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, the
-    broker does not publish the queue's dead letters. They count as not accepted by any other queue.
+    broker does not publish the queue's dead letters. It informs the queue that no other queue has accepted them, as if
+    they were unroutable.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)

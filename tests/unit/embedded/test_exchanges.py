@@ -247,8 +247,9 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost) -> None:
-    """The broker can negate the x-delay of a delayed message. An x-delayed-message exchange then does not delay the
-    message again. The negated x-delay is a 32-bit integer if it fits. Other headers are unchanged.
+    """RabbitMQ's delayed message plugin negates the x-delay of a message that it has delayed. An x-delayed-message
+    exchange of the embedded broker does not delay such a message again. The negated x-delay is a 32-bit integer if it
+    fits. Other headers are unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -264,8 +265,8 @@ def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
     """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
-    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string, and may have
-    been negated.
+    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string. If the broker
+    has already negated it, -1000 counts as 1000.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -29,8 +29,9 @@ def test_a_version_that_is_not_imitated_is_refused() -> None:
 
 
 def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:
-    """The server properties name RabbitMQ and its version, because clients check them, and say that the broker is
-    mqtool's.
+    """The server properties that the embedded broker sends to clients contain the product RabbitMQ and a version of
+    RabbitMQ, because clients check these two. The property `information` says that this is the embedded broker of
+    mqtool.
     """
     assert identity(profile("4.2"), "rabbit@here") == {
         "cluster_name": "rabbit@here",
@@ -58,8 +59,8 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
 
 
 def test_each_count_of_published_messages_is_added_to_the_totals() -> None:
-    """When the broker adds a channel's counts of published messages to its totals, each total grows by the channel's
-    count of the same kind.
+    """A channel counts several kinds of published messages, such as confirmed, routed and returned ones. When the
+    broker adds these counts to its totals, each total grows by the channel's count of the same kind.
     """
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))

@@ -68,8 +68,8 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
     """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
-    the broker drops a message, the message is deleted on disk. If an error prevents the broker from publishing a
-    message, the broker sets the message aside: it no longer counts as memory, but stays on disk.
+    the broker drops a message, the message is deleted on disk. If the broker cannot dead-letter a message because of an
+    error, the message no longer counts as memory, but stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -248,8 +248,8 @@ def test_the_free_disk_space_is_what_users_other_than_root_may_use(
 
 
 def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
-    """Without a data directory, the broker stores neither definitions nor messages, so clients do not wait for the
-    disk.
+    """Without a data directory, the broker writes neither definitions nor messages to disk. They count as stored
+    immediately, so clients do not wait.
     """
     ledger, called = Ledger(), []
     ledger.after_commit(lambda: called.append(True))

@@ -348,8 +348,8 @@ def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_messa
 ) -> None:
     """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed. A
     delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its channel
-    or connection was closed or lost. Up to RabbitMQ 4.2, basic.nack also counts as a failure. The AMQP 1.0 outcome
-    `released` does not.
+    or connection was closed or lost. A delivery that ended with basic.nack counts as failed only with `broker up --like
+    4.2` or earlier, and one that ended with the AMQP 1.0 outcome `released` never does.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -362,8 +362,8 @@ def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_messa
 
 @pytest.mark.parametrize(("like", "count"), [(Like.V4_2, 0), (Like.V4_3, 2)])
 def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, count: int) -> None:
-    """From RabbitMQ 4.3 on, the delivery count of a message in a classic queue includes deliveries that an AMQP 1.0
-    client has reported as failed. In earlier versions, it does not.
+    """With `broker up --like 4.3` or later, the delivery count of a message in a classic queue includes deliveries that
+    an AMQP 1.0 client has reported as failed. With `--like 4.2` or earlier, it does not.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]))
     queue.publish(message())
@@ -384,9 +384,10 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, a message that a client requeues with basic.nack goes behind all others if the quorum queue
-    has no delivery limit. In all other cases, the message returns to its position: if the queue has a delivery limit,
-    if the message is requeued because its channel was closed, or from RabbitMQ 4.3 on.
+    """With `broker up --like 4.2` or earlier, a quorum queue without a delivery limit puts a message that a client
+    requeues with basic.nack behind all others. In three cases, the message returns to its original position instead: if
+    the queue has a delivery limit, if the message is requeued because its channel was closed, or with `--like 4.3` or
+    later.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -409,9 +410,10 @@ def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue can delay requeued messages. Its argument x-delayed-retry-type selects
-    messages whose delivery failed, messages that were returned, or all. Each further failure of a message makes its
-    delay longer, up to the maximum. A waiting consumer gets the message when the delay is over.
+    """With `broker up --like 4.3` or later, a quorum queue can delay requeued messages. Its argument
+    x-delayed-retry-type selects messages whose delivery failed, messages that were returned without a failure, or both.
+    Each further failure of a message makes its delay longer, up to the maximum. A waiting consumer gets the message
+    when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -429,9 +431,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client can requeue a message with a delivery time. A quorum queue does not make the
-    message ready before this time. Earlier versions ignore the delivery time. A purge of the queue also removes
-    messages that wait for their delivery time.
+    """With `broker up --like 4.3` or later, a message that a client requeues with a delivery time is not ready in its
+    quorum queue before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A purge also
+    removes messages that wait for their delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -497,9 +499,9 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at its stored expiration time, or when one TTL (its own or the
-    queue's) has passed since the recovery, whichever is earlier. The latter is earlier if the clock was ahead when the
-    time was stored. A message without a stored time does not expire.
+    """A message that is recovered from disk expires at its stored expiration time, or when its TTL has passed since the
+    recovery, if that is earlier. The TTL is the message's own expiration or the queue's x-message-ttl, whichever is
+    shorter; a policy's message-ttl does not count. A message without a stored expiration time does not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -641,8 +643,8 @@ def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> 
 def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
     like: Like, arguments: Table, *, is_first: bool
 ) -> None:
-    """A message of high priority is delivered before earlier ones by classic queues with x-max-priority and, from
-    RabbitMQ 4.0 on, by quorum queues. Other queues ignore priorities.
+    """A message of high priority can be delivered before earlier messages in a classic queue with x-max-priority and,
+    with `broker up --like 4.0` or later, in a quorum queue. Other queues ignore priorities.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]), durable=True, **arguments)
     queue.publish(message(b"low"))

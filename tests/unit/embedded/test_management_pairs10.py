@@ -118,10 +118,10 @@ def test_an_unsettled_link_for_management_requests_is_detached(client: MemoryCli
 
 @pytest.mark.parametrize("properties", [None, {}, {Symbol("paired"): False}, {Symbol("paired"): "true"}])
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
-def test_a_link_with_the_management_node_needs_the_property_paired(
+def test_a_link_to_the_management_node_needs_the_property_paired(
     client: MemoryClient10, role: bool, properties: Any
 ) -> None:
-    """If an AMQP 1.0 client attaches a link with the management node, and the link's property `paired` is not true, the
+    """If an AMQP 1.0 client attaches a link to the management node, and the link's property `paired` is not true, the
     broker detaches the link with invalid-field.
     """
     _, detach = attach(client, role, properties=properties)
@@ -166,8 +166,8 @@ def test_only_the_address_of_the_brokers_end_makes_a_link_a_management_link(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_link_with_the_handle_of_a_management_link_ends_the_session(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a link with a handle that its link with the management node already uses, the
-    broker ends the session with handle-in-use.
+    """If an AMQP 1.0 client attaches a link with a handle that one of its links to the management node already uses,
+    the broker ends the session with handle-in-use.
     """
     attach(client, role)
     handle = 3 if role is SENDER else 4

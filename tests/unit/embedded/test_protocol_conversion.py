@@ -249,8 +249,8 @@ def test_values_from_amqp_1_0_clients_are_converted_to_amqp_0_9_1_types_and_back
 
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
-    """In an AMQP 1.0 address, each character of a name that an address cannot contain is percent-encoded as UTF-8.
-    Decoding returns the same name. It raises UnicodeDecodeError if the name is not UTF-8.
+    """In an AMQP 1.0 address, each character of a name that an address cannot contain is percent-encoded. Decoding
+    returns the same name. The exception is a name that is not valid UTF-8: decoding raises UnicodeDecodeError.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)

@@ -71,8 +71,8 @@ def error_of(frames: list[Frame]) -> tuple[int, str, str | None]:
 def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_on(
     client: MemoryClient10, initial: int | None, count: int
 ) -> None:
-    """When an AMQP 1.0 publisher attaches a link, the broker grants a link credit of 170. The delivery count in the
-    flow frame is the initial-delivery-count in the attach frame, or 0 if there is none.
+    """When an AMQP 1.0 publisher attaches a link, the broker sends a flow frame that grants a link credit of 170. The
+    delivery count in this frame is the initial-delivery-count in the publisher's attach frame, or 0 if there is none.
     """
     answer, flow = client.attach_sender("/queues/q", handle=3, count=initial)
     assert (answer.code, flow.code) == (ATTACH, FLOW)
@@ -731,7 +731,8 @@ def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
     client: MemoryClient10, broker: Broker, *, tracing: bool
 ) -> None:
     """While message tracing is on, the firehose gets a copy of each message that is published over AMQP 1.0. The copy
-    names the message's connection, channel, user and queues. While tracing is off, there are no copies.
+    names the publisher's connection, channel and user, and the queues that got the message. While tracing is off, there
+    are no copies.
     """
     vhost = broker.vhosts["/"]
     vhost.tracing = tracing

@@ -177,10 +177,10 @@ def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publ
 def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     argument: Any, policy: int | None, limit: int | None, in_3_10: int | None
 ) -> None:
-    """From RabbitMQ 4.0 on, a quorum queue has a delivery limit of 20 unless an argument or a policy sets another one.
-    If both set one, the lower limit applies. A negative number means no limit, so if only one of the two is negative,
-    the other one applies. In RabbitMQ 3.10, there is no limit unless one is set, and a negative number is the lower
-    limit.
+    """With `broker up --like 4.0` or later, a quorum queue has a delivery limit of 20 unless an argument or a policy
+    sets another one. If both set one, the lower limit applies. A negative number means no limit, so if only one of the
+    two is negative, the other one applies. With `--like 3.10`, there is no limit unless one is set, and the lower limit
+    applies even if it is negative.
     """
     for like in Like:
         found = options({**QUORUM, "x-delivery-limit": argument}, {"delivery-limit": policy}, like)

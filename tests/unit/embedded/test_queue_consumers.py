@@ -200,11 +200,12 @@ def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: Virtua
     ],
     ids=str,
 )
-def test_messages_of_a_quorum_queue_have_headers_with_their_delivery_counts(
+def test_the_headers_with_delivery_counts_depend_on_the_version(
     like: Like, why: Why | None, headers: dict[str, int]
 ) -> None:
-    """Up to RabbitMQ 4.2, each message from a quorum queue has the header x-delivery-count. From 4.3 on, each message
-    has x-acquired-count, and only messages with failed deliveries have x-delivery-count.
+    """delivery_counts() returns the headers that tell a consumer how often a quorum queue has delivered a message
+    before. With `broker up --like 4.2` or earlier, it returns only x-delivery-count. With `--like 4.3` or later, it
+    returns x-acquired-count and, if deliveries have failed, x-delivery-count.
     """
     profile = PROFILES[like]
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), profile), durable=True, x_queue_type="quorum")

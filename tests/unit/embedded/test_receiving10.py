@@ -330,11 +330,12 @@ def test_deliveries_are_counted_by_queue_type(
         assert (totals.delivered, totals.redelivered) == (3, 1)
 
 
-def test_a_redelivered_message_has_first_acquirer_false_and_counts_its_deliveries(
+def test_a_redelivered_message_has_first_acquirer_false_and_delivery_counts(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """In a message that is redelivered over AMQP 1.0, first-acquirer is false. If the message comes from a quorum
-    queue, its delivery-count is the number of failed deliveries, and it has the annotation x-acquired-count.
+    queue, its delivery-count is the number of failed deliveries, and its annotation x-acquired-count is the number of
+    all earlier deliveries.
     """
     queue = add(broker, "qq", x_queue_type="quorum")
     fill(queue, b"1")

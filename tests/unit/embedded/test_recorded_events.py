@@ -164,8 +164,8 @@ def test_a_ready_message_of_a_purged_or_deleted_queue_is_not_shown_any_more(scen
 
 
 def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows the reason of a dead letter, the queue that it comes from, and its next queue. It does so even
-    while it leaves out new messages because there are too many. It shows a dead letter that reaches no queue as
+    """`mqtool ui` shows why a message was dead-lettered, from which queue, and to which queue it goes. It does so even
+    while it leaves out other new messages because there are too many. It shows a dead letter that reaches no queue as
     dropped, and a rejected message of a queue without a dead-letter exchange as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
@@ -422,9 +422,9 @@ def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
 
 
 def test_events_without_a_message_in_a_queue_share_the_limit_of_new_messages(scene: Scene) -> None:
-    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, share a limit with
-    new messages: between two requests of `mqtool ui`, the broker records at most 50 of both together, and drops the
-    others. It still remembers the latest offset that a consumer has stored, even if the event was dropped.
+    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count like new
+    messages: between two requests of `mqtool ui`, the broker records at most 50 new messages and such events in total.
+    It remembers the latest offset that a consumer has stored, even if it has not recorded this event.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)

@@ -589,8 +589,8 @@ def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_d
 def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a stored message cannot be read, the broker restores the messages before and after it. It logs the number of
-    the damaged message in the database, and leaves this message in the data directory.
+    """If a stored message cannot be read, the broker restores the messages before and after it. It logs the number
+    under which the damaged message is stored, and leaves this message in the data directory.
     """
 
     async def run() -> None:

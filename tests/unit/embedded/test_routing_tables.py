@@ -49,8 +49,8 @@ def test_topic_patterns_match_the_same_keys_as_regular_expressions(patterns: lis
 def test_a_message_with_several_routing_keys_is_routed_by_each_of_them(
     kind: type[DirectTable[str] | TopicTable[str] | FanoutTable[str]], patterns: list[str], several: list[str]
 ) -> None:
-    """A message with several routing keys (CC, BCC) is routed to every queue that is bound with at least one of them,
-    in direct, topic and fanout exchanges.
+    """A message with several routing keys (CC, BCC) is routed to every queue to which at least one of these keys alone
+    would route it, in direct, topic and fanout exchanges.
     """
     table = kind()
     for pattern in patterns:
@@ -220,9 +220,9 @@ def test_x_match_all_requires_headers_with_and_without_a_value() -> None:
 def test_header_values_are_compared_as_in_rabbitmq(
     value: Value, wanted: Value, until_3_13: bool, since_4_0: bool
 ) -> None:
-    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes. Up to RabbitMQ 3.13, it compares
-    integers, floats and timestamps by their numeric values. From 4.0 on, an integer matches only integers, a float only
-    floats, and a timestamp only timestamps.
+    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes. By default, it compares integers, floats
+    and timestamps by their numeric values, as RabbitMQ up to 3.13 does. With the option strict_numbers, an integer
+    matches only integers, a float only floats, and a timestamp only timestamps, as in RabbitMQ 4.0 and later.
     """
     assert header_matches({"a": value}, "a", wanted) == until_3_13
     assert not header_matches({"b": value}, "a", wanted)

@@ -100,9 +100,9 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
 def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
-    """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage, and reports how
-    many groups of changes are lost. It keeps a copy of the database, and an unchanged copy of the damaged log that only
-    its owner can read.
+    """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage. It reports how
+    many groups of changes (SQLite transactions) are lost, or that all are. It keeps a copy of the database, and an
+    unchanged copy of the damaged log that only its owner can read.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -119,9 +119,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """The last group of changes in SQLite's write-ahead log may fill several pages. If only the last of these pages is
-    damaged, the broker reports an incomplete group, because a kill may have interrupted the write of that page. If an
-    earlier page is damaged, the broker reports that the log was damaged.
+    """The last group of changes (one SQLite transaction) in the write-ahead log may fill several pages. If only the
+    last of these pages is damaged, the broker reports an incomplete group, because a kill may have interrupted the
+    write of that page. If an earlier page is damaged, the broker reports that the log was damaged.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})

@@ -144,10 +144,10 @@ def test_application_properties_become_headers_of_the_corresponding_type() -> No
     ]  # fmt: skip
 
 
-def test_annotations_become_headers_except_those_of_the_broker() -> None:
-    """If the name of a message annotation begins with x-, AMQP 0-9-1 clients get it as a header. x-cc becomes CC, and
-    x-basic-type becomes the property `type`. The broker sets x-exchange and x-routing-key itself, even if the publisher
-    has set them.
+def test_annotations_become_headers_except_those_that_the_broker_sets() -> None:
+    """AMQP 0-9-1 clients get a message annotation as a header if its name begins with x-. There are exceptions: x-cc
+    becomes the header CC, x-basic-type becomes the property `type`, and a publisher's x-exchange and x-routing-key are
+    dropped. AMQP 1.0 clients get x-exchange and x-routing-key as the broker sets them.
     """
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
@@ -401,9 +401,9 @@ def test_short_sections_of_successive_messages_are_converted_once() -> None:
 
 
 def test_the_broker_changes_only_the_annotations_whose_headers_it_has_changed() -> None:
-    """If the broker adds or replaces a header whose name begins with x- in an AMQP 1.0 message, AMQP 1.0 consumers get
-    this header as an annotation. The other annotations keep their types, including types that AMQP 0-9-1 does not have.
-    The same is true after a restart.
+    """The broker converts the annotations of an AMQP 1.0 message to headers. If it adds or replaces a header whose name
+    begins with x-, AMQP 1.0 consumers get this header as an annotation. All other annotations keep their types,
+    including types that AMQP 0-9-1 does not have. The same is true after a restart.
     """
     annotations: Map = {Symbol("x-a"): 1, Symbol("x-b"): _ID, Symbol("x-c"): RawDecimal(b"1234")}
     sent = Amqp10Message(MessageHeader(True), {}, annotations, body=data_section(b"body"))

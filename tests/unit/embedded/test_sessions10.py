@@ -369,12 +369,12 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
         (described(MODIFIED, False, True), 0, 1, None),
     ],
 )
-def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
+def test_the_outcome_decides_if_a_message_is_acknowledged_dead_lettered_or_requeued(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
     """The AMQP 1.0 outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with
-    undeliverable-here, dead-letters it. The outcome `released`, or any other `modified`, requeues it. Only `modified`
-    with delivery-failed counts towards the delivery limit.
+    undeliverable-here, dead-letters it. The outcome `released`, or any other `modified`, requeues it. Of the outcomes
+    that requeue a message, only `modified` with delivery-failed counts towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -506,9 +506,9 @@ def test_a_quorum_queue_holds_a_message_until_the_delivery_time_of_its_modified_
 def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
     client: MemoryClient10, broker: Broker, *, excess: bool
 ) -> None:
-    """If an AMQP 1.0 client gives a message the outcome `modified` with annotations, the broker adds these to the
-    message's headers if the headers still fit into a frame of AMQP 0-9-1. Otherwise, it ends the session and requeues
-    the message without the annotations.
+    """The broker adds the annotations of an AMQP 1.0 client's outcome `modified` to the headers of the message. If the
+    headers would then be too large for a frame of AMQP 0-9-1, the broker ends the session instead, and requeues the
+    message without the annotations.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -690,9 +690,9 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """From RabbitMQ 4.2 on, the broker refuses an AMQP 1.0 link with an attach frame and then a detach frame with the
-    error. The attach frame has no target if the client publishes, and no source if it receives. In earlier versions,
-    the broker ends the session instead.
+    """With `broker up --like 4.2` or later, the broker refuses an AMQP 1.0 link with an attach frame and then a detach
+    frame with the error. The attach frame has no target if the client publishes, and no source if it receives. With
+    `--like 4.0`, the broker ends the session instead.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -841,9 +841,9 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event_loop_turn(
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """From RabbitMQ 4.3 on, if an AMQP 1.0 delivery from a quorum queue is unsettled after the consumer timeout, the
-    broker sends an unsettled disposition with the outcome `released`, and requeues the message. There is no such limit
-    in earlier versions or for classic queues.
+    """With `broker up --like 4.3` or later, if an AMQP 1.0 delivery from a quorum queue is unsettled after the consumer
+    timeout, the broker sends an unsettled disposition with the outcome `released`, and requeues the message. With
+    `--like 4.2` or earlier, and for classic queues, it does not.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

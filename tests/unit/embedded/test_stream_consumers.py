@@ -337,8 +337,8 @@ def test_a_policy_limits_an_existing_stream(vhost: VirtualHost) -> None:
 def test_the_first_message_of_a_stream_has_the_initial_offset(
     clock: FakeClock, ledger: Ledger, like: Like, offset: Any, first: int
 ) -> None:
-    """From RabbitMQ 4.4 on, the first message of a stream has the offset in the argument x-stream-initial-offset.
-    Without this argument, and in earlier versions, its offset is 0.
+    """With `broker up --like 4.4`, the first message of a stream has the offset in the argument
+    x-stream-initial-offset. Without this argument, or with `--like 4.3` or earlier, its offset is 0.
     """
     arguments = {} if offset is None else {"x_stream_initial_offset": offset}
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]), **arguments)

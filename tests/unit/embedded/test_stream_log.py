@@ -543,8 +543,8 @@ def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Benc
 
 
 def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
-    """Messages that reach a stream together are stored in one chunk, up to 4,096 messages or 256 KiB. A message of more
-    than 256 KiB has a chunk of its own.
+    """Messages that reach a stream together are stored in one chunk, up to 4,096 messages or 256 KiB. The exception is
+    a message of more than 256 KiB, which has a chunk of its own.
     """
     for _ in range(4096 + 1):
         bench.log.append(simple_entry(b"a"))

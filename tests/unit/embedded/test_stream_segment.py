@@ -62,8 +62,8 @@ class Counted(MemorySegment):
 )
 def test_the_filter_bits_of_a_value_are_always_the_same(value: bytes, bits: int) -> None:
     """Each chunk of a stream is stored with 128 filter bits. An empty filter value sets bit 0, and any other value sets
-    one or two of the bits 1 to 127. A value sets the same bits in every release, so that stored streams can still be
-    filtered.
+    one or two of the bits 1 to 127. A value sets the same bits in every release of mqtool, so that stored streams can
+    still be filtered.
     """
     assert bits_of(value) == bits
 
@@ -108,8 +108,9 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
-    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages. They
-    are in the chunk's trailer if it has messages, and otherwise in its data. Names that are not UTF-8 are kept.
+    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages, if
+    any. In a chunk with messages, all these are in the trailer. In a chunk without messages, they are in the data.
+    Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"

@@ -58,7 +58,8 @@ def test_guest_can_log_in_only_from_a_loopback_address(
 
 def test_permission_patterns_are_regular_expressions() -> None:
     """A user has a permission for a queue or exchange if the regular expression of the permission matches any part of
-    the name. The name of the default exchange is `amq.default`. An empty pattern matches nothing.
+    the name. For the default exchange, whose name is empty, the expression must match `amq.default`. An empty
+    expression matches nothing.
     """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")

@@ -297,10 +297,10 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     assert str(error.value.text).endswith("too many exchanges on the way of a message with 4 routing keys")
 
 
-def test_the_result_of_a_publish_says_whether_queues_accepted_the_message(vhost: VirtualHost) -> None:
-    """When the broker publishes a message, the result says whether the message was routed to any queue, whether all
-    these queues accepted it, and whether it must be on disk before it is confirmed. Queues that were deleted after the
-    message was routed are ignored.
+def test_enqueue_returns_whether_queues_accepted_the_message(vhost: VirtualHost) -> None:
+    """VirtualHost.enqueue() adds a routed message to its queues. It returns whether the message was routed to any
+    queue, whether all these queues accepted it, and whether it must be on disk before it is confirmed. Queues that were
+    deleted after the message was routed are ignored.
     """
     add_queue(vhost)
     add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
@@ -320,8 +320,8 @@ def test_the_result_of_a_publish_says_whether_queues_accepted_the_message(vhost:
 
 
 def test_a_topic_binding_key_with_more_than_two_hash_wildcards_is_refused_from_4_3_on() -> None:
-    """From RabbitMQ 4.3 on, the broker refuses a binding key with more than two `#` for a topic exchange. Binding keys
-    of other exchanges have no such limit.
+    """With `broker up --like 4.3` or later, the broker refuses a binding key with more than two `#` for a topic
+    exchange. Binding keys of other exchanges have no such limit.
     """
     for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
         vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -366,9 +366,9 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
-    """A policy applies to queues and exchanges with matching names that are declared later. Such a queue also has the
-    properties of its declaration. If a queue is declared without a type, it has the argument x-queue-type `classic`
-    with `broker up --like 4.0` or later, and no such argument with `--like 3.10`.
+    """A new queue or exchange has the policy whose pattern matches its name. A new queue also has the properties of its
+    declaration. If it is declared without a type, its argument x-queue-type is `classic` with `broker up --like 4.0` or
+    later. With `--like 3.10`, the queue does not have this argument.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -458,9 +458,10 @@ def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing,
 def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
-    """If the broker has changed other headers of a delayed message, such as those of a dead letter or of a message with
-    BCC, consumers get the message with a negated x-delay, for example -1000 instead of 1000. Otherwise, consumers get
-    the x-delay that the publisher sent.
+    """RabbitMQ's delayed message plugin negates the x-delay of a message that it has delayed. As in RabbitMQ 3.12,
+    consumers of the embedded broker see the negated value, such as -1000, only if the broker has changed other headers
+    of the message, for example those of a dead letter or of a message with BCC. Otherwise, they see the x-delay that
+    the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -477,7 +478,7 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
 ) -> None:
     """If a delayed message for several queues is due, but there is not enough memory for its copies, its exchange holds
     the message back and tries again every second. A delayed message for only one queue is not copied, and is released
-    even then. If the exchange is deleted before a delayed message is due, the message is dropped.
+    even if memory is short. If the exchange is deleted before a delayed message is due, the message is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -569,7 +570,7 @@ def test_a_dead_letter_needs_memory_for_its_copies(
 ) -> None:
     """A dead letter for several queues needs memory for its copies. If there is not enough, the dead-letter strategy
     decides: with at-least-once, the original queue keeps the dead letter; with at-most-once, the broker drops it and
-    logs the reason. A dead letter for only one queue is not copied, and is published even then.
+    logs the reason. A dead letter for only one queue is not copied, and is published even if memory is short.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
