@@ -91,8 +91,8 @@ def test_every_name_in_a_printed_command_line_is_quoted() -> None:
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """The modules of mqtool's commands print through functions that escape control characters. They contain no print(),
-    output.write(), os.write(), typer.echo(), sys.stdout or sys.stderr.
+    """The modules of mqtool's commands contain no print(), output.write(), os.write(), typer.echo(), sys.stdout or
+    sys.stderr. Instead, they print through functions that escape control characters.
     """
     unescaped = re.compile(r"\b(?:print|(?:typer|click)\.s?echo|(?:output|os)\.write)\(|\bsys\.std(?:out|err)\b")
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
