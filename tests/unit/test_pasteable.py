@@ -104,8 +104,8 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """mqtool escapes control characters and invisible characters in the text that it prints. In JSON, escaping does not
-    change the value.
+    """mqtool escapes control characters and invisible characters in the text that it prints. In JSON, it escapes them
+    in such a way that a JSON parser gets the original text.
     """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json

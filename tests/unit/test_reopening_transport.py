@@ -363,7 +363,7 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
     request raises Unavailable. If the caller waits for another event, such as a confirm, for a limited time, waiting
-    simply ends.
+    ends without an error.
     """
     session = connect()
     session.changed = Clocked(broker)
