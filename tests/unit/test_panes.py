@@ -35,7 +35,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize(("columns", "rows"), [(76, 22), (80, 24), (120, 30), (200, 60)])
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
-def test_one_screen_shows_the_commands_charts_latest_check_and_explanation_of_a_tutorial(
+def test_one_screen_shows_commands_and_charts_and_the_latest_check_and_explanation_of_a_tutorial(
     columns: int, rows: int, terminals: int, charts: int
 ) -> None:
     """While a tutorial runs, one screen shows the command in each of the tutorial's terminals, each chart, the result

@@ -91,8 +91,8 @@ def test_every_name_in_a_printed_command_line_is_quoted() -> None:
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """The modules of mqtool's commands print through functions that escape control characters. They contain no print(),
-    output.write(), os.write(), typer.echo(), sys.stdout or sys.stderr.
+    """The modules of mqtool's commands contain no print(), output.write(), os.write(), typer.echo(), sys.stdout or
+    sys.stderr. Instead, they print through functions that escape control characters.
     """
     unescaped = re.compile(r"\b(?:print|(?:typer|click)\.s?echo|(?:output|os)\.write)\(|\bsys\.std(?:out|err)\b")
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
@@ -104,8 +104,8 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """mqtool escapes control characters and invisible characters in the text that it prints. In JSON, escaping does not
-    change the value.
+    """mqtool escapes control characters and invisible characters in the text that it prints. In JSON, it escapes them
+    in such a way that a JSON parser gets the original text.
     """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json

@@ -137,8 +137,8 @@ def test_peek_chooses_how_to_read_a_queue_by_its_type_and_settings(
 ) -> None:
     """`peek` chooses how to read a queue by the type and the settings that the management API reports. It reads a
     classic queue with basic.get instead of a consumer if the queue is auto-delete or has a single active consumer. For
-    a quorum queue, it assumes the lower of the delivery limits that the arguments and the policy set, where a negative
-    number means no limit. If neither sets one, it assumes 20.
+    a quorum queue, it assumes the lower of the delivery limits that the queue's arguments and its policy set, where a
+    negative number means no limit. If neither sets one, it assumes 20, RabbitMQ's default from 4.0 on.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
@@ -194,7 +194,7 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
 )
 def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
     """Without the management API, `peek` finds out over AMQP how to read a queue. For a quorum queue that was declared
-    without a delivery limit, it assumes a limit of 20.
+    without a delivery limit, it assumes a limit of 20, RabbitMQ's default from 4.0 on.
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")
@@ -213,8 +213,8 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
 
 
 def test_peek_assumes_a_quorum_queue_if_the_brokers_error_text_is_cut(place: Place) -> None:
-    """Without the management API, `peek` learns a queue's settings from the broker's error when it declares the queue
-    with different settings. The broker cuts this text after 255 bytes. If a long queue name leaves no room for the
+    """Without the management API, `peek` declares an existing queue again, and learns the queue's settings from the
+    broker's error. The broker cuts the text of this error after 255 bytes. If a long queue name leaves no room for the
     value of a setting, `peek` assumes a quorum queue with the default delivery limit and a single active consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
@@ -331,9 +331,9 @@ def hidden_limit(place: Place, limit: int) -> None:
 def test_messages_that_were_already_requeued_are_published_again_if_the_delivery_limit_is_unknown(
     place: Place, count: int | None
 ) -> None:
-    """A policy sets a delivery limit of 1 that the user cannot see. `peek` requeues messages that were never requeued.
-    It republishes the others at the end of the queue, in order, and reports an error. However often `peek` is repeated,
-    even while messages arrive, no message is lost, duplicated or dead-lettered.
+    """A policy that the user cannot see sets a delivery limit of 1. `peek` requeues only messages that had not been
+    requeued before. It republishes the others at the end of the queue, in order, and reports an error. However often
+    `peek` is repeated, even while messages arrive, no message is lost, duplicated or dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*NUMBERS, arguments=QUORUM)
@@ -382,10 +382,11 @@ def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_
     assert place.delivered() == ["0", "1", "2"]
 
 
-def test_a_first_message_that_looking_removes_is_not_published_again(place: Place) -> None:
+def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_it(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
-    delivery limit is unknown, looking() republishes a first message that was already requeued, because another requeue
-    might exceed the limit. If this message is to be removed, it is only deleted, and no error is raised.
+    delivery limit is unknown, it republishes messages that were already requeued, because another requeue might exceed
+    the limit. The exception is a message that is to be removed, even the first one: it is only deleted, and no error is
+    raised.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -400,10 +401,10 @@ def test_a_first_message_that_looking_removes_is_not_published_again(place: Plac
 @pytest.mark.parametrize("how", [How.IN_TURN, How.GET])
 @pytest.mark.parametrize("checks", [False, True])
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
-    """A policy sets a delivery limit of 1 that the user cannot see, each message was already requeued once, and the
-    user may not publish. `peek` can then neither requeue nor republish the first message that it receives: it fails,
-    and the queue drops or dead-letters this message, but no other. check_limit(), which a command calls before it
-    consumes, fails in the same way.
+    """A policy that the user cannot see sets a delivery limit of 1, each message was already requeued once, and the
+    user may not publish. `peek` fails, because it cannot republish the first message that it receives. The message is
+    then requeued once more, so the queue drops or dead-letters it, but no other message. check_limit(), which a command
+    calls before it consumes, has the same effect.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -424,8 +425,8 @@ def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Pl
 def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
     """A user may neither see a queue's policies nor declare the queue, and a policy sets a delivery limit of 1. `peek`
     shows this user messages that were never requeued. If the first message was already requeued, `peek` publishes it to
-    the end of the queue again, and fails. check_limit(), which a command calls before it consumes, does the same. No
-    message is lost.
+    the end of the queue again, and fails. check_limit(), which a command calls before it consumes, also republishes
+    such a message and fails. No message is lost.
     """
     hidden_limit(place, 1)
     place.fill(1, 2, 3, arguments=QUORUM)
@@ -538,9 +539,9 @@ def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
 
 
 @pytest.mark.parametrize("limit", [None, 50])
-def test_messages_stay_in_order_if_peek_is_stopped_while_messages_arrive(place: Place, limit: int | None) -> None:
-    """If `peek` is stopped at the first message of a batch, while the broker is still sending the others, the messages
-    of a quorum queue stay in order: `peek` receives the rest of the batch before it requeues the earlier ones.
+def test_messages_stay_in_order_if_peek_is_stopped_while_a_batch_arrives(place: Place, limit: int | None) -> None:
+    """If `peek` is stopped early in a batch, while the broker is still sending the rest of it, the messages of a quorum
+    queue stay in order: `peek` receives the whole batch before it requeues any messages.
     """
     place.fill(*(number.ljust(30_000) for number in NUMBERS), arguments=QUORUM if limit is None else limited(limit))
     with looking(place.channel, "jobs", PeekKind(How.IN_TURN, limit)) as look:
@@ -584,8 +585,8 @@ def test_peek_ends_if_the_connection_is_lost(place: Place, arguments: dict[str, 
 
 
 def test_peek_receives_large_messages_in_small_batches(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """If messages are large, `peek` reads a long queue in batches of about 16 MiB. It computes how many messages fit
-    into a batch from the average size of earlier messages.
+    """If messages are large, `peek` reads a long queue in batches of about 16 MiB. From the average size of earlier
+    messages, it computes how many of the next ones fit into a batch.
     """
     monkeypatch.setattr(peeking, "_BATCH", 60_000)
     place.fill(*["x" * 1000] * 150)
@@ -726,7 +727,7 @@ def published_again(place: Place, queue: str, more: str = "") -> Recorded:
 def test_a_message_that_is_published_again_keeps_its_origin(
     place: Place, exchange: str, key: str, headers: dict[str, Any]
 ) -> None:
-    """`peek` publishes a message that has reached the delivery limit to its queue again, with its headers and its
+    """If a message has reached the delivery limit, `peek` publishes it to its queue again, with its headers and its
     properties except the user-id. The headers mqtool-exchange and mqtool-routing-key contain its original exchange and
     routing key.
     """
@@ -788,8 +789,8 @@ def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_r
 
 
 def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place: Place) -> None:
-    """`peek` publishes a message that has reached the delivery limit to its wait queue again. The message still arrives
-    when it is due: its whole delay, an hour here, does not start again.
+    """If a delayed message has reached the delivery limit, `peek` publishes it to its wait queue again. The message
+    still arrives when it is due: its whole delay, an hour here, does not start again.
     """
     arguments = {"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"}
     place.fill()
@@ -818,9 +819,9 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
     """If `peek` publishes a message again, it keeps the expiration, and says that the TTL, if any, starts again. The
-    exception is a delayed message whose header mqtool-due gives the time that is left. `peek` ignores this header
-    outside the wait queues for delays, if it is later than the expiration, or if it is past and the message has no
-    expiration.
+    exception is a delayed message whose due time is in the header mqtool-due. `peek` ignores this header if the queue
+    is not a wait queue for delays, if the due time is later than the expiration allows, or if the due time is past and
+    the message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}

@@ -322,9 +322,9 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
 
 
 def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
-    """If a message's headers name a forged origin, `delayed now` replaces it with the true one. If the headers are then
-    too large for a frame, the message stays in its wait queue, and an error names the message and the queue. `delayed
-    now` delivers other messages.
+    """If a publisher has forged the headers mqtool-exchange and mqtool-routing-key, `delayed now` replaces them with
+    the true exchange and routing key. If the headers are then too large for a frame, the message stays in its wait
+    queue, and an error names the message and the queue. `delayed now` delivers other messages.
     """
     place.declare("jobs.delay.1h", "a")
     place.channel.declare(Exchange("public", "fanout"))

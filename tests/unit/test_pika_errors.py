@@ -124,11 +124,12 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
         (0, "", Unavailable, "the broker closed the connection: reply code 0", None),
     ],
 )  # fmt: skip
-def test_the_reply_code_and_text_of_a_broker_become_an_error_with_a_hint(
+def test_the_reply_code_and_text_of_a_broker_decide_the_error_and_its_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
-    """If the broker closes a channel or a connection, mqtool's error contains the broker's reason without the name of
-    the reply code, such as NOT_FOUND. For most reasons, the error has a hint.
+    """If the broker closes a channel or a connection, its reply code and text decide the type of mqtool's error and the
+    hint, if there is one. Usually, the error contains the broker's text without the name of the reply code, such as
+    NOT_FOUND.
     """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -230,7 +231,7 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
     ],
     ids=["plain", "phase", "pika", "second address", "nested"],
 )
-def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
+def test_a_failed_attempt_to_connect_is_explained_in_plain_words(
     wrapped: Callable[[BaseException], BaseException],
     cause: BaseException,
     kind: type[MqtoolError],
@@ -238,8 +239,8 @@ def test_a_failed_attempt_to_connect_is_explained_with_a_hint(
     hint: str | None,
 ) -> None:
     """If a connection cannot be opened, mqtool's error gives the reason in plain words, even if pika has wrapped the
-    cause in other exceptions. For most reasons, the error has a hint. If a host has several addresses, mqtool ignores
-    the errors of addresses that this machine cannot reach.
+    cause in other exceptions. The hint, if there is one, depends on the reason. If a host has several addresses, mqtool
+    ignores the errors of addresses that this machine cannot reach.
     """
     error = pika_errors.connecting(wrapped(cause), ONE)
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -313,12 +314,12 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
         (OSError(), False, False),
     ],
 )
-def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal(
+def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal_or_another_protocol(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server has sent data and then closes the connection during the handshake without a reason, mqtool treats
-    this as a handshake that was cut off, and not as a refused login. If the server closes the connection before it has
-    sent anything, mqtool does not conclude that it speaks another protocol.
+    """If a server closes the connection during the handshake without a reason, pika reports a refused login or, if the
+    server has sent nothing, another protocol. mqtool believes neither, and treats this as a handshake that was cut off.
+    If the server has sent data that pika takes for another protocol, mqtool believes that.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off

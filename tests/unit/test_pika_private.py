@@ -130,8 +130,9 @@ def test_the_size_of_encoded_messages_is_that_of_their_frames_or_bodies(
 def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
     connect: Connect, kind: type[SelectConnection]
 ) -> None:
-    """The broker returns an unroutable message only if it was published as mandatory. It confirms each message,
-    returned or not.
+    """If a message that mqtool publishes is unroutable, the broker returns it only if mqtool has set the flag
+    `mandatory`. In both cases, the broker confirms the message. This is true whether mqtool or pika encodes the
+    message.
     """
     connection = connect(kind)
     log = list[object]()

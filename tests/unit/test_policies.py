@@ -35,10 +35,10 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_the_first_prefetch_the_acknowledgements_and_the_last_message_of_a_consumer() -> None:
-    """A consumer starts with the prefetch that `--prefetch` gives, by default 1,000. The exception is a queue with a
-    delivery limit: without `--prefetch` and `--auto-ack`, its consumer starts with 1. With `--count 3`, the prefetch is
-    at most 3, and the consumer is cancelled when it has received the third message. If a command such as `worker`
-    acknowledges messages itself, the consumer acknowledges none.
+    """A consumer starts with the prefetch of `--prefetch`, by default 1,000. On a queue with a delivery limit, it
+    starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with 3 if a
+    command such as `worker` acknowledges messages itself, and is cancelled when it has received the third message. The
+    consumer acknowledges the messages, unless such a command or the broker (`--auto-ack` without `--count`) does.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -130,8 +130,8 @@ def test_with_a_low_message_limit_messages_are_prefetched_one_by_one() -> None:
 
 
 def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_surplus_message_arrives() -> None:
-    """With `--count 300` and a prefetch of 250, a consumer acknowledges the first 50 messages as they are handled and
-    the others only at the end, so that the broker delivers no 301st message.
+    """With `--count 300`, a consumer has a prefetch of 250. It acknowledges the first 50 messages as they are handled,
+    and the others only at the end, so that the broker delivers no 301st message.
     """
     policy = ExactCount(300)
     assert policy.prefetch == 250
@@ -202,10 +202,10 @@ def test_a_command_that_acknowledges_messages_itself_never_gets_more_than_its_li
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """A command such as `worker`, which acknowledges messages itself, needs 20 messages, and has a prefetch of 8.
-    Before an acknowledgement could let the broker send a 21st message, mqtool replaces the consumer, and gives the new
-    one a prefetch of the number of missing messages, 5 in this test. If mqtool has to replace the consumer again, the
-    prefetch is half of the missing messages, 2 of 4.
+    """A command such as `worker`, which acknowledges messages itself, is to receive 20 messages (`--count`) with a
+    prefetch of 8. Before an acknowledgement could let the broker send a 21st message, mqtool replaces the consumer, and
+    gives the new one a prefetch of the number of missing messages, 5 in this test. If mqtool has to replace the
+    consumer again, the prefetch is half of the missing messages, 2 of 4.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -273,9 +273,10 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue, it is at most N - 50, or 1
-    if N is 250 or less or `--prefetch` is below 1,000. The consumer acknowledges the messages, unless the broker does
-    (`--auto-ack`), or a command such as `worker`. If the command does, the prefetch is at most N instead.
+    """A consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue, it is at most N - 50. It is
+    1 if N is 250 or less, or if `--prefetch` is between 1 and 999. If a command such as `worker` acknowledges the
+    messages itself, the prefetch is instead `--prefetch`, but at most N. In all other cases, the consumer acknowledges
+    them, unless the broker does (`--auto-ack`).
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected

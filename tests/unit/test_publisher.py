@@ -215,9 +215,9 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_confirmed_messages_ar
 def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_error(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """After an error, such as a missing confirm, a publisher also reports messages that were confirmed or nacked
-    although an earlier message was not, each of them once. From then on, only messages that were neither confirmed nor
-    nacked count as unconfirmed.
+    """A publisher usually reports messages in the order of publishing. After an error, such as a missing confirm, it
+    also reports, once, each message that was confirmed or nacked while an earlier one was still unconfirmed. From then
+    on, only messages that were neither confirmed nor nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -237,7 +237,8 @@ def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_er
 
 def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
     """If the connection is lost after the broker has confirmed a message, but not an earlier one, the publisher
-    republishes only the unconfirmed messages. It reports the confirmed message immediately.
+    republishes only the unconfirmed messages. It reports the confirmed message after the reconnection, without waiting
+    for the confirm of the earlier one.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)

@@ -193,7 +193,7 @@ def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
     """While there is no message to publish, a publisher waits for confirms, for up to 50 ms at a time. It reports
-    confirmed messages before it asks its source for more messages.
+    confirmed messages before it asks its caller for more messages.
     """
     broker.confirms = False
     asked = list[int]()
@@ -218,8 +218,8 @@ def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
 def test_confirmed_messages_are_reported_before_a_missing_confirm_is_an_error(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """If a confirm does not arrive in time, publish() first yields a receipt for each message that the broker has
-    confirmed, and then raises NotConfirmed. All other messages still count as unconfirmed.
+    """If a confirm does not arrive in time, publish() first reports each message that the broker has confirmed, and
+    then raises NotConfirmed. All other messages still count as unconfirmed.
     """
     broker.confirms = False
 
@@ -272,8 +272,9 @@ class Batches(InBatches):
 
 
 def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: ScriptedBroker) -> None:
-    """If a batch contains a message that cannot be encoded, publish() publishes the earlier messages, yields a numbered
-    receipt for each of them, and raises an error. The invalid message and all later messages stay in the batch.
+    """If a caller gives publish() a batch of messages, one of which cannot be encoded, publish() publishes the messages
+    before this one, reports each of them with its number, and raises an error. The invalid message and all later ones
+    stay in the caller's batch.
     """
     long = Message(b"bad", "k" * 300)
     first, batch = [Message(b"1"), Message(b"2")], [Message(b"3"), Message(b"4"), long, Message(b"6")]

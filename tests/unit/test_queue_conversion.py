@@ -177,9 +177,9 @@ def begin_and_stop(place: Place, batches: int, to: str = "quorum") -> Conversion
 def test_a_conversion_continues_where_it_was_stopped(
     place: Place, before: str, after: str, batches: int, held: int, returned: int, meanwhile: int
 ) -> None:
-    """If `queue convert` is stopped after any batch of messages, the next run continues with the plan that is stored on
-    the broker. If a client publishes a message between the two runs, this message comes after all others in the
-    converted queue.
+    """`queue convert` stores the plan of a conversion on the broker. If the command is stopped after any batch of
+    messages, the next run continues with this plan. If a client publishes a message between the two runs, this message
+    comes after all others in the converted queue.
     """
     place.fill(before)
     begin_and_stop(place, batches, after)
@@ -655,7 +655,8 @@ def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
 
 def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:
     """If a conversion was stopped, and both the queue to convert and the temporary queue that held the messages were
-    deleted, finishing the conversion raises NotFound. The hint says to declare the queue again.
+    deleted, finishing the conversion raises NotFound. The error names the queue to convert, and the hint says to
+    declare it.
     """
     place.fill()
     begin_and_stop(place, 3)

@@ -180,16 +180,16 @@ def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
 def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
     given: dict[str, Any], kind: str, is_applied: bool
 ) -> None:
-    """A policy applies to a queue if its pattern matches the queue's name, its apply-to includes the queue's type, and
-    this type supports all of the policy's settings. If mqtool cannot parse a pattern, because it is written for Erlang,
-    mqtool assumes that it matches.
+    """mqtool expects a policy to apply to a queue if the policy's pattern matches the queue's name, its apply-to
+    includes the queue's type, and this type supports all of the policy's settings. If mqtool cannot parse the pattern,
+    because it is written for Erlang, mqtool assumes that it matches.
     """
     assert applies(given, "q", kind) is is_applied
 
 
 def test_the_matching_policy_with_the_highest_priority_applies() -> None:
-    """If several policies match a queue, the one with the highest priority applies. The default priority is 0. If
-    several have the highest priority, any of them can apply.
+    """If several policies match a queue, mqtool expects the one with the highest priority to apply. It takes a missing
+    priority for 0, the default. If several have the highest priority, mqtool expects that any of them can apply.
     """
     low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
     other = policy("other", "^x", priority=9)
@@ -528,8 +528,8 @@ def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
 ) -> None:
     """The management API's counts of a queue can be some seconds old, or missing. Before `policy set` sets a policy, it
     therefore counts the queue's messages and consumers over AMQP. If no count is available, it says that the queue may
-    lose messages. If only the bytes are missing, or are 0, it says that the queue may drop some messages, and why it
-    does not know their number.
+    lose messages. If the limit is in bytes, and the API reports no size of the messages, or 0, it says that the queue
+    may drop some of them, and why it does not know how many.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -816,9 +816,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
     """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
-    `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or no
-    policy has the given name, it reports no loss. For a quorum queue, it assumes that a policy also overrides a lower
-    x-expires, as in RabbitMQ 3.10.
+    `policy clear` clears a policy, it says what each queue would lose because of these limits. If no such limits would
+    apply, or if no policy has the given name, it reports no loss. It assumes that a policy overrides even a lower
+    x-expires of a quorum queue, as in RabbitMQ 3.10.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])
@@ -911,8 +911,8 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
 ) -> None:
     """A classic queue with reject-publish keeps the messages that it has beyond a new limit, but only until RabbitMQ
     restarts. `policy set` and `policy clear` say how many it will drop or dead-letter then, including unacknowledged
-    ones. They say nothing if the limit is not lower than before, and nothing of a quorum queue, which keeps its
-    messages, or of a transient or exclusive queue, which does not survive a restart.
+    ones. They report no such loss if the limit is not lower than before. Nor do they report one for a quorum queue,
+    which keeps its messages, or for a transient or exclusive queue, which does not survive a restart.
     """
     expected = [Loss("q", messages, why, at_restart=True)] if why else []
     full = queue(**{"arguments": FULL, "messages": 10, "message_bytes": 100, **there})
@@ -922,10 +922,11 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
     assert cleared == expected
 
 
-def test_the_overflow_behaviour_that_an_earlier_policy_has_set_applies_until_a_restart() -> None:
-    """If an earlier policy makes a classic queue reject new messages, and a new policy, which does so as well, adds a
-    limit, the queue drops messages beyond the limit only when RabbitMQ restarts. `policy set` says how many. If the new
-    policy would also make the queue expire, `policy set` says that, too.
+def test_a_queue_that_already_rejects_messages_drops_those_beyond_a_new_limit_at_a_restart() -> None:
+    """A classic queue already rejects new messages, because an earlier policy sets reject-publish. If a new policy sets
+    reject-publish-dlx and a limit, the queue keeps the messages that it has beyond this limit until RabbitMQ restarts.
+    `policy set` says how many messages the queue will drop then. If the new policy would also make the queue expire,
+    `policy set` says that, too.
     """
     new = policy(overflow="reject-publish-dlx", max_length=4, expires=60_000)
     expiring, dropping = lost(new, queue(messages=10), policies=[policy(overflow="reject-publish")])
@@ -935,8 +936,8 @@ def test_the_overflow_behaviour_that_an_earlier_policy_has_set_applies_until_a_r
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_losses_are_counted_without_permission_to_read_policies(refusal: Exception) -> None:
-    """If the user of `policy set` has no permission to read the existing policies, the command counts the messages that
-    the new policy would remove as if there were no other policy.
+    """If the user of `policy set` has no permission to read the existing policies, the command says how many messages
+    the new policy would remove if there were no other policies.
     """
     assert lost(policy(max_length=4), queue(), policies=refusal, operator=refusal)[0].messages == 6
 

@@ -98,8 +98,8 @@ def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBrok
 
 def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
     """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, mqtool considers the
-    difference harmless, and can use the exchange. It does not consider another type harmless. If it reports either
-    difference, the error is DeclaredDifferently.
+    difference harmless, and can use the exchange. It does not consider another type harmless. The error for either
+    difference is DeclaredDifferently, in case the caller accepts not even a harmless one.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

@@ -172,8 +172,9 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. If the connection is lost, mqtool tries this node first. Because mqtool has logged in there
-    before, it does not take a socket that is now closed during the login for a refused login.
+    $MQTOOL_CONNECTION_NAME. If the connection is lost, mqtool tries this node first. It takes into account that it has
+    logged in there before: if the node closes the socket during the new login, this does not mean that the login is
+    refused.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -275,8 +276,9 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and lets its owner
-    resume the work that was interrupted. Notices report the loss, each failed attempt, and how long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and tells the code
+    that uses it to resume the interrupted work. Notices report the loss, each failed attempt, and how long reconnecting
+    took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None]
@@ -361,7 +363,7 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
 def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect) -> None:
     """If the broker does not answer a request over AMQP 1.0 within 20 s, or within the time that the caller gives, the
     request raises Unavailable. If the caller waits for another event, such as a confirm, for a limited time, waiting
-    simply ends.
+    ends without an error.
     """
     session = connect()
     session.changed = Clocked(broker)
@@ -376,8 +378,9 @@ def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect
 
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
-    """If an AMQP 1.0 connection is lost repeatedly, each time within 60 s and before a message was confirmed or
-    settled, the attempts to reconnect add up. When none are left, each call that waits raises Unavailable.
+    """The number of attempts to reconnect is limited, to 2 in this test. If an AMQP 1.0 connection is lost repeatedly,
+    each time within 60 s and before a message was confirmed or settled, the attempts after all of these losses count
+    towards this limit. When the limit is reached, each call that waits raises Unavailable.
     """
     session = connect([ONE, TWO], AT_ONCE)
     for epoch in (1, 2):
@@ -473,8 +476,8 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
 
 @pytest.mark.parametrize("closing_fails", [True, False])
 def test_a_closed_connection_is_not_opened_again(broker: Broker, connect: Connect, *, closing_fails: bool) -> None:
-    """close() of an AMQP 1.0 connection sends a close frame, and ends the I/O thread, even if the socket fails. Calls
-    that wait raise Unavailable. A second close() has no effect.
+    """close() of an AMQP 1.0 connection sends a close frame, and ends the I/O thread, even if the socket fails. After
+    that, the connection is not opened again: calls that wait raise Unavailable. A second close() has no effect.
     """
     session = connect([ONE], AT_ONCE)
     broker.closing_fails = closing_fails

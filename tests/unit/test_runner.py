@@ -508,9 +508,10 @@ def test_a_runner_ends_even_if_nobody_reads_mqtools_stderr(monkeypatch: pytest.M
     os.close(reading)
 
 
-def test_a_runner_writes_the_rest_of_stderr_until_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
+def test_a_runner_does_not_wait_for_a_full_pipe_once_its_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
     """A runner is a process that runs programs for `worker`. Between two programs, it writes the rest of the first
-    program's stderr, until the worker requests the second program.
+    program's stderr. If mqtool's stderr is a full pipe when the worker requests the second program, the runner does not
+    wait until everything is written: it keeps the rest, up to the size of a pipe, in memory, and writes it later.
     """
     stderr, reading = pipe
     stderr.write(b"a" * (2 * PIPE_SIZE))

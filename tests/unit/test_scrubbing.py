@@ -310,8 +310,8 @@ def test_scrub_reports_a_field_as_not_found_if_it_keeps_all_values_of_the_field(
 @pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
 def test_scrub_does_not_report_a_field_as_not_found_once_a_value_of_it_was_replaced(fields: str) -> None:
     """Once `scrub --field` has replaced text, a number or bytes in the field, it does not report the field as not
-    found. The field `queue` includes the routing key of a message to the default exchange, because this key is the name
-    of a queue.
+    found. For the field `queue`, it is enough to have replaced the routing key of a message to the default exchange,
+    because this key is the name of a queue.
     """
     headers = {"n": 17, "text": "s3cret", "raw": {"$bytes": "czNjcmV0"}}
     scrubber = Scrubber(PSEUDONYMS, only=parse_fields([fields]))

@@ -198,9 +198,9 @@ def test_a_request_returns_the_brokers_reply(
 
 
 def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() of a `bench` client's connection returns after the given time. The caller can also name a file descriptor
-    to be watched, such as the end of a pipe, with a function. Once the descriptor can be read, wait() calls the
-    function, and returns immediately.
+    """wait() of a `bench` client's connection returns after the given time. The exception is a file descriptor that the
+    caller has asked the connection to watch, such as the end of a pipe: once it can be read, wait() calls the function
+    that the caller has given for it, and returns immediately.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []

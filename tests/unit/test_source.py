@@ -154,12 +154,12 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("published", "kept"), [(1, [b"1", b"2"]), (2, [b"2"])])
-def test_failed_to_keeps_the_message_that_was_read_but_not_published(
+def test_the_option_failed_to_saves_the_message_that_was_read_but_not_published(
     published: int, kept: list[bytes], tmp_path: Path
 ) -> None:
     """If `send --failed-to FILE` fails while a message that it has read waits to be published, for example because the
-    window of unconfirmed messages is full, FILE contains this message, too. If the last message that was read has been
-    published, it is not added to FILE a second time.
+    window of unconfirmed messages is full, FILE contains this message, too. If the last message that was read has
+    already been published, it is not saved in this way.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"0\n1\n2\n")
@@ -178,7 +178,7 @@ def test_failed_to_keeps_the_message_that_was_read_but_not_published(
     [MessageOptions(lines=True), MessageOptions(as_json=True), MessageOptions()],
     ids=["lines", "NDJSON", "one message"],
 )
-def test_failed_to_saves_the_end_of_a_file_after_a_signal(
+def test_the_option_failed_to_saves_the_end_of_a_file_after_a_signal(
     options: MessageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If `send -f INPUT --failed-to FILE` is stopped with Ctrl-C, it saves in FILE all messages of INPUT that were not
@@ -195,9 +195,10 @@ def test_failed_to_saves_the_end_of_a_file_after_a_signal(
     assert b"last" in kept.body
 
 
-def test_an_invalid_routing_key_in_a_line_is_no_error_if_an_option_overrides_it(tmp_path: Path) -> None:
+def test_a_line_with_an_invalid_routing_key_is_saved_if_an_option_overrides_the_key(tmp_path: Path) -> None:
     """If `send --failed-to FILE` fails, it saves the unsent messages of its input in FILE, up to the first line that
-    can never be sent. A line whose routing key is too long counts as such a line, unless -r gives another key.
+    can never be sent, such as a line whose routing key is too long. If `-r` gives another routing key, such a line can
+    be sent, and is saved like any other.
     """
     file = tmp_path / "input"
     file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')

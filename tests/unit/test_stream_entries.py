@@ -137,7 +137,7 @@ def test_a_user_id_of_a_stream_message_is_text() -> None:
 
 def test_the_body_of_a_stream_message_can_have_several_parts() -> None:
     """If the body of a stream message has several data sections, the message is received with all of them in order. A
-    body that is an AMQP 1.0 value or sequence is received with its encoding.
+    body that is an AMQP 1.0 value or sequence is not decoded: the receiver gets its encoded bytes.
     """
     before = section(entries.PROPERTIES, compound(0xC0, [variable(0xA1, b"id")]))
     found = {"message_id": "id"}
@@ -289,7 +289,7 @@ def test_a_stream_message_has_no_names_that_are_too_long_for_amqp_0_9_1() -> Non
     assert received(longest.encode() + b"x") == entries.StreamEntry(b"x", {})
 
 
-def test_a_stream_entry_has_the_exchange_of_amqp_0_9_1_and_no_tables_in_its_headers() -> None:
+def test_the_exchange_of_a_stream_entry_is_read_and_headers_with_tables_are_not_written() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from the message
     annotations that RabbitMQ has added. If mqtool itself encodes a stream entry, it leaves out headers whose values are
     tables.

@@ -62,8 +62,8 @@ def test_confirmed_messages_are_reported_before_the_error_if_a_stream_is_deleted
     streams: list[str], frames: list[bytes], confirmed: list[str]
 ) -> None:
     """If a stream or a partition of a super stream is deleted while messages are unconfirmed, the publisher first
-    yields a receipt for each message that has been confirmed, and then raises NotFound. The other messages still count
-    as unconfirmed.
+    reports each message that has been confirmed, and then raises NotFound. The other messages still count as
+    unconfirmed.
     """
     channel, received = DeletedStream(), list[Receipt]()
     publisher = StreamPublisher(cast(Any, channel), streams, 60.0, lambda message: message.body, None)

@@ -66,8 +66,9 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
-    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC
-    and BCC are removed. When the message is dead-lettered, the header mqtool-redrives is kept only if it is a number.
+    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC and
+    BCC are removed. When the message is dead-lettered, the header mqtool-redrives, in which `dlq redrive` counts its
+    moves, is kept if its value is a number. Any other value must be forged, and the header is removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -341,8 +342,8 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
 def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message is unroutable because its target queue is missing, a move can continue, as that of `dlq redrive`
-    without `--to` does: the message stays in its own queue, and the other messages are moved.
+    """A command that moves messages can decide to continue if a message is unroutable, because its target queue is
+    missing. `dlq redrive` without `--to` does so: the message stays in its own queue, and the other messages are moved.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -643,7 +644,9 @@ def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pyt
 
 
 def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the queue reports no ready messages, a command such as `move` ends without waiting for further messages."""
+    """Without an idle timeout, a command such as `move` ends as soon as the queue reports no ready messages. It does
+    not wait for messages that arrive in the queue later.
+    """
     source = Source(monkeypatch, 0.0, 0.5)
     assert source.moves(Until()) == [1]
     assert source.now == 0.25  # the time of the confirm

@@ -265,11 +265,12 @@ class FailingSocket(socket.socket):
          "^127.0.0.1:5672 closed the connection during the handshake$"),
     ],
 )  # fmt: skip
-def test_the_error_says_that_a_client_certificate_was_refused_after_the_tls_handshake(
+def test_a_client_certificate_that_is_refused_after_the_tls_handshake_raises_an_error(
     broker: Broker, error: Exception, kind: type[MqtoolError], words: str
 ) -> None:
-    """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. mqtool's error then says that
-    the broker does not accept the certificate. If the broker only closes the connection, the error says that.
+    """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. If the broker gives this
+    reason, mqtool's error says that the broker does not accept the certificate. If the broker gives no reason, the
+    error says only that the broker closed the connection.
     """
     broker.client = FailingSocket(fileno=broker.client.detach())
     broker.client.error = error

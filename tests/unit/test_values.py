@@ -12,7 +12,7 @@ def test_an_option_for_a_size_accepts_the_units_of_a_where_condition(text: str) 
     assert size(text) == bare(text).number
 
 
-def test_an_option_for_a_size_accepts_no_unit_or_a_short_one() -> None:
+def test_an_option_for_a_size_accepts_short_units_and_numbers_without_a_unit() -> None:
     """In an option such as `bench --size`, a number without a unit is in bytes, and K, M, G and T mean KiB, MiB, GiB
     and TiB, in upper or lower case.
     """

@@ -258,8 +258,8 @@ def test_the_time_for_declaring_wait_queues_is_part_of_the_delay(broker: FakeBro
 def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
     """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
     queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
-    last declaration. Until then, only what is missing for another delay is declared. After a reconnection, mqtool
-    declares each of these queues and exchanges only once.
+    last declaration. For a message with another delay, it declares only what does not exist yet. After a reconnection,
+    mqtool declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -629,11 +629,11 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
 def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
-    """If mqtool publishes a delayed message to its wait queue again, it sets an expiration with which the message is
-    still due at the time in mqtool-due, even if it has to wait in a second queue as well. Even with forged headers, it
-    never sets a longer expiration than the message had. It sets none if mqtool-due is not a time, or if the queue is
-    not for delays. Nor does it set one if the message has no expiration and its due time is past, because it may
-    already have been delivered.
+    """If mqtool publishes a delayed message to its wait queue again, it sets the expiration so that the message still
+    arrives at the due time in its header mqtool-due, even if it has to wait in a second queue as well. It never makes
+    an expiration longer, even with forged headers. It leaves the expiration as it is if mqtool-due is not a time, or if
+    the message is not in a wait queue for delays. The same is true of a message without an expiration whose due time is
+    past, because it may already have been delivered.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -644,8 +644,8 @@ def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_la
     """Only the message at the head of a wait queue can expire. So a message that was published to the queue again, with
     a shorter expiration, may be late. mqtool reports this if a message in front of it leaves more than a second later
     or, with long delays, later by more than the step to which such delays are rounded. It does not report a message
-    without a due time, or one whose expiration is nearly the queue's delay, even if messages in front of it have forged
-    due times.
+    without a due time. Nor does it report one whose expiration is nearly the queue's delay, even if messages in front
+    of it have forged due times, because no message stays in the queue for longer than this delay.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

@@ -32,9 +32,9 @@ def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
     kind: PeekKind, limit: float, notice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If a policy that the user cannot see may lower a queue's delivery limit, `receive` assumes that the limit is at
-    most 2. If there is or may be a limit, and `receive` must keep its consumer, for example because another one could
-    become the single active consumer, it takes messages one at a time. If it does so because the limit is unknown, a
-    notice says this.
+    most 2. With such a low limit, only a message that was never requeued can make it use its full prefetch. If there is
+    or may be a limit, and `receive` must keep its consumer, for example because another one could become the single
+    active consumer, it takes messages one at a time. If it does so because the limit is unknown, a notice says this.
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]

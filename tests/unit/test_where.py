@@ -405,8 +405,8 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
     [("(a+)+$", "a" * 40 + "!"), ("a.*b", "a" * 1_000_000), ("(x|x)*y", "x" * 100_000), (r"(\w+)*é$", "ü" * 50 + "!")],
 )
 def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str) -> None:
-    """A body that a stranger has sent cannot make a command with --where hang: a regular expression is matched in
-    linear time, whatever the expression and the body are.
+    """A body that a stranger has sent cannot make a command with `--where` hang: a regular expression that such a
+    condition accepts is matched in linear time, whatever the body is.
     """
     assert not where.parse(f"body~'{pattern}'").matches({"body": body})
 
@@ -433,8 +433,8 @@ def test_a_regular_expression_that_cannot_be_matched_in_linear_time_is_refused(p
     ],
 )  # fmt: skip
 def test_a_regular_expression_matches_as_in_python(pattern: str, body: str) -> None:
-    """A regular expression in a `--where` condition matches letters, digits and spaces of all languages, and `$` also
-    matches before a newline at the end, as in Python.
+    """In a regular expression of a `--where` condition, the classes for letters, digits and spaces include those of all
+    languages, and `$` also matches before a newline at the end, as in Python.
     """
     assert re.search(pattern, body)
     assert where.parse(f"body~'{pattern}'").matches({"body": body})

@@ -247,8 +247,9 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
 
 
 def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_error_of_the_retry() -> None:
-    """While the broker blocks its connection, `worker` can neither publish a retry nor cancel its consumer. If a signal
-    then stops `worker`, it raises the error of the retry, NotConfirmed, and does not acknowledge the message.
+    """While the broker blocks the connection of `worker`, `worker` can neither publish a retry nor cancel its consumer.
+    If a signal then stops `worker`, it raises NotConfirmed, the error of the retry, and does not acknowledge the
+    message.
     """
     channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
     _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
