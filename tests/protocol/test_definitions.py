@@ -145,9 +145,9 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The management API refuses to import definitions of the whole broker if they name no virtual host, or if they
-    contain an unknown virtual host, user, queue type, exchange type, policy key or parameter component. It creates none
-    of the queues that they contain.
+    """The management API refuses an import of definitions of the whole broker if a queue in them names no virtual host,
+    or if the definitions refer to an unknown virtual host, user, queue type, exchange type, policy key or parameter
+    component. No queue is created.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (

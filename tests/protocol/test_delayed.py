@@ -275,8 +275,8 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After the broker is killed and restarted, it still delivers the delayed messages of a durable exchange: one that
-    is overdue, and one that is not yet due. The second message is delivered even though it is transient.
+    """After the broker is killed and restarted, a durable x-delayed-message exchange still delivers its delayed
+    messages, whether or not they became due in the meantime. This includes transient messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

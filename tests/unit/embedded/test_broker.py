@@ -274,9 +274,9 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If several resource alarms are raised, the broker tells blocked publishers the reasons of all of them, and a
-    reason that two alarms have in common only once. It unblocks publishers when the last alarm ends. Raising an alarm
-    that is already raised, or ending one that is not, has no effect.
+    """If several resource alarms are raised, the broker tells blocked publishers all of the reasons, each of them once.
+    It unblocks publishers when the last alarm ends. Raising an alarm that is already raised, or ending one that is not,
+    has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)
@@ -327,7 +327,7 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 
 
 @pytest.mark.parametrize("held", [0, 5])
-def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
+def test_a_memory_alarm_closes_no_connection_while_messages_alone_take_too_much(scene: Scene, held: int) -> None:
     """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
     memory limit. Once they take less, it closes the connection that takes the most memory, but never a connection that
     takes no memory.
