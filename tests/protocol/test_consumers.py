@@ -179,8 +179,8 @@ def test_deleting_a_queue_cancels_its_consumers(
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """While a queue has an exclusive consumer, no other consumer can be started: the broker closes the channel with
-    403. Once the exclusive consumer is cancelled, another consumer can be started and gets messages.
+    """If another channel sends basic.consume for a queue that has an exclusive consumer, the broker closes this channel
+    with 403. Once the exclusive consumer is cancelled, another consumer can be started and gets messages.
     """
     channel.queue_declare("q")
     exclusive, other = Recorder(), Recorder()

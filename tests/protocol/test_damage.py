@@ -53,8 +53,8 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """After a kill or a stop that damages no file, the broker starts again with all messages. It logs no damage, and
-    leaves no copies of files in the data directory.
+    """After it was killed or stopped, the broker starts again with all messages. It logs no damage, and leaves no
+    copies of damaged files in the data directory.
     """
     for end in (process.kill, process.stop):
         end()

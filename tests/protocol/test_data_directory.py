@@ -96,9 +96,9 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    """If one queue's name contains the byte 0xff, and the names of two others contain this byte as escaped text, the
-    broker has all three queues after a restart. Bindings whose queue names or routing keys contain NUL stay distinct as
-    well.
+    r"""If the name of one queue contains the byte 0xff, and the names of two others contain an escape sequence for it
+    as text, such as `\xff`, the broker has all three queues after a restart. Bindings whose queue names or routing keys
+    contain NUL stay distinct as well.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -202,8 +202,8 @@ def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
 
 
 def test_a_deleted_user_guest_is_not_created_again(process: BrokerProcess) -> None:
-    """If the user guest and the virtual host `/` have been deleted, the broker does not create guest again at its
-    next start.
+    """The broker creates the user guest only in a new data directory. If all users and the virtual host `/` have been
+    deleted, the broker does not create guest again at its next start.
     """
     api = Api(process.management_url)
     api("PUT", "users/boss", {"password": "secret", "tags": "administrator"})
@@ -216,7 +216,7 @@ def test_a_deleted_user_guest_is_not_created_again(process: BrokerProcess) -> No
 
 
 @large
-def test_a_slow_disk_delays_only_the_replies_to_declarations_of_durable_queues(
+def test_a_slow_disk_delays_declarations_of_durable_queues_but_not_the_use_of_transient_queues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the disk is slow, the replies to declarations of durable queues, over AMQP or HTTP, wait for the disk.
@@ -367,7 +367,7 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=OPERATIONS)
-def test_any_accepted_definition_survives_a_restart(
+def test_definitions_survive_a_restart_after_random_declarations_and_deletions(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
     """After a random sequence of declarations and deletions, and a restart, the broker has exactly the same definitions

@@ -90,10 +90,12 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
     )
 
 
-def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """After an import, exported definitions contain everything that was imported, but not the virtual host's exclusive
-    queues. The embedded broker does not export the bindings of these queues either. An import does not change an
-    existing queue, even if the imported arguments differ.
+def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
+    api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
+) -> None:
+    """After an import, the exported definitions contain everything that was imported, but no exclusive queues and no
+    bindings of these. The exception is RabbitMQ 4.2.9 and 4.3.3 to 4.3.5, which export the bindings. An import does not
+    change an existing queue, even if the imported arguments differ.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -117,8 +119,9 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """The definitions of the whole broker contain users, permissions, and the virtual host of each object. A user who
-    is not an administrator may not export or import definitions.
+    """The definitions of the whole broker contain users, permissions, and the virtual host of each object. A user with
+    the tag `management` may neither export the definitions of the whole broker nor import definitions into a virtual
+    host.
     """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
@@ -142,9 +145,9 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The management API refuses to import definitions of the whole broker if they name no virtual host, or if they
-    contain an unknown virtual host, user, queue type, exchange type, policy key or parameter component. It creates none
-    of the queues that they contain.
+    """The management API refuses an import of definitions of the whole broker if a queue in them names no virtual host,
+    or if the definitions refer to an unknown virtual host, user, queue type, exchange type, policy key or parameter
+    component. No queue is created.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (

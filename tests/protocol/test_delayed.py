@@ -90,8 +90,8 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
 def test_a_message_whose_x_delay_is_out_of_range_or_of_another_type_is_not_delayed(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is neither a number nor
-    text, such as a boolean or a list.
+    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is of a type other than
+    number or text (for example, a boolean or a list).
     """
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -145,7 +145,9 @@ def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel:
 
 @pytest.mark.usefixtures("delayed")
 def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel, take: Take) -> None:
-    """If two delayed exchanges route a message to the same queue, the queue gets the message twice."""
+    """If a fanout exchange routes a message to two delayed exchanges, each of them delays its own copy. A queue that is
+    bound to both delayed exchanges therefore gets the message twice.
+    """
     channel.exchange_declare("other", DELAYED, arguments={"x-delayed-type": "direct"})
     channel.queue_bind("q", "other", "k")
     channel.exchange_declare("before", "fanout")
@@ -160,9 +162,9 @@ def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel,
 def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
-    """When a message is published to a delayed exchange with an alternate exchange, the alternate exchange gets a copy
-    immediately. When the message is due, it goes to the queues that are bound to the delayed exchange or, if there are
-    none, to the alternate exchange once more.
+    """Before a message is due, a delayed exchange routes it to no queue. The exchange's alternate exchange therefore
+    gets a copy immediately. When the message is due, it goes to the queues that are bound to the delayed exchange or,
+    if there are none, to the alternate exchange once more.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -196,8 +198,8 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
     channel: BlockingChannel, take: Take
 ) -> None:
     """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. The
-    broker leaves the headers of a message with CC unchanged. When it removes the header BCC from a message, it also
-    negates the header x-delay.
+    headers of a message with CC stay unchanged. If a message has BCC, the broker removes this header, and x-delay
+    arrives as a negative number. This is so whenever the broker changes the headers of a delayed message.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -273,8 +275,8 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After the broker is killed and restarted, it still delivers the delayed messages of a durable exchange: one that
-    is overdue, and one that is not yet due. The second message is delivered even though it is transient.
+    """After the broker is killed and restarted, a durable x-delayed-message exchange still delivers its delayed
+    messages, whether or not they became due in the meantime. This includes transient messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

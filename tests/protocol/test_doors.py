@@ -183,8 +183,8 @@ def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
 def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
-    """Even if clients without a login already hold as many HTTP connections as the broker allows, the broker accepts
-    and answers further clients that log in.
+    """If clients without a login hold as many HTTP connections as the broker allows, the broker closes one of these
+    connections for each new one. It therefore still answers clients that log in.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:

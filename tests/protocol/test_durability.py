@@ -70,8 +70,8 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """After a clean restart, a message in a quorum queue has the same x-acquired-count and x-delivery-count as before
-    the restart, as in RabbitMQ 4.3.
+    """If a broker that imitates RabbitMQ 4.3 is stopped cleanly and restarted, a message in a quorum queue has the same
+    x-acquired-count and x-delivery-count as before.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()

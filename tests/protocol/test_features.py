@@ -137,8 +137,9 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. The page
-    lists three arguments of exchanges and bindings: alternate-exchange, x-delayed-type and x-match. The broker accepts
-    valid values of alternate-exchange and x-match, and refuses an invalid one with the status 400.
+    lists three arguments of exchanges and bindings. For two of them, alternate-exchange and x-match, this test checks
+    that the broker accepts valid values, and answers an invalid value with the status 400. The third one,
+    x-delayed-type, is tested in test_delayed.py.
     """
     known = set()
     for names, here in table("Exchanges"):

@@ -327,8 +327,8 @@ def test_deleting_a_virtual_host_frees_the_memory_of_exchange_and_binding_argume
 
 def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory_use() -> None:
     """The names of the exchanges that a channel has published to count towards the broker's memory use until the
-    channel is closed, even if the exchanges have been deleted. A deleted x-delayed-message exchange takes no memory
-    once the channel is closed and the exchange's delayed messages are due.
+    channel is closed, even if the exchanges have been deleted. If they were x-delayed-message exchanges, the broker
+    uses no more memory than before once the channel is closed and all delayed messages are due.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)

@@ -167,7 +167,7 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]], ids=["one frame", "two frames"])
 def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
     """When a message has the flag `immediate`, the broker's connection.close with 540 contains the class id and method
-    id of basic.publish. This is so even though the frames with the message's body arrive before the broker replies.
+    id of basic.publish, although the client has also sent the message's content header and body after this method.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))

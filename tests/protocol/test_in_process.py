@@ -600,9 +600,9 @@ OVERRIDDEN = {
 
 @large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """A project may have its own fixture amqp_broker, which ignores the version that `pytest --amqp-like` requests. A
-    test that uses this fixture then fails, and the error says how to change the fixture. After this change, the test
-    passes with and without the option.
+    """A project's own fixture amqp_broker may ignore the version that `pytest --amqp-like` requests. If this fixture's
+    broker imitates another version, a test that uses it fails, and the error says how to change the fixture. After this
+    change, the test passes with and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -623,7 +623,8 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 @large
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
     """`pytest --amqp-like` cannot run a test once per version if the test gets the broker by getfixturevalue(). Such a
-    test fails, and the error says how to name the fixture instead. Without the option, the test passes.
+    test fails, and the error says that the test must have the fixture as an argument instead. Without the option, the
+    test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -94,12 +94,11 @@ def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
 
 
 @pytest.mark.parametrize("of", ["vhost", "user"])
-def test_max_connections_applies_to_the_stream_protocol_from_4_2_on(
+def test_from_4_2_7_on_max_connections_applies_to_the_stream_protocol(
     broker: TestBroker, api: Api, vhost: str, ann: str, connect: Connect, connect_stream: Opener, of: str
 ) -> None:
-    """From RabbitMQ 4.2 on (more precisely, from 4.2.7 on), if a virtual host or a user has reached its limit
-    max-connections, a client of the stream protocol cannot open the virtual host: the broker answers with
-    vhost-access-failure, and closes the connection.
+    """From RabbitMQ 4.2.7 on, if a virtual host or a user has reached its limit max-connections, a client of the stream
+    protocol cannot open the virtual host: the broker answers with vhost-access-failure, and closes the connection.
     """
     name = str(urlsplit(ann).username)
     api("PUT", f"{of}-limits/{vhost if of == 'vhost' else name}/max-connections", {"value": 1})

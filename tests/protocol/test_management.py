@@ -462,9 +462,9 @@ def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, an
 def test_only_users_of_a_virtual_host_can_test_its_aliveness(
     api: Api, vhost: str, ann: str, tag: str, broker: TestBroker
 ) -> None:
-    """If a user without permissions in a virtual host requests its aliveness test, the management API answers with the
-    status 401. From RabbitMQ 4.3 on, it answers with 404 if the user is not an administrator, and still with 401 if the
-    user is one.
+    """If a user without permissions in a virtual host requests its aliveness test, the management API refuses the
+    request. Up to RabbitMQ 4.2, it answers with the status 401. From 4.3 on, it answers with 401 if the user is an
+    administrator, and with 404 otherwise.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     api("PUT", f"users/{ann}", {"password": "secret", "tags": tag})

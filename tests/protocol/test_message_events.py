@@ -282,7 +282,7 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
         events.until("confirmed")
 
 
-def test_the_memory_of_a_channel_that_is_closed_before_its_confirms_is_freed(broker: EmbeddedBroker) -> None:
+def test_a_channel_that_is_closed_before_its_message_is_confirmed_takes_no_memory(broker: EmbeddedBroker) -> None:
     """If a publisher disconnects before the broker has confirmed its message, the broker frees the memory of the
     publisher's channel, even while a program reads /api/mqtool/events.
     """
@@ -470,7 +470,7 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
     return client
 
 
-def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
+def test_stream_protocol_events_name_no_exchange_and_the_response_counts_deliveries(broker: EmbeddedBroker) -> None:
     """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the stream,
     but no exchange. The response also says how many messages each reader has received.
     """
@@ -502,8 +502,8 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
     """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset, and the client's protocol and connection. The response contains the offset that was stored last. If the
-    reader's offset is reset, the event `stored` has the offset -1.
+    offset, and the client's protocol and connection. The response contains the offset that was stored last. If a client
+    resets the reader's offset, the event `stored` has the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -584,8 +584,8 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If many messages are published at once, /api/mqtool/events leaves out the events of some of them, such as a
-    delayed message. If a later message has the same exchange and routing key, but no delay, it is not mistaken for the
+    """If many messages are published at once, /api/mqtool/events reports only some of them, and may omit a delayed
+    message. A later message with the same exchange and routing key, but without a delay, is not mistaken for the
     omitted one: it has the events `published` and `ready`, and no event `delayed`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -624,8 +624,9 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. It no longer keeps
-    this data once the queue is deleted and the channel with the queue's unacknowledged message is closed.
+    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. If a queue is
+    deleted while one of its messages is unacknowledged, the broker keeps none of the queue's data once the channel that
+    received this message is closed.
     """
     channel.queue_declare("q")
     events = Events(broker)

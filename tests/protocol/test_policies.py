@@ -133,9 +133,9 @@ def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
 ) -> None:
     """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic queue
-    first dead-letters its surplus messages, and then rejects new ones. There are two exceptions, in which a queue keeps
-    its surplus messages: a classic queue whose overflow behaviour has already been set by an earlier policy, and a
-    quorum queue with reject-publish.
+    first dead-letters its surplus messages, and then rejects new ones. The exception is a classic queue that already
+    had this overflow behaviour: it keeps its surplus messages. A quorum queue with reject-publish keeps its surplus
+    messages, too.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns

@@ -402,8 +402,9 @@ def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
 
 
 def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
-    """Up to RabbitMQ 4.2, the embedded broker has the exchange type x-delayed-message. From 4.3 on, it refuses this
-    type as unknown.
+    """An embedded broker that imitates RabbitMQ 4.2 or earlier has the exchange type x-delayed-message. One that
+    imitates 4.3 or later refuses this type as unknown, because RabbitMQ's delayed message plugin does not exist for
+    these versions.
     """
     types = [each["name"] for each in api("GET", "overview")[1]["exchange_types"]]
     if broker.differs_since("4.3", "there is no plugin for it"):

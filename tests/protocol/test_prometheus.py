@@ -347,12 +347,12 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
     ],
     ids=str,
 )
-def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
+def test_the_metrics_port_serves_only_metrics_and_refuses_requests_from_pages_of_another_site(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
     """The metrics port answers GET and HEAD requests for metrics without a login. Another method gets the status 405,
-    and another path gets 404. Requests that a web page could send are refused: with 403 if the Origin header names
-    another site, and with 421 if the Host header names another host.
+    and another path gets 404. A request that may come from a web page of another site is refused: with 403 if its
+    Origin header names another site, and with 421 if its Host header names another host.
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 

@@ -362,8 +362,10 @@ def test_queue_purge_and_queue_delete_return_the_number_of_ready_messages(channe
     assert channel.queue_delete("q").method.message_count == 0
 
 
-def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """A client can encode the entries of a dead letter's x-death header as JSON, except for their times."""
+def test_x_death_can_be_encoded_as_json_except_for_the_time(channel: BlockingChannel, take: Take) -> None:
+    """A client that uses pika can encode the entries of a dead letter's x-death header as JSON. The exception is an
+    entry's time, which pika decodes as a datetime.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

@@ -371,7 +371,7 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
         nack.client.receive()
 
 
-def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_limit(nacking: Start) -> None:
+def test_messages_that_a_nack_puts_over_the_delivery_limit_are_dead_lettered_in_order(nacking: Start) -> None:
     """One basic.nack puts four messages of a quorum queue over the delivery limit. A fifth message is published before
     the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in the
     queue.

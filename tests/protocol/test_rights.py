@@ -671,9 +671,9 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_brokers_that_imitate_4_0_or_4_3_check_topic_permissions_for_cc_and_bcc(native: "tuple[World, str]") -> None:
-    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0 (more precisely, 4.0.5) or 4.3
-    checks a user's topic permissions for a message's own routing key and for the routing keys in CC and BCC.
+def test_brokers_that_imitate_4_0_5_or_4_3_check_topic_permissions_for_cc_and_bcc(native: "tuple[World, str]") -> None:
+    """Over AMQP 0-9-1 and over HTTP, an embedded broker that imitates RabbitMQ 4.0.5 or 4.3 checks a user's topic
+    permissions for a message's own routing key and for the routing keys in CC and BCC.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})

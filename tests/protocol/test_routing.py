@@ -166,8 +166,9 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """If a message is published to the default exchange, each queue that is named by its routing key, or by a key in
-    its headers CC or BCC, gets the message once. The broker removes the header BCC, and keeps CC.
+    """If a message is published to the default exchange, each queue whose name is the message's routing key, or one of
+    the keys in the message's headers CC and BCC, gets the message once. The broker removes the header BCC, and keeps
+    CC.
     """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)

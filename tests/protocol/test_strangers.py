@@ -43,8 +43,8 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """If one address opens more connections without a login than the limit allows, the broker closes the oldest of
-    them. A logged-in connection stays open.
+    """If there are more connections without a login from one address than the limit allows, the broker closes the
+    oldest of these connections. A logged-in connection stays open.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:

@@ -79,9 +79,9 @@ def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: P
         assert [body for _, body in read_all(process, 3)] == [b"a", b"b", b"c"]
 
 
-def test_files_that_are_left_of_a_deleted_stream_are_not_used_again(tmp_path: Path) -> None:
-    """If the broker is killed after it has deleted a stream, and the stream's files are still in the data directory
-    when the broker starts again, a new stream with the same name does not contain the old messages.
+def test_files_that_a_deleted_stream_leaves_behind_are_not_used_again(tmp_path: Path) -> None:
+    """If the broker is killed after a client has deleted a stream, but before the stream's files are removed, a new
+    stream with the same name does not contain the old messages.
     """
     with BrokerProcess(tmp_path) as process:
         with connect(process) as connection:

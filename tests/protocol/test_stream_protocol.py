@@ -250,7 +250,7 @@ def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, s
 
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
-def test_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
+def test_up_to_4_2_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
     """Up to RabbitMQ 4.2, the broker accepts a stream client's publish frame that is larger than the negotiated
     maximum, because clients send large batches in such frames.
     """

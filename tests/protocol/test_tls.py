@@ -94,7 +94,7 @@ def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If more connections from one address have an unfinished TLS handshake than the limit allows, the broker closes
-    the oldest of them. It still serves the newest of them, and other clients.
+    the oldest of them. The newest of them can still finish its handshake, and other clients can connect.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
@@ -121,7 +121,7 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     """If the broker requires client certificates, it refuses a client without one, and accepts a client with one. When
-    this broker is stopped, it sends connection.close to such a client, and stops within 5 seconds.
+    the broker is stopped, it sends connection.close to the client that it has accepted, and stops within 5 seconds.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):

@@ -40,12 +40,12 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
 
 
 @pytest.mark.parametrize("path", ["vhosts/{}", "definitions"])
-def test_a_virtual_host_loses_the_metadata_that_a_request_does_not_contain(
+def test_a_virtual_host_loses_a_description_and_tags_that_an_update_does_not_contain(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
-    """If a PUT request or imported definitions update a virtual host without its description and tags, the virtual host
-    loses them. For a missing default queue type, the result depends on the version: up to RabbitMQ 4.1, the virtual
-    host keeps its type, and from 4.2 on, the type becomes `classic`.
+    """If a PUT request or an import of definitions updates a virtual host, but does not contain its description and
+    tags, the virtual host loses them. If the default queue type is missing as well, the virtual host keeps its type up
+    to RabbitMQ 4.1, and gets the type `classic` from 4.2 on.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}

@@ -228,8 +228,9 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
 
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
-    """A client deletes a queue and declares it again, and the broker is killed in between. The simulation's model
-    allows the queue to be missing: messages to it are confirmed but not stored, and requests for it get the status 404.
+    """A client deletes a queue and is about to declare it again, but the broker is killed before that, so the queue may
+    stay missing. The simulation's model then allows the broker to confirm messages to this queue without storing them,
+    and to answer requests for it with the status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):

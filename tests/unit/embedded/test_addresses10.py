@@ -71,10 +71,10 @@ def test_an_address_with_a_name_that_is_not_utf_8_is_refused(address: str) -> No
         parse_target(address)
 
 
-def test_a_receiver_reads_from_the_address_of_a_queue() -> None:
+def test_the_source_of_a_receiver_must_be_the_address_of_a_queue() -> None:
     """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the address
-    of an exchange, raises ValueError. An address such as /queue/q, which begins neither with `/queues/` nor with
-    `/exchanges/`, is not in version 2 of RabbitMQ's address format.
+    of an exchange, raises ValueError. The broker recognizes an address in version 2 of RabbitMQ's address format by its
+    beginning, which is `/queues/` or `/exchanges/`.
     """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"

@@ -265,7 +265,7 @@ def test_headers_that_are_repeated_are_decoded_once() -> None:
 @pytest.mark.parametrize(
     ("first", "second"), [(b"\1m\0\1a", b"\1m\0\1b"), (b"\1m\0\2aa", b"\2mm\0\1a"), (b"\1m\1\1\1\0", b"\1m\2\1\1\0")]
 )
-def test_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes, second: bytes) -> None:
+def test_content_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes, second: bytes) -> None:
     """If the content headers of two successive messages have the same length and partly the same bytes, but not the
     same user id, each message has its own user id.
     """

@@ -405,9 +405,9 @@ def test_a_receiver_with_an_option_that_its_queues_type_does_not_support_is_refu
     assert text == "invalid arg 'x-stream-filter' for queue 'q' in vhost '/' of queue type rabbit_classic_queue"
 
 
-def test_a_broker_like_4_0_has_no_dynamic_sources(loop: asyncio.AbstractEventLoop) -> None:
-    """With `broker up --like 4.0`, an AMQP 1.0 receiver with a dynamic source cannot be attached: the broker ends the
-    session with not-implemented, as RabbitMQ 4.0 does.
+def test_a_broker_that_imitates_4_0_refuses_dynamic_sources(loop: asyncio.AbstractEventLoop) -> None:
+    """An embedded broker that imitates RabbitMQ 4.0 does not support dynamic sources. If an AMQP 1.0 receiver asks for
+    one, the broker ends the session with not-implemented, as RabbitMQ 4.0 does.
     """
     client = MemoryClient10(loop, broker_like(loop, Like.V4_0))
     [end] = attach(client, RECEIVER, source=asking_for("temporary-queue"))

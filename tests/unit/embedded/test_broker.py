@@ -103,9 +103,9 @@ def restarted(directory: Path, change: Callable[[Broker], object]) -> tuple[dict
 
 
 def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path) -> None:
-    """A virtual host has a description, limits and labels (tags, default queue type and protection). If one of these is
-    changed, the others stay as they are, even after a restart. Adding an existing virtual host again without a
-    description changes nothing.
+    """A virtual host has a description, limits, and other settings (tags, default queue type and protection). If the
+    description or the limits are changed, everything else stays as it is, even after a restart. Adding an existing
+    virtual host again without a description changes nothing.
     """
     labels = VhostLabels(("a", "b"), "quorum", is_protected=True)
 
@@ -127,7 +127,8 @@ def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path
 
 def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -> None:
     """When a virtual host is deleted, the broker deletes all permissions and topic permissions for it, and keeps those
-    for other virtual hosts. A new virtual host of the same name has none. All of this is still true after a restart.
+    for other virtual hosts. If a virtual host with the same name is created again, no user has permissions for it. All
+    of this is still true after a restart.
     """
     topics = {("v", "t"): TopicPermissions("a", "b"), ("w", "t"): TopicPermissions("c", "d")}
 
@@ -177,7 +178,7 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
     assert there.reasons[1:] == ann.reasons[1:] == ["stopping"]
 
 
-def test_global_parameters_take_memory_that_is_limited(tmp_path: Path) -> None:
+def test_the_memory_that_global_parameters_and_other_definitions_take_is_limited(tmp_path: Path) -> None:
     """Global parameters are stored on disk. Like queues, bindings and other definitions, they take memory until they
     are deleted. Once all definitions together take more than their limit, the broker refuses a new global parameter
     with 406.
@@ -273,9 +274,9 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If several resource alarms are raised, the broker tells blocked publishers the reasons of all of them, and a
-    reason that two alarms have in common only once. It unblocks publishers when the last alarm ends. Raising an alarm
-    that is already raised, or ending one that is not, has no effect.
+    """If several resource alarms are raised, the broker tells blocked publishers all of the reasons, each of them once.
+    It unblocks publishers when the last alarm ends. Raising an alarm that is already raised, or ending one that is not,
+    has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)
@@ -326,7 +327,7 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 
 
 @pytest.mark.parametrize("held", [0, 5])
-def test_during_a_memory_alarm_caused_by_messages_no_connection_is_closed(scene: Scene, held: int) -> None:
+def test_a_memory_alarm_closes_no_connection_while_messages_alone_take_too_much(scene: Scene, held: int) -> None:
     """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
     memory limit. Once they take less, it closes the connection that takes the most memory, but never a connection that
     takes no memory.

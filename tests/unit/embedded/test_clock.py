@@ -101,7 +101,7 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms() -> None:
     """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
-    wait until the next iteration. Only clients that take more than 0.2 ms count towards these 50 ms.
+    wait until the next iteration. The 50 ms include only the time of clients that were served for more than 0.2 ms.
     """
 
     async def run() -> None:
