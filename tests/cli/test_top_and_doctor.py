@@ -432,8 +432,8 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
-    """`doctor --upgrade VERSION` exits with 2 if the broker is already newer than VERSION, or if VERSION is not a
+def test_doctor_upgrade_refuses_an_older_version(watcher: Shell) -> None:
+    """`doctor --upgrade VERSION` exits with 2 if VERSION is older than the broker's own version, or if VERSION is not a
     version.
     """
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
