@@ -1454,9 +1454,9 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
-    """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. The picture shows no rate of the moment, because the tutorial itself measures the rate of
-    the whole run.
+    """While many messages per second move along an arrow in a tutorial's picture, the arrow is dashed, until the
+    commands of the next scene begin. The picture does not show the current rate, because the tutorial itself measures
+    the rate of the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):

@@ -165,9 +165,9 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
 def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_destination(
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
-    """In a stream, a publisher can forge the exchange and the routing key that a message seems to have. If a message
-    was read from a stream, `recording replay` and `send --json` therefore publish it to the same stream, and print a
-    warning. With --trust-streams, they use the exchange and the routing key that the message contains.
+    """In a stream, a publisher can forge a message's exchange, routing key and offset. If a message was read from a
+    stream, `recording replay` and `send --json` therefore publish it to the same stream, and print a warning. With
+    --trust-streams, they use the exchange and the routing key that the message contains.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")

@@ -745,8 +745,8 @@ def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_a
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, place: Offset
 ) -> None:
     """After a stream's leader has changed, the broker sends no messages of the stream until it knows which ones a
-    majority of nodes have. If mqtool reconnects in this time, it resumes after the last message that it received. If it
-    starts at the offset `last` in this time, it begins with the last message, not with the first one.
+    majority of nodes have. If mqtool reconnects during this time, it resumes after the last message that it received.
+    If it starts at the offset `last` during this time, it begins with the last message, not with the first one.
     """
     notices = list[str]()
     nodes, stream = [parse_addresses(broker.url)[0]._replace(port=urlsplit(broker.streams).port)], Stream("s")

@@ -89,8 +89,8 @@ def test_replay_in_a_users_test_reconnects_and_loses_no_message(
     broker: TestBroker, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The function replay(), which users call in their tests, reconnects each time its connection is cut, and all
-    messages arrive in order. Messages that were unconfirmed may arrive twice. replay() also reconnects if the
-    connection is cut before it asks the broker whether an exchange exists.
+    messages arrive in order. Messages that were unconfirmed may arrive twice. The client that replay() uses also
+    reconnects if its connection is cut before it asks the broker whether an exchange exists.
     """
     count, recorded = 1_500, replaying.recorded
     lines = ({"body": str(n), "exchange": "", "routing_key": "q", "headers": {"n": n}} for n in range(count))

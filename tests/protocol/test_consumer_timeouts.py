@@ -173,10 +173,9 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
                 second.send(commands.Basic.Ack(delivery_tag=1))
 
 
-def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
-    """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. A
-    consumer has a long timeout of its own, and its queue has a short one: the broker closes the channel after the short
-    one.
+def test_in_4_2_a_consumers_own_timeout_has_no_effect() -> None:
+    """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the
+    consumer's timeout is long and the queue's is short, the broker closes the channel after the queue's timeout.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
