@@ -49,7 +49,8 @@ def test_commands_with_the_dialect_of_an_article_print_the_lines_of_its_scripts(
 @on_any_broker
 def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
     """docs/how-to/older-tutorials.md replaces the rabbitmqctl commands of older articles about RabbitMQ with mqtool
-    commands. These commands succeed when they are run in the order of the page.
+    commands. The mqtool commands succeed when they are run in the order of the page. The exceptions, which are not run,
+    start or stop a broker, or enable or disable its plugins.
     """
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
@@ -58,7 +59,7 @@ def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(s
             assert result.code == 0, (task.mqtool, result.stderr)
 
 
-def test_the_page_of_older_tutorials_is_up_to_date() -> None:
+def test_the_comparison_table_of_older_tutorials_is_up_to_date() -> None:
     """The comparison table in docs/how-to/older-tutorials.md is the one that `make docs` generates."""
     text = Path("docs/how-to/older-tutorials.md").read_text()
     assert text == page(text)

@@ -80,12 +80,11 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
-def test_peek_shows_all_messages_of_a_queue_with_a_single_active_consumer(
+def test_peek_shows_the_messages_of_a_queue_with_a_single_active_consumer(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """A queue with x-single-active-consumer, which no other client consumes from, has hundreds of messages. `peek`
-    shows as many of them as it is asked for, with or without the management API. All messages stay in the queue, in
-    order.
+    """A queue with x-single-active-consumer, which no other client consumes from, has hundreds of messages. `peek -c N`
+    shows the first N of them, with or without the management API. All messages stay in the queue, in order.
     """
     ids = filled(shell, 300, "--queue-type", kind, "--argument", "x-single-active-consumer:=true")
     # Without the API, the delivery limit is unknown: messages that have been requeued before would be published again.
@@ -127,9 +126,8 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """`peek` shows the messages of a quorum queue that have not expired, and leaves them in the queue in order. It does
-    so even if the queue still counts a message that has expired, and if an earlier `peek` has requeued some of the
-    messages.
+    """`peek` shows the messages of a quorum queue that have not expired, and leaves them in the queue, in order. It
+    does so even if the queue still counts an expired message, or an earlier `peek` has requeued some of the messages.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -142,9 +140,9 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
 
 
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` still shows messages and leaves them in the queue, in order. It does not cause
-    an auto-delete queue to be deleted. It cannot read the delivery limit of a quorum queue, which another requeue could
-    exceed. A message that has been requeued before is therefore published to the queue again, and `peek` exits with 1.
+    """Without the management API, `peek` does not know the delivery limit of a quorum queue, which another requeue
+    could exceed. If messages have been requeued before, `peek` therefore publishes them to the queue again, and exits
+    with 1. The order of the messages stays the same. An auto-delete queue is not deleted.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -417,8 +415,8 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
     tmp_path: Path, like: str
 ) -> None:
     """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. From RabbitMQ
-    4.3 on, this header still has the forged value after that, and only x-acquired-count is the broker's own. `peek`
-    uses only the broker's own count to warn of the delivery limit, and leaves the message in its place.
+    4.3 on, the header keeps the forged value even after the requeue, and only x-acquired-count is the broker's own.
+    `peek` uses only the broker's own count to warn of the delivery limit, and leaves the message in its place.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -483,8 +481,8 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 @on_any_broker
 @large
 def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` stops when `head` exits. Of a queue with 30,000 messages, the broker has then delivered only the
-    first batches, which are requeued. All 30,000 messages are still in the queue.
+    """`peek | head -3` stops when `head` exits. By then, the broker has delivered only the first batches of the queue's
+    30,000 messages. `peek` requeues these batches, so all 30,000 messages are still in the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     assert shell.run("bash", "-c", "mqtool peek jobs | head -3").stdout == "jobs: x\n" * 3

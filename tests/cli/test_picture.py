@@ -118,7 +118,7 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
 @pytest.mark.parametrize("name", _SHOWN)
-def test_counts_in_the_picture_of_a_tutorial_equal_the_messages_drawn_and_labels_do_not_overlap(
+def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlapping_labels(
     lonely_shell: Shell, chromium: Any, name: str
 ) -> None:
     """In the picture of `tutorial run --ui`, each queue's counts equal the number of messages drawn, while the tutorial
@@ -511,8 +511,8 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While many messages move along an arrow in the picture of `mqtool ui`, none of them covers the arrow's message
-    rate, neither on a wide page nor on a phone.
+    """While many messages move along an arrow in the picture of `mqtool ui`, no message covers the arrow's message
+    rate. This holds for a wide page and for a phone.
     """
     records = jobs()
     for number in range(60):
@@ -713,9 +713,9 @@ def of_dead_letters() -> list[dict[str, Any]]:
 
 
 def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
-    """The queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is bound to the exchange
-    `payments` as well. A tutorial's picture draws the default exchange below `payments`, although the broker lists it
-    first, so that the arrows from the two exchanges do not cross.
+    """In a tutorial, the queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is also bound to
+    the exchange `payments`. The broker lists the default exchange first, but the picture draws it below `payments`, so
+    that the arrows from the two exchanges do not cross.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     seek(page, 0.3)
@@ -1136,8 +1136,9 @@ def test_a_lost_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a moving message has the beginning of its body beside it, and an acknowledgement
-    the word "ack", unless many messages move at the same time.
+    """In a tutorial's picture, a moving message has its body beside it (only the beginning, if the body is long), and a
+    moving acknowledgement has the word "ack" beside it. While many messages move at the same time, no text is shown
+    beside them.
     """
     assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second", "ack"}
     many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
@@ -1453,9 +1454,9 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
-    """While many messages a second move along an arrow in a tutorial's picture, the arrow is dashed, until the commands
-    of the next scene begin. The picture shows no rate of the moment, because the tutorial itself measures the rate of
-    the whole run.
+    """While many messages per second move along an arrow in a tutorial's picture, the arrow is dashed, until the
+    commands of the next scene begin. The picture does not show the current rate, because the tutorial itself measures
+    the rate of the whole run.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -1781,7 +1782,7 @@ def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_long_name_of_the_only_queue_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
-    """If only one queue without consumers is declared, the picture of `mqtool ui` shows the whole name of the queue,
+    """If only one queue is declared, and it has no consumers, the picture of `mqtool ui` shows the queue's whole name,
     even if the name is as long as `stream-offset-tracking-python` and the window is 390 pixels wide.
     """
     name = "stream-offset-tracking-python"
@@ -2174,7 +2175,7 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
 
 def test_messages_arrive_before_the_next_scene_begins(chromium: Any) -> None:
     """If a viewer presses Next while messages are still moving, the page of a tutorial draws the messages at their
-    destinations before it shows the next scene's commands. The counts equal the messages drawn.
+    destinations before it shows the next scene's commands. The queue's counts then equal the number of messages drawn.
     """
     watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
 

@@ -61,9 +61,9 @@ def test_the_recording_in_the_readme_shows_each_command_of_its_script() -> None:
         assert html.escape(command) in svg, f"make pictures: {command}"
 
 
-def test_every_image_in_the_documentation_exists() -> None:
-    """Every image that the README or a page of the documentation shows exists, and every image file is shown in the
-    README or on a page.
+def test_every_image_shown_in_the_documentation_exists_and_every_picture_is_shown() -> None:
+    """Every image that the README or a page of the documentation shows exists, and every SVG picture of the
+    documentation is shown in the README or on a page.
     """
     shown = {
         document.parent.joinpath(image).resolve()

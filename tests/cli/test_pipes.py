@@ -76,8 +76,9 @@ def test_receive_keeps_an_auto_delete_queue_while_it_consumes(shell: Shell, brok
 def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """Two `receive` commands consume from a quorum queue with x-single-active-consumer and a delivery limit. The first
-    one stays the active consumer: it gets each message that is published, and the second one gets none.
+    """On a quorum queue with a delivery limit, `receive` normally cancels its consumer after the first message and
+    starts another one. It does not do so if the queue has a single active consumer, because another client would then
+    become the active one. Of two `receive` commands, the first one therefore gets every message.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limits = ("--argument", "x-single-active-consumer:=true", "--argument", "x-delivery-limit:=5")
@@ -292,8 +293,9 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
 def test_the_notice_about_messages_that_are_not_persistent_depends_on_the_existing_queue(
     shell: Shell, kind: str
 ) -> None:
-    """On a terminal, `send -l` says that messages are not persistent if the queue exists as a classic queue, but not if
-    it exists as a quorum queue. The type that `send` would declare if the queue were missing does not matter.
+    """On a terminal, if the queue already exists as a classic queue, `send -l` says that the messages are not
+    persistent. If the queue exists as a quorum queue, `send -l` does not say that. The type that `send` would declare
+    if the queue were missing does not matter.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)

@@ -227,9 +227,9 @@ def test_policy_set_asks_before_a_new_pattern_lets_another_policy_apply(admin: S
 def test_policy_commands_ask_if_any_of_several_policies_with_the_same_priority_would_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If several policies with the highest priority match a queue, RabbitMQ may apply any of them. `policy set` asks if
-    one of them would remove messages. `policy clear` asks only if the policy that it clears is the one that RabbitMQ
-    has applied, and another one would remove messages.
+    """If several policies that match a queue share the highest priority, RabbitMQ may apply any of them. `policy set`
+    asks for confirmation if one of them would remove messages. `policy clear` asks only if it clears the policy that
+    RabbitMQ has applied, and another policy would then remove messages.
     """
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
     names = {"first", "second"}
@@ -309,7 +309,7 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
     """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`. If a policy sets a limit and
     reject-publish, `policy set` therefore says how many messages a classic queue would drop, and asks for confirmation.
     If a classic queue has reject-publish as its own argument, `policy set` says that this queue would drop messages
-    when RabbitMQ restarts. A quorum queue drops none, and there is no warning.
+    when RabbitMQ restarts. A quorum queue would drop no messages, and is not counted among these queues.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -332,9 +332,10 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A policy with a limit and reject-publish makes a classic queue drop messages. If such a policy would apply after
-    `policy clear`, the command says how many messages the queue would drop, and asks for confirmation. If the queue has
-    reject-publish as its own argument, `policy clear` says how many messages it would drop when RabbitMQ restarts.
+    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops messages
+    even if the policy sets reject-publish. If such a policy would apply after `policy clear`, the command says how many
+    messages the queue would drop, and asks for confirmation. If the queue has reject-publish as its own argument, the
+    command says how many messages the queue would drop when RabbitMQ restarts.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -375,8 +376,9 @@ def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_qu
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, `policy set` does not test which queues it matches. For each
-    queue that would lose messages if the policy applied to it, `policy set` prints a warning and asks for confirmation.
+    """If a policy's pattern could take a very long time to match, `policy set` does not test which queues match the
+    pattern. For each queue that would lose messages if the policy applied to it, `policy set` prints a warning and asks
+    for confirmation.
     """
     fill(admin, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

@@ -162,12 +162,12 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
     "read", ["receive-stream -q news -c 1", "receive -q news --offset first -c 1", "peek news -c 1", "tap --firehose"]
 )
 @pytest.mark.sampled(3)
-def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_address(
+def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_forged_destination(
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
-    """In a stream, a publisher can forge a message's exchange, routing key and offset. `recording replay` and `send
-    --json` publish a message that was read from a stream to the same stream, and print a warning. With --trust-streams,
-    they use the exchange and the routing key that the message contains.
+    """In a stream, a publisher can forge a message's exchange, routing key and offset. If a message was read from a
+    stream, `recording replay` and `send --json` therefore publish it to the same stream, and print a warning. With
+    --trust-streams, they use the exchange and the routing key that the message contains.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -213,8 +213,8 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
-    exchange, the routing key or the queue, these headers send no copies, even if a message was read from a stream. A CC
-    header given on the command line does send a copy.
+    exchange, the routing key or the queue, no copies are sent because of these headers, even if a message was read from
+    a stream. If a CC header is given on the command line, a copy is sent.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -234,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse the message if its
-    user_id were another user's, and would accept the sender's own as genuine, although a publisher may have forged it
-    in a stream. A user_id given on the command line is sent.
+    """`send --json` removes the property user_id from a received message. If the user_id named another user, the broker
+    would refuse the copy. If it named the sender of the copy, the broker would accept it, although a publisher may have
+    forged it in a stream. A user_id given on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}

@@ -31,7 +31,7 @@ def test_a_scrubbed_recording_can_be_replayed(shell: Shell) -> None:
     assert kept.stdout == LINES
 
 
-def test_scrub_prints_each_line_as_it_arrives(lonely_shell: Shell) -> None:
+def test_scrub_prints_each_line_as_it_arrives_and_loses_no_line_after_ctrl_c(lonely_shell: Shell) -> None:
     """`recording scrub` prints each line from a pipe as soon as the line arrives, while the pipe is still open. After
     Ctrl-C, it continues until the pipe is closed, so no line is lost.
     """

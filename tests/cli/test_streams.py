@@ -490,9 +490,9 @@ def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: Te
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
 
 
-def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """`queue delete --if-empty` and `--if-unused` exit with 1 for a stream, because RabbitMQ would delete it without
-    checking the condition.
+def test_queue_delete_if_empty_and_if_unused_refuse_a_stream(shell: Shell, broker: TestBroker) -> None:
+    """`queue delete --if-empty` and `queue delete --if-unused` exit with 1 for a stream, because RabbitMQ would delete
+    the stream without checking the condition.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     delete = ("mqtool", "queue", "delete", "s", "--yes")
@@ -745,8 +745,8 @@ def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_a
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, place: Offset
 ) -> None:
     """After a stream's leader has changed, the broker sends no messages of the stream until it knows which ones a
-    majority of nodes have. A reader that reconnects meanwhile resumes after the last message that it received, and a
-    reader that starts at `last` begins with the last message, not with the first one.
+    majority of nodes have. If mqtool reconnects during this time, it resumes after the last message that it received.
+    If it starts at the offset `last` during this time, it begins with the last message, not with the first one.
     """
     notices = list[str]()
     nodes, stream = [parse_addresses(broker.url)[0]._replace(port=urlsplit(broker.streams).port)], Stream("s")

@@ -432,8 +432,8 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
-    """`doctor --upgrade VERSION` exits with 2 if the broker is already newer than VERSION, or if VERSION is not a
+def test_doctor_upgrade_refuses_an_older_version(watcher: Shell) -> None:
+    """`doctor --upgrade VERSION` exits with 2 if VERSION is older than the broker's own version, or if VERSION is not a
     version.
     """
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
@@ -527,8 +527,8 @@ def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: Tes
 def test_doctor_format_nagios_reports_a_silent_broker_as_critical_in_time(
     watcher: Shell, broker: TestBroker, silent_part: str
 ) -> None:
-    """If the management API, or each of three nodes, accepts connections but never replies, `doctor --format nagios`
-    reports CRITICAL and exits with 2, before a monitoring system would end the check.
+    """If the management API, or each of the three nodes given with -u, accepts connections but never replies, `doctor
+    --format nagios` reports CRITICAL and exits with 2, before a monitoring system would end the check.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -115,8 +115,8 @@ def test_commands_in_hints_are_on_lines_of_their_own() -> None:
 
 
 def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80×24, the list that `tutorial try` prints fits on the screen, and its last line is the command
-    to begin with.
+    """On a terminal of 80×24, the list of goals that `tutorial try` prints fits on the screen. Its last line is the
+    command to begin with.
     """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "try", "--no-color")
     assert watched.end() == 0
@@ -307,7 +307,7 @@ def test_tutorial_try_suggests_a_name_for_an_unknown_tutorial(lonely_shell: Shel
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, "hint: did you mean 'hello-world'?")
 
 
-def test_every_goal_belongs_to_a_tutorial() -> None:
+def test_every_tutorial_with_goals_except_repair_can_be_run() -> None:
     """Every tutorial that has goals for `tutorial try`, except `repair`, can be played with `tutorial run`."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 

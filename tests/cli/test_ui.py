@@ -517,9 +517,9 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 @on_any_broker
 @pytest.mark.parametrize("how", ["--management", "--url"])
 def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker: TestBroker, how: str) -> None:
-    """The commands that the page of `mqtool ui` runs use the management API given with --management, even if a context
-    has another one. If the broker is given with --url and MQTOOL_URL names another broker, the commands ignore
-    MQTOOL_MANAGEMENT_URL, which may belong to that other broker.
+    """The commands that the page of `mqtool ui` runs use the management API given with --management, even if the
+    context selected with `context use` names another one. If the broker is given with --url and MQTOOL_URL names
+    another broker, the commands ignore MQTOOL_MANAGEMENT_URL, which may belong to that other broker.
     """
     nowhere = "http://127.0.0.1:1"
     if how == "--management":

@@ -42,9 +42,10 @@ def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement()
     assert seen.messages[0].receivers == ["there"]
 
 
-def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
+def test_a_message_delivered_to_a_consumer_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
     """If a consumer ends so quickly that RabbitMQ shows no counters for it, `tutorial try` cannot see an
-    acknowledgement. It then counts the delivered message as received once it has found the queue empty eight times.
+    acknowledgement. It then counts the message delivered to this consumer as received once it has found the queue empty
+    eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -110,9 +111,9 @@ def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_st
 
 @pytest.mark.parametrize(("milliseconds", "is_reached"), [(700, True), (1500, False)])
 def test_a_receiver_counts_as_waiting_even_if_a_busy_broker_delivers_late(milliseconds: int, is_reached: bool) -> None:
-    """For the goal "at-once", a receiver must be waiting before three messages are sent. `tutorial try` accepts
-    messages that are delivered within one second, because the broker's machine may be busy. If they take longer,
-    `tutorial try` says that they had to wait.
+    """For the goal "at-once", a receiver must already be waiting when three messages are sent. `tutorial try` assumes
+    that the receiver was waiting if the messages were delivered within one second, because a busy broker may deliver
+    late. If the delivery took longer, `tutorial try` says that the messages had to wait.
     """
     goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
     seen, details = Seen(), {"exchange": "", "routing_key": "hello"}

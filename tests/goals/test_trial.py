@@ -66,8 +66,8 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If messages of a goal have reached the broker, but no further one arrives for some time, `tutorial try` says so
-    once.
+    """If a message has reached the broker since a goal began, but no further message arrives for some time, `tutorial
+    try` says so once.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)

@@ -29,7 +29,7 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
 
 
 def test_mqtool_does_not_use_the_stream_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the broker that answers on the default stream port has another cluster name than the broker that mqtool uses,
+    """If the broker at the default stream port has a different cluster name from that of the broker that mqtool uses,
     mqtool raises Unavailable instead of using that port.
     """
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:

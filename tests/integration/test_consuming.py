@@ -79,8 +79,9 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """consume() acknowledges a delivery when the program that iterates over it asks for the next one. If the program
-    stops iterating, its last delivery and all later messages stay in the queue, in order.
+    """A program iterates over the deliveries of consume(). Each time the program asks for the next delivery, consume()
+    acknowledges the previous one. If the program stops iterating, its last delivery and all later messages stay in the
+    queue, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -120,8 +121,8 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
 def test_a_stream_consumer_times_out_although_messages_have_arrived(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the time limit of a stream consumer passes, the consumer raises TimedOut, even if messages have arrived that
-    it has not yielded yet.
+    """If the timeout of a stream consumer expires, the consumer raises TimedOut, even if it has received further
+    messages that it has not yielded yet.
     """
     [address] = parse_addresses(broker.url)
     node = address._replace(port=urlsplit(broker.streams).port or 0)

@@ -272,9 +272,9 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """For each message, publish() returns a receipt with the message and the broker's answer. mqtool changes a delayed
-    message before it publishes it, so the receipt contains the changed message. The function original() turns it back
-    into the message that the program passed to publish(), with the time at which the message is due.
+    """For each message, publish() returns a receipt with the message and the broker's answer. For a delayed message,
+    the receipt contains the message as mqtool has changed it in order to delay it. The function original() returns the
+    message as the program passed it to publish(), with the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)

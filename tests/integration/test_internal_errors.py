@@ -26,10 +26,9 @@ def closes_for_it(broker: TestBroker) -> bool:
 def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
     broker: TestBroker, prefetch: int
 ) -> None:
-    """Some queue names make RabbitMQ close the connection with 541 when a message is published to them. If the reply_to
-    of a request contains such a name, the RPC server reconnects. If RabbitMQ closes the connection again, the server
-    drops the replies to this queue, each with a notice, and acknowledges the requests. It answers all requests of other
-    clients.
+    """RabbitMQ closes the connection with 541 when a reply is published to certain queue names. If the reply_to of a
+    request is such a name, the RPC server reconnects. If RabbitMQ closes the connection again, the server drops the
+    replies to this name, each with a notice, and acknowledges the requests. It answers all requests of other clients.
     """
     bodies = [b"%d" % number for number in range(150)]
     notices: list[str] = []

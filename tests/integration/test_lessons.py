@@ -48,8 +48,8 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
     """The function asynchronously(), from the tutorial on publisher confirms, yields each message's number, from 1, and
-    whether the broker has confirmed or nacked it. The messages that a full queue has nacked, and no others, are also in
-    the list that the caller passes.
+    whether the broker has confirmed or nacked the message. The messages that the broker has nacked because the queue is
+    full, and no others, are also in the list that the caller passes.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))

@@ -90,7 +90,7 @@ def test_replay_in_a_users_test_reconnects_and_loses_no_message(
 ) -> None:
     """The function replay(), which users call in their tests, reconnects each time its connection is cut, and all
     messages arrive in order. Messages that were unconfirmed may arrive twice. The client that replay() uses also
-    reconnects to ask the broker whether an exchange exists.
+    reconnects if its connection is cut before it asks the broker whether an exchange exists.
     """
     count, recorded = 1_500, replaying.recorded
     lines = ({"body": str(n), "exchange": "", "routing_key": "q", "headers": {"n": n}} for n in range(count))
@@ -360,8 +360,8 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """If channel() is called while the connection is lost, the call waits until the connection is open again, and
-    returns a channel that can query the depth of a queue.
+    """If a program calls channel() while the connection is lost, the call waits until the connection is open again, and
+    then returns a channel that works.
     """
     channel.declare(QUORUM)
     proxy.cut()

@@ -226,8 +226,9 @@ def dead_letter_exchanges(found: Definitions) -> list[str]:
 
 
 def test_route_follows_a_delayed_exchange_by_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """For an x-delayed-message exchange, `route` names the queues that an exchange of its x-delayed-type would choose,
-    and reports the message's x-delay. If x-delay is not a number of milliseconds, `route` raises BadData.
+    """For an x-delayed-message exchange, Router.route(), on which the command `route` is based, returns the queues that
+    an exchange of the x-delayed-type would choose, and the message's x-delay. If x-delay is not a number of
+    milliseconds, Router.route() raises BadData.
     """
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):

@@ -246,7 +246,8 @@ def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
     """A message that is sent and received over AMQP 1.0 keeps its properties, application properties and footer,
-    including everything that AMQP 0-9-1 cannot express. Its body of data sections, sequences or a value is unchanged.
+    including everything that AMQP 0-9-1 cannot express. Its body is unchanged, whether it consists of data sections,
+    sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(

@@ -429,8 +429,9 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode `second` or unknown outcomes,
-    which RabbitMQ does not support, the broker refuses the link with the error amqp:not-implemented.
+    """RabbitMQ does not support AMQP 1.0 transactions, link recovery, the receiver settle mode `second` or unknown
+    outcomes. If a client attaches a link that uses one of these, the broker refuses the link with the error
+    amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)

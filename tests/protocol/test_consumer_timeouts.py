@@ -140,8 +140,9 @@ def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(start
 
 
 def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """If a queue has a consumer timeout of its own, this timeout replaces the broker's, even if it is longer. A
-    consumer of such a queue can acknowledge late, while a consumer of another queue times out.
+    """In an embedded broker that behaves like RabbitMQ 4.2 or 4.3, a queue's own consumer timeout replaces the
+    broker's, even if it is longer. A consumer of such a queue can acknowledge late, while a consumer of another queue
+    times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -172,9 +173,9 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
                 second.send(commands.Basic.Ack(delivery_tag=1))
 
 
-def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
+def test_in_4_2_a_consumers_own_timeout_has_no_effect() -> None:
     """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the
-    queue's consumer timeout is shorter, the broker closes the channel after the queue's timeout.
+    consumer's timeout is long and the queue's is short, the broker closes the channel after the queue's timeout.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -204,8 +205,8 @@ def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelle
 
 
 def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """After its own consumer timeout, an embedded broker that behaves like RabbitMQ 4.3 cancels a consumer of a quorum
-    queue, but not a consumer of a classic queue.
+    """An embedded broker that behaves like RabbitMQ 4.3 cancels a consumer of a quorum queue when the broker's consumer
+    timeout has passed. It does not cancel a consumer of a classic queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
