@@ -90,7 +90,7 @@ def test_contradictory_or_out_of_range_settings_of_a_run_are_refused(
         {"prefetch": 0, "acknowledge": 5},
     ],
 )
-def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str, Any]) -> None:
+def test_settings_of_a_run_that_do_not_contradict_each_other_are_accepted(settings: dict[str, Any]) -> None:
     """`bench` accepts settings that do not contradict each other, such as `--protocol amqp1.0` with `--exchange topic`,
     and settings at their limits, such as bodies of 26 bytes or of 512 MiB.
     """

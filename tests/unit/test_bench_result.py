@@ -72,7 +72,7 @@ def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> No
     ]  # fmt: skip
 
 
-def test_both_charts_are_in_one_image_below_each_other() -> None:
+def test_both_charts_are_in_one_image_one_below_the_other() -> None:
     """The image of a `bench` result contains both charts, one below the other. Each chart has a legend with the names
     of its lines side by side, in the colours of the lines.
     """

@@ -102,7 +102,8 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
     """If the broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the
-    delivery tag of each of them. It gets no tag twice, except if the broker confirms messages out of order.
+    delivery tag of each of them. It gets each tag once. The exception is a tag that the broker has confirmed before an
+    earlier one: it is included again in a later confirm with `multiple`.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []

@@ -228,10 +228,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender's address names an exchange and a routing key. A message with no other exchange and routing
-    key is sent over the link to this address. Any other message is sent over a link without an address, and contains
-    its own address. If such a message has only an exchange or only a routing key, the other one is taken from the
-    sender's address.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message for this exchange and routing key, or
+    without any of its own, is sent over the link to this address. Any other message is sent over a link without an
+    address, and contains its own address. If such a message has only an exchange or only a routing key, the other one
+    is taken from the sender's address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -333,7 +333,7 @@ def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that
     assert sender.unconfirmed == [Message(b"2", "q", "")]
 
 
-def test_send_raises_the_error_of_a_lost_connection_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_raises_the_connections_error_at_once_if_a_link_cannot_be_attached(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If an AMQP 1.0 link cannot be attached because the connection is lost for good, send() raises the connection's
     error immediately, without waiting for the outcomes of earlier messages.
     """
