@@ -101,7 +101,7 @@ def test_each_measure_of_two_series_is_compared() -> None:
     assert all(each.paired for each in compare([run()], [run()], paired=True))
 
 
-def test_a_measure_that_a_run_does_not_have_is_left_out() -> None:
+def test_a_measure_that_is_0_in_one_of_the_runs_is_left_out() -> None:
     """`bench compare` leaves out a measure that is 0 in one of the runs, such as the latency of deliveries in a run
     without consumers.
     """

@@ -116,7 +116,7 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
     assert (acks, nacks) == (confirmed, nacked)
 
 
-def test_a_confirm_has_the_time_at_which_it_arrived(connection: Mock) -> None:
+def test_the_latency_of_a_confirm_ends_when_the_confirm_arrives(connection: Mock) -> None:
     """`bench` measures the latency of a confirm up to the time at which the confirm arrived on the connection."""
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
@@ -148,7 +148,7 @@ def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persist
 
 
 @pytest.mark.parametrize(("offset", "arguments"), [(None, {}), (7, {"x-stream-offset": 7})], ids=["queue", "stream"])
-def test_deliveries_have_the_time_at_which_they_arrived(
+def test_the_latency_of_a_delivery_ends_when_the_delivery_arrives(
     connection: Mock, offset: int | None, arguments: dict[str, int]
 ) -> None:
     """With AMQP 0-9-1, a `bench` consumer measures each latency up to the time at which the message arrived on the

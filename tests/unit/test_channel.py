@@ -600,7 +600,9 @@ def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker)
     assert made[0] < made[1]
 
 
-def test_requests_of_a_command_that_was_told_to_stop_do_not_wait_if_the_connection_is_lost(broker: ScriptedBroker) -> None:
+def test_requests_of_a_command_that_was_told_to_stop_do_not_wait_if_the_connection_is_lost(
+    broker: ScriptedBroker,
+) -> None:
     """If a command has been told to stop, and its connection is lost, a request does not wait for the broker's reply,
     or for the channel to be opened again. It raises StoppedWaiting, which gives the reason.
     """

@@ -397,7 +397,9 @@ def test_a_queue_declared_by_a_conversion_can_be_converted_despite_unacknowledge
 
 @pytest.mark.parametrize("to", ["classic", "quorum", "stream"])
 @pytest.mark.parametrize("channel", ["c", "other"])
-def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion_except_to_a_classic_queue(to: str, channel: str) -> None:
+def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion_except_to_a_classic_queue(
+    to: str, channel: str
+) -> None:
     """Quorum queues and streams refuse a consumer whose channel has one prefetch limit for all its consumers (basic.qos
     with global=true). If a queue has such a consumer, `queue convert` refuses to convert it to a quorum queue or a
     stream. Such a consumer does not prevent a conversion to a classic queue.

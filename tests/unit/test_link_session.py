@@ -221,7 +221,9 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
     assert session.depth_of("q") == 0
 
 
-def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notices(vhost: Vhost, connect: Connect) -> None:
+def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notices(
+    vhost: Vhost, connect: Connect
+) -> None:
     """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. One notice reports the loss,
     and another the new connection. The session's attribute `cluster` is the name of the cluster, followed by the
     virtual host. After stop(), consuming from the session yields nothing.
