@@ -565,9 +565,9 @@ def test_give_back_requeues_unacknowledged_messages_batch_by_batch(broker: Scrip
 def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
     broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
-    """Before an AMQP 0-9-1 consumer is cancelled, for whatever reason it ends, it sends its acknowledgements. It then
-    waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty. If it was cancelled earlier, the
-    broker would requeue messages in transit out of order.
+    """When an AMQP 0-9-1 consumer ends, for example because it is stopped or closed, it first sends its
+    acknowledgements. It then waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty, and is
+    cancelled. If it was cancelled earlier, the broker would requeue messages in transit out of order.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
@@ -615,7 +615,7 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
 ) -> None:
     """If a consumer that has acknowledged all messages that it has received is stopped, it waits for messages in
     transit before it ends. Two kinds of consumers end immediately: a consumer of a stream, and one that has received
-    nothing, because another one may be the queue's single active consumer.
+    nothing, because another consumer may be the queue's single active consumer.
     """
     channel = broker.channel()
     broker.depth = 9

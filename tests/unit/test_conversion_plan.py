@@ -894,7 +894,7 @@ def holder(name: str, text: str) -> dict[str, Any]:
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
     """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is valid
     only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any other
-    queue, and a plan that it cannot read, and records why.
+    queue, and a plan that it cannot read, and records the reason.
     """
     text = json.dumps(PLANNED)
     queues = [

@@ -301,8 +301,8 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
 
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
     """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it is
-    due. In the published message, another header contains the time at which it is due, and x-delay contains the
-    negative delay, as with the delayed message exchange plugin.
+    due. In the published message, another header contains the time at which the message is due, and x-delay contains
+    the negative delay, as with the delayed message exchange plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()

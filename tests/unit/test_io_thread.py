@@ -186,8 +186,8 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
     """If the caller sets a time limit, a request waits for its reply for this long, and then raises NotConfirmed.
-    Without a limit, it waits until the reply arrives. If the command must stop without waiting, for example because the
-    connection is lost, the request raises StoppedWaiting.
+    Without a limit, it waits until the reply arrives. If the command has been told to stop, and no reply can be
+    expected, for example because the connection is lost, the request raises StoppedWaiting.
     """
     broker.silent = {spec.Queue.Declare}
     clock.events = [int] * 4 + [lambda: broker.send(spec.Queue.DeclareOk("q", 7, 0))]

@@ -230,9 +230,9 @@ def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
     """An AMQP 1.0 sender's address names an exchange and a routing key. A message for this exchange and routing key, or
-    without any of its own, is sent over the link to this address. Any other message is sent over a link without an
-    address, and contains its own address. If such a message has only an exchange or only a routing key, the other one
-    is taken from the sender's address.
+    without an exchange and routing key of its own, is sent over the link to this address. Any other message is sent
+    over a link without an address, and contains its own address. If such a message has only an exchange or only a
+    routing key, the other one is taken from the sender's address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
