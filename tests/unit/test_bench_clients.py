@@ -412,8 +412,8 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
 
 
 def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
-    """When a `bench` consumer reports the number of messages that it has received, it acknowledges all of them, even if
-    they are fewer than `--ack` sets. At the end of the run, therefore, none of them is left in the queue.
+    """When a `bench` consumer reports how many messages it has received, it acknowledges all of them, even if there are
+    fewer than the N of `--ack N`. At the end of the run, therefore, none of them is left in the queue.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -566,7 +566,9 @@ def test_a_bench_consumer_whose_connection_is_lost_ends_without_an_error(monkeyp
 
 
 def test_each_received_message_is_in_exactly_one_report() -> None:
-    """Each message that a `bench` consumer receives is in exactly one of its reports."""
+    """During a run, a `bench` consumer repeatedly reports to `bench` which messages it has received. Each message is in
+    exactly one of these reports.
+    """
     client, wire = consumer()
     wire.take([delivery(1, 0, START)])
     client.report()

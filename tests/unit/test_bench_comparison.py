@@ -41,8 +41,8 @@ def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize(("a", "b"), [([1], [0]), ([1, 2], [0]), ([1], [0, 1])])
 def test_a_single_run_has_no_confidence_interval(a: list[float], b: list[float], *, paired: bool) -> None:
-    """If one of the two series that `bench compare` compares is a single run, the verdict contains the ratio of the two
-    results without a confidence interval, and says that there are too few runs.
+    """`bench compare` compares two series of runs. If one of them is a single run, the command shows the ratio of the
+    two results without a confidence interval, and says that there are too few runs.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.interval is None
@@ -101,7 +101,7 @@ def test_each_measure_of_two_series_is_compared() -> None:
     assert all(each.paired for each in compare([run()], [run()], paired=True))
 
 
-def test_a_measure_that_a_run_does_not_have_is_left_out() -> None:
+def test_a_measure_that_is_0_in_one_of_the_runs_is_left_out() -> None:
     """`bench compare` leaves out a measure that is 0 in one of the runs, such as the latency of deliveries in a run
     without consumers.
     """

@@ -90,7 +90,7 @@ def test_contradictory_or_out_of_range_settings_of_a_run_are_refused(
         {"prefetch": 0, "acknowledge": 5},
     ],
 )
-def test_settings_of_a_run_that_can_be_combined_are_accepted(settings: dict[str, Any]) -> None:
+def test_settings_of_a_run_that_do_not_contradict_each_other_are_accepted(settings: dict[str, Any]) -> None:
     """`bench` accepts settings that do not contradict each other, such as `--protocol amqp1.0` with `--exchange topic`,
     and settings at their limits, such as bodies of 26 bytes or of 512 MiB.
     """
@@ -163,7 +163,7 @@ def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
     assert len(bodies(BenchPlan(sizes=(26, 1 << 26)))) == 2
 
 
-def test_bodies_from_a_file_are_its_lines(tmp_path: Path) -> None:
+def test_the_lines_of_a_file_are_published_as_bodies(tmp_path: Path) -> None:
     """With --bodies FILE, `bench` publishes up to 512 lines of the file as bodies. Each body must have room for the
     number and the time of a message, so a shorter line is padded with spaces. If the file is empty or cannot be read,
     UsageError is raised.

@@ -164,7 +164,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(monkeypatch)
 
 
-def test_a_client_of_bench_starts_when_it_is_told_and_reports_four_times_a_second(
+def test_a_client_of_bench_starts_when_it_is_told_to_and_reports_four_times_a_second(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A client of `bench` (a publisher or a consumer) connects, reports that it is ready, and waits until `bench` tells
@@ -203,7 +203,7 @@ def test_a_client_of_bench_starts_when_it_is_told_and_reports_four_times_a_secon
     assert (client.left, wire.is_closed, client.wire) == ([wire], True, None)
 
 
-def test_a_client_of_bench_stops_when_it_is_told(command: Command) -> None:
+def test_a_client_of_bench_stops_when_it_is_told_to(command: Command) -> None:
     """If `bench` tells a client to stop, the client stops immediately, and reports its last figures."""
     client = Worker(command, Waiting(command))
     command.order(0, start=START)
@@ -226,8 +226,8 @@ def test_a_client_that_is_told_to_stop_before_the_run_starts_does_no_work(comman
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
     """If a client of `bench` loses its connection, it tries to reconnect every 100 ms, and then continues its work.
-    Meanwhile, it still sends reports. If it has no connection at the end of the run, its last report contains how long
-    it has received no confirm or delivery (`gap`).
+    While it has no connection, it still sends reports. If it still has none at the end of the run, its last report
+    contains how long it has received no confirm or delivery (`gap`).
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)

@@ -72,7 +72,7 @@ def test_the_charts_show_latencies_by_percentile_and_messages_per_second() -> No
     ]  # fmt: skip
 
 
-def test_both_charts_are_in_one_image_below_each_other() -> None:
+def test_both_charts_are_in_one_image_one_below_the_other() -> None:
     """The image of a `bench` result contains both charts, one below the other. Each chart has a legend with the names
     of its lines side by side, in the colours of the lines.
     """
@@ -95,7 +95,7 @@ def test_latencies_of_less_than_a_millisecond_are_in_the_chart() -> None:
     assert labels_of(image)[1:4] == ["0.1", "1", "p0"]
 
 
-def test_rates_are_counted_between_the_snapshots_of_a_run() -> None:
+def test_rates_are_calculated_between_the_snapshots_of_a_run() -> None:
     """While `bench` runs, it takes snapshots of the numbers of messages. Each point of the throughput chart is the rate
     of messages per second between two snapshots. If two snapshots have the same time, the second one is left out.
     """

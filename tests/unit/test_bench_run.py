@@ -267,9 +267,9 @@ def test_the_rates_of_clients_that_measured_nothing_are_0(world: World) -> None:
     assert world.result(churn="queues").rates == (0.0, 0.0, 0.0)
 
 
-def test_bench_keeps_the_totals_for_its_chart_ten_times_a_second(world: World) -> None:
-    """While `bench` runs, it shows the totals that its clients have reported so far. For its chart, it keeps the totals
-    about ten times a second, however often reports arrive.
+def test_bench_records_the_totals_for_its_chart_ten_times_a_second(world: World) -> None:
+    """While `bench` runs, it shows the totals that its clients have reported so far. For its chart, it records these
+    totals about ten times a second, however often reports arrive.
     """
 
     def work(client: Client) -> None:
@@ -337,8 +337,9 @@ def test_bench_waits_until_each_consumer_of_a_stream_has_received_each_message(w
 
 
 def test_bench_stops_waiting_for_confirms_that_do_not_arrive(world: World) -> None:
-    """If no confirm arrives for 10 s, `bench` stops waiting, and tells its clients to stop. The result contains how
-    many messages were not confirmed, and how many were not sent.
+    """Without `--duration`, `bench` stops waiting for missing confirms once no message has been published, confirmed or
+    received for 10 s, and tells its clients to stop. The result contains how many messages were not confirmed, and how
+    many were not sent.
     """
 
     def work(client: Client) -> None:
@@ -575,8 +576,8 @@ def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: Wor
 
 
 def test_a_run_that_cannot_bind_its_queue_deletes_what_it_has_declared(world: World) -> None:
-    """If `bench --exchange` has declared a queue and an exchange, but cannot bind the queue to the exchange, the error
-    of the binding is raised. `bench` starts no clients, and deletes the queue and the exchange.
+    """If `bench --exchange` has declared a queue and an exchange, but the request to bind them fails, the error of this
+    request is raised. `bench` starts no clients, and deletes the queue and the exchange.
     """
     world.channel.bind.side_effect = Unavailable("no broker")
     with pytest.raises(Unavailable, match="no broker"):
@@ -647,7 +648,7 @@ def test_a_run_with_churn_that_is_stopped_returns_the_result_so_far(world: World
         assert run.perform().stopped
 
 
-def test_bench_kills_clients_that_do_not_end_within_ten_seconds(world: World) -> None:
+def test_bench_kills_clients_that_do_not_report_their_last_figures_within_ten_seconds(world: World) -> None:
     """If a client of `bench` does not report its last figures within 10 s after it is told to stop, `bench` kills it.
     The result contains what the client had reported before.
     """
@@ -769,7 +770,7 @@ def test_bench_measures_the_cpu_time_only_of_a_single_node_with_a_known_pid(
     assert use.end() == (None, memory)
 
 
-def test_a_broker_whose_process_has_ended_has_no_cpu_time(
+def test_the_cpu_time_of_a_broker_whose_process_has_ended_is_not_reported(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """If the broker's process ends during the run, for example because the broker is restarted, `bench` reports no CPU

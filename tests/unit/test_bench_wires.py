@@ -102,7 +102,8 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
     """If the broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the
-    delivery tag of each of them. It gets no tag twice, except if the broker confirms messages out of order.
+    delivery tag of each of them. It gets each tag once. The exception is a tag that the broker has confirmed before a
+    lower one: a later confirm with `multiple` includes it again.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -115,7 +116,7 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
     assert (acks, nacks) == (confirmed, nacked)
 
 
-def test_a_confirm_has_the_time_at_which_it_arrived(connection: Mock) -> None:
+def test_the_latency_of_a_confirm_is_measured_until_the_confirm_arrives(connection: Mock) -> None:
     """`bench` measures the latency of a confirm up to the time at which the confirm arrived on the connection."""
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
@@ -147,7 +148,7 @@ def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persist
 
 
 @pytest.mark.parametrize(("offset", "arguments"), [(None, {}), (7, {"x-stream-offset": 7})], ids=["queue", "stream"])
-def test_deliveries_have_the_time_at_which_they_arrived(
+def test_the_latency_of_a_delivery_is_measured_until_the_delivery_arrives(
     connection: Mock, offset: int | None, arguments: dict[str, int]
 ) -> None:
     """With AMQP 0-9-1, a `bench` consumer measures each latency up to the time at which the message arrived on the
@@ -213,8 +214,8 @@ def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With AMQP 1.0, a `bench` publisher sends only as many messages as the broker has granted credit for. Further
-    messages wait, and each of them reduces the publisher's own count of its credit by 1, even below 0. Each message
-    that the broker accepts is counted once as confirmed, and each that it rejects once as refused.
+    messages wait: the publisher's own count of its credit is then below 0 by their number. Each message that the broker
+    accepts is counted once as confirmed, and each that it rejects once as refused.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"

@@ -324,8 +324,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_message(broker: ScriptedBroker) -> None:
     """A consumer starts at the offset that the caller passes, if any. A consumer that is to receive a single message
-    has a prefetch of 1. If it has an offset or reads a stream, it has a prefetch of 1,000 instead, because messages
-    that are delivered but not used stay in a stream.
+    has a prefetch of 1. The exception is a consumer that has an offset or reads a stream: its prefetch is 1,000,
+    because messages that are delivered but not used stay in a stream.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -600,9 +600,11 @@ def test_a_request_that_loses_its_connection_is_repeated(broker: ScriptedBroker)
     assert made[0] < made[1]
 
 
-def test_a_command_that_was_told_to_stop_does_not_wait_for_the_broker(broker: ScriptedBroker) -> None:
-    """If a command has been told to stop, its requests do not wait for a lost connection, or for a broker that does not
-    answer. They raise StoppedWaiting, which gives the reason.
+def test_requests_of_a_command_that_was_told_to_stop_do_not_wait_if_the_connection_is_lost(
+    broker: ScriptedBroker,
+) -> None:
+    """If a command has been told to stop, and its connection is lost, a request does not wait for the broker's reply,
+    or for the channel to be opened again. It raises StoppedWaiting, which gives the reason.
     """
     channel = broker.channel()
     broker.hopeless = "the connection is lost"
@@ -619,8 +621,8 @@ TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 ti
 
 def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
     """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
-    the channel again. One notice gives the reason for the close, and another says that the channel is open again. On a
-    connection without automatic reconnection, the channel stays closed.
+    the channel again. One notice gives the reason for the close, and another says that the channel is open again. The
+    exception is a channel of a connection without automatic reconnection: it stays closed.
     """
     channel, is_open_again = broker.channel(), threading.Event()
     listener = Told(channel)

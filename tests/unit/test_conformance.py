@@ -20,8 +20,8 @@ def _results(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, dict[str
 
 
 def test_each_suite_has_a_version_and_a_hash_and_pins_its_requirements() -> None:
-    """`make conformance` runs test suites of client libraries, which are listed in suites.toml. Each suite has a final
-    or pre-release version and a SHA-256 hash, and pins each of its requirements to one version.
+    """`make conformance` runs test suites of client libraries, which are listed in suites.toml. Each suite is pinned to
+    one version and a SHA-256 hash, and each of its requirements to one version.
     """
     suites = load(TABLE.read_text())
     assert suites

@@ -414,12 +414,12 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_
         assert told == []
 
 
-def test_a_connection_is_not_reopened_after_a_message_that_is_too_large(
+def test_a_connection_is_not_reopened_after_a_message_whose_headers_are_too_large(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mqtool accepts no delivery whose headers are larger than the largest message that RabbitMQ allows. If the server
-    sends one, the connection's channels fail with an error that says so. The connection is not reopened, since the
-    server would send the same message again.
+    sends such a delivery, the connection's channels fail with an error that says so. The connection is not reopened,
+    since the server would send the same message again.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -513,8 +513,8 @@ def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
     connect: Connect, vhost: Vhost, code: int
 ) -> None:
     """If the broker closes an RPC server's connection with 541 (INTERNAL_ERROR) while a reply is unconfirmed, mqtool
-    opens the connection again, since the reply may have caused the error. If the broker closes the connection with 501,
-    its channels fail.
+    drops the reply, which may have caused the error, and opens the connection again. If the broker closes the
+    connection with 501 (FRAME_ERROR) instead, the connection is not reopened, and its channels fail.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -583,10 +583,10 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
     assert len(told) == 1
 
 
-def test_closing_ends_the_attempts_to_reconnect(
+def test_neither_closing_nor_a_stopped_command_waits_for_the_next_attempt_to_reconnect(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While mqtool tries to reconnect, a request of a command that has been told to stop raises StoppedWaiting.
+    """While mqtool tries to reconnect, a request raises StoppedWaiting if the command has been told to stop.
     Connection.close() does not wait for the next attempt to reconnect, but ends the attempts.
     """
     monkeypatch.setattr(reopening_channel, "CHECK_INTERVAL", 0.001)

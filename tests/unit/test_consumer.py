@@ -453,8 +453,8 @@ def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_str
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
     """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's hint
-    names `mqtool receive-stream`, which reads the stream over the stream protocol. An error that already has a hint
-    keeps it. Other errors, and errors while reading other queues, get no hint.
+    names `mqtool receive-stream`, which reads the stream over the stream protocol. This hint is not added if the error
+    already has a hint, if the broker gives another reason, or if the consumer does not read a stream.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))
@@ -489,11 +489,11 @@ def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBrok
     assert tags(deliveries) == []
 
 
-def test_a_connection_that_is_lost_just_when_a_consumer_has_started_starts_it_once_more(
+def test_a_consumer_that_had_just_started_when_its_connection_was_lost_is_started_again_once(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the connection is lost just after the broker has started a consumer, mqtool starts the consumer on the next
-    connection, exactly once.
+    """If the connection is lost just after the broker has started a consumer, mqtool starts the consumer again on the
+    next connection, exactly once.
     """
     channel = broker.channel()
     checked, losses = channel.reopening.checked, [1]
@@ -565,9 +565,9 @@ def test_give_back_requeues_unacknowledged_messages_batch_by_batch(broker: Scrip
 def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
     broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
-    """However an AMQP 0-9-1 consumer ends, it sends its acknowledgements first. Then it waits, for up to 1.5 seconds,
-    until its prefetch is used up or the queue is empty. Only then is it cancelled: if it cancelled earlier, the broker
-    would requeue messages in transit out of order.
+    """When an AMQP 0-9-1 consumer ends, for example because it is stopped or closed, it first sends its
+    acknowledgements. It then waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty, and is
+    cancelled. If it was cancelled earlier, the broker would requeue messages in transit out of order.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
@@ -613,9 +613,9 @@ def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
 def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
-    """A consumer that has acknowledged all messages that it has received waits for messages in transit before it ends.
-    A consumer of a stream ends immediately. So does a consumer that has received nothing, because another one may be
-    the queue's single active consumer.
+    """If a consumer that has acknowledged all messages that it has received is stopped, it waits for messages in
+    transit before it ends. Two kinds of consumers end immediately: a consumer of a stream, and one that has received
+    nothing, because another consumer may be the queue's single active consumer.
     """
     channel = broker.channel()
     broker.depth = 9
@@ -675,7 +675,7 @@ def test_a_connection_has_made_progress_once_a_delivery_is_acknowledged(
 ) -> None:
     """A connection counts as having made progress (has_progressed) once a message that it delivered is acknowledged. A
     message from an earlier connection can no longer be acknowledged, and does not count. With auto_ack, there are no
-    acknowledgements: each message counts once the caller has handled it.
+    acknowledgements: a message counts once the caller has asked for the next one.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))

@@ -397,9 +397,12 @@ def test_a_queue_declared_by_a_conversion_can_be_converted_despite_unacknowledge
 
 @pytest.mark.parametrize("to", ["classic", "quorum", "stream"])
 @pytest.mark.parametrize("channel", ["c", "other"])
-def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion(to: str, channel: str) -> None:
+def test_a_consumer_with_a_global_prefetch_limit_prevents_a_conversion_except_to_a_classic_queue(
+    to: str, channel: str
+) -> None:
     """Quorum queues and streams refuse a consumer whose channel has one prefetch limit for all its consumers (basic.qos
-    with global=true). `queue convert` converts a queue with such a consumer only to a classic queue.
+    with global=true). If a queue has such a consumer, `queue convert` refuses to convert it to a quorum queue or a
+    stream. Such a consumer does not prevent a conversion to a classic queue.
     """
     channels = [{"name": channel, "global_prefetch_count": 5}, {"name": "third", "global_prefetch_count": 0}]
     queue = view(
@@ -560,8 +563,8 @@ def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_applies_to_the_t
 def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_a_conversion(to: str) -> None:
     """A policy that makes queues reject messages beyond a number of bytes can prevent the conversion of a classic queue
     to a quorum queue. One for quorum queues prevents it, because it applies to the converted queue and to the temporary
-    queue with its messages. One for classic queues prevents it, because it applies to the temporary queue for messages
-    published meanwhile. One for streams does not prevent it.
+    queue that holds the messages. One for classic queues prevents it, because it applies to the temporary queue for
+    messages published meanwhile. One for streams does not prevent it.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     converted = "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit"
@@ -587,11 +590,11 @@ def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_
     ],
     ids=["policy", "dlx", "dlx, in bytes", "policy with dlx", "still rejects", "without a limit", "already drops"],
 )
-def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_cannot_be_converted(
+def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_needs_x_overflow_to_be_converted(
     arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
 ) -> None:
-    """If a classic queue rejects messages beyond its limit, but would drop its oldest ones as a quorum queue, `queue
-    convert` refuses the conversion, unless --argument sets x-overflow. A quorum queue would drop messages if a policy
+    """If a classic queue rejects messages beyond its limit, but the quorum queue would drop its oldest messages
+    instead, `queue convert` needs `--argument x-overflow=drop-head`. The quorum queue would drop messages if a policy
     overrides x-overflow, or if x-overflow is reject-publish-dlx, which quorum queues do not support.
     """
     asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
@@ -690,18 +693,18 @@ def test_a_policy_that_would_make_the_converted_queue_drop_messages_prevents_a_c
 def test_a_queue_whose_messages_fit_can_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
 ) -> None:
-    """`queue convert` converts a queue that has no more messages than its new limit allows. It also converts a queue
-    that keeps its limit and drops its oldest messages (drop-head), and a queue that becomes a stream. It asks the
-    broker for the number of messages, since the management API's number may be some seconds old. Messages without a
-    body fit into any limit in bytes.
+    """`queue convert` converts a queue that has no more messages than its new limit allows. It asks the broker for the
+    number of messages, since the management API's number may be some seconds old. Messages without a body fit into any
+    limit in bytes. If a queue keeps its limit and drops its oldest messages (drop-head), or becomes a stream, the
+    number of messages is not compared with the limit.
     """
     it = found(to, changes, depth, queue=view(**reported))
     assert (it.refusals, it.messages) == ([], depth.ready)
 
 
 def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
-    """If `queue convert` sets or changes x-message-ttl or x-expires, its plan says after how long the messages or the
-    queue will expire. It says nothing about an argument that is kept or removed.
+    """If `queue convert` sets or changes x-message-ttl or x-expires, a remark says after how long the messages or the
+    queue will expire. There is no such remark about an argument that is kept or removed.
     """
     changes = {"x-message-ttl": 90_000, "x-expires": 3_600_000}
     assert found(None, changes).remarks[:-1] == [
@@ -891,7 +894,7 @@ def holder(name: str, text: str) -> dict[str, Any]:
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
     """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is valid
     only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any other
-    queue, and gives the reason.
+    queue, and a plan that it cannot read, and records the reason.
     """
     text = json.dumps(PLANNED)
     queues = [

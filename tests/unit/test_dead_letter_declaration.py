@@ -80,8 +80,8 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
 
 @pytest.mark.parametrize("before", [{}, QUORUM], ids=["same", "quorum"])
 def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel, before: dict[str, Any]) -> None:
-    """If a dead-letter queue that mqtool has used is deleted, and somebody declares it with settings with which it does
-    not keep its messages, mqtool raises DeclaredDifferently when it declares the queue the next time.
+    """If a dead-letter queue that mqtool has used is deleted, and somebody declares it again with an argument that
+    makes it drop messages, mqtool raises DeclaredDifferently when it declares the queue the next time.
     """
     channel.declare(DEAD._replace(arguments=before), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)
@@ -92,8 +92,8 @@ def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel,
 
 
 def test_nothing_is_published_to_a_dead_letter_queue_that_was_replaced(channel: Channel) -> None:
-    """If somebody replaces the dead-letter queue of `worker` by one that does not keep its messages, `worker` raises
-    DeclaredDifferently for the next message that fails, and does not publish it to the new queue.
+    """If somebody replaces the dead-letter queue of `worker` with one that drops messages beyond a limit, `worker`
+    raises DeclaredDifferently for the next message that fails, and does not publish this message to the new queue.
     """
     retrying = Retrying(channel, RetryPolicy(), lambda _: None)
     retrying.dead_letter(JOB, "failed")
@@ -118,8 +118,9 @@ def test_a_dead_letter_queue_that_is_deleted_with_its_last_consumer_is_refused(
 
 
 def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: Channel) -> None:
-    """The broker cuts its error text after 255 bytes. If the name of a dead-letter queue leaves no room for the value
-    of the argument that differs, mqtool cannot know whether the queue keeps its messages, and refuses it.
+    """mqtool learns the arguments of an existing dead-letter queue from the broker's error when it declares the queue
+    with other arguments. The broker cuts this error text after 255 bytes. If the queue's name is too long for the text
+    to contain an argument's value, mqtool cannot tell whether the queue would drop messages, and refuses to use it.
     """
     long = Queue("x" * 240 + ".dlq", durable=True)
     channel.declare(long._replace(arguments=QUORUM), remember=False)

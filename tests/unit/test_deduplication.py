@@ -97,8 +97,9 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. It does handle a
-    copy that was moved back from the dead-letter queue more often than the dead-lettered message.
+    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. The exception is
+    a copy that has been moved back from the dead-letter queue more often than the message had been when it was
+    dead-lettered.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None

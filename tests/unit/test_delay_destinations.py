@@ -125,9 +125,9 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 
 def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
-    """Destination.queue is the queue in which a command's delayed messages arrive. This is the queue to which the
-    command publishes, or the one that it binds to its exchange. For an exchange to which the command binds no queue, it
-    is None.
+    """Destination.queue is the queue in which a command's delayed messages arrive: the queue to which the command
+    publishes, or the queue that it binds to its exchange. If the command binds no queue to its exchange,
+    Destination.queue is None.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None
@@ -148,8 +148,9 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """mqtool assumes that delayed messages may arrive in a quorum queue. It does not assume this of a queue that it
-    knows to be classic, or of a transient exchange, whose bindings do not survive a restart.
+    """When mqtool chooses where delayed messages wait, it assumes that they may arrive in a quorum queue, which must
+    lose no messages in a restart. The exceptions are a queue that it knows to be classic, and a transient exchange,
+    since its bindings do not survive a restart anyway.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -228,8 +229,9 @@ def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_kn
 
 
 def test_a_missing_destination_is_found_without_closing_the_commands_channel() -> None:
-    """mqtool checks on a separate channel whether the destination of delayed messages exists, and then closes that
-    channel, so that the command's own channel stays open.
+    """mqtool checks on a separate channel whether the destination of delayed messages exists. If the destination is
+    missing, the broker closes only this channel, and the command's own channel stays open. If it exists, mqtool closes
+    the separate channel.
     """
     broker = FakeConnection(_DURABLE)
     ours = FakeChannel(broker)

@@ -408,7 +408,7 @@ def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
 
 def test_a_notice_says_that_many_messages_in_wait_queues_may_arrive_late() -> None:
     """When the 10,000th message is sent to wait queues, a notice says how many messages per second a broker can move
-    out of wait queues, and that messages that are due faster than that arrive late. The notice is not repeated.
+    out of wait queues, and that messages arrive late if more of them are due per second. The notice is not repeated.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))

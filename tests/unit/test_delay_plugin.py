@@ -142,8 +142,9 @@ def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel
 
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
     """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
-    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The command's channel stays
-    open, and the broker is asked only once about each exchange.
+    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The channel from which mqtool
+    publishes can still be used. Once mqtool knows that the broker has the plugin, it does not open another connection
+    to find out again.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:

@@ -157,7 +157,8 @@ class Relayed:
 def test_delayed_relay_has_a_fanout_exchange_a_queue_and_an_exchange_for_due_messages() -> None:
     """`delayed relay tasks` uses the fanout exchange `tasks`, the quorum queue `tasks.relay` with the largest possible
     delivery limit, and the exchange `tasks.relayed`, of the requested type, for due messages. With --to, an existing
-    exchange takes the place of `tasks.relayed`. The queue dead-letters at least once to the queue `tasks.relay.dlq`.
+    exchange takes the place of `tasks.relayed`. The queue dead-letters to the queue `tasks.relay.dlq` with the strategy
+    at-least-once.
     """
     arguments = {
         "x-queue-type": "quorum",
@@ -300,8 +301,8 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
 
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
     """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it is
-    due. The time at which it is due is stored in another header. The header x-delay then contains the negative delay,
-    as with the delayed message exchange plugin.
+    due. In the published message, another header contains the time at which the message is due, and x-delay contains
+    the negative delay, as with the delayed message exchange plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -362,8 +363,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
-    delay is already over, the message gets the shortest delay, 1 ms. If the header is not a number or is in the future,
-    or without --by-timestamps, the delay starts when the command receives the message.
+    delay is already over, the message gets the shortest delay, 1 ms. If the header is not a number or contains a time
+    in the future, or without --by-timestamps, the delay starts when the command receives the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -611,8 +612,9 @@ def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
 
 
 def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
-    """`delayed relay` checks its wait queues over a connection of their own. If RabbitMQ closes this connection, the
-    command opens another one, and repeats the check. When the command ends, both connections are closed.
+    """`delayed relay` checks its wait queues over a separate connection. If RabbitMQ closes this connection, the
+    command opens another one for the checks, and repeats the check. When the command ends, neither of these two
+    connections is left open.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]

@@ -59,8 +59,8 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first. While a wait queue holds a message, the queue does
-    not expire for lack of use (x-expires).
+    """A delay needs at most two wait queues. With two, a message first waits in the one with the longer TTL. Neither
+    queue expires for lack of use (x-expires) while a message waits in the first one.
     """
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2

@@ -51,10 +51,10 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue whose consumers have acknowledged nothing, at all or between two measurements, and hold
-    more unacknowledged messages than there are consumers. A single unacknowledged message for each consumer may be a
-    long task: in this case, `doctor` reports the queue only if the number of unacknowledged messages has grown between
-    two measurements.
+    """`doctor` reports a queue whose consumers have never acknowledged a message, or have acknowledged none between two
+    measurements, and hold more unacknowledged messages than there are consumers. A single unacknowledged message for
+    each consumer may be a long task: in this case, `doctor` reports the queue only if the number of unacknowledged
+    messages has grown between two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -66,8 +66,9 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """`doctor` counts a message as dropped if it left a queue without being acknowledged, unless a restart has reset
-    the counters.
+    """`doctor` counts a message as dropped if it was published to a queue and is no longer there, but was neither
+    acknowledged nor delivered with automatic acknowledgement. If a restart has reset the counters, so that more
+    messages were acknowledged than published, `doctor` counts none as dropped.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0

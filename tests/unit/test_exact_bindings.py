@@ -351,8 +351,9 @@ def test_queue_convert_ends_if_the_management_api_does_not_show_its_trial_bindin
 
 @pytest.mark.parametrize("checks", range(4))
 def test_ctrl_c_ends_queue_convert_while_it_finds_out_the_types_of_arguments(broker: Broker, checks: int) -> None:
-    """While `queue convert` finds out the types of arguments, Ctrl-C ends it before the next trial, before the next
-    trial binding, and while it waits for the management API. The command deletes its trial queue and trial exchange.
+    """To find out the types of arguments, `queue convert` makes trial bindings between an exchange and a queue that it
+    declares for this. Ctrl-C ends the command before it declares them, before it makes the next trial binding, or while
+    it waits for the management API to show the bindings. Before it ends, it deletes what it has declared.
     """
     broker.unseen, left = 1_000, [None] * checks
 

@@ -186,8 +186,8 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
     """If the caller sets a time limit, a request waits for its reply for this long, and then raises NotConfirmed.
-    Without a limit, it waits until no reply can be expected any more, for example because the connection is lost, and
-    then raises StoppedWaiting.
+    Without a limit, it waits until the reply arrives. If the command has been told to stop, and no reply can be
+    expected, for example because the connection is lost, the request raises StoppedWaiting.
     """
     broker.silent = {spec.Queue.Declare}
     clock.events = [int] * 4 + [lambda: broker.send(spec.Queue.DeclareOk("q", 7, 0))]
@@ -244,8 +244,8 @@ def test_a_request_on_a_channel_that_is_closing_fails_immediately(broker: Script
 def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_repeated(
     channel: Channel, lost: Exception
 ) -> None:
-    """If a request cannot be sent because the connection is being lost, it raises pika's error, from which the caller
-    knows that the request can be repeated. Nothing more is sent on this channel.
+    """If a request cannot be sent because the connection has just been lost, it raises pika's error, from which the
+    caller knows that it can repeat the request on the next connection. Nothing more is sent on this channel.
     """
 
     def request(_pika: PikaChannel, _done: Callable[[Any], None]) -> None:

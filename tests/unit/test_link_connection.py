@@ -741,7 +741,7 @@ def test_a_receiver_ends_after_two_seconds_if_the_broker_does_not_answer(
     assert broker.received == []
 
 
-def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
+def test_all_unsettled_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
     """When an AMQP 1.0 session ends, mqtool releases all unsettled deliveries, including those that the caller has
     received, so that the broker does not count them as failed. mqtool does not detach the session's links.
     """

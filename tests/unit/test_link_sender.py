@@ -156,7 +156,8 @@ def test_the_receipt_of_a_message_contains_the_brokers_response_and_the_reason(
 def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
     """An AMQP 1.0 sender yields a receipt for each message: the message and the broker's response. If the broker did
     not accept the message, the message in the receipt has the exchange and the routing key with which it was published,
-    so that it can be published again. Otherwise, the receipt contains the published object itself.
+    so that it can be published again. If the broker accepted it, the receipt contains the message that the caller
+    passed to send(), unchanged.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -228,10 +229,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender's address names an exchange and a routing key. A message with no other exchange and routing
-    key is sent over the link to this address. Any other message is sent over a link without an address, and contains
-    its own address. If such a message has only an exchange or only a routing key, the other one is taken from the
-    sender's address.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message for this exchange and routing key, or
+    without an exchange and routing key of its own, is sent over the link to this address. Any other message is sent
+    over a link without an address, and contains its own address. If such a message has only an exchange or only a
+    routing key, the other one is taken from the sender's address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -333,7 +334,9 @@ def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that
     assert sender.unconfirmed == [Message(b"2", "q", "")]
 
 
-def test_send_raises_the_error_of_a_lost_connection_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_raises_the_connections_error_at_once_if_a_link_cannot_be_attached(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If an AMQP 1.0 link cannot be attached because the connection is lost for good, send() raises the connection's
     error immediately, without waiting for the outcomes of earlier messages.
     """

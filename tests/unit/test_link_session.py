@@ -84,8 +84,8 @@ def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: L
 
 
 def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession) -> None:
-    """Over AMQP 1.0, mqtool publishes messages as persistent if the caller passes persistent=True, and otherwise as
-    transient.
+    """Over AMQP 1.0, mqtool publishes a message without a delivery mode of its own as persistent if the caller passes
+    persistent=True, and otherwise as transient.
     """
     publish(session, b"1", routing_key="q", persistent=True)
     publish(session, b"2", routing_key="q")
@@ -115,8 +115,8 @@ def test_a_message_that_the_broker_does_not_confirm_in_time_is_listed_as_unconfi
     vhost: Vhost, connect: Connect
 ) -> None:
     """If the broker does not confirm a message within the confirm timeout, publish() over AMQP 1.0 raises NotConfirmed.
-    The session's list `unconfirmed` then contains the message, with the exchange and the routing key to which it was
-    sent. Before the session has sent anything, the list is empty.
+    The session's list `unconfirmed` then contains the message, with the exchange and the routing key with which it was
+    published. Before the session has sent anything, the list is empty.
     """
     session = connect(confirm_timeout=0.05)
     session.declare(Q)
@@ -221,10 +221,12 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
     assert session.depth_of("q") == 0
 
 
-def test_a_session_reconnects_after_the_loss_of_its_connection_and_reports_it(vhost: Vhost, connect: Connect) -> None:
-    """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. Notices report the loss and
-    the new connection. The session's attribute `cluster` is the name of the cluster, followed by the virtual host.
-    After stop(), consuming from the session ends.
+def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notices(
+    vhost: Vhost, connect: Connect
+) -> None:
+    """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. One notice reports the loss,
+    and another the new connection. The session's attribute `cluster` is the name of the cluster, followed by the
+    virtual host. After stop(), consuming from the session yields nothing.
     """
     notices = list[str]()
     session = connect(backoff=Backoff(first=0), notice=notices.append)

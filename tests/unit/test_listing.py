@@ -270,7 +270,7 @@ def test_an_object_without_keys_may_be_an_empty_array() -> None:
     assert list(objects([node])) == [{}, {"arguments": {}, "queue": {}, "incoming": [{"channel_details": {}}]}]
 
 
-def test_no_pages_of_a_list_are_requested_after_an_empty_one() -> None:
+def test_a_list_of_the_management_api_ends_at_an_empty_page() -> None:
     """If a page of a list from the management API is empty, mqtool takes the list to be complete, even if the server
     announces 2,000 pages. It requests no further pages, except a few that it has requested in advance.
     """

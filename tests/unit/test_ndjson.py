@@ -54,7 +54,7 @@ deliveries = st.builds(
 
 
 @given(deliveries)
-def test_send_publishes_a_message_as_receive_has_printed_it(delivery: Delivery) -> None:
+def test_send_json_publishes_unchanged_what_receive_json_has_printed(delivery: Delivery) -> None:
     """If `receive --json` has printed a message, `send --json` publishes it with the same body, headers, properties,
     exchange and routing key.
     """
