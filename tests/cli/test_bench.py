@@ -496,8 +496,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of the client processes that it
-    has started soon deletes the queues and exchanges of the run.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
+    are deleted soon afterwards by one of the client processes that `bench` has started.
     """
 
     def declared() -> str:

@@ -38,8 +38,8 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
     The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
-    she publishes messages but does nothing else, the administrator's command runs to its end, and commands such as
-    `peek` and `queue convert` keep all messages in order.
+    she does nothing but publish messages, the administrator's command is not stopped, and commands such as `peek` and
+    `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
 

@@ -342,9 +342,9 @@ def old_exchange(broker: TestBroker, **arguments: str) -> None:
 
 @on_any_broker
 def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` gives the same one to
-    the relay's exchange for due messages. If the relay's exchange already exists without this alternate exchange,
-    `delayed migrate` exits with 78, and declares nothing.
+    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` declares the relay's
+    exchange for due messages with the same one. If the exchange for due messages already exists, but without this
+    alternate exchange, `delayed migrate` exits with 78, and declares nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker, alternate_exchange="rest")
