@@ -174,9 +174,9 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
-    """Another client publishes messages to the queue of `bench`, some with forged sequence numbers, others with none.
-    `bench` reports the number of these messages, and includes them in no other result. With --rpc, `bench` sends no
-    reply to the queue that these messages name in reply_to.
+    """`bench` numbers the messages that it publishes. Another client publishes messages to the queue of `bench`, some
+    with forged numbers, others with none. `bench` reports how many such messages it received, and includes them in no
+    other result. With --rpc, `bench` sends no reply to the queue that these messages name in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 

@@ -332,7 +332,8 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`delayed ls`, `delayed show` and `delayed cancel` ignore a stream whose name and arguments are like those of a
-    queue of `delayed relay`, because anyone who publishes to a stream can forge a message's exchange and routing key.
+    queue of `delayed relay`. A client of the stream protocol can forge the exchange and the routing key of the messages
+    that it publishes to a stream.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")

@@ -252,7 +252,7 @@ def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=" ".join)
 def test_via_plugin_without_the_plugin_suggests_wait_queues(shell: Shell, plugin: bool, command: list[str]) -> None:
     """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via ttl.
-    The error also says how to enable the plugin, unless no plugin exists for this version of RabbitMQ.
+    If there is such a plugin for this version of RabbitMQ, the hint also says how to enable it.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")

@@ -99,9 +99,9 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 
 @on_any_broker
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published. It immediately
-    forwards a message with a delay of one hour that was published an hour ago. If the timestamp is missing or in the
-    future, the delay starts when the relay gets the message.
+    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published, which is in
+    the header timestamp_in_ms. It immediately forwards a message with a delay of one hour that was published an hour
+    ago. If this header is missing or names a time in the future, the delay starts when the relay gets the message.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
