@@ -43,9 +43,10 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` for an existing queue exits with 0 if the requested arguments equal the queue's. If they differ,
-    it exits with 78 or, with --if-not-exists, with 0. Without a terminal, `queue purge` and `queue delete` exit with 2
-    unless --yes is given. `queue delete` for a missing queue exits with 69 or, with --if-exists, with 0.
+    """`queue declare` declares a queue, and also exits with 0 if the queue exists with the requested arguments. If the
+    queue's arguments differ, the command exits with 78 or, with --if-not-exists, with 0. With --yes, `queue purge`
+    empties the queue, and `queue delete` deletes it; without a terminal and without --yes, both exit with 2. For a
+    missing queue, `queue delete` exits with 69 or, with --if-exists, with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -120,8 +121,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.sampled(1)
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` take several names, and stop at the first name that does not
-    exist. If they have deleted or purged anything before that, they print how many of the names are done, list the
-    other names, and exit with 3. If the very first name does not exist, they exit with 69.
+    exist. If this is the very first of the names, they exit with 69. Otherwise, they print how many queues or exchanges
+    they have purged or deleted, list the other names, and exit with 3.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -264,9 +265,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user add` for an existing user exits with 1 or, with --if-not-exists, with 0. `user delete` for a missing user
-    exits with 69 or, with --if-exists, with 0. `user password` keeps the user's tags, and `user tags` keeps the
-    password.
+    """`user password` changes the password and keeps the tags; `user tags` changes the tags and keeps the password.
+    `user add` for an existing user exits with 1 or, with --if-not-exists, with 0. `user delete` deletes a user; for a
+    missing user, it exits with 69 or, with --if-exists, with 0.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -419,8 +420,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -> None:
     """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2, and so does `plugin
-    enable` for a plugin that this broker does not have. If no broker was started with `broker up`, `plugin enable`
-    exits with 69.
+    enable` for a plugin that this broker does not have. mqtool changes the plugins only of brokers that `broker up` has
+    started. If there is no such broker, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

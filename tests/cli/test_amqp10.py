@@ -374,7 +374,7 @@ def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
     assert "dropped a reply to '/exchanges/amq.rabbitmq.trace/x': a reply goes only to a queue" in ended.stderr
 
 
-def test_rpc_server_says_which_replies_are_lost_over_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
+def test_rpc_server_says_that_a_reply_is_lost_over_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, if the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It
     accepts the request nevertheless, and goes on with the next one.
     """
@@ -557,9 +557,9 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(1)
-def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """Each AMQP 1.0 script that `tutorial show --plain` prints runs unchanged, as a receiver or as a sender. The
-    receiver gets one message from the sender, and one from the corresponding mqtool command, such as `send`.
+def test_plain_scripts_receive_their_own_and_mqtools_messages(shell: Shell, broker: TestBroker, tutorial: str) -> None:
+    """`tutorial show --plain` prints an AMQP 1.0 script that can receive or send, and runs unchanged. The script as
+    receiver gets one message from the script as sender, and one from the corresponding mqtool command, such as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(
@@ -588,9 +588,9 @@ def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, brok
 def test_messages_with_headers_too_large_for_delayed_relay_do_not_hold_up_other_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """An AMQP 1.0 publisher can send headers that are too large for `delayed relay`, which uses AMQP 0-9-1. If the
-    relay gets 201 such messages, one more than it takes at a time, it warns about them, and dead-letters all of them.
-    It still delays other messages.
+    """`delayed relay` uses AMQP 0-9-1, and so cannot publish a message whose headers are larger than a frame. An AMQP
+    1.0 publisher can send such a message. If the relay gets 201 of them, one more than it takes at a time, it warns
+    about them, and dead-letters all of them. It still delays other messages.
     """
     del shell.environment["MQTOOL_PROTOCOL"]
     relay = shell.start("mqtool", "delayed", "relay", "tasks", ready=True).wait_until_ready()

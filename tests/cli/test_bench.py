@@ -174,9 +174,9 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
-    """Another client publishes messages to the queue of `bench`, some with forged sequence numbers, others with none.
-    `bench` reports the number of these messages, and includes them in no other result. With --rpc, `bench` sends no
-    reply to the queue that these messages name in reply_to.
+    """`bench` numbers the messages that it publishes. Another client publishes messages to the queue of `bench`, some
+    with forged numbers, others with none. `bench` reports how many such messages it received, and includes them in no
+    other result. With --rpc, `bench` sends no reply to the queue that these messages name in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 
@@ -496,8 +496,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, one of the client processes that it
-    has started soon deletes the queues and exchanges of the run.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
+    are deleted soon afterwards by one of the client processes that `bench` has started.
     """
 
     def declared() -> str:

@@ -476,8 +476,8 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If `broker restart`, `broker down` or `broker rm` is run twice at the same time, the second run waits for the
-    first. The second `broker down` then says that there is nothing to stop, and the second `broker rm` that no broker
-    of this name was started.
+    first. The second `broker down` then says that there is nothing to stop. The second `broker rm` exits with 69 and
+    says that there is no such broker, because the first one has removed it from the list.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -686,8 +686,8 @@ def test_broker_up_refuses_a_tls_port_that_is_the_default_port_of_the_management
 
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker. Commands would
-    not use the new broker, but the one in MQTOOL_URL.
+    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker, because
+    commands would not use the new broker, but the one in MQTOOL_URL.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69

@@ -39,9 +39,9 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
 def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
     restartable: Restartable, lonely_shell: Shell
 ) -> None:
-    """A classic queue has the overflow setting `reject-publish`. If a policy lowers the queue's maximum length, `policy
-    set` warns how many messages will be dropped or dead-lettered when RabbitMQ restarts. Until then, the queue keeps
-    these messages. The restart removes the oldest ones. A quorum queue keeps all its messages.
+    """A policy lowers the maximum length of queues with the overflow setting `reject-publish`. When the broker
+    restarts, a classic queue drops or dead-letters its oldest messages, and keeps only as many as the maximum. `policy
+    set` warns of this, with the number of messages. A quorum queue keeps all its messages.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = restartable.url

@@ -38,8 +38,8 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
     The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
-    she publishes messages but does nothing else, the administrator's command runs to its end, and commands such as
-    `peek` and `queue convert` keep all messages in order.
+    she does nothing but publish messages, the administrator's command is not stopped, and commands such as `peek` and
+    `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -332,7 +332,8 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`delayed ls`, `delayed show` and `delayed cancel` ignore a stream whose name and arguments are like those of a
-    queue of `delayed relay`, because anyone who publishes to a stream can forge a message's exchange and routing key.
+    queue of `delayed relay`. A client of the stream protocol can forge the exchange and the routing key of the messages
+    that it publishes to a stream.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")

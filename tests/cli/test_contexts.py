@@ -162,9 +162,9 @@ def has_known_stream_port(broker: TestBroker) -> bool:
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 @pytest.mark.sampled(3)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """An option selects a command's broker. Without one, the command uses the first of these that is set: an
-    environment variable, the context in use, the broker that `broker up` started. If none is set, the command uses
-    localhost. `broker status` says which broker is used, and why.
+    """A command uses the first of these that is set: --url, --context, MQTOOL_URL, AMQP_URL, MQTOOL_CONTEXT, the
+    context in use, the broker that `broker up` started. If none is set, the command uses localhost. `broker status`
+    says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -438,8 +438,9 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """The code of every command declares whether the command shows, sends or changes something on a broker. In a
-    protected context, this declaration decides whether the command asks for a confirmation.
+    """The code of every command declares the command's effect on a broker: for example, that it only reads, that it
+    publishes messages, or that it changes settings. In a protected context, mqtool decides by this declaration whether
+    the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert [*effects().values()].count(Effect.CHANGES) > 30
@@ -550,8 +551,8 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_contex
 def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker_that_broker_up_started(
     home: Shell, broker: TestBroker
 ) -> None:
-    """A command that uses the broker that `broker up` started also uses the management API and the stream port of this
-    broker, even if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT contain others.
+    """A command that uses the broker that `broker up` started also uses this broker's management API and stream port,
+    even if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT name others.
     """
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
     directory = home.directory / "mqtool" / "brokers" / "default"
@@ -582,11 +583,11 @@ def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that
 @pytest.mark.parametrize(
     "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
 )
-def test_the_url_option_cannot_be_combined_with_a_protected_context(
+def test_the_url_option_cannot_be_combined_with_the_name_of_a_protected_context(
     staging: Shell, broker: TestBroker, words: str
 ) -> None:
-    """A command with both --url and a protected context (-C) exits with 2 and changes nothing, since the URL would
-    bypass the protection.
+    """If -C names a protected context, and --url is also given, the command exits with 2 and changes nothing. With
+    --url, the command would bypass the protection that the user has asked for with -C.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
@@ -723,8 +724,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
     changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
-    The exception is a missing queue of `send` or `new-task`, or a missing stream of `receive-stream`: without asking,
-    these commands exit with 69, and the hint names --declare.
+    The exception is a command that declares a missing queue or stream only with --declare, such as `send`: if its queue
+    or stream is missing, it exits with 69 without asking, and the hint names this option.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):
@@ -761,8 +762,8 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 @on_any_broker
 def test_emit_log_in_a_protected_context_declares_an_exchange_only_if_the_answer_is_yes(staging: Shell) -> None:
     """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares the
-    exchange only if the answer is yes. The exception is --confirm with the context's name: with it, commands declare
-    exchanges, queues and streams without asking.
+    exchange only if the answer is yes. The exception is --confirm with the context's name: with it, `emit-log`, `send`
+    and other publishing commands declare a missing exchange, queue or stream without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout

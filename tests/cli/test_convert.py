@@ -727,9 +727,10 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
 
 
-def test_ctrl_c_ends_queue_convert_while_it_waits_for_acknowledgements(managed: Shell, broker: TestBroker) -> None:
-    """While a client holds an unacknowledged message of the queue, `queue convert --resume` waits, and says so. Ctrl-C
-    then ends it with exit code 130. The queue keeps its old type, and the command says how to continue.
+def test_ctrl_c_ends_a_resumed_conversion_that_waits_for_acknowledgements(managed: Shell, broker: TestBroker) -> None:
+    """`queue convert --resume` continues a conversion that was killed. While a client holds an unacknowledged message
+    of the queue, the command waits, and says so. Ctrl-C then ends it with exit code 130. The queue keeps its old type,
+    and the command says how to continue.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -800,9 +801,10 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
     check_all_is_there(broker)
 
 
-def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """The last request of `queue convert` deletes an exchange. If the command was killed before this request, the next
-    run still converts the queue, and keeps all messages.
+def test_a_queue_can_be_converted_back_after_a_kill_before_the_last_request(broker: TestBroker) -> None:
+    """The last request of `queue convert` deletes a temporary exchange. If a conversion from classic to quorum was
+    killed before this request, the exchange is left behind. The queue can still be converted back to classic, and keeps
+    all its messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -961,10 +963,10 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """`queue convert` converts a queue with a maximum length and the overflow setting `reject-publish`, by a policy or
-    by its arguments. If messages that are published during the conversion do not fit in the converted queue, the
-    command stops with an error, and no confirmed message is lost. Once enough messages have been consumed, the
-    conversion can be resumed and completed.
+    """A queue has a maximum length and the overflow setting `reject-publish`, set by a policy or by the queue's
+    arguments. If messages that are published during `queue convert` do not fit in the converted queue, the command
+    stops with an error, and no confirmed message is lost. Once enough messages have been consumed, the conversion can
+    be resumed and completed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -1202,9 +1204,10 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
 def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert --dry-run` exits with 2 if clients publish to the queue through the default exchange. If the queue
-    has other bindings, mqtool finds such clients only on a broker with rates_mode = detailed. With another rates_mode,
-    the plan says that mqtool cannot know in advance whether there are such clients.
+    """If mqtool finds that clients publish to the queue through the default exchange, `queue convert --dry-run` exits
+    with 2 unless --force is given. For a queue that has other bindings, mqtool can find this out only on a broker with
+    rates_mode = detailed. With another rates_mode, the plan says that mqtool cannot know in advance whether there are
+    such clients.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -1433,12 +1436,13 @@ def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_n
 
 @on_any_broker
 @pytest.mark.own_vhost("policies stay in it")
-def test_a_queue_is_not_converted_back_if_a_policy_would_limit_the_messages_published_meanwhile(
+def test_a_queue_is_not_converted_back_if_a_policy_would_limit_the_temporary_queue(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """While `queue convert --undo` converts a replaced queue back, a temporary queue holds the messages that are
-    published meanwhile. If a policy with a limit, such as max-length, would apply to this temporary queue, the command
-    completes the conversion instead, names the policy, exits with 69, and leaves the messages in the queue.
+    """If a conversion was killed after it had replaced the queue, `queue convert --undo` converts the queue back. While
+    it does so, a temporary queue holds newly published messages. If a policy with a limit, such as max-length, would
+    apply to this temporary queue, the command completes the conversion instead, names the policy, exits with 69, and
+    leaves the messages in the queue.
     """
     policy = {"pattern": "meanwhile$", "definition": {"max-length": 5, "delivery-limit": 9}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
@@ -1491,9 +1495,10 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """While `queue convert` replaces a queue, a holding queue holds its messages. If the holding queue is deleted, the
-    messages in it are lost. `queue convert --resume` says so, and restores the other messages and the bindings, even if
-    another client has bound the queue with arguments whose types mqtool cannot find out.
+    """`queue convert` moves messages to a holding queue and then to the converted queue. If the command is killed, and
+    a user deletes the holding queue, the messages in it are lost. `queue convert --resume` says so, and keeps the
+    messages that were not in the holding queue. It also restores the bindings, even if another client has bound the
+    queue with arguments whose types mqtool cannot find out.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1716,7 +1721,7 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
 @large
 def test_messages_of_the_largest_size_are_moved_if_their_headers_leave_room(tmp_path: Path) -> None:
     """`queue convert` moves a message of the largest size that the broker accepts, even if the publisher has forged
-    mqtool's own headers. The exception is such a message whose headers also fill a frame: the conversion then stops,
+    mqtool's own headers. The exception is a message of this size whose headers fill a frame: the conversion then stops,
     and the error names the setting max_message_size. `queue convert --undo` restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:

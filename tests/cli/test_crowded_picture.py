@@ -59,9 +59,10 @@ ORDERS = "group of 75 queues orders-…"
 
 
 def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` draws queues whose names differ only in a number as one group, with the totals of
-    their counts. It groups the wait queues of a queue, and the consumers of a group of queues, in the same way. A click
-    or Enter expands a group, and a button collapses it again. The key g expands or collapses all groups.
+    """The picture of `mqtool ui` draws queues whose names differ only in a number as one group, with the total numbers
+    of ready and unacknowledged messages. It groups the wait queues of a queue, and the consumers of a group of queues,
+    in the same way. A click or Enter expands a group, and a button collapses it again. The key g expands or collapses
+    all groups.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -137,7 +138,7 @@ def width_of(page: Page) -> float:
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
     """On the page of `mqtool ui`, the keys i and o, the mouse wheel with Ctrl, and a gesture with two fingers zoom the
     picture. The key f fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the
-    picture. The minus key does not zoom, but slows the replay down.
+    picture. The minus key does not zoom: it slows down the replay of a recording.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)

@@ -194,10 +194,10 @@ def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("verb", ["redrive", "drop"])
-def test_dlq_commands_exit_with_3_if_no_dead_letter_has_the_id(dead: Shell, verb: str) -> None:
-    """If no dead letter has one of the given ids, `dlq redrive --id` and `dlq drop --id` move or drop the dead letters
-    with the other ids, name the missing id, and exit with 3. They also exit with 3 if the same command is repeated, or
-    if the queue is empty.
+def test_dlq_commands_exit_with_3_if_a_given_id_belongs_to_no_dead_letter(dead: Shell, verb: str) -> None:
+    """If a given id is not that of a dead letter, `dlq redrive --id` and `dlq drop --id` name this id and exit with 3,
+    but still move or drop the dead letters with the other given ids. They also exit with 3 if they are run a second
+    time with the same id, or if the dead-letter queue is empty.
     """
     done, hint = ("moved back" if verb == "redrive" else "dropped"), "hint: 'mqtool dlq show' lists them\n"
     command = ("mqtool", "dlq", verb, "jobs", "--yes")
@@ -376,9 +376,9 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_even_if_the_broker_ignores_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. On embedded
-    brokers that behave like either, `dlq show` shows how often a message was redriven, and `worker` counts the attempts
-    to handle a message.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. In both cases,
+    `dlq show` shows how often a message was redriven, and `worker` counts the attempts to handle a message. The brokers
+    of this test are embedded ones that behave like RabbitMQ 3.10, 4.0 and 4.3.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")
@@ -422,9 +422,9 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str, *, has_api: bool
 ) -> None:
     """`dlq` commands requeue the dead letters that they leave in a quorum queue, and the queue drops a message that is
-    requeued more often than its delivery limit allows. Before the queue might drop a dead letter, the commands end with
-    an error, even if the limit is unknown because there is no management API. So none is lost, however often a command
-    is repeated. `dlq redrive --to` still moves all dead letters.
+    requeued more often than its delivery limit allows. The commands end with an error before a dead letter is lost,
+    even if the limit is unknown because there is no management API. `dlq redrive --to` still succeeds if it moves all
+    dead letters, because it then requeues none.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management if has_api else "http://localhost:1"
     shell.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "quorum", "--argument", "x-delivery-limit=3")

@@ -120,8 +120,8 @@ def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: 
 def test_definitions_import_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, limits: dict[str, int], warns: str, asks: str, left: int
 ) -> None:
-    """If a policy in the file would remove messages, `definitions import` says how many messages of which queue, and
-    asks for confirmation. Without a terminal, the command exits with 2 and imports nothing. With --dry-run, it only
+    """If a policy in the file would remove messages, `definitions import` names the queue and the number of messages,
+    and asks for confirmation. Without a terminal, the command exits with 2 and imports nothing. With --dry-run, it only
     says what would be lost. With --yes, it does not ask.
     """
     fill(admin, "payroll")
@@ -563,8 +563,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
 
 def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
-    """`doctor --format sarif` escapes brackets and braces in a name, so that the name of a queue cannot become a link
-    or a placeholder in the message.
+    """In a SARIF message, brackets can form a link, and {0} stands for an argument. `doctor --format sarif` therefore
+    escapes brackets and braces in a queue's name.
     """
     queue = {"vhost": "/", "name": "[x](http://evil) {0} \\", "durable": False, "auto_delete": False, "arguments": {}}
     (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))

@@ -152,8 +152,8 @@ def test_exchange_declare_without_the_delayed_message_plugin_suggests_delayed_re
 
 
 def test_send_with_a_delay_says_where_messages_wait_and_why(shell: Shell, broker: TestBroker, plugin: bool) -> None:
-    """`send --delay` prints one line that says where messages wait on this broker, and why. With --via or --quiet, it
-    does not print this line.
+    """The first `send --delay` on a broker prints one line that says where delayed messages wait, and why. With --via
+    or --quiet, `send` does not print this line.
     """
     classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
     said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()
@@ -176,10 +176,10 @@ def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugi
     assert [len(lines) for lines in said] == [2, 1, 1], said
 
 
-def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
-    """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. If --via
-    plugin asks for the plugin nevertheless, `send` warns that the plugin may lose messages. `receive-delayed` from a
-    quorum queue on such a broker prints the same warning.
+def test_send_with_a_delay_uses_the_plugin_for_a_quorum_queue_only_with_via_plugin(shell: Shell, plugin: bool) -> None:
+    """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. The
+    exception is --via plugin: `send` then uses the plugin, and warns that the plugin may lose messages. If the broker
+    has the plugin, `receive-delayed` from a quorum queue prints the same warning.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0].startswith(QUORUM)
@@ -252,7 +252,7 @@ def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=" ".join)
 def test_via_plugin_without_the_plugin_suggests_wait_queues(shell: Shell, plugin: bool, command: list[str]) -> None:
     """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via ttl.
-    The error also says how to enable the plugin, unless no plugin exists for this version of RabbitMQ.
+    If there is such a plugin for this version of RabbitMQ, the hint also says how to enable it.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")
@@ -405,8 +405,8 @@ def test_send_delayed_uses_the_x_delay_header(shell: Shell, via: str) -> None:
 
 
 def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell, via: str) -> None:
-    """In `receive-delayed --json | send-delayed --json`, a message is sent again without a delay, although its headers
-    contain x-delay.
+    """In `receive-delayed --json | send-delayed --json`, the header x-delay has no effect, because a received message
+    has already been delayed: it is sent again without a delay.
     """
     shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "x")
     line = shell.run("mqtool", "receive-delayed", "-c", "1", "--json").stdout

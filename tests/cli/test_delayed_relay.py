@@ -99,9 +99,9 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 
 @on_any_broker
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published. It immediately
-    forwards a message with a delay of one hour that was published an hour ago. If the timestamp is missing or in the
-    future, the delay starts when the relay gets the message.
+    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published, which is in
+    the header timestamp_in_ms. It immediately forwards a message with a delay of one hour that was published an hour
+    ago. If this header is missing or names a time in the future, the delay starts when the relay gets the message.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
@@ -342,9 +342,9 @@ def old_exchange(broker: TestBroker, **arguments: str) -> None:
 
 @on_any_broker
 def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` gives the same one to
-    the relay's exchange for due messages. If the relay's exchange already exists without this alternate exchange,
-    `delayed migrate` exits with 78, and declares nothing.
+    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` declares the relay's
+    exchange for due messages with the same one. If the exchange for due messages already exists, but without this
+    alternate exchange, `delayed migrate` exits with 78, and declares nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker, alternate_exchange="rest")

@@ -125,7 +125,7 @@ def generated_queue(broker: TestBroker) -> str:
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker: TestBroker, kind: str) -> None:
     """`delayed now` delivers delayed messages to the exchange amq.topic, whether a classic or a quorum queue is bound
-    to it, and to a queue with a name that the broker has generated.
+    to it, and to a queue for which the broker has generated a name that begins with `amq.`.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)

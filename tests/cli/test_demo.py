@@ -27,7 +27,9 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 
 def test_make_demo_runs_every_tutorial_except_why_queues() -> None:
-    """`make demo` runs all tutorials except why-queues, in the order in which mqtool lists them."""
+    """`make demo` runs all tutorials in the order in which mqtool lists them. The exception is the first one,
+    why-queues, which gives reasons to use a queue.
+    """
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 

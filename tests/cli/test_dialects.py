@@ -170,9 +170,9 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_with_a_dialect_raw_output_and_output_files_contain_only_messages(shell: Shell) -> None:
-    """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option and
+    """Each --dialect makes commands print the lines of one version of RabbitMQ's tutorial scripts. With --dialect and
     --raw, `receive` prints only bodies on stdout, and the script's other lines, such as `Waiting for messages`, on
-    stderr. With this option and -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
+    stderr. With --dialect and -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -218,7 +218,7 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
     """On a terminal, a tutorial's command declares the tutorial's queue without a notice. The first line that the
-    command prints is therefore the first line of the tutorial's script.
+    command prints is therefore the same as the first line that the tutorial's script prints.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")

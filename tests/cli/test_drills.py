@@ -57,7 +57,7 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 
 
 @on_any_broker
-def test_drill_drop_connection_cuts_connections_whatever_the_url_looks_like(
+def test_drill_drop_connection_accepts_a_url_without_a_scheme_whose_password_equals_the_port(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """`drill drop-connection` replaces the port in the broker's URL with that of a proxy, which cuts connections. Even

@@ -84,7 +84,7 @@ def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
     assert depth(broker, "rpc_queue") == 0
 
 
-def test_rpc_server_says_which_replies_are_lost(shell: Shell, broker: TestBroker) -> None:
+def test_rpc_server_says_that_a_reply_is_lost(shell: Shell, broker: TestBroker) -> None:
     """If the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It acknowledges the
     request nevertheless, and goes on with the next one.
     """
@@ -167,9 +167,10 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """`worker --exec` says what is wrong and exits with 2 if the program does not exist or is not executable, or if the
-    command line has an unknown placeholder. Without --shell, shell syntax is refused in the same way. With --shell, any
-    placeholder is refused, because the shell would run its value as code.
+    """`worker --exec` replaces placeholders in the command, such as {routing_key}. It says what is wrong and exits with
+    2 if it does not know a placeholder, or if the program does not exist or is not executable. Without --shell, it
+    refuses shell syntax in the same way. With --shell, it refuses any placeholder, because the shell would run its
+    value as code.
     """
     (shell.directory / "script").touch()
     for options, said in (

@@ -114,9 +114,9 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
 def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """Some commands delete, consume or break something. If a word merely resembles such a command, or is its last word
-    but follows the name of another group, the hint does not suggest the command. For example, the hint for `dlq purge`
-    is `dlq drop`, not `queue purge`.
+    """Some commands delete, consume or break something. The hint suggests such a command for a typing error, but not
+    for another word that resembles it, such as `user rename`, nor for a word that belongs to another group of commands:
+    the hint for `dlq purge` is `dlq drop`, not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))
@@ -166,8 +166,8 @@ def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_gro
 @pytest.mark.parametrize("command", GUESSES)
 def test_each_hint_in_the_table_guesses_is_a_command_that_exists(command: str) -> None:
     """mqtool's table GUESSES contains the words of other tools for which a command of mqtool is the hint, such as
-    `browse` for `peek`. Each of these commands can be pasted: the command, its options and its topic exist. The words
-    are not commands of mqtool themselves.
+    `browse` for `peek`. Each of these commands can be pasted: the command exists and has the options that the hint
+    shows, and a topic or tutorial that it names exists as well. The words are not commands of mqtool themselves.
     """
     path, _, options = command.partition(" -")
     first, *rest = path.split()

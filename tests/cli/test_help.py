@@ -273,9 +273,9 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
     assert f"hint: {hint}" in result.stderr
 
 
-def test_hints_about_options_name_the_command() -> None:
+def test_hints_about_options_name_the_command_or_an_option() -> None:
     """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
-    the command or a similar option.
+    the command or an option.
     """
     tried = set()
     for command in leaves(described()):
@@ -310,8 +310,8 @@ def test_dialect_strict_and_verbose_are_shown_only_for_commands_that_they_affect
 
 
 def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shell) -> None:
-    """If only a group of commands is typed, such as `mqtool queue`, mqtool prints the group's help once and exits with
-    0.
+    """If only the name of a group of commands is typed, as in `mqtool queue`, mqtool prints the group's help once and
+    exits with 0.
     """
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
@@ -339,10 +339,10 @@ def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
         ("version", "mqtool --version"),
     ],
 )
-def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, or the name of a script of RabbitMQ's
-    tutorials, mqtool exits with 2. The hint is the mqtool command that does the same, which `mqtool help rabbitmqctl`
-    also lists.
+def test_rabbitmqctl_commands_and_script_names_get_the_right_hint(lonely_shell: Shell, typed: str, line: str) -> None:
+    """If the command is one of rabbitmqctl's, such as `list_queues`, or the name of a script of RabbitMQ's tutorials,
+    such as `new-task.py`, mqtool exits with 2. The hint is the mqtool command that does the same. `mqtool help
+    rabbitmqctl` lists this mqtool command, too.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: did you mean {line!r}?")

@@ -416,8 +416,8 @@ def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
 def test_the_option_strict_refuses_an_exchange_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange that `emit-log` and `receive-log` would declare already exists with other properties or
-    arguments, both commands exit with 78 if --strict is given, and do not change the exchange.
+    """With --strict, `emit-log` and `receive-log` exit with 78 if the exchange that they would declare already exists
+    with other properties or arguments. They do not change the exchange.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])

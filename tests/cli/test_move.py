@@ -113,8 +113,8 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
 def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
     shell: Shell, broker: TestBroker, other: TestBroker, end: str
 ) -> None:
-    """`move` ends early with --count, after Ctrl-C, or when the connection to the other broker is cut. The messages
-    that were not moved then stay in the source queue, a quorum queue, in their original order.
+    """`move` from a quorum queue ends early with --count, after Ctrl-C, or when the connection to the other broker is
+    cut. In each of these cases, the messages that were not moved stay in the source queue in their original order.
     """
     fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(600))
     fill(other, Queue("b"), [])
