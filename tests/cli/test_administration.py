@@ -355,8 +355,9 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 
 def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
-    """If the user lacks a permission or a tag, the command exits with 77, and the hint says how an administrator can
-    grant it.
+    """`queue declare` exits with 77 if the user that it logs in as lacks a permission. `list queues` and `list users`
+    exit with 77 if this user lacks the tag that they need. The hint says how an administrator can grant the permission
+    or set the tag.
     """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0

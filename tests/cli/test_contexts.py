@@ -760,10 +760,10 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 
 
 @on_any_broker
-def test_emit_log_in_a_protected_context_declares_an_exchange_only_if_the_answer_is_yes(staging: Shell) -> None:
-    """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares the
-    exchange only if the answer is yes. The exception is --confirm with the context's name: with it, `emit-log`, `send`
-    and other publishing commands declare a missing exchange, queue or stream without asking.
+def test_emit_log_in_a_protected_context_asks_before_it_declares_an_exchange_unless_confirmed(staging: Shell) -> None:
+    """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares it only
+    if the answer is yes. With --confirm and the context's name, `emit-log`, `send`, `receive-log` and other commands
+    declare a missing exchange, queue or stream without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout

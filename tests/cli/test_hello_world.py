@@ -169,7 +169,7 @@ def test_a_receiver_does_not_declare_a_queue_with_a_mistyped_name(
 @on_any_broker
 def test_send_and_receive_use_an_existing_queue_with_other_arguments(shell: Shell, broker: TestBroker) -> None:
     """With -q, `send` and `receive` use an existing queue whose arguments differ from the commands' defaults. If an
-    option asks for another value than the queue has, a notice names the difference. Otherwise, there is no notice.
+    option sets a value that differs from the queue's, a notice names the difference. Otherwise, there is no notice.
     """
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"

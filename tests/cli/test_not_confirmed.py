@@ -395,9 +395,10 @@ def _replay_of_two(shell: Shell, exchange: str) -> list[str]:
     return ["mqtool", "recording", "replay", "-v", "--failed-to", "failed", "recording"]
 
 
-def test_replay_exits_with_65_if_the_rest_of_a_recording_is_invalid(shell: Shell) -> None:
-    """If the broker refuses a message of `recording replay --failed-to FILE`, and a line that has not been published
-    yet is invalid, the command exits with 65. FILE contains the unconfirmed messages before the invalid line.
+def test_replay_exits_with_65_if_a_line_after_a_refused_message_is_invalid(shell: Shell) -> None:
+    """If the broker refuses a message because its exchange does not exist, `recording replay --failed-to FILE` stops
+    publishing, and saves this message and the rest of the recording in FILE. If a line of the rest is invalid, the
+    command exits with 65, and saves only the messages before this line.
     """
     replay = _replay_of_two(shell, "nosuch")
     with (shell.directory / "recording").open("a") as file:

@@ -614,9 +614,9 @@ def test_receive_stream_skips_junk_that_claims_to_be_compressed(shell: Shell, br
 def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """RabbitMQ cannot deliver messages of a stream over AMQP 0-9-1 if they have no AMQP 1.0 encoding. At such a message
-    on RabbitMQ, `receive` and `peek` exit with 69 and suggest `receive-stream`. On the embedded broker, which can
-    deliver it, they print the message.
+    """RabbitMQ cannot deliver messages of a stream over AMQP 0-9-1 if they have no AMQP 1.0 encoding. When `receive` or
+    `peek` reaches such a message on RabbitMQ, it exits with 69 and suggests `receive-stream`. The embedded broker can
+    deliver such a message, and the commands print it.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "first")
     place = urlsplit(broker.streams)

@@ -52,9 +52,9 @@ def kept(process: BrokerProcess) -> Path:
     return path
 
 
-def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """After it was killed or stopped, the broker starts again with all messages. It logs no damage, and leaves no
-    copies of damaged files in the data directory.
+def test_no_damage_is_reported_after_a_kill_or_a_stop(process: BrokerProcess) -> None:
+    """A broker that is killed or stopped, and then started again, still has all persistent messages that it had
+    confirmed. It logs no damage, and leaves no copies of damaged files in the data directory.
     """
     for end in (process.kill, process.stop):
         end()

@@ -145,11 +145,12 @@ def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_beco
     assert second.chunk().first_offset == 1
 
 
-def test_consumers_share_the_partitions_of_a_super_stream(
+def test_single_active_consumers_with_the_same_name_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """If two consumers read a super stream with two partitions, each consumer is active on one partition. If one
-    consumer unsubscribes from its partition, the other becomes active on this partition as well.
+    """Two clients subscribe to both partitions of a super stream, as single active consumers with the same name. Each
+    client is then active on one partition. If one client unsubscribes from its partition, the other becomes active on
+    this partition as well.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):

@@ -315,8 +315,9 @@ def test_a_confirmed_message_that_does_not_arrive_is_lost(world: World) -> None:
 
 
 def test_bench_waits_until_each_consumer_of_a_stream_has_received_each_message(world: World) -> None:
-    """A `bench` run with a stream ends when each consumer has received each confirmed message. If one of the consumers
-    does not receive a message, `bench` counts this message as lost.
+    """A `bench` run with a stream ends when each consumer has received each confirmed message, or when no consumer has
+    received a message for 10 s. If one of the consumers has not received a message by then, `bench` counts this message
+    as lost.
     """
 
     def work(client: Client) -> None:

@@ -399,9 +399,10 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
 def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a connection because it is shutting down (320), mqtool opens the connection again. If the
-    broker closes a new connection because of an error that would probably occur again (501 or 541), mqtool does not
-    reopen it, and the connection's channels fail with the broker's reason.
+    """If the broker closes a connection because it is shutting down (320), mqtool reopens the connection. After 501
+    (FRAME_ERROR), mqtool does not, because the error would probably occur again. The same applies to 541
+    (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before. The channels then fail with the
+    broker's reason.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -509,12 +510,12 @@ def test_a_connection_fails_after_an_internal_error_while_messages_are_unconfirm
 
 
 @pytest.mark.parametrize("code", [541, 501])
-def test_an_internal_error_because_of_a_reply_does_not_end_a_connection(
+def test_a_connection_is_reopened_after_an_internal_error_that_a_reply_may_have_caused(
     connect: Connect, vhost: Vhost, code: int
 ) -> None:
     """If the broker closes an RPC server's connection with 541 (INTERNAL_ERROR) while a reply is unconfirmed, mqtool
-    drops the reply, which may have caused the error, and opens the connection again. If the broker closes the
-    connection with 501 (FRAME_ERROR) instead, the connection is not reopened, and its channels fail.
+    drops the reply, because it may have caused the error, and reopens the connection. After 501 (FRAME_ERROR), mqtool
+    does not reopen the connection, and the connection's channels fail.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()

@@ -99,9 +99,10 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
     return found
 
 
-def test_messages_without_a_delay_are_published_unchanged() -> None:
-    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages. The
-    input may yield None, which means that it has no message yet. mqtool passes this None on to the publisher.
+def test_messages_without_a_delay_and_the_value_none_are_passed_on_unchanged() -> None:
+    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages.
+    While a command has no input yet, its generator of messages yields None. mqtool passes this None on to the
+    publisher.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000

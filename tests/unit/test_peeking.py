@@ -192,9 +192,12 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
         ({"durable": False, "auto_delete": True, "arguments": {"x-max-length": 5}}, How.GET),
     ],
 )
-def test_peek_finds_out_over_amqp_how_to_read_a_queue(place: Place, settings: dict[str, Any], how: How) -> None:
-    """Without the management API, `peek` finds out over AMQP how to read a queue. For a quorum queue that was declared
-    without a delivery limit, it assumes a limit of 20, RabbitMQ's default from 4.0 on.
+def test_peek_finds_out_over_amqp_whether_to_use_basic_get_or_a_consumer(
+    place: Place, settings: dict[str, Any], how: How
+) -> None:
+    """Without the management API, `peek` finds out over AMQP whether to read a queue with basic.get, with a consumer,
+    or as a stream. It uses basic.get for an auto-delete queue, and for a classic queue with a single active consumer.
+    For a quorum queue that was declared without a delivery limit, it assumes a limit of 20, the default of RabbitMQ 4.
     """
     place.fill(**settings)
     kind = kind_of(place.channel, "jobs", None, "")

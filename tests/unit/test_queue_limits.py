@@ -448,9 +448,9 @@ def test_a_new_or_lower_limit_may_make_a_stream_lose_its_oldest_messages(
 def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_has_overridden(
     high: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
-    """A policy overrides the limits of a stream's arguments, even lower ones. If the policy is cleared, or a stronger
-    one without the limit takes its place, mqtool says that the stream may lose messages because of the limit in its
-    arguments.
+    """If a policy sets max-length-bytes or max-age for a stream, the same limit in the stream's arguments has no
+    effect, even if it is lower. It takes effect when the policy is cleared, or when a policy of higher priority without
+    this limit replaces it. If it is lower, mqtool says that the stream may lose its oldest messages.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)

@@ -641,8 +641,9 @@ def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) ->
 
 
 def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has_added() -> None:
-    """If a publisher has written the annotations x-exchange and x-routing-key several times, or in further sections,
-    the delivery has the exchange and the routing key that the broker wrote: the first ones.
+    """The broker names a message's exchange and routing key in the AMQP 1.0 message annotations x-exchange and
+    x-routing-key. If a publisher has added annotations with the same names, in the same section or in a second one,
+    they come after the broker's. mqtool uses the first annotation with each name.
     """
     forged = [encode_value(part) for part in (Symbol("x-exchange"), "evil", Symbol("x-routing-key"), "evil")]
     true = [encode_value(part) for pair in ROUTED.items() for part in pair]

@@ -182,11 +182,10 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
         *(b"\xa1\x02-1", b"\xa1\x04soon", b"\xa1\x0a4294967296", b"\xa1\x02\xc2\xb2"),
     ],
 )
-def test_a_stream_message_ignores_annotations_with_values_that_amqp_0_9_1_cannot_carry(value: bytes) -> None:
-    """A message annotation of a stream entry may contain a priority, a delivery mode or an expiration as a decimal,
-    binary, list, boolean or double, a priority below 0 or above 255, or an expiration that is not a number of
-    milliseconds. mqtool ignores such an annotation: the message has no such property, and can be printed as JSON and
-    published again.
+def test_annotations_of_a_stream_message_that_amqp_0_9_1_cannot_carry_are_ignored(value: bytes) -> None:
+    """A stream message has its priority, delivery mode and expiration in AMQP 1.0 annotations. A publisher can write
+    any value into them. mqtool ignores a value that AMQP 0-9-1 cannot carry, such as a boolean, a priority of 256 or
+    the expiration `soon`. The message is then received without this property.
     """
     names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
     annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])

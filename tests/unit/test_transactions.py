@@ -354,10 +354,10 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
     assert queue.log == [[0, 1], [9], "cancelled"]
 
 
-def test_messages_that_arrive_before_publishers_are_cut_off_are_moved_by_the_same_consumer(queue: FakeQueue) -> None:
-    """Once `queue convert` has emptied the queue, it cuts off publishers: new messages no longer reach the queue. The
-    command's consumer still receives the messages that arrived before, and is then cancelled. Deliveries that arrive
-    during the cancellation are moved last.
+def test_one_consumer_moves_all_messages_that_arrive_until_publishers_are_cut_off(queue: FakeQueue) -> None:
+    """`queue convert` moves messages until the queue is empty. It then cuts off publishers, so that new messages no
+    longer reach the queue. The consumer that has moved the messages so far also moves those that arrive in between, and
+    is then cancelled. Deliveries that arrive during the cancellation are moved last.
     """
     queue.publish(3)
 

@@ -501,7 +501,7 @@ def test_the_outcome_rejected_names_the_routing_key_if_the_target_is_an_exchange
     assert state.value[0].value[1] == "queue 'key' exceeded maximum length"
 
 
-def test_a_link_without_a_target_stays_attached_if_a_message_is_rejected(
+def test_a_link_to_the_anonymous_terminus_stays_attached_if_a_message_is_rejected(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """On an AMQP 1.0 link whose target address is null (the anonymous terminus), the broker rejects a message whose
