@@ -570,21 +570,27 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("prefetch", "no_ack", "wrong"),
+    ("like", "unset", "unsupported"),
     [
-        (0, False, "channel 406: consumer prefetch count is not set for 'queue 'q' in vhost 'v''"),
-        (1, True, "connection 540: automatic acknowledgement not supported by stream queues queue 'q' in vhost 'v'"),
+        (Like.V3_10, "'queue 'q' in vhost 'v''", "stream queues queue 'q' in vhost 'v'"),
+        (Like.V4_0, "stream queue 'q' in vhost 'v'", "stream queue 'q' in vhost 'v'"),
     ],
 )
 def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
-    prefetch: int, wrong: str, *, no_ack: bool
+    like: Like, unset: str, unsupported: str
 ) -> None:
     """If a consumer of a stream has no prefetch count, the broker closes the channel with 406. If it uses automatic
-    acknowledgement, the broker closes the connection with 540. A consumer of a quorum queue needs no prefetch count,
-    and may use automatic acknowledgement.
+    acknowledgement, the broker closes the connection with 540. The reasons are those of the RabbitMQ version that it
+    behaves like. A consumer of a quorum queue needs no prefetch count, and may use automatic acknowledgement.
     """
-    for kind, expected in (("stream", wrong), ("quorum", None)):
-        vhost = vhost_like(DEFAULT)
-        declared(vhost, {"x-queue-type": kind})
-        queue = vhost.queues["q"]
-        assert refusal(lambda: check_consumer(queue, {}, prefetch=prefetch, no_ack=no_ack)) == expected  # noqa: B023
+    vhost, other = vhost_like(like), vhost_like(like)
+    declared(vhost, {"x-queue-type": "stream"})
+    declared(other, {"x-queue-type": "quorum"})
+    stream = vhost.queues["q"]
+    assert refusal(lambda: check_consumer(stream, {}, prefetch=0, no_ack=False)) == (
+        f"channel 406: consumer prefetch count is not set for {unset}"
+    )
+    assert refusal(lambda: check_consumer(stream, {}, prefetch=1, no_ack=True)) == (
+        f"connection 540: automatic acknowledgement not supported by {unsupported}"
+    )
+    check_consumer(other.queues["q"], {}, prefetch=0, no_ack=True)

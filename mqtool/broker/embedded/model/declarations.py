@@ -263,7 +263,6 @@ _CONSUMERS_HAVE = {
 def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
     """Raise AmqpException if basic.consume has arguments, a prefetch count or no-ack that its queue does not allow."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-    is_stream = queue.kind == "stream"
     known = (*CONSUMER_ARGUMENTS, OFFSET, *(_FILTERS if queue.profile.speaks_amqp10 else ()))
     for argument in known:
         if argument in arguments and argument not in _CONSUMERS_HAVE[queue.kind]:
@@ -273,12 +272,18 @@ def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ac
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
     if TIMEOUT in arguments and queue.profile.consumer_timeouts == "quorum":
         _check_timeout(queue.kind, where, arguments)
-    if not is_stream:
-        return
+    if queue.kind == "stream":
+        _check_stream_consumer(queue, where, arguments, prefetch=prefetch, no_ack=no_ack)
+
+
+def _check_stream_consumer(queue: BrokerQueue, where: str, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
+    unset = unsupported = f"stream {where}"
+    if not queue.profile.speaks_amqp10:  # earlier versions of RabbitMQ say it in other words
+        unset, unsupported = f"'{where}'", f"stream queues {where}"
     if not prefetch:
-        raise precondition_failed(f"consumer prefetch count is not set for '{where}'")
+        raise precondition_failed(f"consumer prefetch count is not set for {unset}")
     if no_ack:
-        raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by stream queues {where}")
+        raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by {unsupported}")
     if not _is_offset(arguments.get(OFFSET)):
         value = arguments[OFFSET]
         wrong = f'{{invalid_stream_offset_arg,{{{type_name(value)},<<"{printed(value)}">>}}}}'
