@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mqtool.amqp.administration import Depth, declare_request
 from mqtool.amqp.consumer import TEMPORARY_QUEUE_LOST
+from mqtool.amqp.pika_errors import RESOURCE_LOCKED
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.refusals import ClosedByBroker
 from mqtool.amqp10.reopening_transport import PATIENCE
@@ -208,7 +209,14 @@ class ManagedTopology:
 
     def _set_up_again(self) -> None:
         for thing in tuple(self._declared.values()):
-            self._declare(thing)
+            try:
+                self._declare(thing)
+            except ClosedByBroker as refusal:
+                if refusal.reply_code != RESOURCE_LOCKED or not (isinstance(thing, Queue) and thing.exclusive):
+                    raise
+                # The broker may notice the loss later than mqtool does, so another attempt to reconnect can succeed.
+                kept = f"the broker still has queue {thing.name!r} of the lost connection"
+                raise Unavailable(kept) from refusal
         for binding in tuple(self._bound):
             self._bind(binding)
         if any(isinstance(thing, Queue) and thing.exclusive for thing in self._declared.values()):

@@ -15,6 +15,8 @@ _CODES = {
 }
 #: Status codes of management responses, and the equivalent reply codes of AMQP 0-9-1.
 _STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 409: pika_errors.PRECONDITION_FAILED}
+#: The beginning of the response, with status 400, to a request for a queue that is exclusive to another connection.
+_LOCKED = "cannot obtain exclusive access to locked queue "
 #: Conditions with which connections are closed by an operator, or by a broker that is shutting down.
 _FORCED = ("amqp:connection:forced", "amqp:internal-error")
 
@@ -47,7 +49,8 @@ class ClosedByBroker(Exception):
     @classmethod
     def from_response(cls, status: int, body: object) -> "ClosedByBroker":
         """Convert the response to a management request that the broker refused."""
-        return cls("", str(body or f"status {status}"), _STATUS.get(status, 0))
+        text = str(body or f"status {status}")
+        return cls("", text, pika_errors.RESOURCE_LOCKED if text.startswith(_LOCKED) else _STATUS.get(status, 0))
 
     @property
     def is_temporary(self) -> bool:

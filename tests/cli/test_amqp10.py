@@ -3,15 +3,20 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import pytest
 
+from mqtool.address import parse_addresses
+from mqtool.amqp10.link_session import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTATIONS, data_section
 from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
+from mqtool.errors import DeclaredDifferently
+from mqtool.topology import Queue
 from tests.brokers import TestBroker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth, lose_replies
@@ -516,6 +521,32 @@ def test_receive_log_says_over_amqp_1_0_that_its_temporary_queue_was_deleted(
     for receiver, said in ((temporary, 1), (kept, 0)):
         receiver.wait_for_stdout("after\n")
         assert receiver.interrupt().wait().stderr.count("the temporary queue was deleted with the connection") == said
+
+
+def test_receive_log_waits_until_its_temporary_queue_of_the_lost_connection_is_gone(
+    shell: Shell, broker: TestBroker, proxy: Proxy
+) -> None:
+    """`receive-log` over AMQP 1.0 loses its connection, and connects again before the broker has deleted its temporary
+    queue, which is exclusive to the lost connection. It then tries again until the queue is gone, and receives the
+    messages that are published later.
+    """
+    receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-u", through(proxy, broker)).wait_until_ready()
+    [queue] = (each["name"] for each in broker.api("GET", f"queues/{broker.vhost}") if "mqtool.gen-" in each["name"])
+    target, proxy.target = proxy.target, ("127.0.0.1", 1)  # nothing listens there
+    proxy.cut()
+    with LinkSession(parse_addresses(broker.url)) as other:
+
+        def is_taken() -> bool:
+            with suppress(DeclaredDifferently):  # the broker has not noticed the loss yet
+                return bool(other.declare(Queue(queue, exclusive=True)))
+            return False
+
+        wait_until(is_taken, "another connection has a queue of the same name")
+        proxy.target = target
+        receiver.wait_for_stderr(f"the broker still has queue {queue!r} of the lost connection")
+    receiver.wait_until_connected_again(1)
+    assert shell.run("mqtool", "emit-log", "fanout", "after").code == 0
+    receiver.wait_for_stdout("after\n").interrupt().wait()
 
 
 def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:

@@ -259,6 +259,29 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
     assert len(broker.attached) == 4
 
 
+def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:
+    """If a queue is exclusive to another connection, declaring it over AMQP 1.0 raises DeclaredDifferently. After a
+    reconnection, the broker may still keep a session's own exclusive queue for the lost connection. The attempt to
+    reconnect then fails with Unavailable, so that mqtool makes another one.
+    """
+    locked = 400, value_section("cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be …")
+    session = topology(broker)
+    for thing in (Q, Q._replace(exclusive=True)):
+        broker.answers = [locked]
+        with pytest.raises(DeclaredDifferently, match="locked queue 'q'"):
+            session.declare(thing)
+    session.declare(Q._replace(exclusive=True))
+    assert broker.set_up is not None
+    broker.answers = [locked]
+    with pytest.raises(Unavailable, match="the broker still has queue 'q' of the lost connection"):
+        broker.set_up()
+    broker.set_up()
+    session.declare(Q)
+    broker.answers = [locked]
+    with pytest.raises(ClosedByBroker, match="locked queue 'q'"):
+        broker.set_up()
+
+
 @pytest.mark.parametrize("exactly", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
 def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
