@@ -117,11 +117,12 @@ class LinkConnection(ReopeningTransport):
     def begin(self) -> None:
         self._next_id = self._next_out = self._next_in = 0
         self._room, self._has_begun = _WINDOW, False
-        for link in self._links.values():  # of an attempt to reconnect that has failed halfway
-            link.is_attached = False
-        self._links.clear()
-        self._incoming.clear()
-        self._refusals.clear()
+        with self.changed:
+            for link in self._links.values():  # of an attempt to reconnect that has failed halfway
+                link.is_attached = False
+            self._links.clear()
+            self._incoming.clear()
+            self._refusals.clear()
         self.transport.send([frame(0, Begin(None, 0, _WINDOW, _WINDOW, handle_max=_HANDLES - 1))])
         self.until(lambda: self._has_begun, self.epoch)
 
