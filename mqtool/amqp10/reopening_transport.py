@@ -263,7 +263,6 @@ class ReopeningTransport:
             try:
                 self._open_again(resume)
             except (Unavailable, Lost, *LOST) as failure:
-                self.transport.close(politely=False)  # else its exclusive queues are locked for the next one
                 self._notice(f"attempt {attempt} to reconnect failed: {_in_words(failure)}")
             except (ClosedByBroker, MqtoolError) as failure:
                 told = failure.translated() if isinstance(failure, ClosedByBroker) else failure
