@@ -132,7 +132,7 @@ _add(
 )
 
 
-_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send two bad messages; both end up as dead letters.")
+_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send two bad messages among others; both become dead letters.")
 
 
 _add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish some messages twice; each one is handled once.")
