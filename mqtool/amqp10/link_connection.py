@@ -71,7 +71,8 @@ class LinkConnection(ReopeningTransport):
 
     Attributes:
         unsettled: the receiver of each unsettled delivery, by delivery id.
-        set_up: called on the I/O thread after a reconnection, to repeat the declarations.
+        set_up: called on the I/O thread in each attempt to reconnect, to repeat the declarations; returns a notice for
+            the user, if there is any, to be shown if the attempt succeeds.
         confirm_timeout: seconds without any outcome after which publishing gives up.
     """
 
@@ -87,7 +88,7 @@ class LinkConnection(ReopeningTransport):
     ) -> None:
         self.confirm_timeout = confirm_timeout
         self.unsettled: dict[int, Receiver] = {}
-        self.set_up: Callable[[], None] = lambda: None
+        self.set_up: Callable[[], str | None] = lambda: None
         self._links: dict[int, Link] = {}  # by mqtool's handles
         self._incoming: dict[int, Link] = {}  # by the broker's handles
         self._refusals: dict[int, ClosedByBroker] = {}
@@ -135,13 +136,17 @@ class LinkConnection(ReopeningTransport):
         return link
 
     def attach(self, link: Link) -> None:
-        """Attach a link.
+        """Attach a link, unless it is attached: a reconnection does so if the reply arrived just before the loss.
 
         Raises:
             Lost: the connection was lost before the broker replied.
             ClosedByBroker: the broker refuses the link.
         """
         with self.changed:
+            if self.is_lost and not self.reads_here:
+                raise Lost
+            if link.is_attached:
+                return
             epoch = self.epoch
             handle = next(number for number in range(_HANDLES) if number not in self._links)
             self._links[handle] = link
@@ -368,7 +373,8 @@ class LinkConnection(ReopeningTransport):
                 self.give_credit(link)
 
     def lost(self) -> Callable[[], None]:
-        kept = [link for link in self._links.values() if link.is_kept]
+        # A link without the broker's reply is attached by the thread that waits for the reply.
+        kept = [link for link in self._links.values() if link.is_kept and link.is_attached]
         for link in self._links.values():
             link.is_attached = False
         self.due_at = None
@@ -378,9 +384,11 @@ class LinkConnection(ReopeningTransport):
         self.unsettled.clear()
 
         def resume() -> None:
-            self.set_up()
+            notice = self.set_up()
             for link in kept:
                 self.attach(link)
+            if notice is not None:
+                self._notice(notice)
 
         return resume
 

@@ -207,7 +207,7 @@ class ManagedTopology:
         body = {"source": binding.source, kind: binding.destination, "binding_key": binding.routing_key}
         self._management.request("POST", "/bindings", body | {"arguments": dict(binding.arguments)})
 
-    def _set_up_again(self) -> None:
+    def _set_up_again(self) -> str | None:
         for thing in tuple(self._declared.values()):
             try:
                 self._declare(thing)
@@ -219,8 +219,8 @@ class ManagedTopology:
                 raise Unavailable(kept) from refusal
         for binding in tuple(self._bound):
             self._bind(binding)
-        if any(isinstance(thing, Queue) and thing.exclusive for thing in self._declared.values()):
-            self._notice(TEMPORARY_QUEUE_LOST)
+        is_temporary = any(isinstance(thing, Queue) and thing.exclusive for thing in self._declared.values())
+        return TEMPORARY_QUEUE_LOST if is_temporary else None
 
     def depth(self, queue: str, within: float | None = None) -> Depth:
         """Count a queue's ready messages and consumers; see administration.depth()."""

@@ -55,7 +55,7 @@ class ClosedByBroker(Exception):
     @property
     def is_temporary(self) -> bool:
         """True if a new connection might succeed."""
-        return self.condition in _FORCED or not self.condition
+        return self.condition in _FORCED or not (self.condition or self.reply_code)
 
     @property
     def is_harmless_difference(self) -> bool:

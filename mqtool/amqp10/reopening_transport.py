@@ -254,6 +254,7 @@ class ReopeningTransport:
         if self._backoff is None:
             self._fail(Unavailable(f"the connection was lost: {words}"))
             return False
+        self.transport.close(politely=False)
         self._notice(f"lost the connection to {where}: {words}")
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
@@ -262,12 +263,11 @@ class ReopeningTransport:
                 return False
             try:
                 self._open_again(resume)
-            except (Unavailable, Lost, *LOST) as failure:
+            except (ClosedByBroker, MqtoolError, Lost, *LOST) as failure:
+                if (final := _final(failure)) is not None:
+                    self._fail(final)
+                    return False
                 self._notice(f"attempt {attempt} to reconnect failed: {_in_words(failure)}")
-            except (ClosedByBroker, MqtoolError) as failure:
-                told = failure.translated() if isinstance(failure, ClosedByBroker) else failure
-                self._fail(told)
-                return False
             else:
                 self._opened_at = time.monotonic()
                 self._notice(f"connected again to {self._addresses[0]} after {self._opened_at - lost_at:.1f} s")
@@ -276,10 +276,13 @@ class ReopeningTransport:
         return False
 
     def _open_again(self, resume: Callable[[], None]) -> None:
-        self.transport.close(politely=False)
         self.transport = self._opened(again=True)
-        self.begin()
-        resume()
+        try:
+            self.begin()
+            resume()
+        except BaseException:
+            self.transport.close(politely=False)  # its exclusive queues would be locked in the next attempt
+            raise
         with self.changed:
             self.epoch += 1
             self.is_lost = False
@@ -309,6 +312,13 @@ class ReopeningTransport:
             self.transport.close(politely=not (self.is_lost or self.hopeless))
         if self.failure is None:
             self._fail(Unavailable("the connection is closed"))
+
+
+def _final(failure: BaseException) -> MqtoolError | None:
+    """The error to raise if an attempt to reconnect has failed and no other one might succeed; None if one might."""
+    if isinstance(failure, ClosedByBroker):
+        return None if failure.is_temporary else failure.translated()
+    return failure if isinstance(failure, MqtoolError) and not isinstance(failure, Unavailable) else None
 
 
 def _in_words(error: BaseException) -> str:

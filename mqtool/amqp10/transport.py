@@ -125,7 +125,8 @@ class Transport:
         self._socket.sendall(frame(0, self._open(address, name)))
         answer = self._read_performative()
         if isinstance(answer, Close):
-            raise AccessRefused(str(ClosedByBroker.from_error(answer.error)))
+            refusal = ClosedByBroker.from_error(answer.error)
+            raise (Unavailable if refusal.is_temporary else AccessRefused)(str(refusal))
         if not isinstance(answer, Open):
             raise ValueError("open was expected")
         return answer

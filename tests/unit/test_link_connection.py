@@ -497,6 +497,42 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
     assert told(sender) == [(b"%d" % number, "confirmed") for number in range(1, 5)]
 
 
+def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
+    broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an AMQP 1.0 connection is lost while mqtool waits for the reply to an attach frame, mqtool attaches the link
+    once on the new connection. A link for which mqtool has sent a detach frame is not attached again, even if the
+    broker has not answered. While the connection is lost, only the thread that reopens it can attach a link. In other
+    threads, the error Lost is raised.
+    """
+    receiver(session)
+    ending, waiting = (Receiver(session, new_name(), OTHER, Receiving(), {}) for _ in range(2))
+    session.attach(ending)
+    session.end_receiver(ending, stays=False)
+
+    def loses(*_: object) -> None:
+        raise Lost
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "until", loses)
+        with pytest.raises(Lost):
+            session.attach(waiting)
+    broker.bodies.clear()
+    broker.attached.clear()
+    resume = lose(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_reader", None)  # the I/O thread reopens the connection, not this one
+        with pytest.raises(Lost):
+            session.attach(waiting)
+    assert broker.attached == []
+    reopen(session, resume)
+    assert [each.source.address for each in broker.attached] == [QUEUE]
+    session.attach(waiting)
+    assert [each.source.address for each in broker.attached] == [QUEUE, OTHER]
+    session.attach(waiting)
+    assert len(broker.attached) == 2
+
+
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
     """The confirm timeout of an AMQP 1.0 session starts again with each outcome. If no message was waiting for an
     outcome, it starts when the next message is sent. It does not run while the connection is lost.

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Address, Backoff, Receiving, TlsFiles, parse_addresses
+from mqtool.amqp.consumer import TEMPORARY_QUEUE_LOST
 from mqtool.amqp10 import LinkSession, exchange_address, queue_address, reopening_transport
+from mqtool.amqp10.link_receiver import Receiver
 from mqtool.errors import DeclaredDifferently, NotConfirmed, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset, Start
@@ -241,6 +243,38 @@ def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notice
     session.stop()
     assert session.stopping
     assert [*session.consume(Q)] == []
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_receiver_is_attached_once_if_the_connection_is_lost_meanwhile(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, *, is_answered: bool
+) -> None:
+    """If the connection is lost while an AMQP 1.0 receiver is being attached, the queue has one consumer after the
+    reconnection, and this one gets all messages. After each reconnection, one notice tells that the temporary queue was
+    deleted with the connection, even if an attempt to reconnect has failed after the queue was declared again.
+    """
+    notices, losses = list[str](), 2
+    session = connect(backoff=Backoff(first=0.01), notice=notices.append)
+    attached = Receiver.attached
+
+    def loses(receiver: Receiver, answer: Any) -> bool:
+        nonlocal losses
+        losses -= 1
+        if losses < 0:
+            return attached(receiver, answer)
+        if is_answered:
+            attached(receiver, answer)
+            session.connection.is_lost = True  # before the caller sees the reply
+        raise EOFError
+
+    temporary = session.declare(Queue("", exclusive=True))
+    monkeypatch.setattr(Receiver, "attached", loses)
+    deliveries = session.consume(temporary, Receiving(prefetch=5, count=20))
+    assert session.depth(temporary.name).consumers == 1
+    publish(session, *[b"x"] * 20, routing_key=temporary.name)
+    assert len([*deliveries]) == 20
+    assert notices.count(TEMPORARY_QUEUE_LOST) == sum("connected again" in notice for notice in notices)
+    assert sum("lost the connection" in notice for notice in notices) == (1 if is_answered else 2)
 
 
 @pytest.mark.parametrize("strict", [True, False])

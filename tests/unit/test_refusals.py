@@ -86,12 +86,16 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
         (ClosedByBroker.from_error(told("amqp:internal-error", "failed")), True),
         (ClosedByBroker.from_error(None), True),
         (ClosedByBroker.from_error(told("amqp:not-found", "no queue")), False),
+        (ClosedByBroker.from_response(404, "no queue"), False),
+        (ClosedByBroker.from_response(503, "starting"), True),
     ],
-    ids=["forced", "internal error", "no error", "not found"],
+    ids=["forced", "internal error", "no error", "not found", "response 404", "response 503"],
 )
 def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBroker, is_temporary: bool) -> None:
     """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without a
-    reason, mqtool connects again. For any other reason, it does not.
+    reason, mqtool connects again. For any other reason, it does not. The same applies if an attempt to reconnect fails
+    because the broker refuses a management request: mqtool makes another attempt if the status of the response is a
+    temporary one, such as 503, but not if it is for example 404.
     """
     assert refusal.is_temporary is is_temporary
 

@@ -277,12 +277,13 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
     """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and tells the code
-    that uses it to resume the interrupted work. Notices report the loss, each failed attempt, and how long reconnecting
-    took.
+    that uses it to resume the interrupted work. If an attempt fails, for example because the broker shuts down, the
+    socket of this attempt is closed, and another attempt is made. Notices report the loss, each failed attempt, and how
+    long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
-    broker.unreachable = [Unavailable("no route"), None, None]
-    broker.tells(OSError(110, "Timed out"), EOFError(), *[None] * 10, HELLO)
+    broker.unreachable = [Unavailable("no route"), None, None, None]
+    broker.tells(OSError(110, "Timed out"), EOFError(), FORCED, *[None] * 10, HELLO)
     session.has("resumed")
     session.wait(lambda: not session.is_lost, None)
     broker.tells(WORK)
@@ -291,11 +292,12 @@ def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> 
         "lost the connection to amqp://guest@one:5672: timed out",
         "attempt 1 to reconnect failed: no route",
         "attempt 2 to reconnect failed: closed by the other end",
+        "attempt 3 to reconnect failed: shutdown",
         "connected again to amqp://guest@one:5672 after 2.0 s",
     ]
     assert broker.closed == [False] * 3
     assert session.log == [
-        "begin", HELLO, "taken", ("lost", True), "begin", "begin", HELLO, "taken", "resumed",
+        "begin", HELLO, "taken", ("lost", True), "begin", "begin", "begin", HELLO, "taken", "resumed",
         ("reopened", 1, False), "taken", WORK, "taken",
     ]  # fmt: skip
     assert session.epoch == 1
@@ -469,7 +471,7 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
         session.wait(lambda: False, None)
     session.wait(lambda: False, 0)
     session.close()
-    assert broker.closed == [False]
+    assert {*broker.closed} == {False}
     assert str(session.failure) == "the connection is closed"
     assert len(broker.asked) == 1
 

@@ -195,6 +195,8 @@ def test_sasl_external_is_used_if_the_address_names_no_user_and_the_broker_offer
         (LOGGED_IN, AccessRefused, "cannot open vhost 'my vhost'"),
         (LOGGED_IN + AMQP_HEADER, AccessRefused, "cannot open vhost 'my vhost'"),
         (LOGGED_IN + AMQP_HEADER + frame(0, Close(Error(Symbol("c"), "the reason"))), AccessRefused, "^the reason$"),
+        (LOGGED_IN + AMQP_HEADER + frame(0, Close(Error(Symbol("amqp:internal-error"), "vhost is down"))), Unavailable,
+         "^vhost is down$"),
         (LOGGED_IN + AMQP_HEADER + FLOW, AccessRefused, "cannot open vhost 'my vhost'"),
     ],
 )  # fmt: skip
@@ -202,7 +204,8 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
     broker: Broker, data: bytes, kind: type[MqtoolError], words: str
 ) -> None:
     """If an AMQP 1.0 connection cannot be opened, mqtool's error gives the reason: the other end closed the socket,
-    does not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket.
+    does not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket. If the virtual
+    host is not available at the moment, the error is Unavailable, so that an attempt to reconnect is repeated.
     """
     broker.socket.sendall(data)
     broker.end()
