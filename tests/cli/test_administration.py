@@ -421,8 +421,9 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -> None:
     """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2, and so does `plugin
-    enable` for a plugin that this broker does not have. mqtool changes the plugins only of brokers that `broker up` has
-    started. If there is no such broker, `plugin enable` exits with 69.
+    enable` for a plugin that this broker does not have. For a plugin that it has, `plugin enable` exits with 0. If no
+    broker was started with `broker up`, `plugin enable` exits with 69, because mqtool does not manage the plugins of
+    other brokers.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

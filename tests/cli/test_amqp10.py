@@ -523,12 +523,12 @@ def test_receive_log_says_over_amqp_1_0_that_its_temporary_queue_was_deleted(
         assert receiver.interrupt().wait().stderr.count("the temporary queue was deleted with the connection") == said
 
 
-def test_receive_log_waits_until_its_temporary_queue_of_the_lost_connection_is_gone(
+def test_receive_log_waits_until_the_temporary_queue_of_its_lost_connection_is_gone(
     shell: Shell, broker: TestBroker, proxy: Proxy
 ) -> None:
-    """`receive-log` over AMQP 1.0 loses its connection, and connects again before the broker has deleted its temporary
-    queue, which is exclusive to the lost connection. It then tries again until the queue is gone, and receives the
-    messages that are published later.
+    """If `receive-log` over AMQP 1.0 loses its connection, it reconnects, and declares its temporary queue again. The
+    broker refuses this until it has deleted the old queue, which is exclusive to the lost connection. `receive-log`
+    repeats its attempts until the old queue is gone, and receives the messages that are published later.
     """
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-u", through(proxy, broker)).wait_until_ready()
     [queue] = (each["name"] for each in broker.api("GET", f"queues/{broker.vhost}") if "mqtool.gen-" in each["name"])

@@ -318,7 +318,7 @@ def test_broker_ls_names_a_state_file_that_cannot_be_read(home: Shell) -> None:
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
     """`broker status` prints a line that says to which broker mqtool's commands connect, and why. `broker up` prints
-    this line only if commands connect to another broker than the one that it has started, for example because AMQP_URL
+    this line only if commands connect to a broker other than the one that it has started, for example because AMQP_URL
     is set.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
@@ -493,12 +493,12 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
 
 
 @pytest.mark.parametrize("command", ["up --kind embedded --in-memory", "restart"])
-def test_broker_up_and_restart_release_the_reserved_ports_even_if_they_cannot_end(
+def test_broker_up_and_restart_release_the_reserved_ports_even_if_the_command_cannot_end(
     home: Shell, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`broker up` and `broker restart` reserve the broker's ports while they start it, and release them once it is up,
-    even if they cannot end yet because nobody reads their output. Otherwise, the next `broker restart` could not
-    reserve the ports, and another broker could take them during this restart.
+    """`broker up` and `broker restart` reserve the broker's ports until the broker has started. Each command then
+    releases the ports, even if the command itself cannot end yet because nobody reads its output. Otherwise, a later
+    `broker restart` could not reserve the ports, and another broker could take the ports during that restart.
     """
     if command == "restart":
         home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -610,7 +610,9 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed(home: Shell, kind: 
 
 
 def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
-    """If the port given with --port is in use, `broker up` exits with 69, names the port, and suggests --port."""
+    """If the port given with --port is in use, `broker up` exits with 69, names the port, and suggests choosing another
+    one with --port.
+    """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -671,9 +673,9 @@ def test_broker_up_and_serve_refuse_ports_that_are_too_close(home: Shell, amqp_t
 def test_broker_up_refuses_a_tls_port_that_is_the_default_port_of_the_management_api(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """With TLS, each port option also needs the port below the given one. If the port below --stream-port is the
-    default port of the management API, `broker up` exits with 2, and says that --management-port and --stream-port both
-    need this port.
+    """With TLS, the broker also uses the port below each given port: this lower one is for TLS. If the port below
+    --stream-port is the default port of the management API, `broker up` exits with 2, and says that --management-port
+    and --stream-port both need this port.
     """
     port = int(at_port.partition("=")[2])
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", at_port)

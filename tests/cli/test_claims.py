@@ -36,10 +36,10 @@ ENDED = (0, 1, 3, 124)
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
-    Whatever command an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged.
-    The forger can neither read these messages, nor have messages routed to an exchange that she may not write to. If
-    she does nothing but publish messages, the administrator's command is not stopped, and commands such as `peek` and
-    `queue convert` keep all messages in order.
+    Whatever command an administrator then runs, the forged values do not make it change other users' queues, exchanges,
+    bindings or messages. The forger can neither read these messages, nor have messages routed to an exchange that she
+    may not write to. If she does nothing but publish messages, the administrator's command is not stopped, and commands
+    such as `peek` and `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -331,9 +331,9 @@ def test_dlq_redrive_checks_that_a_dead_letter_can_come_from_the_queue_in_x_deat
 def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed ls`, `delayed show` and `delayed cancel` ignore a stream whose name and arguments are like those of a
-    queue of `delayed relay`. A client of the stream protocol can forge the exchange and the routing key of the messages
-    that it publishes to a stream.
+    """`delayed ls`, `delayed show` and `delayed cancel` ignore a stream, even if its name and arguments are like those
+    of a queue of `delayed relay`. The exchange and the routing key of a message in a stream cannot be trusted, because
+    a client of the stream protocol can forge them.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")

@@ -524,9 +524,9 @@ def test_the_url_option_ignores_the_management_url_in_the_environment_if_another
 def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_context(
     staging: Shell, broker: TestBroker, how: str
 ) -> None:
-    """A command that uses a context, whether in use or named with -C or MQTOOL_CONTEXT, ignores MQTOOL_MANAGEMENT_URL
-    and MQTOOL_STREAM_PORT. They may belong to another broker, which would get the context's password. The options
-    --management and --stream-port still apply.
+    """A command with a context, which was chosen with `context use`, -C or MQTOOL_CONTEXT, ignores
+    MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. These variables may belong to another broker, which would get the
+    context's password. The options --management and --stream-port still apply.
     """
     if not has_known_stream_port(broker):
         pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
@@ -743,9 +743,10 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 
 
 @on_any_broker
-def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, commands that only show something, or send to existing queues and exchanges, do not ask
-    for a confirmation. These commands change no queue, exchange or binding, and do not switch the firehose on.
+def test_a_command_that_only_shows_or_sends_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
+    """In a protected context, a command does not ask for a confirmation if it only shows something, or only sends
+    messages to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and bindings,
+    and its firehose (RabbitMQ's message tracing) is still off.
     """
     before = contents(broker)
     commands = (*NOT_ASKING, *(name for name in effects() if name.startswith("list ")))

@@ -335,8 +335,9 @@ def test_a_converted_queue_has_bindings_whose_arguments_have_the_same_types(
 
 @pytest.mark.parametrize("value", UNUSUAL.values(), ids=UNUSUAL)
 def test_a_queue_with_a_binding_argument_of_an_unusual_type_is_not_converted(broker: TestBroker, value: Any) -> None:
-    """If a binding has an argument that contains bytes, a timestamp, a decimal number, or a number of an unusual size,
-    `queue convert` cannot make the same binding again. It names the binding, and changes nothing.
+    """If a binding has an argument of a type that the management API does not show and few clients send, such as bytes,
+    a timestamp, a decimal number or an 8-bit integer, `queue convert` cannot make the same binding again. The command
+    names the binding, and changes nothing.
     """
     fill(broker)
     bind(broker, "unusual", value=value)
@@ -379,11 +380,12 @@ def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Sh
     assert (definitions(broker), keys_of_bindings(broker)) == before
 
 
-def test_a_binding_that_cannot_be_kept_does_not_stop_an_undo(
+def test_a_binding_that_cannot_be_made_again_does_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If another client binds the queue during a conversion, with arguments that are large or whose types mqtool cannot
-    find out, `queue convert --undo` leaves this binding as it is, and restores the other bindings.
+    """During a conversion, another client binds the queue with arguments that are too large, or whose types mqtool
+    cannot determine, so mqtool could not make this binding again. `queue convert --undo` leaves the binding on the
+    queue, and restores the queue's other bindings.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -441,9 +443,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
 def test_another_clients_binding_to_the_temporary_exchange_does_not_stop_a_conversion(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """`queue convert` uses a temporary exchange. If another client binds this exchange to a second one during the
-    conversion, with arguments whose types mqtool cannot find out, the conversion can still be completed or undone. The
-    command says that it deletes this binding.
+    """`queue convert` uses a temporary exchange. If, during the conversion, another client adds a binding from some
+    other exchange to the temporary one, with arguments whose types mqtool cannot determine, the conversion can still be
+    completed or undone. The command then deletes this binding, and says so.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -496,10 +498,11 @@ def test_binding_arguments_whose_types_cannot_be_found_out_are_tried_only_once(
 def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """During a conversion, another client makes 20 bindings of the queue, and 20 of the conversion's temporary
-    exchange, with arguments whose types mqtool cannot find out. `queue convert --undo` keeps those of the queue,
-    deletes those of the exchange, and restores the bindings that the queue had before. To find out the types, it makes
-    at most 41 trial bindings.
+    """During a conversion, another client adds 20 bindings to the queue and 20 to the conversion's temporary exchange,
+    with arguments whose types mqtool cannot determine. `queue convert --undo` keeps the 20 bindings of the queue,
+    deletes the 20 of the exchange, and restores the bindings that the queue had before. In its attempts to determine
+    the types, it makes at most 41 bindings on trial: two for each of the 20 different sets of arguments, and one for an
+    older binding.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -518,9 +521,9 @@ def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
 def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` makes trial bindings to find out the types of bindings' arguments. If its stop() is called
-    meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial binding, and leaves neither trial bindings nor
-    exchanges behind.
+    """To find out the types of bindings' arguments, `queue convert` makes trial bindings between a temporary exchange
+    and a temporary queue. If its stop() is called meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial
+    binding, and leaves neither trial bindings nor this exchange and queue behind.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -559,9 +562,9 @@ def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_co
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
-    empty, `queue convert` therefore consumes from it. If a message is delivered, the command requeues the message, and
-    the queue keeps its order. If RabbitMQ reports neither messages nor this consumer, because the queue is slow to
-    answer, the command asks RabbitMQ again.
+    empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers it has. If a
+    message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ counts neither
+    messages nor the command's own consumer, the counts are not up to date yet, and the command asks again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -901,8 +904,9 @@ def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broke
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """If messages are published during `queue convert`, later messages may overtake earlier ones. At most 50 messages
-    are overtaken. The command counts the messages that may have been overtaken.
+    """If messages are published during `queue convert`, later messages may overtake earlier ones. The command counts
+    the messages that may have been overtaken: at least those that were, and at most 50 if 100 messages are moved at a
+    time while half as many are published.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")

@@ -381,8 +381,8 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
-    """If a broker has other queues and exchanges besides a tutorial's, the tutorial's picture shows only the tutorial's
-    queues, exchanges and clients. A button shows the others, and the key a hides them again.
+    """If a broker also has queues and exchanges of other users, a tutorial's picture shows only the tutorial's own
+    queues, exchanges and clients. A button shows the others, and pressing the `a` key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

@@ -148,8 +148,8 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_dlq_commands_do_not_ask_if_there_are_no_dead_letters(dead: Shell) -> None:
-    """If there are no dead letters, `dlq drop` and `dlq redrive` on a terminal do not ask for a confirmation. If there
-    are any, `dlq drop` without --yes says how many it would drop.
+    """On a terminal, `dlq drop` and `dlq redrive` do not ask for a confirmation if there are no dead letters. If there
+    are any, `dlq drop` without a terminal and without --yes drops none, but says how many it would drop.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")

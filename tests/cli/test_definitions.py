@@ -88,8 +88,9 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
 
 
 def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: Shell) -> None:
-    """In a definitions file, `"arguments": []`, which old versions of RabbitMQ write, means no arguments: `definitions
-    diff` finds no difference, and `definitions import` adds what is missing.
+    """In a definitions file, `"arguments": []`, which old versions of RabbitMQ write, means no arguments. `definitions
+    diff` therefore finds no difference from a broker's objects without arguments. If one of these objects has been
+    deleted from the broker, `definitions import` creates it again.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())

@@ -424,9 +424,9 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 @pytest.mark.sampled(3)
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header. If the value is
-    negative, as after a delivery by the plugin, its absolute value is the delay. If the line also has the key "delay",
-    this key overrides the header.
+    """`send-delayed --json --keep-delay` reads messages that were received, one per line of JSON, and delays each again
+    by its x-delay header. If the value is negative, as after a delivery by the delayed message plugin, its absolute
+    value is the delay. If the line also has the key "delay", this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -487,7 +487,7 @@ def test_send_warns_once_that_a_delay_replaces_the_expiration(shell: Shell) -> N
     assert min(int(got[1]), int(got[3])) >= 0
 
 
-def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell, via: str) -> None:
+def test_a_delayed_message_for_a_missing_exchange_declares_no_exchange(shell: Shell, via: str) -> None:
     """`send --delay` to an exchange that does not exist exits with 69, and declares no exchange."""
     exchanges = shell.run("mqtool", "list", "exchanges", "name").stdout
     (shell.directory / "given").write_text('{"body": "x", "exchange": "nowhere", "delay": "1s"}\n')

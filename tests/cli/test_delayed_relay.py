@@ -69,8 +69,8 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
     The message keeps its properties and headers, except that x-delay becomes negative, as with the delayed message
-    plugin. If x-delay is missing or not a positive number, the relay forwards the message immediately. It warns if
-    x-delay is not a number or is above the maximum.
+    plugin. If x-delay is missing, is not a positive number, or exceeds the plugin's longest delay, 2^32 - 1 ms, the
+    relay forwards the message immediately. It also prints a warning if x-delay is not a number or is too large.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -366,7 +366,8 @@ def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
 ) -> None:
     """If a policy sets the alternate exchange of the delayed message plugin's exchange, but no policy does so for the
     relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that
-    sets such a policy, and keeps the settings of the policy that already applies.
+    sets such a policy for the relay's exchange. This policy keeps the settings of the one that already applies to the
+    relay's exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)

@@ -90,8 +90,8 @@ def test_tutorial_run_leaves_existing_queues_and_exchanges_alone(shell: Shell, b
 
 @on_any_broker
 def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
-    """If the log file that `make demo` is to send does not exist, the log demonstration names the file, sends nothing,
-    and exits with 1.
+    """`make demo` ends with a demonstration that sends the lines of a log file through an exchange. If this file does
+    not exist, the demonstration prints only an error that names the file, and exits with 1.
     """
     result = run_real_log(shell, "/no/such/log")
 

@@ -97,8 +97,9 @@ def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
-    redelivers the request. `rpc-server --count 2` counts such a request only once. It answers both of two requests,
-    even if the reply to the last one is too large, and then exits with 0.
+    redelivers the request. `rpc-server` answers the redelivered request with an error. With --count 2, it counts such a
+    request only once: it answers both of two requests, whether the first or the last reply is too large, and then exits
+    with 0.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -155,8 +156,8 @@ def test_worker_with_concurrent_programs_handles_exactly_as_many_messages_as_cou
 @pytest.mark.parametrize("status", [126, 127], ids="exit status {}".format)
 @pytest.mark.sampled(1)
 def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: Shell, status: int) -> None:
-    """If the program cannot be run (exit status 126 or 127), `worker` exits with 1, and the message stays in the queue
-    for another worker.
+    """If the program that `worker` is to run for each message cannot be run (exit status 126 or 127), `worker` exits
+    with 1, and the message stays in the queue for another worker.
     """
     shell.run("mqtool", "new-task", "precious")
     result = shell.run("mqtool", "worker", "--shell", "--exec", f"exit {status}")
@@ -298,9 +299,10 @@ def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
 def test_rpc_client_prints_an_excerpt_of_a_long_error_and_the_end_of_a_long_stderr(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a server's error is longer than 200 characters, `rpc-client` prints the first 200 and the size. If an error is
-    empty, it says that the server gave no reason. Of the stderr of a server's program, it prints at most the last 5,000
-    characters and the last 100 lines. If this is not all, a line above gives the total number of characters.
+    """If an RPC server's error is longer than 200 characters, `rpc-client` prints the first 200 and the size. If the
+    error is empty, `rpc-client` says that the server gave no reason. If the server runs a program and returns the
+    program's stderr, `rpc-client` prints at most the last 5,000 characters and the last 100 lines of it. If it leaves
+    some out, it first prints a line with the total number of characters.
     """
     lines = "".join(f"{number}\n" for number in range(1000))
     replies = {
@@ -600,9 +602,9 @@ def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failur
 
 
 @on_any_broker
-def test_worker_exits_with_1_if_all_programs_failed(shell: Shell) -> None:
-    """`worker` exits with 1 if no program succeeded, and with 0 if one succeeded and the other messages will be
-    retried.
+def test_worker_exits_with_1_if_its_program_failed_for_all_messages(shell: Shell) -> None:
+    """`worker` exits with 1 if its program failed for all messages. It exits with 0 if the program succeeded for one
+    message and `worker` will retry the others.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
     work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")
@@ -629,10 +631,10 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
     assert result.stdout == "secondsecond"
 
 
-def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """A message that `worker` will retry waits in a wait queue with a TTL. If a queue with the name of this wait queue
-    exists without a TTL, `worker` exits with 78 and does not move the message there, because it might never leave. The
-    message stays in its own queue.
+def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
+    """`worker` publishes a message that it will retry to a wait queue with a TTL. If a queue with the name of this wait
+    queue already exists, but has no TTL, `worker` exits with 78 and leaves the message in its own queue, because the
+    message might never leave the wait queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
@@ -676,11 +678,13 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
     ],
     ids=["quorum", "lazy", "transient"],
 )
-def test_a_dead_letter_queue_with_other_settings_is_used_if_it_keeps_its_messages(
+def test_a_dead_letter_queue_with_other_settings_is_used_if_it_drops_no_messages(
     shell: Shell, broker: TestBroker, settings: dict[str, object]
 ) -> None:
-    """If the dead-letter queue of `worker` already exists with another type or other arguments, but keeps its messages,
-    `worker` dead-letters messages to this queue, and prints one notice about the difference.
+    """If the dead-letter queue of `worker` already exists with other settings, such as another type or as a transient
+    queue, `worker` still dead-letters messages to it, and prints one notice about the difference. This is so only if
+    the queue drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects messages beyond
+    that.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, **settings})
     for _ in range(2):

@@ -111,12 +111,13 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
     ["user rename ann", "context rn", "context default", "kill", "drain", "close", "clear", "drop", "rm", "remove",
      "exchange purge", "queue close", "queue drop jobs", "help close", "help clear", "dlq purge jobs"],
 )  # fmt: skip
-def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
+def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """Some commands delete, consume or break something. The hint suggests such a command for a typing error, but not
-    for another word that resembles it, such as `user rename`, nor for a word that belongs to another group of commands:
-    the hint for `dlq purge` is `dlq drop`, not `queue purge`.
+    """A hint suggests a command that deletes, consumes or breaks something only if one letter is wrong. A word that
+    merely resembles such a command does not get it as a hint: for `user rename`, mqtool does not suggest `user delete`,
+    as it does for `user remove`. Nor does it suggest such a command from another group: for `dlq purge`, it suggests
+    `dlq drop`, which means the same for dead letters, but not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))
@@ -126,9 +127,9 @@ def test_a_word_that_resembles_a_harmful_command_does_not_get_it_as_a_hint(
 
 
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
-    """Of about 170 words that other tools use, such as `prune`, only four get a command that changes or consumes
-    something as a hint: `clean`, `delay`, `more` and `tag`. Each differs in one letter from a word that leads to this
-    command. For example, the hint for `policy clean` is `policy clear`.
+    """Of about 170 words that other tools use, such as `prune`, mqtool answers only four with a hint to use a command
+    that changes or consumes something: `clean`, `delay`, `more` and `tag`. Each of these four differs in one letter
+    from a word that means that command. For example, the hint for `policy clean` is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
@@ -149,10 +150,10 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
     }
 
 
-def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_group() -> None:
-    """Some commands consume or change something, such as `queue purge`. If the last word of such a command is typed
-    after the name of another group, as in `exchange purge`, the hint does not suggest that command. The exceptions are
-    the words to which mqtool's table of hints, GUESSES, assigns that command.
+def test_the_last_word_of_a_command_that_changes_something_does_not_suggest_it_in_another_group() -> None:
+    """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the name
+    of another group, as in `exchange purge`, the hint does not suggest that command. The only exceptions are in
+    GUESSES, mqtool's table of words and the commands that users probably mean by them.
     """
     wrong = set()
     for group, names in GROUPS.items():
@@ -164,10 +165,11 @@ def test_the_last_word_of_a_harmful_command_does_not_lead_to_it_from_another_gro
 
 
 @pytest.mark.parametrize("command", GUESSES)
-def test_each_hint_in_the_table_guesses_is_a_command_that_exists(command: str) -> None:
-    """mqtool's table GUESSES contains the words of other tools for which a command of mqtool is the hint, such as
-    `browse` for `peek`. Each of these commands can be pasted: the command exists and has the options that the hint
-    shows, and a topic or tutorial that it names exists as well. The words are not commands of mqtool themselves.
+def test_each_hint_in_the_table_of_guesses_is_a_command_that_exists(command: str) -> None:
+    """mqtool's table GUESSES lists words that users know from other tools, such as `browse`, with the mqtool command
+    that the hint suggests instead, such as `peek`. Each of these commands can be pasted: the command exists and has the
+    options that the hint shows, and a topic or tutorial that it names exists as well. None of the words is itself a
+    command of mqtool.
     """
     path, _, options = command.partition(" -")
     first, *rest = path.split()
@@ -227,8 +229,8 @@ def test_a_word_of_another_tool_gets_whole_commands_as_a_hint(
 
 @pytest.mark.parametrize("group", [group for group, names in GROUPS.items() if {"ls", "list"} & {*names} and group])
 def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, group: str) -> None:
-    """If a group of commands, such as `policy`, has the command `ls`, this command is the hint for `list`. If it has
-    `list`, that is the hint for `ls`.
+    """If a group of commands, such as `policy`, has the command `ls`, a user who types `list` gets the hint to use
+    `ls`. If the group has `list` instead, a user who types `ls` gets the hint to use `list`.
     """
     typed, meant = ("list", "ls") if "ls" in GROUPS[group] else ("ls", "list")
     assert hint_for(monkeypatch, f"{group} {typed}") == f"did you mean 'mqtool {group} {meant}'?"

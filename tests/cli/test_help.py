@@ -66,9 +66,10 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
         assert [line for line in wide if " " in line.strip()] == []
 
 
-def test_option_texts_are_short_phrases() -> None:
-    """In the help, the text of an option or argument has at most 60 characters and no full stop. Every command has
-    examples, and one sentence that describes it.
+def test_every_command_has_examples_and_short_descriptions() -> None:
+    """The help describes each command in at most 64 characters. Each command has examples, unless it is a group of
+    other commands. The text of an option or argument has at most 60 characters, not counting its default, and does not
+    end with a full stop.
     """
     for command in every(described()):
         assert command.sentence, command.words
@@ -274,8 +275,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command_or_an_option() -> None:
-    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
-    the command or an option.
+    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
+    either contains the name of this command, for example in an example of its use, or suggests another option.
     """
     tried = set()
     for command in leaves(described()):

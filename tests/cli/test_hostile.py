@@ -233,8 +233,8 @@ def test_dlq_commands_do_not_crash_on_dead_letters_with_forged_headers(
 @on_any_broker
 @large
 def test_rpc_server_consumes_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` consumes every request and then exits with 0, whatever the bodies and headers contain, for example
-    control characters or the name of a missing reply queue. Its queue is empty afterwards.
+    """With --count, `rpc-server` consumes this number of requests and then exits with 0, whatever the bodies and
+    headers contain, for example control characters or the name of a missing reply queue. Its queue is empty afterwards.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)

@@ -65,9 +65,9 @@ def test_each_list_command_shows_what_is_on_the_broker(
     assert {row["name"]: row["enabled"] for row in listing("plugins")}["rabbitmq_management"] is True
 
 
-def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
+def test_list_queues_shows_current_counts_of_ready_messages_and_consumers(shell: Shell, listing: object) -> None:
     """`list queues` shows the current counts of ready messages and consumers. The counts of unacknowledged messages may
-    be up to 5 s old; if the command shows old ones, it prints a note about their age.
+    be out of date; if they are, the command prints a note that they are up to 5 s old.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")

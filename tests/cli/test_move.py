@@ -57,8 +57,9 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """`move` to another broker keeps the messages' order, bodies, properties and headers. Only the headers
-    x-delivery-count and CC are not kept.
+    """`move` to another broker keeps the messages' order, bodies, properties and headers. Among the exceptions are the
+    headers x-delivery-count, which the old broker has set, and CC, which would have the new broker route copies to
+    other queues.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
@@ -113,8 +114,9 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
 def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
     shell: Shell, broker: TestBroker, other: TestBroker, end: str
 ) -> None:
-    """`move` from a quorum queue ends early with --count, after Ctrl-C, or when the connection to the other broker is
-    cut. In each of these cases, the messages that were not moved stay in the source queue in their original order.
+    """`move` from a quorum queue to a queue on another broker ends early with --count, after Ctrl-C, or when the
+    connection to that broker is cut. In each of these cases, the messages that were not moved stay in the source queue
+    in their original order.
     """
     fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(600))
     fill(other, Queue("b"), [])

@@ -36,9 +36,9 @@ def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Sh
 
 @on_any_broker
 def test_empty_input_publishes_nothing_and_prints_a_note(shell: Shell) -> None:
-    """If `send` or `new-task` reads its input from stdin or a file, and the input is empty, the command publishes
-    nothing and prints a note that says so. To send an empty message, a user gives `send` the argument '', or the
-    argument - and an empty stdin.
+    """If `send` or `new-task` is called without a message as an argument, and its input, from stdin or a file, is
+    empty, the command publishes nothing and prints a note that says so. With the argument '', `send` publishes an empty
+    message. With the argument -, it publishes the whole of stdin as one message, even if stdin is empty.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):

@@ -352,9 +352,10 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
-    """The broker refuses a message, so `send --json --failed-to FILE` writes the unconfirmed messages before the first
-    invalid line to FILE.unfinished. If the disk becomes full while it does so, the command exits with 1 and says that
-    FILE.unfinished contains only the first part of these messages. It also prints the error of the invalid line.
+    """If the broker refuses a message, `send --json --failed-to FILE` writes the unconfirmed messages that come before
+    the first invalid line of its input to FILE.unfinished. If the disk becomes full meanwhile, the command exits with 1
+    and says that FILE.unfinished contains only the first of these messages. It also prints the error of the invalid
+    line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
@@ -556,8 +557,8 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
 def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_returned(
     own_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If `send` loses the connection after the broker has returned all messages, `send` exits with 75. It does not exit
-    with 69, which would mean that it sent nothing.
+    """If `send` loses the connection after the broker has returned all messages as unroutable, `send` exits with 75,
+    which means that none was confirmed. It does not exit with 69, which would mean that it published none.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     sender.write(b"a\n")
@@ -731,9 +732,10 @@ def test_send_reports_an_incomplete_message_that_it_does_not_send(shell: Shell, 
 def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None], code: int
 ) -> None:
-    """If `worker` cannot publish a retry, SIGTERM ends `worker`, and the message stays in its queue. If the broker
-    blocks publishers, the exit code is 75. If the connection was lost while the program ran, the exit code is 0,
-    because the broker requeues the message.
+    """If the program of `worker` fails for a message, and `worker` cannot publish the retry, SIGTERM ends `worker`, and
+    the message stays in its queue. If the broker blocks publishers, the exit code is 75, because the retry is not
+    confirmed. If the connection was lost while the program ran, the exit code is 0, because the broker itself requeues
+    the message, so no retry is needed.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(

@@ -256,9 +256,9 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
 def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot_see(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """A quorum queue was declared with a delivery limit of 1, and a user without a tag cannot see it in the management
-    API. If this user's `receive --where` or `move --where` would have to requeue a message, the command exits with 1
-    and says that the queue drops a message that is requeued once more. All messages stay in the queue.
+    """A quorum queue has a delivery limit of 1, which a user without a tag cannot read from the management API. If this
+    user's `receive --where` or `move --where` would have to requeue a message for the second time, the command exits
+    with 1 instead, and says that the queue would drop the message. All messages stay in the queue.
     """
     user = f"user-{broker.vhost}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
@@ -279,9 +279,10 @@ def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """The second message of a quorum queue has been requeued as often as the delivery limit allows. `peek -c 1` and
-    `move --where` would have to requeue it, and the queue would drop it. They publish it to the queue again instead,
-    report it, and exit with 1. No message is lost, even if the commands are repeated.
+    """`peek -c 1` and `move --where` also receive the second message of a quorum queue if it has been requeued before.
+    If it has been requeued as often as the delivery limit allows, the queue would drop the message at the next requeue.
+    Instead of requeueing it, the commands publish it to the queue again, report it, and exit with 1. No message is
+    lost, even if the commands are repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
@@ -336,8 +337,9 @@ def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delive
 def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message behind the first one of a quorum queue has reached the delivery limit. `doctor --upgrade 4.3 --peek`
-    publishes it to the queue again, warns of it, and still reports what it has found in the messages.
+    """If a message that is not the first one in a quorum queue has been requeued as often as the delivery limit allows,
+    here 15 times, `doctor --upgrade 4.3 --peek` prints a warning that names this message. The command still reports
+    that the queue has a message that was returned 15 times.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")
