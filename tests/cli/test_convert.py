@@ -562,9 +562,9 @@ def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_co
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
-    empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers it has. If a
-    message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ counts neither
-    messages nor the command's own consumer, the counts are not up to date yet, and the command asks again.
+    empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers the queue has.
+    If a message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ counts 0 of
+    both, although the command itself is a consumer, the queue has not answered yet, and the command asks again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -905,8 +905,8 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
     """If messages are published during `queue convert`, later messages may overtake earlier ones. The command counts
-    the messages that may have been overtaken: at least those that were, and at most 50 if 100 messages are moved at a
-    time while half as many are published.
+    the messages that may have been overtaken. Its count is not lower than the number that really were, and is at most
+    50 if the command moves 100 messages at a time and half as many are published meanwhile.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")

@@ -366,8 +366,8 @@ def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
 ) -> None:
     """If a policy sets the alternate exchange of the delayed message plugin's exchange, but no policy does so for the
     relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that
-    sets such a policy for the relay's exchange. This policy keeps the settings of the one that already applies to the
-    relay's exchange.
+    sets such a policy for the relay's exchange. The new policy keeps the settings of the one that already applies to
+    the relay's exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)

@@ -217,9 +217,9 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a command that declares a queue usually prints the notice that the queue is new. A command of one
-    of RabbitMQ's tutorials, such as `send` or `worker`, declares the tutorial's queue without this notice, so that the
-    command's output begins like that of the tutorial's script, for example with " [x]".
+    """On a terminal, a command that declares a queue usually prints the notice that the queue is new. A command that
+    stands for a script of RabbitMQ's tutorials, such as `send` or `worker`, declares the tutorial's queue without this
+    notice, so that its output begins like the script's, for example with " [x]".
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")

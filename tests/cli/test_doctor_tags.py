@@ -59,8 +59,8 @@ def test_a_nagios_check_by_a_user_who_cannot_see_alarms_is_unknown(shell: Shell,
 
 def test_a_nagios_check_by_a_user_who_only_monitors_can_be_ok(shell: Shell, broker: TestBroker) -> None:
     """A user with the tag `monitoring` and permissions in the virtual host can run `doctor --format nagios`. On a
-    healthy broker, the status is OK, and the line below it says that permissions, which only an administrator may list,
-    were not checked.
+    healthy broker, the first line of the output says OK. The only other line says that permissions, which only an
+    administrator may list, were not checked.
     """
     with user_of(broker, "monitoring") as login:
         checked = shell.run("mqtool", "doctor", "--vhost", broker.vhost, "--format", "nagios", *login)

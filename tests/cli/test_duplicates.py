@@ -109,7 +109,8 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
 
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
     """If `worker --deduplicate` is killed with kill -9 while its program runs, the message does not count as handled:
-    the next worker runs its program for the redelivered message. Of the two runs, only this one is completed.
+    the next worker runs its program for the redelivered message. Of the two runs of the program, only the second one is
+    completed.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",

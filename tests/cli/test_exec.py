@@ -682,9 +682,8 @@ def test_a_dead_letter_queue_with_other_settings_is_used_if_it_drops_no_messages
     shell: Shell, broker: TestBroker, settings: dict[str, object]
 ) -> None:
     """If the dead-letter queue of `worker` already exists with other settings, such as another type or as a transient
-    queue, `worker` still dead-letters messages to it, and prints one notice about the difference. This is so only if
-    the queue drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects messages beyond
-    that.
+    queue, `worker` still dead-letters messages to it, and prints one notice about the difference. The queue in this
+    test drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects further messages.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, **settings})
     for _ in range(2):

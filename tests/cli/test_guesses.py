@@ -114,10 +114,10 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
 def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """A hint suggests a command that deletes, consumes or breaks something only if one letter is wrong. A word that
-    merely resembles such a command does not get it as a hint: for `user rename`, mqtool does not suggest `user delete`,
-    as it does for `user remove`. Nor does it suggest such a command from another group: for `dlq purge`, it suggests
-    `dlq drop`, which means the same for dead letters, but not `queue purge`.
+    """A word that resembles a command that deletes, consumes or breaks something, but may mean something else, does not
+    get that command as a hint: `user rename` resembles `user remove`, but does not get the hint `user delete`. Nor does
+    a hint name such a command of another group: the hint for `dlq purge` is `dlq drop`, which is of the same group, not
+    `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))

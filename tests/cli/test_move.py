@@ -58,8 +58,8 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
     """`move` to another broker keeps the messages' order, bodies, properties and headers. Among the exceptions are the
-    headers x-delivery-count, which the old broker has set, and CC, which would have the new broker route copies to
-    other queues.
+    headers x-delivery-count, which counts deliveries by the old broker, and CC, which would have the new broker route
+    copies to other queues.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}

@@ -353,9 +353,9 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
     """If the broker refuses a message, `send --json --failed-to FILE` writes the unconfirmed messages that come before
-    the first invalid line of its input to FILE.unfinished. If the disk becomes full meanwhile, the command exits with 1
-    and says that FILE.unfinished contains only the first of these messages. It also prints the error of the invalid
-    line.
+    the first invalid line of its input to FILE.unfinished. If the disk becomes full while this file is written, the
+    command exits with 1 and says that FILE.unfinished contains only the first of these messages. It also prints the
+    error of the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
@@ -558,7 +558,7 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
     own_shell: Shell, amqp_vhost: Vhost
 ) -> None:
     """If `send` loses the connection after the broker has returned all messages as unroutable, `send` exits with 75,
-    which means that none was confirmed. It does not exit with 69, which would mean that it published none.
+    because no queue accepted a message. It does not exit with 69, which would mean that it published none.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     sender.write(b"a\n")

@@ -256,9 +256,10 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
 def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot_see(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """A quorum queue has a delivery limit of 1, which a user without a tag cannot read from the management API. If this
-    user's `receive --where` or `move --where` would have to requeue a message for the second time, the command exits
-    with 1 instead, and says that the queue would drop the message. All messages stay in the queue.
+    """If a quorum queue has a delivery limit of 1, and the user has no tag, so that mqtool cannot read this limit from
+    the management API, mqtool finds out the limit over AMQP. `receive --where` and `move --where` then requeue the
+    first message only once, exit with 1, and say that the queue drops this message if it is requeued once more. All
+    messages stay in the queue.
     """
     user = f"user-{broker.vhost}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
@@ -279,10 +280,10 @@ def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """`peek -c 1` and `move --where` also receive the second message of a quorum queue if it has been requeued before.
-    If it has been requeued as often as the delivery limit allows, the queue would drop the message at the next requeue.
-    Instead of requeueing it, the commands publish it to the queue again, report it, and exit with 1. No message is
-    lost, even if the commands are repeated.
+    """To keep the order of a quorum queue, `peek -c 1` and `move --where` also receive the later messages that have
+    been requeued before. If the second message has been requeued as often as the delivery limit allows, the queue would
+    drop it at the next requeue. Instead of requeueing this message, the commands publish it to the queue again, report
+    it, and exit with 1. No message is lost, even if the commands are repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
