@@ -327,8 +327,9 @@ def test_a_consumer_without_a_prefetch_limit_is_drawn_with_several_messages(chro
 def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If consumers end while their messages are still being drawn, the picture of `mqtool ui` shows their boxes
-    until the last message has been drawn. Each queue's counts always equal the number of messages drawn.
+    """If two consumers of a queue end while the picture of `mqtool ui` is still drawing their messages, the picture
+    shows the boxes of both consumers until it has drawn the last of these messages. At every moment, the numbers of
+    ready and unacknowledged messages that the picture gives for the queue agree with the messages that it draws.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -650,8 +651,9 @@ def test_the_picture_shows_a_queue_with_a_generated_name_once_it_is_used(chromiu
 
 
 def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial's queue is deleted shortly before the last message is published, the picture at the end of the
-    recording does not show the queue. That is the case even if the picture was still moving a message from the queue.
+    """If a tutorial's queue is deleted shortly before the tutorial publishes its last message, the picture at the end
+    of the tutorial's recording does not show the queue. That is the case even if, at the time of the deletion, the
+    picture was still moving a message from this queue to a consumer.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -667,9 +669,10 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client of a tutorial declares a reply queue, and deletes it before the page has asked the broker for a
-    list of queues. The picture shows this queue while the reply moves. The picture removes the queue once the broker
-    reports the deletion or, without such a report, once the commands of the next scene begin.
+    """An RPC client of a tutorial deletes its reply queue before the tutorial's page has asked the broker for a list of
+    queues. The page knows the queue only from the reply that moves through it. The tutorial's picture shows the queue
+    while the reply moves. It removes the queue once the broker reports the deletion or, without such a report, once the
+    commands of the tutorial's next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -727,8 +730,9 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
-    """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, the picture removes both of
-    them, without waiting until the page asks the broker for a list of consumers again.
+    """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, both disappear from the
+    tutorial's picture at once, and not only when the page with the picture next asks the broker for a list of
+    consumers.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
     records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
@@ -771,8 +775,9 @@ def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium
 
 
 def test_the_box_of_a_terminal_that_has_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
-    """If the program in a tutorial's terminal publishes and consumes, and its consumer has been cancelled or closed,
-    the terminal's box in the picture says only "cancelled or closed". These words are not truncated.
+    """In a tutorial's picture, a terminal whose program publishes and consumes is one box. Once the program's consumer
+    has been cancelled or closed, the box says only "cancelled or closed" below the terminal's name. It does not add
+    "publisher", so that these words fit untruncated.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -1136,9 +1141,9 @@ def test_a_lost_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a moving message has its body beside it (only the beginning, if the body is long), and a
-    moving acknowledgement has the word "ack" beside it. While many messages move at the same time, no text is shown
-    beside them.
+    """In a tutorial's picture, a message that moves through the default exchange has its body beside it, and a moving
+    acknowledgement has the word "ack" beside it. While more than six messages move at the same time, no text is shown
+    beside any of them.
     """
     assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second", "ack"}
     many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
@@ -1379,9 +1384,9 @@ def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn
 
 
 def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: Any, tmp_path: Path) -> None:
-    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue. The page does not delay
-    the confirm of the last message: it draws this confirm before another client's error, which happens half a second
-    later.
+    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue, and the picture ends their
+    movement at once. The broker then confirms the last message, and half a second after the confirm, another client
+    gets an error. The picture draws the confirm without delay, and so before the error.
     """
     records = [each for each in play() if each["t"] < 7100]
     (goes_on,) = [each for each in play() if each["kind"] == "goes_on" and each["number"] == 2]
@@ -1435,9 +1440,9 @@ def test_a_confirm_after_a_restart_of_the_broker_is_not_drawn_for_an_earlier_mes
 
 
 def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: Any, tmp_path: Path) -> None:
-    """If a publisher ends and then publishes over a new connection, the picture of `mqtool ui` shows no rate after the
-    first count of the new connection's messages. A rate is the difference between two counts, and counts of different
-    connections cannot be compared.
+    """If a publisher closes its connection and later publishes over a new one, the picture of `mqtool ui` shows no rate
+    after the first count of the new connection's messages. A rate is the difference between two counts, and counts of
+    different connections cannot be compared.
     """
     records = [*jobs(), *published(1000, 0)]
 
@@ -1454,9 +1459,9 @@ def test_a_rate_is_not_measured_across_two_connections_of_a_publisher(chromium: 
 
 
 def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium: Any, tmp_path: Path) -> None:
-    """While many messages per second move along an arrow in a tutorial's picture, the arrow is dashed, until the
-    commands of the next scene begin. The picture does not show the current rate, because the tutorial itself measures
-    the rate of the whole run.
+    """If many messages per second move along an arrow in a tutorial's picture, the arrow is dashed, and stays dashed
+    until the commands of the next scene begin. The picture does not show the current rate, because it would differ from
+    the rate of the whole run, which the tutorial itself measures.
     """
     records = play()
     for t, count in ((5000, 0), (6800, 3000)):
@@ -1543,9 +1548,11 @@ def test_the_label_of_a_reply_covers_no_box(chromium: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("width", [768, 390])
-def test_the_label_of_a_long_reply_covers_no_box_on_a_phone(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In a window that is 768 or 390 pixels wide, an RPC reply moves up beside the boxes: from the server to the
-    exchange, and from the reply queue to the client. Its label covers no part of a box, even if the label is long.
+def test_the_label_of_a_long_reply_covers_no_box_in_a_narrow_window(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture of an RPC tutorial, each client, server, exchange and queue is a box. In a window that is as
+    narrow as on a tablet or a phone (768 or 390 pixels), the label of a moving reply covers no part of a box, even if
+    the label is long. This is true on the reply's way from the server to the reply queue, and on its way from this
+    queue to the client.
     """
     records = of_rpc()
     for each in records:
@@ -1693,9 +1700,9 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
-    """If a viewer jumps forward and back within the recording of a tutorial, and then to the end, a terminal shows
-    everything in the order in which it happened: first the lines that a command printed, then ^C, then the next
-    command.
+    """The page of a tutorial shows the terminals in which the tutorial's commands run. If a viewer jumps forward and
+    back within the recording of a tutorial, and then to the end, such a terminal shows everything in the order in which
+    it happened: first the lines that a command printed, then ^C, then the next command.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -2174,8 +2181,8 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
 
 
 def test_messages_arrive_before_the_next_scene_begins(chromium: Any) -> None:
-    """If a viewer presses Next while messages are still moving, the page of a tutorial draws the messages at their
-    destinations before it shows the next scene's commands. The queue's counts then equal the number of messages drawn.
+    """If a viewer presses Next while twelve messages are still moving to their queue, the page of a tutorial draws all
+    of them in the queue, and counts all of them as ready, before it shows the next scene's commands.
     """
     watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
 
@@ -2347,8 +2354,8 @@ def test_the_picture_keeps_its_place_from_scene_to_scene(chromium: Any, tmp_path
 
 
 def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a recorded tutorial, the picture still shows the publisher, the queue and the consumer, with arrows
-    between them.
+    """If the recording of a tutorial is played to its end, the tutorial's picture still shows the publisher, the queue
+    and the consumer, with an arrow from the publisher to the default exchange, and one from the queue to the consumer.
     """
     page = recorded(chromium, tmp_path, play())
     seek(page, 1)

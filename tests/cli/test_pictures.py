@@ -104,9 +104,9 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
 
 @large
 def test_an_embedded_recording_shows_three_queues_and_its_buttons_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """On a screen that is 390 pixels wide, an embedded recording shows a picture of three queues side by side in full,
-    below the scene's title and text. Nothing covers the button for the next scene, even if a long text moves the
-    picture down.
+    """On a screen that is 390 pixels wide, a tutorial's recording in a documentation page shows a picture of three
+    queues side by side in full, below the title and text of the tutorial's current scene. Nothing covers the button for
+    the next scene, even if a long text moves the picture down.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):

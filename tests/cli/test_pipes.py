@@ -367,8 +367,8 @@ def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_opti
 
 @on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
-    """If a command knows what part of its work is done, its progress line on a terminal shows this part as a
-    percentage, and the count of messages, the time and the rate.
+    """If a command knows how much of its work is done, its progress line on a terminal shows this as a percentage, with
+    the number of messages, the elapsed time and the rate.
     """
     script = """
 from mqtool.cli.display.progress import Progress
@@ -496,8 +496,9 @@ def test_commands_accept_a_closed_stdin_or_stderr_but_not_a_closed_stdout(shell:
 @pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @on_any_broker
 def test_send_and_receive_succeed_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
-    """If two or three of stdin, stdout and stderr are closed, as some launchers of daemons leave them, `send` exits
-    with 0, `receive --output` writes the message to its file, and stderr contains no error.
+    """If two or all of stdin, stdout and stderr are closed, as some launchers of daemons leave them, `send` exits with
+    0, and `receive --output` writes the message to its file. If stderr is the one that is open, `send` prints no error
+    there.
     """
     shell.start_cold()
     sent = shell.script(f"mqtool send kept {closed}", timeout=30)

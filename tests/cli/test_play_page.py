@@ -304,8 +304,9 @@ def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
 
 
 def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_path: Path) -> None:
-    """If the text of a scene is long, the page of a tutorial on a wide screen still shows the scene's answer and check
-    in full.
+    """When the commands of a tutorial's scene have run, the tutorial's page shows the answer to the scene's question,
+    and the result of a check of what the commands did. On a wide screen, it shows both in full, even if the scene's
+    text is long.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")
@@ -337,9 +338,9 @@ def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_pa
     assert check["bottom"] <= checks["bottom"]
 
 
-def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a tutorial, in a window of 1280×800 pixels, the page shows a list of tutorials. The list neither
-    cuts a picture with three queues nor hides the latest lines of the terminals.
+def test_the_list_of_tutorials_leaves_room_for_the_whole_picture(chromium: Any, tmp_path: Path) -> None:
+    """At the end of a tutorial, in a window of 1280×800 pixels, the page shows a list of tutorials. The list leaves
+    enough room for a whole picture with three queues, and does not hide the latest lines of the terminals.
     """
     records = many_plays()
     for topology in (each for each in records if each["kind"] == "topology"):
@@ -394,8 +395,8 @@ def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, wi
 
 
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
-    """If a viewer of a recording has scrolled down and then chooses another tutorial, the page scrolls back
-    to the top.
+    """On the page that plays the recordings of several tutorials, a viewer with a phone has scrolled down, and then
+    chooses another tutorial. The page scrolls back to the top.
     """
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")

@@ -334,8 +334,9 @@ def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_
 ) -> None:
     """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops messages
     even if the policy sets reject-publish. If such a policy would apply after `policy clear`, the command says how many
-    messages the queue would drop, and asks for confirmation. If the queue has reject-publish as its own argument, the
-    command says how many messages the queue would drop when RabbitMQ restarts.
+    messages the queue would drop, and asks for confirmation. A queue with reject-publish as its own argument keeps the
+    messages beyond the limit until RabbitMQ restarts, and drops them then. Before it asks, the command also says how
+    many messages such a queue would drop at the restart.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -356,9 +357,9 @@ def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_qu
     admin: Shell, broker: TestBroker
 ) -> None:
     """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of a
-    quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. The
-    policy does not override the same argument of a classic queue: `policy set` says that such a queue would drop
-    messages only when RabbitMQ restarts.
+    quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. In a
+    classic queue, the argument takes precedence over the policy, so the queue keeps the messages beyond the limit until
+    RabbitMQ restarts. `policy set` says how many it would drop then.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

@@ -213,8 +213,8 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
     """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
-    exchange, the routing key or the queue, no copies are sent because of these headers, even if a message was read from
-    a stream. If a CC header is given on the command line, a copy is sent.
+    exchange, the routing key or the queue, no copies are sent because of these headers, whether a message was received
+    from a queue or from a stream. If a CC header is given on the command line, a copy is sent.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))
@@ -235,8 +235,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
     """`send --json` removes the property user_id from a received message. If the user_id named another user, the broker
-    would refuse the copy. If it named the sender of the copy, the broker would accept it, although a publisher may have
-    forged it in a stream. A user_id given on the command line is sent.
+    would refuse the copy. If it named the sender of the copy, the broker would accept it, although it may be forged if
+    the original is from a stream: RabbitMQ does not check the user_id of every message in a stream. A user_id given on
+    the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}

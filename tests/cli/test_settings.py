@@ -118,8 +118,8 @@ def test_list_queues_counts_a_message_as_soon_as_it_is_confirmed(shell: Shell, c
 
 
 def test_every_broker_setting_that_mqtool_changes_is_documented() -> None:
-    """docs/how-to/docker-and-clusters.md names each RabbitMQ setting that mqtool changes for private nodes and in its
-    Docker image.
+    """docs/how-to/docker-and-clusters.md names each setting that mqtool changes in the RabbitMQ nodes that it starts
+    without Docker, and each setting that it changes in its Docker image of RabbitMQ.
     """
     node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
     image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()

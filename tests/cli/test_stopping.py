@@ -156,8 +156,9 @@ app.run()
     ids=["without --debug", "with --debug"],
 )
 def test_an_unexpected_error_says_how_to_find_the_bug(debug: str, hint: str) -> None:
-    """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
-    says that --debug shows where the bug is. Otherwise, the hint names the line of code with the bug.
+    """If a bug in mqtool raises an exception, the command exits with 1. If the command supports --debug, but was
+    started without it, the hint says that --debug shows where the bug is. If the command does not support --debug, the
+    hint names the line of code with the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -198,8 +199,9 @@ with stopping.calling(lambda: print("stopping")):
 
 @pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
 def test_sighup_never_counts_as_the_second_signal(first: str) -> None:
-    """If a signal has asked a command to stop, a SIGHUP that follows does not kill it, and the command exits with 0.
-    When a terminal is closed, SIGHUP may arrive twice: from the shell, and from the kernel when the shell ends.
+    """The first signal asks a command to stop, and a second one usually kills it. A SIGHUP after a SIGTERM or another
+    SIGHUP does not kill it: a command that exits with 0 after the first signal alone still does so. When a terminal is
+    closed, SIGHUP may arrive twice: from the shell, and from the kernel when the shell ends.
     """
     result = run([sys.executable, "-c", HANGS_UP_LATER, first], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)

@@ -54,8 +54,8 @@ def test_stream_commands_verify_the_brokers_certificate(
     lonely_shell: Shell, encrypted: Encrypted, amqp_tls: Authority
 ) -> None:
     """Over TLS, `send-stream` and `receive-stream` exchange messages if --tls-ca gives the certificate of the authority
-    that signed the broker's certificate. Without --tls-ca, `send-stream` exits with 69. With --tls-ca, `send-stream`
-    refuses a URL without TLS.
+    that signed the broker's certificate. Without --tls-ca, `send-stream` exits with 69, because the system does not
+    trust this authority. With --tls-ca, `send-stream` refuses a URL without TLS.
     """
     trusted = ("-u", encrypted.url, "--tls-ca", str(amqp_tls.ca), *encrypted.port)
     sent = lonely_shell.run("mqtool", "send-stream", "-q", "s", "-l", *trusted, stdin="one\ntwo\n")

@@ -206,7 +206,8 @@ def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(she
 @on_any_broker
 def test_offset_set_refuses_an_offset_that_no_message_can_have(shell: Shell, number: int) -> None:
     """`offset set` exits with 2 if the offset is 2^64-1, which would reset the stored offset, or larger, which cannot
-    be stored. It stores 2^64-2, the highest offset, and a refused one does not change it.
+    be stored. In both cases, the offset that was stored before stays the same. The command accepts 2^64-2, the highest
+    offset.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     assert shell.run("mqtool", "offset", "set", "s", "me", str(2**64 - 2)).code == 0
@@ -696,8 +697,8 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
     shell: Shell, broker: TestBroker
 ) -> None:
     """While the connection of `receive-stream` is lost, its stream is deleted, and another one of the same name is
-    created. After it has reconnected, `receive-stream` says so, and reads the new stream from its first message. With
-    --track, it then stores its offset in the new stream.
+    created. After it has reconnected, `receive-stream` says that the stream was created again, and reads the new stream
+    from its first message. With --track, it then stores its offset in the new stream.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     with Gate(urlsplit(broker.streams).port or 0) as gate:
@@ -718,9 +719,9 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
     shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
-    """`receive-stream` starts after the last message of a stream, and so receives nothing. If the stream is deleted and
-    created again while the connection is lost, `receive-stream` says so, and reads the new stream from its first
-    message, even if the new stream is still empty when `receive-stream` reconnects.
+    """`receive-stream` was started after the last message of a stream, and has received nothing yet. If the stream is
+    deleted and created again while the connection is lost, `receive-stream` says that the stream was created again, and
+    reads the new stream from its first message, even if the new stream is still empty when `receive-stream` reconnects.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     shell.run("mqtool", "receive-stream", "-q", "s", "--track", "me", "-c", "10")

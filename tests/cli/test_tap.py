@@ -106,8 +106,9 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """`tap` exits with 69 if the exchange or the queue does not exist. It exits with 2 if a direct exchange has no
-    bindings, if the command line names neither an exchange nor a queue, or if it names both.
+    """If the exchange or the queue does not exist, `tap` says so, and exits with 69. If a direct exchange has no
+    bindings, or if the command line names neither an exchange nor a queue, or both, `tap` says what is wrong, and exits
+    with 2.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),

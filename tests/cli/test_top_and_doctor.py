@@ -260,8 +260,9 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
 def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves messages from the queue `orders.dlq` to `orders`. `doctor` therefore reports a user who may
-    write to `orders.dlq` but not to `orders`. It does not report a user who may write to both queues.
+    """`dlq redrive` moves messages from the queue `orders.dlq` to `orders`. So a user who may write to `orders.dlq` but
+    not to `orders` can get messages into `orders` as soon as somebody else redrives them. `doctor` reports such a user.
+    It does not report a user who may write to both queues.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)

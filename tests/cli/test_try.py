@@ -161,8 +161,8 @@ def test_tutorial_try_uses_the_same_port_as_in_its_last_run(lonely_shell: Shell)
 
 
 def test_tutorial_try_names_the_next_tutorial_that_has_goals_left(lonely_shell: Shell) -> None:
-    """After the last goal of a tutorial, `tutorial try` prints how many of the tutorial's goals have been reached in
-    all runs, and names the next tutorial that has goals left.
+    """After the last goal of a tutorial, `tutorial try` prints how many of the tutorial's goals the learner has reached
+    so far, in this and earlier runs together, and names the next tutorial that has goals left.
     """
     known = Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "goals.json"
     known.parent.mkdir(parents=True)
@@ -193,8 +193,9 @@ def test_tutorial_show_repair_copies_the_programs_and_keeps_edited_ones(lonely_s
 
 
 def test_tutorial_show_repair_does_not_write_through_symbolic_links(lonely_shell: Shell) -> None:
-    """If DIRECTORY contains a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does
-    not create the link's target.
+    """`tutorial show repair --copy-to DIRECTORY` copies the programs that a learner is to repair. If DIRECTORY contains
+    a dangling symbolic link with the name of one of these programs, the command says that it has not replaced the link,
+    and does not create the link's target.
     """
     directory, elsewhere = lonely_shell.directory / "programs", lonely_shell.directory / "elsewhere"
     directory.mkdir()

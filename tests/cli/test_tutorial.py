@@ -117,8 +117,10 @@ def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_she
     )
 
 
-def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show` prints in colour, and everything above the source fits into 80 columns."""
+def test_tutorial_show_is_coloured_and_fits_into_80_columns_above_the_source_code(lonely_shell: Shell) -> None:
+    """On a terminal, `tutorial show` prints in colour, and everything above the tutorial's source code fits into 80
+    columns.
+    """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen
@@ -144,8 +146,10 @@ def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shel
     assert told not in piped.stdout + piped.stderr
 
 
-def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but coloured."""
+def test_tutorial_show_plain_prints_the_script_in_colour_on_a_terminal(lonely_shell: Shell) -> None:
+    """`tutorial show --plain` prints the source code of a script that does the same as the tutorial, but without
+    mqtool. On a terminal, the source code is coloured, but otherwise unchanged.
+    """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
@@ -257,8 +261,8 @@ def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: 
 
 
 def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
-    """Before the commands of a scene run, `tutorial run` asks what will happen. When the commands have run, it prints
-    the answer and then the checks.
+    """Before the commands of a scene run, `tutorial run` asks the user what will happen. When the commands have run, it
+    prints the answer to this question, and then the results of its checks of what the commands did.
     """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (

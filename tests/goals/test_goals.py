@@ -297,7 +297,9 @@ def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
 
 
 def test_every_program_to_repair_is_short_and_has_a_goal() -> None:
-    """Each program for `tutorial try repair` has at most 30 lines and belongs to one of the goals."""
+    """`tutorial try repair` has a goal for each faulty program that mqtool supplies for the learner to repair. Each of
+    these programs has at most 30 lines.
+    """
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

@@ -66,8 +66,9 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If a message has reached the broker since a goal began, but no further message arrives for some time, `tutorial
-    try` says so once.
+    """`tutorial try` gives a learner one goal after the other, here on a broker that the learner's commands do not use
+    by default. If a message has reached this broker since the learner began with a goal, and then nothing happens there
+    for 2 s (in this test; usually 20 s), `tutorial try` says once that nothing new has reached the broker.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
@@ -110,8 +111,11 @@ def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestB
             assert [each for each in islice(trial.findings(_OTHER_SETTINGS), 25) if each is not None] == []
 
 
-def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consumer(broker: TestBroker) -> None:
-    """If the learner has started a consumer, `tutorial try` does not say that no message has reached the broker."""
+def test_tutorial_try_does_not_suspect_another_broker_if_the_learner_has_a_consumer(broker: TestBroker) -> None:
+    """If `tutorial try` uses the broker that the learner's commands use by default, and nothing happens on it,
+    `tutorial try` says that the commands may be using another broker. It does not say so if the learner has started a
+    consumer on its broker.
+    """
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
         listed = path("consumers", broker.vhost)

@@ -179,8 +179,9 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has its own exchange and routing key, mqtool routes it by these when it is due, and not by
-    those that the caller passed to publish().
+    """If a Message object that a program passes to publish() has a delay, an exchange and a routing key, mqtool routes
+    the message by this exchange and this key when it is due. It ignores the exchange and the routing key that are
+    arguments of publish().
     """
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
@@ -273,8 +274,9 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
     """For each message, publish() returns a receipt with the message and the broker's answer. For a delayed message,
-    the receipt contains the message as mqtool has changed it in order to delay it. The function original() returns the
-    message as the program passed it to publish(), with the time at which the message is due.
+    the receipt contains the message as mqtool has changed it in order to delay it. The function original() turns this
+    message back into the one that the program passed to publish(), and sets its attribute `due` to the time at which
+    the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
@@ -282,12 +284,12 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
     assert seen.due == pytest.approx(time.time() + HOUR, abs=60)
 
 
-def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
+def test_wait_queues_outlive_their_messages_and_their_type_depends_on_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
     """mqtool delays messages in wait queues. A wait queue exists longer than its messages wait (x-expires exceeds
-    x-message-ttl). If the destination is a quorum queue or a durable exchange, the wait queue is a quorum queue;
-    otherwise, it is a classic queue. The exchanges that mqtool declares for wait queues are auto-delete.
+    x-message-ttl). It is a quorum queue if the destination is a quorum queue or a durable exchange, and a classic queue
+    if the destination is a non-durable exchange. The exchanges that mqtool declares for wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -205,8 +205,9 @@ def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelle
 
 
 def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """An embedded broker that behaves like RabbitMQ 4.3 cancels a consumer of a quorum queue when the broker's consumer
-    timeout has passed. It does not cancel a consumer of a classic queue.
+    """From RabbitMQ 4.3 on, classic queues have no consumer timeout. If neither a consumer of a quorum queue nor a
+    consumer of a classic queue acknowledges a delivery within the broker's consumer timeout, an embedded broker that
+    behaves like RabbitMQ 4.3 cancels only the consumer of the quorum queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -242,8 +243,9 @@ def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broke
 def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker cancels a consumer after the consumer's own timeout. If the consumer has none,
-    the shorter of the timeouts set by the queue argument and the policy applies. The channel stays open.
+    """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge a delivery within the consumer's
+    own timeout. If the consumer has none, the shorter of the timeouts set by the queue argument and the policy applies.
+    The channel stays open.
     """
     since_4_3(broker)
     if policy is not None:
@@ -259,8 +261,8 @@ def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the
 
 def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
     """From RabbitMQ 4.3 on, a consumer's own timeout replaces the queue's, even if it is longer. Such a consumer can
-    acknowledge late, and then gets more messages. Another consumer of the same queue, without a timeout of its own, is
-    cancelled.
+    acknowledge a delivery after the queue's timeout, and then gets more messages. Another consumer of the same queue,
+    without a timeout of its own, is cancelled if it does not acknowledge a delivery within the queue's timeout.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})

@@ -93,9 +93,10 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
     api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
 ) -> None:
-    """After an import, the exported definitions contain everything that was imported, but no exclusive queues and no
-    bindings of these. The exception is RabbitMQ 4.2.9 and 4.3.3 to 4.3.5, which export the bindings. An import does not
-    change an existing queue, even if the imported arguments differ.
+    """After definitions have been imported into a new virtual host, an export of this virtual host contains all of
+    them, but no exclusive queues and no bindings of these. The exception is RabbitMQ 4.2.9 and 4.3.3 to 4.3.5, which
+    export the bindings. If an existing queue is imported again with other arguments, its exported arguments stay the
+    same.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -174,10 +175,10 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker that is started with a definitions file has the queues, policies and users in the file. Unlike in an
-    import over HTTP, definitions in the file that name no virtual host belong to `/`. The broker can be restarted with
-    the same file and data directory. If it is restarted with the data directory alone, it still has the topic
-    permissions from the file.
+    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions in
+    the file that name no virtual host belong to `/`. The broker can be restarted with the same file and data directory.
+    The data directory also stores the topic permissions from the file: a broker that is restarted without the file
+    still has them.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}

@@ -303,8 +303,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 
 
 def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The embedded broker's faults `close_channels` and `close_connections` send clients the given code and text. If
-    AMQP does not have the code, the call raises ValueError.
+    """The embedded broker's methods `faults.close_channels()` and `faults.close_connections()` send clients the given
+    code and text. If the code is not one of AMQP's reply codes, `faults.close_channels()` raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)

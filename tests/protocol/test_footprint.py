@@ -131,9 +131,10 @@ def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
 def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations with the outcome `modified` until a message's annotations no longer fit
-    into a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries.
-    During a memory alarm, the broker does the same even if the annotations fit.
+    """If an AMQP 1.0 receiver adds annotations to a message with the outcome `modified` until the annotations no longer
+    fit into a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries.
+    During a memory alarm, the broker stores no annotations: it then ends the session in the same way even if the
+    annotations would fit.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -205,7 +206,8 @@ def test_the_list_of_queues_of_each_uncommitted_message_counts_towards_memory_us
     broker: EmbeddedBroker, channel: Any
 ) -> None:
     """For each message in an open transaction, the broker keeps a list of the queues that will get the message. These
-    lists count towards the broker's memory use until the channel is closed.
+    lists count towards the broker's memory use. If the channel is closed before the transaction is committed, they no
+    longer count.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")
@@ -326,9 +328,9 @@ def test_deleting_a_virtual_host_frees_the_memory_of_exchange_and_binding_argume
 
 
 def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory_use() -> None:
-    """The names of the exchanges that a channel has published to count towards the broker's memory use until the
-    channel is closed, even if the exchanges have been deleted. If they were x-delayed-message exchanges, the broker
-    uses no more memory than before once the channel is closed and all delayed messages are due.
+    """A channel publishes a delayed message to each of 500 x-delayed-message exchanges, which are then deleted. The
+    names of these exchanges still count towards the broker's memory use. Once the channel is closed and the last
+    delayed message has become due, the broker uses no more memory than before the exchanges were declared.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)
