@@ -291,9 +291,9 @@ def test_the_unacknowledged_messages_of_a_reset_connection_are_requeued(
     assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True)]
 
 
-def test_a_client_that_sends_no_heartbeats_is_disconnected(amqp_url: str) -> None:
-    """If a client has negotiated heartbeats, the broker sends heartbeats, and closes the connection if the client sends
-    none.
+def test_a_client_that_sends_neither_heartbeats_nor_other_frames_is_disconnected(amqp_url: str) -> None:
+    """If a client has negotiated heartbeats, the broker sends heartbeats. If the client then sends neither heartbeats
+    nor other frames, the broker closes the connection after a few heartbeat intervals.
     """
     with RawClient(amqp_url, heartbeat=1) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"

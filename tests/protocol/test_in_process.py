@@ -135,8 +135,10 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_the_result_of_published_says_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the broker refuses a client's queue declaration and closes the channel with 404 or 406, the code and the
-    reason appear in the broker's log and in the repr of the result of published().
+    """In a test, the method published() of the embedded broker's virtual host returns the messages that clients have
+    published. If the broker has refused a client's queue declaration and closed the channel with 404 or 406, the repr
+    of this result contains the code and the reason, so that a failed assertion shows them. The broker's log contains
+    them, too.
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -153,8 +155,9 @@ def test_the_result_of_published_says_why_the_broker_closed_a_channel(
 def test_the_result_of_published_says_why_the_broker_closed_a_connection(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """If the broker closes a client's connection, the repr of the result of published() contains the code and the
-    reason.
+    """In a test, the method published() of the embedded broker's virtual host returns the messages that clients have
+    published. If the broker has closed a client's connection, the repr of this result contains the code and the reason,
+    so that a failed assertion shows them.
     """
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):

@@ -87,9 +87,9 @@ def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders
 def test_a_stream_with_the_name_of_a_bound_exchange_is_not_a_partition(
     client: RawStream, orders: list[str], api: Api, vhost: str
 ) -> None:
-    """A super stream is an exchange that is bound to its partitions. If it is also bound to another exchange, and an
-    unrelated stream has the same name as that exchange, the stream is not listed as a partition, and is not deleted
-    with the super stream.
+    """The partitions of a super stream are the streams that are bound to its exchange. If another exchange is bound to
+    the super stream's exchange as well, and an unrelated stream has the same name as this other exchange, the stream is
+    not listed as a partition, and is not deleted with the super stream.
     """
     api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
     api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})

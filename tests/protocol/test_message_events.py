@@ -378,8 +378,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """In /api/mqtool/events, a message that is rejected in a queue without a dead-letter exchange appears as
-    `discarded`. A purge appears as `purged`, with the name of the queue.
+    """In /api/mqtool/events, a message that a client rejects without requeueing it appears as `discarded` if its queue
+    has no dead-letter exchange. A purge appears as `purged`, with the name of the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -472,7 +472,8 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 def test_stream_protocol_events_name_no_exchange_and_the_response_counts_deliveries(broker: EmbeddedBroker) -> None:
     """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the stream,
-    but no exchange. The response also says how many messages each reader has received.
+    but no exchange. The response to a request for the events also says how many messages each consumer of the stream
+    has received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -501,9 +502,10 @@ def test_stream_protocol_events_name_no_exchange_and_the_response_counts_deliver
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the reader, the
-    offset, and the client's protocol and connection. The response contains the offset that was stored last. If a client
-    resets the reader's offset, the event `stored` has the offset -1.
+    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the name for which
+    the offset is stored (the reader), the offset, and the client's protocol and connection. The response to a request
+    for the events also contains, for each stream that still exists, the reader and the offset that were stored last. If
+    a client resets the reader's offset, the event `stored` has the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)

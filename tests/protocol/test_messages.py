@@ -268,8 +268,8 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 def test_up_to_4_1_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, the broker returns a
-    mandatory reply to this client as unroutable.
+    """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, and the RPC server
+    publishes a mandatory reply for this client, the broker returns the reply to the server as unroutable.
     """
     channel.queue_declare("requests")
     client = connect()

@@ -378,8 +378,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
 def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a policy can delay the redelivery of rejected messages. The delay grows with each rejection
-    of the message, up to the policy's delayed-retry-max.
+    """From RabbitMQ 4.3 on, a policy can delay the redelivery of messages that a consumer of a quorum queue rejects and
+    requeues. The delay grows with each such rejection of the same message, up to the policy's delayed-retry-max.
     """
     if not broker.differs_since("4.3", "it is held back"):
         pytest.skip("RabbitMQ delays no retries before 4.3")

@@ -268,7 +268,8 @@ def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
     """While one client's basic.nack requeues the first four of six messages, another client starts a consumer. The
-    consumer gets the two messages that are ready, and then the four requeued messages in order.
+    consumer first gets the last two messages, because the first four are not back in the queue yet. It then gets these
+    four in their original order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)

@@ -126,8 +126,8 @@ def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
 
 
 def test_each_planted_defect_can_still_be_planted() -> None:
-    """The code that a planted defect replaces occurs exactly once in its file, and the file with the defect is valid
-    Python.
+    """To prove that the simulation finds defects, tests plant known defects in the embedded broker's code. Each defect
+    replaces a piece of code that occurs exactly once in its file. The file with the defect is valid Python.
     """
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
@@ -227,10 +227,10 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
     assert "nothing comes twice without `redelivered`" in (found.rule for found in without_exception if found)
 
 
-def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
-    """A client deletes a queue and is about to declare it again, but the broker is killed before that, so the queue may
-    stay missing. The simulation's model then allows the broker to confirm messages to this queue without storing them,
-    and to answer requests for it with the status 404.
+def test_the_model_allows_a_queue_to_be_missing_after_a_kill_before_it_is_declared_again() -> None:
+    """A client deletes a queue in order to declare it again. If the broker is killed between the request to delete the
+    queue and the new declaration, the queue may be missing after the restart. The simulation's model then allows the
+    broker to confirm messages to this queue without storing them, and to answer requests for it with the status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):

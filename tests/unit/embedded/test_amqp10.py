@@ -119,7 +119,8 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
     """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, AMQP 0-9-1 clients get the id as
-    text, and the name of its original type in the header x-message-id-type.
+    text in the property message-id (a binary as Base64), and the name of its original type in the header
+    x-message-id-type. Messages in other queues are converted differently.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -184,10 +185,10 @@ def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> No
 
 
 @pytest.mark.parametrize("size", [1, 300])
-def test_a_message_in_a_stream_keeps_names_and_values_that_are_not_utf_8(size: int) -> None:
-    """A message that an AMQP 0-9-1 client publishes to a stream is read with the same exchange, routing key, headers,
-    message id and body, even if these are long, or contain bytes that are not UTF-8. The exception is a header whose
-    name is not UTF-8: the broker drops it.
+def test_a_message_in_a_stream_keeps_values_that_are_not_utf_8(size: int) -> None:
+    """A message that an AMQP 0-9-1 client publishes to a stream is read with the same exchange, routing key, header
+    values, message id and body, even if some of these are long, or contain bytes that are not UTF-8. Only a header
+    whose name is not UTF-8 is missing: the broker drops it.
     """
     headers: Table = {"a": "x" * size, "raw": b"\xff", "no": False, "yes": True, "\u00e9": 2.5, "\udcff": "dropped"}
     fields = {"headers": encode_table(headers), "message_id": b"\x01\xff", "timestamp": (2**63 // 1000 + 1).to_bytes(8)}
@@ -210,10 +211,11 @@ def test_equal_short_properties_of_messages_in_a_stream_are_decoded_once() -> No
         assert (first is second) == is_kept
 
 
-def test_application_properties_in_a_stream_become_headers_if_amqp_0_9_1_has_their_type() -> None:
-    """The application properties of an AMQP 1.0 message in a stream become headers over AMQP 0-9-1. An unsigned long
-    that is too large for a long becomes text. Lists, maps, characters, decimals, described values and UUIDs are
-    dropped, and so are properties whose names are not UTF-8 or are longer than 255 bytes.
+def test_application_properties_of_a_message_in_a_stream_become_headers_or_are_dropped() -> None:
+    """Over AMQP 0-9-1, the application properties of an AMQP 1.0 message in a stream become headers if they are
+    strings, binaries, integers or timestamps. An unsigned long that does not fit into a signed long becomes text.
+    Lists, maps, arrays, characters, decimals, described values and UUIDs are dropped. A property is also dropped if its
+    name is a string that is not UTF-8, or is longer than 255 bytes.
     """
     application: Map = {
         "text": "\u00e9", "raw": "\udcff", Symbol("s\udcff"): Symbol("s\udcff"), "bytes": b"b",
@@ -267,7 +269,8 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
 @pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
 def test_annotations_and_properties_of_the_wrong_type_are_ignored(value: Any10) -> None:
     """If the exchange, routing key, priority, delivery mode, expiration or another property of an AMQP 1.0 message in a
-    stream does not have the type that AMQP 0-9-1 needs, or is too long, the message is delivered without it.
+    stream does not have the type that AMQP 0-9-1 needs, or is too long, AMQP 0-9-1 consumers get the message without
+    this property.
     """
     names = ("x-exchange", "x-routing-key", "x-basic-priority", "x-basic-delivery-mode", "x-basic-expiration")
     others = BareProperties(

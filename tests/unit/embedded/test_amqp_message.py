@@ -266,8 +266,8 @@ def test_headers_that_are_repeated_are_decoded_once() -> None:
     ("first", "second"), [(b"\1m\0\1a", b"\1m\0\1b"), (b"\1m\0\2aa", b"\2mm\0\1a"), (b"\1m\1\1\1\0", b"\1m\2\1\1\0")]
 )
 def test_content_headers_of_equal_length_with_common_parts_are_not_confused(first: bytes, second: bytes) -> None:
-    """If the content headers of two successive messages have the same length and partly the same bytes, but not the
-    same user id, each message has its own user id.
+    """If the content headers of two successive messages have the same length and share some bytes, but contain
+    different user ids, the broker reads each message with the user id in its own content header.
     """
     reader = HeaderReader()
     for fields in (first, second):  # message id, type, user id

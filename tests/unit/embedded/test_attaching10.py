@@ -236,8 +236,9 @@ def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_n
 )
 def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
     """If an AMQP 1.0 receiver has a dynamic source with an address, or with neither of the capabilities
-    `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It does the same
-    for direct replies (`rabbitmq:volatile-queue`) that are not settled, or whose source does not expire with the link.
+    `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It also does so
+    for `rabbitmq:volatile-queue` (direct replies), unless the link's snd-settle-mode is `settled`, and its source has
+    the expiry policy `link-detach` and no timeout.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")

@@ -252,8 +252,9 @@ def test_the_defaults_of_a_broker_are_those_of_rabbitmq() -> None:
 def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once messages and clients take more than the memory limit, the broker raises a memory alarm. It ends the alarm,
-    and unblocks publishers, when they take at most 80 % of the limit. The log says how much memory they take.
+    """Once messages and clients together take more memory than the memory limit, the broker raises a memory alarm,
+    which blocks publishers. The log says how much memory is taken. Once messages and clients take at most 80 % of the
+    limit, the broker ends the alarm and unblocks publishers.
     """
     caplog.set_level(logging.WARNING)
     broker, client = scene.broker, scene.connect(400)
@@ -302,9 +303,9 @@ def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog:
 
 
 def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(scene: Scene) -> None:
-    """If the memory that connections take, and not the messages in queues alone, causes a memory alarm, the broker
-    closes the connection that takes the most memory 5 seconds after the alarm begins. It then closes another one every
-    5 seconds until the alarm ends. Each new alarm starts the 5 seconds again.
+    """If connections take so much memory that a memory alarm begins, which the messages in queues alone would not have
+    caused, the broker waits 5 seconds and then closes the connection that takes the most memory. It closes another one
+    every 5 seconds until the alarm ends. With each new alarm, it waits 5 seconds again.
     """
     scene.ledger.hold_bytes(800 - scene.ledger.held_bytes)
     small, large, none = scene.connect(90), scene.connect(111), scene.connect()
@@ -377,8 +378,9 @@ def test_connections_that_take_too_much_memory_are_closed() -> None:
 
 
 def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scene: Scene) -> None:
-    """The broker checks the clients of all protocols for deliveries that have been unacknowledged for longer than the
-    consumer timeout. It checks each client in a later turn of its event loop, so that it can serve clients in between.
+    """When the broker looks for deliveries that have been unacknowledged for longer than the consumer timeout, it
+    checks the clients of all protocols. It checks them in later turns of its event loop, not immediately, so that it
+    can serve clients in between.
     """
     first, other = scene.connect(), Client(scene.ann, scene.other)
     scene.broker.add_clients([other])

@@ -238,9 +238,10 @@ def test_items_of_a_timetable_are_handled_in_order_when_they_are_due() -> None:
     assert (passed, table.first(9)) == ([*"cbfaed"], [])
 
 
-def test_an_item_of_a_timetable_that_takes_long_is_handled_in_steps() -> None:
-    """If handling an item of the broker's timetable takes long, the broker does it in steps, in several turns of its
-    event loop. It handles no other item before the last step, even if an item that is due earlier is added meanwhile.
+def test_a_scheduled_task_that_takes_long_is_run_in_steps() -> None:
+    """If a task that the broker has scheduled for a certain time, such as publishing a delayed message, takes long, the
+    broker runs it in steps, in several turns of its event loop. It begins no other scheduled task before the last step,
+    even if one that is due earlier is added meanwhile.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -322,9 +323,10 @@ def test_queued_work_that_takes_long_is_handled_in_steps() -> None:
     assert [each for each in handled if each[0] == "c"] == ["c0", "c1", "c2"]
 
 
-def test_a_broker_that_stops_handles_waiting_work_until_a_deadline() -> None:
-    """When the broker stops, it handles the waiting items of its internal work until a deadline. It drops the other
-    items, returns their number, and does not handle them later.
+def test_a_broker_that_stops_finishes_waiting_tasks_until_a_deadline() -> None:
+    """When the broker stops, it calls finish() on its queues of internal tasks, such as dead-lettering messages.
+    finish() runs tasks until a deadline, drops those that have not ended by then, and returns their number. A dropped
+    task is not run later.
     """
     clock, handled = WorkClock(), list[str]()
 

@@ -51,8 +51,9 @@ def death(queue: str = "jobs", reason: str = "expired", count: object = 1, **mor
 
 @pytest.mark.parametrize("trusts", [True, False], ids=["before 4.0", "since 4.0"])
 def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trusts: bool) -> None:
-    """A dead letter keeps its body, routing key and headers, and is published to the dead-letter exchange. Its x-death
-    header has one entry, which contains the queue, the reason, the time, and the message's exchange and routing keys.
+    """When a message is dead-lettered for the first time, it is published to the dead-letter exchange with the same
+    body, routing key and headers, except the header BCC. Its x-death header has one entry, which contains the queue,
+    the reason, the time, and the message's exchange and routing keys.
     """
     letter = dead(message({"x": 1, "CC": ["copy", b"raw", 5], "BCC": ["secret"]}), trusts=trusts)
     assert (letter.exchange, letter.routing_key, letter.body) == ("dlx", "eu", b"body")
@@ -267,8 +268,8 @@ def test_a_dead_letter_is_published_and_its_queue_learns_whether_it_was_accepted
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
 def test_without_a_valid_dead_letter_exchange_dead_letters_are_not_published(exchange: str | None) -> None:
     """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, the
-    broker does not publish the queue's dead letters. It informs the queue that no other queue has accepted them, as if
-    they were unroutable.
+    broker does not publish the messages that the queue dead-letters. It treats these messages like unroutable dead
+    letters.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
@@ -298,8 +299,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_stops() -> None:
-    """When the broker stops, it still dead-letters the messages that wait for this, but only for a limited time.
-    finish(), which does this, returns how many messages are left after that time.
+    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that are still waiting to
+    be dead-lettered, but only for a limited time. The method returns how many messages are left after that time.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

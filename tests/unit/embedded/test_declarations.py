@@ -159,10 +159,10 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
          "Exceeded max value for x-stream-max-segment-size-bytes"),
     ],
 )  # fmt: skip
-def test_errors_for_two_invalid_arguments_differ_in_form_from_those_for_others(arguments: Table, wrong: str) -> None:
+def test_an_invalid_dead_letter_exchange_or_segment_size_gets_the_rabbitmq_text(arguments: Table, wrong: str) -> None:
     """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
-    the broker refuses the declaration with 406. The error texts differ in form from those for other invalid arguments,
-    as RabbitMQ's do.
+    the broker refuses the declaration with 406 and the same error text as RabbitMQ. RabbitMQ words these two errors
+    differently from those for other invalid arguments.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 
@@ -349,8 +349,9 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a client declares or uses an exclusive queue of another connection, or declares an existing queue as
-    exclusive, the broker closes the channel with 405. The connection that has declared an exclusive queue can use it.
+    """If a client declares or uses an exclusive queue of another connection, or declares as exclusive an existing queue
+    that is not exclusive, the broker closes the channel with 405. The connection that has declared an exclusive queue
+    can use it, and declare it again.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))
@@ -579,9 +580,10 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
 def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
     like: Like, unset: str, unsupported: str
 ) -> None:
-    """If a consumer of a stream has no prefetch count, the broker closes the channel with 406. If it uses automatic
-    acknowledgement, the broker closes the connection with 540. The reasons are those of the RabbitMQ version that it
-    behaves like. A consumer of a quorum queue needs no prefetch count, and may use automatic acknowledgement.
+    """If a consumer of a stream has no prefetch count, the broker closes the channel with 406. If the consumer uses
+    automatic acknowledgement, the broker closes the connection with 540. The reply texts are those of the RabbitMQ
+    version that the embedded broker imitates. A consumer of a quorum queue needs no prefetch count, and may use
+    automatic acknowledgement.
     """
     vhost, other = vhost_like(like), vhost_like(like)
     declared(vhost, {"x-queue-type": "stream"})

@@ -79,7 +79,9 @@ def test_an_error_of_the_broker_has_an_amqp_1_0_condition(error: AmqpException, 
 
 
 def test_an_error_can_have_additional_information() -> None:
-    """The error in an AMQP 1.0 detach frame has a condition, and may have a description and additional information."""
+    """To detach an AMQP 1.0 link because of an error, the broker raises LinkError. This exception holds the error for
+    the detach frame: a condition and, if there are any, a description and additional information.
+    """
     tag = {Symbol("delivery-tag"): b"1"}
     assert LinkError("amqp:not-found", "no queue", tag).error == Error("amqp:not-found", "no queue", tag)
     assert LinkError("amqp:not-found").error == Error("amqp:not-found", None, None)

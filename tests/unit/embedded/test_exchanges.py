@@ -95,9 +95,9 @@ def test_an_unroutable_message_goes_to_the_alternate_exchange(
 
 
 @pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
-def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
-    """With `broker up --like 3.10`, the integer 1 in a headers binding matches the float 1.0. With `--like 4.2`, it
-    does not. RabbitMQ 3.10 and 4.2 do the same.
+def test_the_version_decides_whether_a_headers_exchange_distinguishes_1_and_1_0(like: Like, *, matches: bool) -> None:
+    """With `broker up --like 3.10`, the integer 1 in a headers binding matches the float 1.0 in a message, as in
+    RabbitMQ 3.10. With `--like 4.2`, it does not, as in RabbitMQ 4.2.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
     exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
@@ -247,9 +247,9 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost) -> None:
-    """RabbitMQ's delayed message plugin negates the x-delay of a message that it has delayed. An x-delayed-message
-    exchange of the embedded broker does not delay such a message again. The negated x-delay is a 32-bit integer if it
-    fits. Other headers are unchanged.
+    """After delaying a message, an x-delayed-message exchange of the embedded broker negates its x-delay header, as
+    RabbitMQ's delayed message plugin does. The negated number is a 32-bit integer if it fits. Other headers are
+    unchanged. A message whose x-delay is already negated is not delayed.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers

@@ -250,9 +250,9 @@ def test_of_several_stream_filters_of_one_kind_the_last_one_counts() -> None:
     assert _parsed(wanted).arguments == {"x-stream-offset": "next", "x-stream-filter": "x"}
 
 
-def test_sql_and_property_filters_exclude_each_other() -> None:
-    """An AMQP 1.0 client may attach with both an SQL filter and property filters. The broker applies only the kind that
-    the client lists last, as RabbitMQ 4.3 does.
+def test_of_sql_and_property_filters_only_the_kind_listed_last_is_applied() -> None:
+    """If an AMQP 1.0 client attaches with both an SQL filter and property filters, the broker applies only the kind
+    that the client lists last, as RabbitMQ 4.3 does. Without an SQL filter, it applies all of the property filters.
     """
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})

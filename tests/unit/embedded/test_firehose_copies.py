@@ -72,8 +72,8 @@ def test_a_published_message_is_copied_with_the_queues_that_got_it(
     routed: list[str],
 ) -> None:  # fmt: skip
     """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
-    headers contain the routing keys and properties of the message, except the header BCC, and the publisher's
-    connection, channel and user. They also list the queues that got the message. The exception is a message to the
+    headers contain the publisher's connection, channel and user, the message's routing keys, and the message's
+    properties without the header BCC. They also list the queues that got the message. The exception is a message to the
     default exchange: its copy lists each routing key as a queue, even if no such queue exists.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):

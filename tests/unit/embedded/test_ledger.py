@@ -68,8 +68,8 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
     """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
-    the broker drops a message, the message is deleted on disk. If the broker cannot dead-letter a message because of an
-    error, the message no longer counts as memory, but stays on disk.
+    the broker drops a message, it also deletes the message's copy on disk. If an error prevents a message that has left
+    its queue from being dead-lettered, the message no longer counts as memory, but its copy stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -148,9 +148,9 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 
 def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
-    """Without a data directory, the segments of a stream are kept in memory, and count towards the broker's memory use
-    until they are shortened or deleted. Writing at a position of a segment replaces everything from this position on,
-    such as the incomplete data of a failed write.
+    """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the broker's
+    memory use. A write at a position of a segment replaces everything from this position on, such as the incomplete
+    data of a failed write. Bytes that are replaced, cut off, or deleted with their segment no longer count.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -169,9 +169,9 @@ def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: R
 
 
 def test_definitions_with_different_names_have_different_keys() -> None:
-    """In the database, a definition has a key that consists of its names, such as those of a virtual host and a queue,
-    each preceded by its length. So different definitions have different keys, and names that are not valid UTF-8 keep
-    their bytes.
+    """In the database, the key of a definition consists of the names that identify it, such as the names of a queue and
+    of its virtual host. Each name is preceded by its length, so definitions with different names have different keys. A
+    name that is not valid UTF-8 keeps its bytes.
     """
     assert definition_key(["/", "q\udce9"]) == b"\0\0\0\1/\0\0\0\2q\xe9"
     assert definition_key([b"ab", ""]) == b"\0\0\0\2ab\0\0\0\0"
@@ -188,9 +188,10 @@ def test_definitions_with_different_names_have_different_keys() -> None:
         ({"key": Int32(5), "durable": True}, {"key": 5, "durable": True}),
     ],
 )
-def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """When the broker reads a definition back from disk, the names in it are strings (str), even if they are not valid
-    UTF-8. The arguments that a client has declared are unchanged.
+def test_definitions_are_read_back_with_names_as_strings_and_unchanged_arguments(value: Table, decoded: Table) -> None:
+    """When the broker reads a definition back from disk, each name in it is a string (str), even if the name is not
+    valid UTF-8. What a client has sent as the arguments of a queue or the definition of a policy is unchanged: bytes
+    are still bytes.
     """
     assert decode_definition(encode_definition(value)) == decoded
 

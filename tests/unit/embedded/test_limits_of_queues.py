@@ -217,7 +217,7 @@ def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: Vi
     assert bodies(queue) == ([b"67890", b"x"] if drops else [b"12345", b"67890"])
 
 
-def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: VirtualHost, clock: FakeClock) -> None:
+def test_a_long_queue_that_a_policy_limits_drops_messages_step_by_step(vhost: VirtualHost, clock: FakeClock) -> None:
     """If a policy sets a maximum length for a long queue, the queue drops its oldest messages in several turns of the
     broker's event loop, without waiting for a client to use the queue. After the policy is deleted, the queue has no
     limit.
@@ -462,12 +462,11 @@ def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_
         (Like.V4_3, "quorum", None, None, 30),
     ],
 )
-def test_each_version_has_its_own_consumer_timeouts(
+def test_consumer_timeouts_depend_on_the_version_that_the_broker_imitates(
     like: Like, kind: str, declared: int | None, argument: int | None, seconds: float | None
 ) -> None:
-    """The embedded broker has the consumer timeouts of the RabbitMQ version that it imitates. In 3.10, one timeout
-    applies to all queues. In 4.2, each queue can have its own. From 4.3 on, only quorum queues have one, and each of
-    their consumers can have its own.
+    """With `broker up --like 3.10`, one consumer timeout applies to all queues. With `--like 4.2`, each queue can have
+    its own. With `--like 4.3`, only quorum queues have one, and each of their consumers can have its own.
     """
     arguments = {} if declared is None else {"x_consumer_timeout": Int32(declared)}
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -489,7 +488,7 @@ def test_each_version_has_its_own_consumer_timeouts(
         (None, None, b"", None, None),
     ],
 )
-def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
+def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_ttl_allows(
     vhost: VirtualHost,
     clock: FakeClock,
     ledger: Ledger,
@@ -499,9 +498,10 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at its stored expiration time, or when its TTL has passed since the
-    recovery, if that is earlier. The TTL is the message's own expiration or the queue's x-message-ttl, whichever is
-    shorter; a policy's message-ttl does not count. A message without a stored expiration time does not expire.
+    """A message that is recovered from disk with an expiration time expires at this time, or when its TTL has passed
+    since the recovery, whichever is earlier. The TTL is the message's own expiration or the queue's x-message-ttl,
+    whichever is shorter; a policy's message-ttl does not count. A message that was stored without an expiration time
+    does not expire, even if its queue has a TTL.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -587,8 +587,8 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """While a message with a TTL is unacknowledged, basic.get finds its queue empty. If the message is then requeued,
-    it still expires exactly when its TTL has passed.
+    """While the only message of a queue is unacknowledged, basic.get finds the queue empty. If the message has a TTL
+    and is requeued after such a basic.get, it still expires exactly when its TTL has passed.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())

@@ -61,11 +61,11 @@ def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_
     asyncio.run(check())
 
 
-def test_objects_that_survive_a_short_garbage_collection_are_included_in_later_ones(
+def test_objects_that_survive_a_short_garbage_collection_are_not_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one of Python's garbage collections in the broker takes only a few milliseconds, the objects that survive it
-    are included in the next one.
+    """After a long garbage collection by Python, the broker excludes the surviving objects from later collections.
+    After one that takes only a few milliseconds, it does not exclude them.
     """
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()

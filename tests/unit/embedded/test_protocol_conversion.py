@@ -96,8 +96,8 @@ _X_DEATH: Table = {
 
 def test_a_republished_dead_letter_keeps_its_history() -> None:
     """If an AMQP 1.0 client republishes a dead letter, AMQP 0-9-1 clients get its annotation x-opt-deaths as the header
-    x-death, and the time at which the broker received the message as the header timestamp_in_ms. If an AMQP 0-9-1
-    client republishes a dead letter, AMQP 1.0 clients get its header x-death as the annotation x-opt-deaths.
+    x-death, and its annotation x-opt-rabbitmq-received-time as the header timestamp_in_ms. If an AMQP 0-9-1 client
+    republishes a dead letter, AMQP 1.0 clients get its header x-death as the annotation x-opt-deaths.
     """
     second = {name: value for name, value in _DEATH.items() if name != "ttl"} | {Symbol("count"): ULong(2**63)}
     annotations: Map = {
@@ -249,8 +249,9 @@ def test_values_from_amqp_1_0_clients_are_converted_to_amqp_0_9_1_types_and_back
 
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
-    """In an AMQP 1.0 address, each character of a name that an address cannot contain is percent-encoded. Decoding
-    returns the same name. The exception is a name that is not valid UTF-8: decoding raises UnicodeDecodeError.
+    """When a name is put into an AMQP 1.0 address, each character that an address cannot contain is percent-encoded.
+    Decoding returns the same name. The exception is an address whose decoded bytes are not valid UTF-8: decoding raises
+    UnicodeDecodeError.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)

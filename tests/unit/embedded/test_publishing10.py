@@ -380,8 +380,9 @@ def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_
 def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
     loop: asyncio.AbstractEventLoop, parts: int
 ) -> None:
-    """The broker accepts an AMQP 1.0 message of exactly the maximum message size. A message that is one byte larger, in
-    one transfer or in several, ends the session with message-size-exceeded, and its memory is freed.
+    """The broker accepts an AMQP 1.0 message of exactly the maximum message size. If a message is one byte larger, in
+    one transfer or in several, the broker ends the session with message-size-exceeded, and frees the memory of the
+    message.
     """
     broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
     client = MemoryClient10(loop, broker)
@@ -653,7 +654,7 @@ def test_a_message_whose_x_cc_is_not_a_list_of_strings_is_rejected(client: Memor
 def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
     client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
 ) -> None:
-    """If the user-id of an AMQP 1.0 message names another user than the one who publishes the message, the broker
+    """If the user-id of an AMQP 1.0 message names a user other than the one who publishes the message, the broker
     detaches the link with unauthorized-access. A user with the tag `impersonator` may set any user-id.
     """
     broker.users["guest"].tags[:] = tags

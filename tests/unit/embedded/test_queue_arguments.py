@@ -100,8 +100,8 @@ def test_with_like_3_10_a_policy_overrides_the_expiry_of_a_quorum_queue(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
     """If x-expires of a quorum queue and `expires` of a policy are different times, `broker up --like 3.10` applies the
-    policy's time, even if it is longer. With `--like 4.0` or later, and for classic queues, the shorter time applies.
-    If the policy sets no time, x-expires applies.
+    policy's time, even if it is longer. The shorter time applies to classic queues, and with `--like 4.0` (the next
+    version that the broker can imitate) also to quorum queues. If the policy sets no time, x-expires applies.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -179,8 +179,8 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
 ) -> None:
     """With `broker up --like 4.0` or later, a quorum queue has a delivery limit of 20 unless an argument or a policy
     sets another one. If both set one, the lower limit applies. A negative number means no limit, so if only one of the
-    two is negative, the other one applies. With `--like 3.10`, there is no limit unless one is set, and the lower limit
-    applies even if it is negative.
+    two is negative, the other one applies. With `--like 3.10`, there is no limit unless one is set. A negative number
+    is then a limit like any other: if both are set, the lower one applies.
     """
     for like in Like:
         found = options({**QUORUM, "x-delivery-limit": argument}, {"delivery-limit": policy}, like)

@@ -692,11 +692,11 @@ def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: Memo
     assert len(sac.consumers) == 2
 
 
-def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_active(
+def test_receivers_of_a_quorum_queue_without_x_single_active_consumer_are_active(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If a quorum queue has no single active consumer, the broker tells each AMQP 1.0 receiver of the queue that the
-    receiver is active.
+    """If a quorum queue is declared without x-single-active-consumer, the broker tells an AMQP 1.0 receiver of the
+    queue that the receiver is active.
     """
     add(broker, "qq", x_queue_type="quorum")
     client.attach_receiver("/queues/qq")
