@@ -99,7 +99,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
     """With `--deduplicate`, once a message has been dead-lettered, a worker does not handle other copies of the
     message. The exception is a copy that has been moved back from the dead-letter queue (redriven) since then. The
-    worker recognizes such a copy by its number of redrives, which is higher than that of the dead-lettered message.
+    worker recognizes such a copy by its number of redrives, which is higher than the number that the dead-lettered
+    message had.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None

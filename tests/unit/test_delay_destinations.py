@@ -148,9 +148,9 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """The delayed message plugin can lose messages for a quorum queue in a restart. So mqtool assumes that delayed
-    messages may be for a quorum queue, and prefers wait queues. The exceptions are messages for a queue that mqtool
-    knows to be classic, and for a transient exchange, whose bindings do not survive a restart anyway.
+    """mqtool assumes that delayed messages may be for a quorum queue, and prefers wait queues, because the delayed
+    message plugin can lose messages for a quorum queue in a restart. The exceptions are messages for a queue that
+    mqtool knows to be classic, and for a transient exchange, whose bindings do not survive a restart anyway.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may

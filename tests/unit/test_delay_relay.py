@@ -641,10 +641,10 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """`delayed relay` checks that a wait queue answers before it publishes to the queue. If there is no answer for more
-    than 3 s, or for more than 0.5 s while such checks hold up many messages, the relay avoids the queue until it
-    answers. Meanwhile, messages wait in an additional wait queue, whose name ends in `.2`, and which is used even if it
-    answers slowly.
+    """Before `delayed relay` first publishes to a wait queue, it checks that the queue answers. If there is no answer
+    for more than 3 s, or for more than 0.5 s while such checks hold up many messages, the relay avoids the queue until
+    it answers. Meanwhile, messages wait in an additional wait queue, whose name ends in `.2`, and which is used even if
+    it answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
