@@ -169,9 +169,12 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
     ("name", "shown"),
     [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
 )
-def test_without_a_unique_cluster_name_host_and_port_identify_a_broker(name: str | None, shown: str) -> None:
-    """mqtool identifies a virtual host by the names of the cluster and of the virtual host. If the cluster name ends
-    with @localhost, as those of many brokers do, or is missing, mqtool also uses the broker's host and port.
+def test_without_a_unique_cluster_name_host_and_port_help_to_identify_a_virtual_host(
+    name: str | None, shown: str
+) -> None:
+    """mqtool identifies a virtual host by its name and the name of the broker's cluster. If the cluster name is
+    missing, or is not unique because it ends with @localhost, as that of many brokers does, mqtool adds the broker's
+    host and port.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 
@@ -241,8 +244,8 @@ def test_a_tls_key_needs_its_certificate() -> None:
 def test_tls_files_that_cannot_be_used_are_named(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError, which names the files and the
-    reason.
+    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError, which gives the reason. The
+    error names all TLS files that were given, because Python does not say which one is at fault.
     """
     monkeypatch.setattr(ssl, "create_default_context", Mock(side_effect=error))
     files = TlsFiles(Path("ca.pem"), Path("cert.pem"))

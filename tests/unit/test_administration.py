@@ -136,8 +136,9 @@ def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask
 
 @pytest.mark.parametrize("replies", [[0, 3], [0, 0], [2, 3]])
 def test_a_queue_counts_as_empty_only_if_the_broker_says_so_twice(replies: list[int]) -> None:
-    """RabbitMQ may report a queue as empty before its last deliveries have reached the client. If a queue has no ready
-    messages, ready_after_deliveries() therefore asks the broker once more, and returns the second number.
+    """RabbitMQ may reply that a queue is empty before the last deliveries from the queue have reached the client. It
+    sends these deliveries before its next reply. If the first reply is 0 ready messages, ready_after_deliveries()
+    therefore asks again, and returns the number in the second reply.
     """
 
     class OtherProtocol:

@@ -109,8 +109,8 @@ def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
         decode(map_of("x", key))
 
 
-def test_usual_keys_of_an_amqp_1_0_map_are_accepted():
-    """An AMQP 1.0 map can have strings, symbols, integers and binary values as keys."""
+def test_an_amqp_1_0_map_may_have_text_integers_and_binary_values_as_keys():
+    """mqtool decodes an AMQP 1.0 map whose keys are strings, symbols, integers or binary values."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
 

@@ -196,9 +196,9 @@ def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher sends messages until the limit of unconfirmed messages is reached, and then
-    one more for each confirm. Each message contains the time at which it was sent, from which `bench` measures
-    latencies.
+    """Without `--rate`, a `bench` publisher has no schedule: it sends messages until the limit of unconfirmed messages
+    is reached, and then one more for each confirm. A message counts as due at the time at which it is sent. The message
+    contains this time, from which `bench` measures latencies.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS

@@ -117,7 +117,9 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
 
 
 def test_the_latency_of_a_confirm_is_measured_until_the_confirm_arrives(connection: Mock) -> None:
-    """`bench` measures the latency of a confirm up to the time at which the confirm arrived on the connection."""
+    """`bench` measures the latency of a confirm up to the time at which the confirm arrived on the connection, even if
+    the client handles the confirm only later.
+    """
     made = AmqpWire(NODE, PLAIN)
     found: list[Any] = []
     made.on_confirm = noted(found, clock=made)
@@ -259,8 +261,8 @@ def test_transient_messages_of_bench_are_not_durable(broker: Broker, selected: R
 def test_a_consumer_of_bench_acknowledges_what_has_arrived(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With AMQP 1.0, a `bench` consumer gets each message once, with the time at which it arrived, and acknowledges all
-    messages that have arrived since its last acknowledgement.
+    """With AMQP 1.0, a `bench` consumer gets each message once, with the time at which it arrived. Each time the
+    consumer acknowledges, it acknowledges all messages that have arrived since its previous acknowledgement.
     """
     made = Amqp10Wire(NODE, PLAIN)
     found: list[Any] = []
@@ -539,10 +541,10 @@ def test_a_lost_stream_connection_raises_connection_error_with_the_reason(stream
             made.wait(0.5)
 
 
-def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
-    """A `bench` client that waits for frames of the stream protocol can at the same time read what `bench` tells it,
-    such as to stop. The connection's event loop runs only when the connection can receive or send data, so that its
-    overhead is not part of the measured latencies.
+def test_a_bench_client_reads_orders_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
+    """While a `bench` client waits for frames of the stream protocol, it also reads the orders that `bench` sends it,
+    such as the one to stop. An order does not make the client run the connection's event loop, whose overhead would be
+    part of the measured latencies. The loop runs only when the connection can receive or send data.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []

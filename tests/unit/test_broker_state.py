@@ -116,9 +116,11 @@ def test_discarding_a_broker_whose_directory_is_a_link_deletes_nothing(
     assert (home / "thesis").exists()
 
 
-def test_discarding_a_broker_says_what_could_not_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one of a broker's files cannot be deleted, discarding the broker deletes the others, and raises an error that
-    names the file and says why, with a hint.
+def test_removing_a_broker_with_its_messages_says_what_could_not_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `mqtool broker rm --purge` cannot delete one of the broker's files, it deletes the others, and raises an error
+    that names the file and says why. The error's hint contains the command that deletes the rest.
     """
     home = tmp_path / "brokers" / "mine"
     for name in ("locked", "log"):

@@ -79,9 +79,8 @@ def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: 
 
 
 def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: ScriptedBroker) -> None:
-    """If a channel declares a queue that already exists with other properties or arguments, it prints a notice and uses
-    the existing queue. After a reconnection, the channel only checks that the queue exists, and prints no second
-    notice.
+    """If mqtool declares a queue that already exists with other properties or arguments, it prints a notice and uses
+    the existing queue. After a reconnection, mqtool only checks that the queue exists, and prints no second notice.
     """
     channel = broker.channel()
     broker.refused = {spec.Queue.Declare: DIFFERENT}
@@ -462,9 +461,10 @@ def test_a_request_that_needs_no_reply_is_acknowledged_after_the_replies_to_earl
     assert broker.acks == [(1, False), (2, True)]
 
 
-def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker) -> None:
-    """Channel.wait_for_confirms() returns once the broker has confirmed all replies. It raises NotConfirmed if a
-    confirm does not arrive in time, or the channel's error if the channel is closed for good.
+def test_the_caller_can_wait_for_the_confirms_of_rpc_replies(broker: ScriptedBroker) -> None:
+    """If the caller has published replies to RPC requests on a channel, Channel.wait_for_confirms() returns once the
+    broker has confirmed all of them. It raises NotConfirmed if a confirm does not arrive in time, or the channel's
+    error if the channel is closed for good.
     """
     broker.confirms = False
     channel = broker.channel(confirm_timeout=0.01)
@@ -479,11 +479,11 @@ def test_the_caller_can_wait_for_the_confirms_of_replies(broker: ScriptedBroker)
         channel.wait_for_confirms()
 
 
-def test_waiting_for_confirms_fails_if_the_last_replies_were_dropped(broker: ScriptedBroker) -> None:
-    """If the broker closes the connection with an internal error, the channel drops its unconfirmed replies, because
-    they may have caused the error. After the reconnection, it does not publish them again, and
-    Channel.wait_for_confirms() raises NotConfirmed. After the caller has stopped the channel, wait_for_confirms()
-    returns without an error.
+def test_waiting_for_confirms_fails_if_unconfirmed_rpc_replies_were_dropped(broker: ScriptedBroker) -> None:
+    """If the broker closes the connection with an internal error, the channel drops its unconfirmed RPC replies,
+    because they may have caused the error. After the reconnection, it does not publish them again, and
+    Channel.wait_for_confirms() raises NotConfirmed. The exception is a channel that the caller has stopped in the
+    meantime: then wait_for_confirms() returns without an error.
     """
     broker.confirms = False
     channel = broker.channel()

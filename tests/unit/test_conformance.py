@@ -32,8 +32,10 @@ def test_each_suite_has_a_version_and_a_hash_and_pins_its_requirements() -> None
         assert all(suite.differs.values()), suite.name
 
 
-def test_the_table_of_suites_names_no_package_index() -> None:
-    """suites.toml contains no address except localhost, so pip uses the package index that the user has configured."""
+def test_the_table_of_client_libraries_test_suites_names_no_package_index() -> None:
+    """suites.toml lists client libraries that pip downloads, and whose test suites are run against the broker. It
+    contains no address except localhost, so pip uses the package index that the user has configured.
+    """
     hosts = re.findall(r"://(?:[^@/\"]*@)?([^:/\"]+)", TABLE.read_text())
     assert set(hosts) <= {"localhost"}
 

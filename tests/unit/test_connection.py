@@ -535,8 +535,8 @@ def test_a_connection_is_reopened_after_an_internal_error_that_a_reply_may_have_
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
     """A connection may have a limited number of attempts to reconnect. If it is lost repeatedly, each time within 60 s
-    and before a message was confirmed or acknowledged, the attempts after all of these losses are counted together.
-    Once the limit is reached, mqtool gives up, and the connection's channels fail.
+    of being opened and before a message was confirmed or acknowledged, the attempts after all of these losses are
+    counted together. Once the limit is reached, mqtool gives up, and the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))

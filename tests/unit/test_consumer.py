@@ -206,9 +206,9 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
 
 
 def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer that is to receive 300 messages holds back the latest acknowledgements, so that the broker delivers no
-    more than 300. If the caller closes the consumer early, the consumer acknowledges all messages except the last one
-    that it has yielded, which the caller may not have finished handling.
+    """A consumer that is to receive 300 messages holds back its latest acknowledgements, so that the broker delivers no
+    more than 300. If the caller closes the consumer early, the consumer acknowledges all messages that it has yielded,
+    except the last one, which the caller may not have finished handling.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -613,9 +613,9 @@ def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
 def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
-    """If a consumer that has acknowledged all messages that it has received is stopped, it waits for messages in
-    transit before it ends. Two kinds of consumers end immediately: a consumer of a stream, and one that has received
-    nothing, because another consumer may be the queue's single active consumer.
+    """When a consumer is stopped after it has acknowledged everything that it received, it waits for messages in
+    transit before it ends. A consumer of a stream does not wait, because a stream requeues nothing. Nor does a consumer
+    that has received nothing: it would wait in vain if another one is the queue's single active consumer.
     """
     channel = broker.channel()
     broker.depth = 9

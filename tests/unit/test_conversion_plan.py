@@ -93,8 +93,7 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
     """`queue convert` to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. It prints one remark: clients that declare the queue with the old type or arguments get 406
-    PRECONDITION_FAILED.
+    x-queue-type. It prints one remark: clients that still declare the queue as before get 406 PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -141,8 +140,8 @@ def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_
     ],
 )
 def test_a_transaction_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction. It moves fewer if the messages are large: as many as
-    have about 32 MiB together, but at least one.
+    """`queue convert` moves up to 500 messages in one transaction. If the messages are large, it moves only as many as
+    add up to about 32 MiB, but at least one.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
 
@@ -545,12 +544,13 @@ def test_a_policy_that_limits_the_queue_for_messages_published_meanwhile_prevent
     ],
     ids=["ha-mode", "queue-mode", "classic queues", "quorum queues", "delivery-limit", "streams"],
 )
-def test_a_policy_with_a_limit_prevents_a_conversion_only_if_it_applies_to_the_type_of_the_queue(
+def test_a_policy_with_a_max_length_prevents_a_conversion_only_if_it_applies_to_the_queues_old_type(
     given: dict[str, Any], limited: str | None, source: str, operator: bool
 ) -> None:
-    """A temporary queue for messages published during a conversion has the type of the queue to convert. `queue
-    convert` refuses the conversion if a policy with a limit applies to this temporary queue. A policy that is only for
-    another type of queue, or has a setting that this type does not support, does not prevent the conversion.
+    """During a conversion, a temporary queue of the queue's old type keeps newly published messages. `queue convert`
+    refuses the conversion if a policy with a max-length applies to the temporary queue, which could then lose messages.
+    A policy that is only for another type of queue, or has a setting that the old type does not support, does not
+    prevent the conversion.
     """
     policies = {"operator" if operator else "policies": [given]}
     to = "quorum" if source == "classic" else "classic"
@@ -939,13 +939,13 @@ def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() 
         ({DLX: "d", KEY: "k"}, {}, {DLX: "d"}, True),
     ],
 )
-def test_redirects_is_true_for_a_plan_that_changes_a_queues_dead_letter_settings(
+def test_redirects_is_true_for_a_plan_that_sends_dead_letters_elsewhere(
     source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
 ) -> None:
-    """A stored conversion plan redirects dead letters if the queue that it describes, before or after the conversion,
-    has another dead-letter exchange or routing key than the queue has now. redirects() returns True for such a plan.
-    Without this check, anybody who can store a plan could redirect dead letters with the permissions of the user who
-    resumes the conversion.
+    """A stored conversion plan describes a queue before and after the conversion. If either description contains a
+    dead-letter exchange or routing key that the existing queue does not have, the plan redirects dead letters, and
+    redirects() returns True. Without this check, anybody who can store a plan could redirect dead letters with the
+    permissions of the user who resumes the conversion.
     """
     it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
     assert it.redirects(None if now is None else view(arguments=now)) is redirected

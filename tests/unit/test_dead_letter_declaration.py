@@ -129,8 +129,8 @@ def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: C
 
 
 def test_an_exclusive_dead_letter_queue_is_refused(channel: Channel) -> None:
-    """If a dead-letter queue is exclusive to another connection, mqtool raises DeclaredDifferently, which says that the
-    queue is exclusive.
+    """If mqtool is to declare a dead-letter queue, but a queue of this name is exclusive to another connection, mqtool
+    raises DeclaredDifferently, which says that the queue is exclusive.
     """
     with channel.connection.beside() as other:
         other.channel().declare(DEAD._replace(exclusive=True), remember=False)

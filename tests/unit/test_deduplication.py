@@ -97,9 +97,10 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that has been dead-lettered. The exception is
-    a copy that has been moved back from the dead-letter queue more often than the message had been when it was
-    dead-lettered.
+    """With `--deduplicate`, once a message has been dead-lettered, a worker does not handle other copies of the
+    message. The exception is a copy that has been moved back from the dead-letter queue (redriven) since then. The
+    worker recognizes such a copy by its number of redrives, which is higher than the number that the dead-lettered
+    message had.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -133,9 +134,9 @@ def test_a_redriven_dead_letter_is_handled_whatever_count_its_publisher_has_forg
             message.properties = redriven(message, "jobs").properties
 
 
-def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that was dead-lettered and never moved back
-    from the dead-letter queue.
+def test_a_copy_of_a_dead_letter_that_was_never_moved_back_is_not_handled(path: Path) -> None:
+    """If a message was dead-lettered, and has never been moved back from the dead-letter queue, a worker with
+    `--deduplicate` does not handle another copy of this message.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -176,9 +177,11 @@ def test_old_messages_are_removed_from_the_deduplication_store(path: Path, now: 
         }  # fmt: skip
 
 
-def test_old_messages_are_removed_from_the_deduplication_store_once_a_minute(path: Path, now: list[float]) -> None:
-    """The deduplication store removes old messages at most once a minute, because searching for them each time a
-    message arrives would take too long.
+def test_old_messages_are_removed_from_the_deduplication_store_at_most_once_a_minute(
+    path: Path, now: list[float]
+) -> None:
+    """When a message arrives, the deduplication store removes old messages, but at most once a minute, because
+    searching for them at each arrival would take too long.
     """
     store = HandledMessages(path, 1)
 
@@ -277,8 +280,9 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_state(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """A worker with `--deduplicate` reads from /proc whether another worker is running. It is not misled by the name of
-    the other worker's program, even if this name looks like a process state in /proc, such as `a) Z 1`.
+    """A worker with `--deduplicate` reads from /proc whether another worker is running. The process name of the other
+    worker, which is in the same line as the process state, does not mislead it, even if the name looks like a state,
+    such as `a) Z 1`.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"

@@ -103,9 +103,9 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """When it is due, a delayed message goes to its own exchange with its own routing key. If the message lacks one of
-    these, the exchange or routing key of the command is used. With the default exchange, the message goes to the queue
-    that the routing key names.
+    """Once due, a delayed message goes to the exchange, and has the routing key, that its line of input names. If the
+    input lacks one of these, mqtool takes it from the destination on the command line, which is an exchange or a queue.
+    With the default exchange, the message goes to the queue that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
@@ -148,9 +148,9 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """When mqtool chooses where delayed messages wait, it assumes that they may arrive in a quorum queue, which must
-    lose no messages in a restart. The exceptions are a queue that it knows to be classic, and a transient exchange,
-    since its bindings do not survive a restart anyway.
+    """mqtool assumes that delayed messages may be for a quorum queue, and prefers wait queues, because the delayed
+    message plugin can lose messages for a quorum queue in a restart. The exceptions are messages for a queue that
+    mqtool knows to be classic, and for a transient exchange, whose bindings do not survive a restart anyway.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -245,9 +245,10 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
 
 
 def test_queues_and_exchanges_for_delayed_messages_are_named_after_the_destination() -> None:
-    """The queues and exchanges that mqtool declares for delayed messages have the name of the messages' destination
-    with a suffix: `hello.delay` for `hello`. If the destination's name begins with `amq.`, mqtool adds the prefix
-    `mqtool.`, because clients cannot declare such names: `mqtool.amq.topic.delayed` for `amq.topic`.
+    """The queues and exchanges that mqtool declares for delayed messages are named after the messages' destination,
+    with a suffix for the purpose: `.delay` in `hello.delay`, `.delayed` in `amqp.delayed`. If the destination's name
+    begins with `amq.`, mqtool adds the prefix `mqtool.`, because clients cannot declare such names:
+    `mqtool.amq.topic.delayed` for `amq.topic`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"

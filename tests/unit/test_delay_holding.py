@@ -335,9 +335,9 @@ def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself
 
 
 def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None:
-    """Delayed messages for the command's classic queue wait in the exchange of the delayed message plugin. Those for
-    another queue, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's
-    exchange, and one about the wait queues.
+    """If the broker has the delayed message plugin, messages for a queue that mqtool knows to be classic wait in the
+    plugin's exchange. Messages for any other queue, which may be a quorum queue, wait in wait queues. mqtool prints one
+    notice about each of these two places, however many messages it delays.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
     keys = ["jobs", "other", "jobs", "other"]

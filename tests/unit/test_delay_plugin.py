@@ -142,9 +142,9 @@ def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel
 
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
     """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
-    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The channel from which mqtool
-    publishes can still be used. Once mqtool knows that the broker has the plugin, it does not open another connection
-    to find out again.
+    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The channel on which mqtool
+    publishes remains usable. mqtool opens a separate connection to find out whether the broker has the delayed message
+    plugin, which provides this type. It opens no further one once it has found the plugin.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:

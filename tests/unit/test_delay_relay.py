@@ -436,8 +436,8 @@ def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(h
 
 
 def test_delayed_relay_rejects_a_message_that_can_never_be_published() -> None:
-    """If the headers of a message do not fit into a frame even without a delay, `delayed relay` prints a warning and
-    rejects the message, so that the broker dead-letters it.
+    """`delayed relay` adds headers to a message that it delays. If the message's own headers alone do not fit into a
+    frame, `delayed relay` prints warnings and rejects the message, so that the broker dead-letters it.
     """
     broker = FakeBroker(job(1, b"large", x_delay=5000), job(2))
     broker.fits = 0
@@ -593,9 +593,10 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
     ]
 
 
-def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
-    """`delayed relay` treats a wait queue that has been deleted like one that has answered a check. No message is lost,
-    because the broker returns a message for a deleted queue as unroutable.
+def test_a_wait_queue_that_has_been_deleted_passes_the_check_of_delayed_relay() -> None:
+    """Before `delayed relay` first publishes to a wait queue, it checks that the queue has a leader, because a queue
+    without one confirms nothing. A wait queue that has been deleted passes this check without a warning. No message is
+    lost, because the broker returns a message for a deleted queue as unroutable.
     """
     broker = FakeBroker()
 
@@ -612,9 +613,9 @@ def test_a_deleted_wait_queue_counts_as_having_answered() -> None:
 
 
 def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
-    """`delayed relay` checks its wait queues over a separate connection. If RabbitMQ closes this connection, the
-    command opens another one for the checks, and repeats the check. When the command ends, neither of these two
-    connections is left open.
+    """`delayed relay` checks its wait queues over a separate connection. If RabbitMQ closes this connection during a
+    check, the command opens a new one for the checks, and repeats the check. When the command ends, it closes the new
+    connection as well.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -640,9 +641,10 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """If a wait queue has not answered a check for more than 3 s, or for more than 0.5 s while many messages are
-    waiting, `delayed relay` avoids this queue until it answers. Meanwhile, the messages wait in an additional queue,
-    whose name ends in `.2`. This additional queue is used even if it answers slowly.
+    """Before `delayed relay` first publishes to a wait queue, it checks that the queue answers. If there is no answer
+    for more than 3 s, or for more than 0.5 s while such checks hold up many messages, the relay avoids the queue until
+    it answers. Meanwhile, messages wait in an additional wait queue, whose name ends in `.2`, and which is used even if
+    it answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()

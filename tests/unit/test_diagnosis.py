@@ -51,10 +51,10 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue whose consumers have never acknowledged a message, or have acknowledged none between two
-    measurements, and hold more unacknowledged messages than there are consumers. A single unacknowledged message for
-    each consumer may be a long task: in this case, `doctor` reports the queue only if the number of unacknowledged
-    messages has grown between two measurements.
+    """`doctor` reports a queue if its consumers acknowledge nothing, and hold more unacknowledged messages than there
+    are consumers. If `doctor` has measured twice, only acknowledgements between the two measurements count. If there is
+    no more than one unacknowledged message for each consumer, each may be a long task: in this case, `doctor` reports
+    the queue only if the number of unacknowledged messages has grown between two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))

@@ -209,8 +209,9 @@ def test_a_binding_keeps_the_types_of_its_arguments(broker: Broker, arguments: d
 def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
-    """`queue convert` cannot keep a binding whose arguments have unusual types, such as bytes or timestamps, or mix
-    small integers of 32 and of 64 bits. It still finds out the types of the queue's other bindings.
+    """`queue convert` cannot keep a binding if its arguments have unusual types, such as bytes or timestamps, or if
+    they contain small integers of which some have 32 bits and others 64. This is a reason to refuse the conversion. The
+    command still finds out the types of the arguments of the queue's other bindings.
     """
     text = bound({"b": "text"}, "us")
     found, other = broker.of(bound(arguments), text)
@@ -221,7 +222,8 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
 
 def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
     """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows an
-    argument whose name is longer than AMQP allows, the command makes no trial binding, and cannot keep the binding.
+    argument whose name is longer than AMQP allows, the command makes no trial binding. It cannot keep the binding,
+    which is a reason to refuse the conversion.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
@@ -229,9 +231,10 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_s
 
 
 def test_queue_convert_makes_trial_bindings_for_up_to_50_bindings_at_once(broker: Broker) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings for up to 50 bindings at once: at most
-    four for each, and only once for equal arguments. Later in the same conversion, it does not repeat them, whether it
-    has found out the types or not.
+    """To find out the AMQP types of the arguments of a queue's bindings, `queue convert` makes trial bindings for up to
+    50 of these bindings at once. It tries at most four combinations of types for each binding, and tries equal
+    arguments only once. Later in the same conversion, it does not try the same arguments again, whether it has found
+    out their types or not.
     """
     exact = broker.exact()
     same = [bound({"n": Int32(5)}), bound({"n": Int64(5)}, "us"), bound({"n": Int32(5)}, "asia")]
@@ -247,8 +250,9 @@ def test_queue_convert_makes_trial_bindings_for_up_to_50_bindings_at_once(broker
 
 
 def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings for 50 of a queue's bindings at a time.
-    If one of the first 50 cannot be kept, the command knows this before it makes trial bindings for the others.
+    """To find out the AMQP types of the arguments of a queue's bindings, `queue convert` makes trial bindings for 50 of
+    these bindings at a time. If one of the first 50 cannot be kept, the command can refuse the conversion without trial
+    bindings for the others.
     """
     bindings = [bound({"unknown": Int8(5)}), *(bound({"m": str(number)}) for number in range(100))]
     assert next(broker.exact().of([view(each) for each in bindings])) == (view(bindings[0]), None)
@@ -256,8 +260,9 @@ def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) 
 
 
 def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker) -> None:
-    """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding. It
-    makes no trial binding to find out the types of the arguments, because that would copy the arguments.
+    """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding, which
+    is a reason to refuse the conversion. It makes no trial binding to find out the types of the arguments, because that
+    would copy the arguments.
     """
     largest, larger = (bound({"a": "x" * (8192 - len('{"a": ""}') + more)}) for more in (0, 1))
     assert len(json.dumps(largest.arguments)) == 8192
@@ -270,9 +275,12 @@ def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker
 
 @pytest.mark.parametrize("key", ["", "eu", "~", "a~b", "a b+c%", "é"])
 @pytest.mark.parametrize("arguments", [{}, {"a": "text"}])
-def test_a_binding_keeps_its_routing_key_and_destination(broker: Broker, key: str, arguments: dict[str, Any]) -> None:
-    """`queue convert` keeps a binding whatever its routing key is, and whether it leads to a queue or to an exchange.
-    It makes a trial binding, to find out the types of arguments, only if the binding has arguments.
+def test_queue_convert_keeps_a_bindings_routing_key_and_destination(
+    broker: Broker, key: str, arguments: dict[str, Any]
+) -> None:
+    """When `queue convert` makes a binding again, the binding keeps its routing key, whatever that is, and its
+    destination, which is the queue or, during the conversion, an exchange. The command first makes a trial binding only
+    if the binding has arguments, to find out their types.
     """
     for to_exchange in (False, True):
         binding = Binding("logs", "other", key, arguments, to_exchange)
@@ -285,16 +293,17 @@ def test_a_binding_keeps_its_routing_key_and_destination(broker: Broker, key: st
 def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
-    """The management API does not show all bytes of a routing key that is not UTF-8, so `queue convert` cannot keep a
-    binding with such a routing key.
+    """The management API does not show all bytes of a routing key that is not UTF-8. So `queue convert` cannot keep a
+    binding with such a routing key, which is a reason for it to refuse the conversion.
     """
     assert broker.of(bound(arguments, "\udcff")) == [None]
 
 
 def test_trial_bindings_leave_nothing_behind_if_queue_convert_is_killed(broker: Broker) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings between an exclusive queue and an
-    auto-delete exchange. The broker deletes this queue and this exchange even if the command is killed. Their names
-    begin with the name of the queue to convert, and each trial uses another name.
+    """To find out the AMQP types of the arguments of a queue's bindings, `queue convert` makes trial bindings between
+    an exclusive queue and an auto-delete exchange. The broker deletes this queue and this exchange even if the command
+    is killed. Both have the same name, which begins with the name of the queue to convert, and is different for each
+    trial.
     """
     broker.of(*(bound({"m": str(number)}) for number in range(51)))
     names = [each.name for each in broker.declared]
@@ -323,9 +332,9 @@ def test_queue_convert_deletes_its_trial_queue_and_exchange_if_a_trial_is_refuse
 def test_queue_convert_waits_until_the_management_api_shows_its_trial_bindings(
     broker: Broker, clock: list[float]
 ) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings, and looks at them in the management
-    API. In a cluster, the API may not show new bindings immediately. The command looks every 50 ms until the API shows
-    all of them.
+    """To find out the AMQP types of the arguments of a queue's bindings, `queue convert` makes trial bindings with
+    these arguments, and looks at them in the management API. In a cluster, the API may not show new bindings
+    immediately. The command looks every 50 ms until the API shows all of its trial bindings.
     """
     broker.unseen = 3
     bindings = [bound({"a": "text"}), bound({"b": "text"})]
@@ -337,9 +346,9 @@ def test_queue_convert_waits_until_the_management_api_shows_its_trial_bindings(
 def test_queue_convert_ends_if_the_management_api_does_not_show_its_trial_bindings(
     broker: Broker, clock: list[float]
 ) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings, and looks at them in the management
-    API. If the API does not show them within 5 s, the command ends with an error, and deletes its trial queue and trial
-    exchange.
+    """To find out the AMQP types of the arguments of a queue's bindings, `queue convert` makes trial bindings with
+    these arguments, and looks at them in the management API. If the API does not show the trial bindings within 5 s,
+    the command deletes its trial queue and trial exchange, and ends with an error.
     """
     broker.unseen = 1_000
     with pytest.raises(Unavailable, match=r"^the management API does not show new bindings$") as caught:

@@ -141,10 +141,10 @@ def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: S
     assert (scene.found.shown, last.position) == ({}, entry.position + 1)
 
 
-def test_a_ready_message_of_a_purged_or_deleted_queue_is_not_shown_any_more(scene: Scene) -> None:
+def test_messages_removed_by_a_purge_or_with_their_queue_are_no_longer_shown(scene: Scene) -> None:
     """When a queue is purged, `mqtool ui` no longer shows the queue's ready messages. It still shows the queue's
     unacknowledged messages, and the messages of other queues. If an unacknowledged message is requeued after its queue
-    was deleted, `mqtool ui` no longer shows this message.
+    was deleted, the broker drops the message, and `mqtool ui` no longer shows it.
     """
     other = add_queue(scene.vhost, "other")
     for key in ("q", "q", "other"):
@@ -163,10 +163,11 @@ def test_a_ready_message_of_a_purged_or_deleted_queue_is_not_shown_any_more(scen
     assert other.get(no_ack=True) is not None
 
 
-def test_a_dead_letter_is_shown_until_it_is_in_its_next_queue(scene: Scene) -> None:
-    """`mqtool ui` shows why a message was dead-lettered, from which queue, and to which queue it goes. It does so even
-    while it leaves out other new messages because there are too many. It shows a dead letter that reaches no queue as
-    dropped, and a rejected message of a queue without a dead-letter exchange as discarded.
+def test_a_dead_letter_is_shown_on_its_way_into_its_next_queue(scene: Scene) -> None:
+    """When a message on display is dead-lettered, `mqtool ui` shows why, from which queue, and into which queue the
+    message goes. It does so even while it leaves out newly published messages because there are too many. It shows a
+    dead letter that reaches no queue as dropped, and a rejected message of a queue without a dead-letter exchange as
+    discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -260,8 +261,9 @@ def test_an_unroutable_message_and_one_that_a_full_queue_refuses_are_shown_as_su
 
 
 def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
-    """For a publisher confirm, `mqtool ui` shows how many messages it confirms, and lists those that are on display. A
-    nack is a separate event for each message. A confirm is left out if none of its messages are on display.
+    """`mqtool ui` shows each publisher confirm with the number of messages that the confirm covers, and lists those of
+    them that are on display. It leaves out a confirm if none of the confirmed messages are on display. It shows a nack
+    as a separate event for each nacked message on display.
     """
     for number in (1, 3, 4, 7):
         scene.channel.next = number
@@ -443,9 +445,9 @@ def test_events_without_a_message_in_a_queue_share_the_limit_of_new_messages(sce
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, it shows no new ones. The
-    broker remembers which pairs of exchange and routing key it leaves out, but at most 1,000 pairs, so that they need
-    little memory.
+    """`mqtool ui` shows up to 2,000 messages at the same time, and no new ones while it shows this many. When a message
+    is not shown for this reason, the broker notes its exchange and routing key, so that it can ignore further messages
+    with the same pair. To save memory, it notes at most 1,000 pairs.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")

@@ -279,9 +279,9 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the database is damaged, and a message in it has lost its body, the broker does not copy this message to the
-    new database file. The log says which table is damaged. If the broker was interrupted when it last tried to write
-    the new file, it overwrites the unfinished file.
+    """If its database is damaged, the broker copies what is still readable to a new database file, but leaves out
+    messages that have lost their bodies. The log says which table is damaged. If an earlier attempt was interrupted and
+    has left an unfinished copy, the broker overwrites this copy.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

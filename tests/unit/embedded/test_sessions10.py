@@ -438,11 +438,11 @@ def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: Memo
     ("state", "shown"),
     [(None, "undefined"), (described(RECEIVED, UInt32(0), ULong(0)), "received"), (Symbol("accepted"), "symbol")],
 )
-def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_the_messages(
+def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_messages(
     client: MemoryClient10, q: BrokerQueue, state: Any, shown: str
 ) -> None:
     """If the state in an AMQP 1.0 client's disposition is not an outcome, the broker ends the session, and requeues the
-    messages in order.
+    session's unsettled messages in their original order.
     """
     receiving(client, q, b"0", b"1")
     found = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, state)

@@ -209,9 +209,9 @@ def test_a_client_learns_why_a_durable_queue_cannot_be_declared(
     asyncio.run(run())
 
 
-def test_each_saved_or_deleted_definition_is_counted_so_that_its_reply_waits_for_the_disk(tmp_path: Path) -> None:
-    """The broker counts the definitions that it has saved or deleted. A connection sends the reply to a request that
-    has changed the count only once the definition is on disk. Messages do not change the count.
+def test_each_saved_or_deleted_definition_is_counted_so_that_replies_wait_for_the_disk(tmp_path: Path) -> None:
+    """The broker counts each definition that it saves or deletes, but no messages. If a request has changed the count,
+    the connection knows that it must not send the reply before the change is on disk.
     """
 
     async def run() -> None:
@@ -897,7 +897,7 @@ def test_a_message_that_is_acknowledged_before_it_is_written_is_never_written(tm
 
 def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_path: Path) -> None:
     """The broker writes changes to disk in groups. A message that is published after the broker has begun to write a
-    group belongs to the next group, and is not confirmed before this one is on disk, too.
+    group belongs to the next group, and is confirmed only once that next group is on disk.
     """
 
     async def run() -> None:
@@ -956,10 +956,10 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
 def test_many_small_changes_do_not_let_the_log_grow_without_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Whatever changes, SQLite's write-ahead log does not fill the disk: the broker copies the log to the database file
-    from time to time, and then starts again at the log's beginning. This is so even if clients only declare durable
-    queues, only publish messages without bodies, or only acknowledge them, or if the messages only get new expiration
-    times.
+    """From time to time, the broker copies SQLite's write-ahead log to the database file and starts again at the log's
+    beginning, so that the log does not fill the disk. It also does so if the only changes are declarations of durable
+    queues, messages without bodies, or acknowledgements. The same is true of new expiration times, which it stores for
+    waiting messages if its clock was ahead before a restart.
     """
     monkeypatch.setattr(store, "_CHECKPOINT_BYTES", 128 * 1024)
     changes: dict[str, Callable[[Storage, int], object]] = {

@@ -140,8 +140,9 @@ def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -
 def test_a_stream_refuses_nack_reject_get_and_purge(
     stream: StreamQueue, action: Callable[[StreamQueue, BacklogEntry], object], what: str
 ) -> None:
-    """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements, but
-    keeps acknowledged messages. It also keeps messages that are unacknowledged when their channel is closed.
+    """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements in its
+    message statistics, but keeps the acknowledged messages. It also keeps messages that are unacknowledged when their
+    channel is closed.
     """
     entry = consume(stream).got[0]
     with pytest.raises(ConnectionException) as refused:

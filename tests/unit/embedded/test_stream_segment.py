@@ -108,9 +108,9 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
-    """A chunk contains publishing ids and stored offsets, each with a name, and the filter bits of its messages, if
-    any. In a chunk with messages, all these are in the trailer. In a chunk without messages, they are in the data.
-    Names that are not UTF-8 are kept.
+    """A chunk of a stream can contain publishing ids, each with the name of its publisher, stored offsets, each with
+    the name of its reader, and filter bits. In a chunk of messages, all these are in the trailer. In a chunk of another
+    kind, they are in the data. Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"
@@ -128,13 +128,13 @@ def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
         assert tracking_in(header, whole) == tracking_in(header, b"xx" + whole + b"xx", 2) == expected
 
 
-def test_the_messages_of_a_chunk_have_successive_offsets(
+def test_messages_keep_their_offsets_when_batches_of_a_chunk_are_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The messages of a chunk, including those in batches, have successive offsets. If a reader wants messages from an
-    offset on, uncompressed batches that end before this offset are skipped. Compressed batches are always skipped, with
-    a warning at most once a second. If a batch is cut off, its complete messages are read, and then the messages after
-    the batch.
+    """The messages of a chunk, including those in batches, have successive offsets, and messages that are skipped count
+    as well. For an AMQP client, the broker skips uncompressed batches that end before the offset at which the client
+    starts. It skips all compressed batches, because only stream clients can read them, and warns of this at most once a
+    second. If a batch is cut off, the broker reads its complete messages, and then the messages after the batch.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)

@@ -174,8 +174,8 @@ def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: Virtual
 
 def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: VirtualHost, ledger: Storing) -> None:
     """Once queues, exchanges and bindings take more memory than their limit, the broker refuses further declarations.
-    The error names the queue, exchange or binding, the memory, and the limit. When the broker restarts, it recovers all
-    stored definitions, even if they take more memory than the limit.
+    The error says what was refused, how much memory the definitions take, and what the limit is. When the broker
+    restarts, it recovers all stored definitions, even if they take more memory than the limit.
     """
     queue = add_queue(vhost)
     exchange = add_exchange(vhost)
@@ -478,7 +478,8 @@ def test_a_delayed_message_waits_for_memory_for_its_copies(
 ) -> None:
     """If a delayed message for several queues is due, but there is not enough memory for its copies, its exchange holds
     the message back and tries again every second. A delayed message for only one queue is not copied, and is released
-    even if memory is short. If the exchange is deleted before a delayed message is due, the message is dropped.
+    even if memory is short. If the exchange has been deleted, and not declared again, by the time a delayed message is
+    due, the message is dropped and its memory is freed.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -631,8 +632,8 @@ def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_with_like_3_10(
     ledger: Storing, like: Like, deaths: int
 ) -> None:
     """If a publisher has set an x-death header, a dead letter keeps it with `broker up --like 3.10`, but not with
-    `--like 4.2`. With both, the broker reports to a live display, such as `mqtool ui`, from which queue the message was
-    dead-lettered, and why.
+    `--like 4.2`. With either option, the broker tells a live display, such as `mqtool ui`, from which queue the message
+    was dead-lettered and why, whatever the publisher's header says.
     """
     vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
     dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
