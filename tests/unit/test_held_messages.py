@@ -117,7 +117,7 @@ def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(na
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
     """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` usually
     holds all headers of the message at the start of its body. If the body is larger than 8 MiB, it stays unchanged,
-    because the broker limits its size. `queue convert` then stores only the headers that must have no effect, in an
+    because the broker limits its size. `queue convert` then stores only the headers that must have no effect, inside an
     additional header, mqtool-convert. When the message returns to its own queue, it has its own headers again.
     """
     body = b"x" * size
@@ -256,8 +256,8 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
     """Somebody may take a message that `queue convert` holds in a temporary queue, add a CC or BCC header, and publish
-    the message there again. When a resumed conversion moves this message, it removes the added header, so that no
-    copies are routed to other queues.
+    the message there again. A resumed conversion removes the added header from this message, so that no copies are
+    routed to other queues.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))
@@ -345,9 +345,9 @@ def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_publ
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
 def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
-    """The header mqtool-convert, with which `queue convert` marks a message that it holds, can say that the message's
-    body begins with headers. A client can forge this header. If the body does not begin with valid headers, `queue
-    convert` publishes the message to the converted queue unchanged.
+    """The header mqtool-convert, with which `queue convert` marks a message that it holds in a temporary queue, can say
+    that the message's body begins with headers. A client can forge this header. If the body does not begin with valid
+    headers, `queue convert` publishes the message to the converted queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)

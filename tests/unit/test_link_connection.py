@@ -444,9 +444,9 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
     """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If a message is rejected within 20 s after the connection was opened, because its queue is unavailable,
-    mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be reached, the
-    rejection is final.
+    leader yet. If the broker rejects a message because its queue is unavailable, within 20 s after the connection was
+    opened, mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be reached,
+    the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 

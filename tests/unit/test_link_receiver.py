@@ -271,9 +271,9 @@ def test_a_receiver_with_a_message_limit_receives_no_more_messages_than_that(bro
 
 def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker: Broker) -> None:
     """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once at least half of the
-    prefetch is free, that is, neither granted as credit nor taken by unsettled messages. If the broker has used all its
-    credit, the receiver grants more once any of the prefetch is free. With a prefetch of 0, which means no limit, the
-    credit is 65,535.
+    prefetch is free, that is, taken neither by credit that the broker can still use nor by unsettled messages. If the
+    broker has used all its credit, the receiver grants more once any of the prefetch is free. With a prefetch of 0,
+    which means no limit, the credit is 65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10
@@ -479,8 +479,8 @@ def test_a_receiver_that_was_told_to_stop_ends_after_the_current_delivery(broker
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
     """An AMQP 1.0 receiver ends if no delivery arrives within the time that `idle_timeout` allows. This time starts
-    again with each delivery, and does not run while the connection is lost. If the receiver lasts longer than `timeout`
-    in total, it raises TimedOut. It never waits for a delivery beyond the end of either time.
+    again with each delivery, and does not run while the connection is lost. Once the time that `timeout` allows in
+    total is over, the receiver raises TimedOut. It never waits for a delivery beyond the end of either time.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]

@@ -505,9 +505,10 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256, and an input that
-    already consists of batches as it is. If its window is smaller, or its input is an iterator of single messages, it
-    sends one message at a time. It skips a None in the input, which means that there is no message yet.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. An input that already
+    consists of batches is sent in these batches. If the window is smaller, or the input is an iterator of single
+    messages, the sender sends one message at a time. The sender skips a None in the input, which means that there is no
+    message yet.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None

@@ -208,7 +208,7 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
 def test_reading_an_endless_list_from_the_management_api_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a list from the management API does not end, the request fails with Unavailable once the list exceeds the
     limit on its bytes or the limit on its objects. The second limit is needed because many small objects need much
-    memory, even if they have few bytes.
+    memory, even if they have few bytes in the response.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)

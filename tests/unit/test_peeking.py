@@ -407,9 +407,8 @@ def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
     """A policy that the user cannot see sets a delivery limit of 1, each message was already requeued once, and the
     user may not publish. `peek` fails, because it cannot republish the first message that it receives. The message is
-    then requeued once more, so the queue drops or dead-letters it, but no other message. check_limit(), which a command
-    calls before it consumes, fails in the same way, and the queue then drops or dead-letters only the first message,
-    too.
+    then requeued once more, so the queue drops or dead-letters it, but no other message. The same happens if a command
+    calls check_limit() before it consumes: check_limit() fails, and only the first message is dropped or dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -465,8 +464,8 @@ def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_
 
 def test_the_function_peek_finds_out_how_to_read_a_queue_unless_it_is_told(place: Place) -> None:
     """The Python function peek() reads a queue with basic.get, with a consumer, or as a stream. If the caller does not
-    pass the argument `kind`, which says how to read the queue, peek() finds it out over AMQP. It thus does not delete
-    an auto-delete queue, as it would if it read the queue with a consumer.
+    say how, with the argument `kind`, peek() finds out over AMQP. It thus reads an auto-delete queue with basic.get,
+    because such a queue would be deleted with its last consumer.
     """
     place.fill(*NUMBERS[:3], auto_delete=True)
     with closing(peek(place.channel, "jobs")) as deliveries:
@@ -637,8 +636,8 @@ def test_peek_does_not_show_a_message_that_it_could_requeue_only_once_more(place
 def test_peek_shows_no_message_if_the_first_one_can_be_requeued_only_once_more_or_not_at_all(place: Place) -> None:
     """A quorum queue drops a message that is requeued more often than its delivery limit. If the limit allows only one
     more requeue of the first message, `peek` shows no message, leaves all in the queue, and fails. If the limit allows
-    no requeue of the first message, `peek` publishes this message to the end of the queue, so that it is not dropped,
-    and fails.
+    no further requeue of the first message, `peek` publishes this message to the end of the queue again, so that it is
+    not dropped, and fails.
     """
     place.fill(*range(3), arguments=limited(3))
     place.requeue(2)
@@ -829,9 +828,9 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
 ) -> None:
     """If `peek` publishes a message again, it keeps the message's expiration, and says that the TTL of the message or
     its queue, if any, starts again. The exception is a delayed message with its due time in the header mqtool-due:
-    `peek` sets its expiration to the remaining time. `peek` ignores this header if the queue is not a wait queue for
-    delays, if the due time is later than the expiration allows, or if the due time is past and the message has no
-    expiration.
+    `peek` sets the expiration of this message to the remaining time. `peek` ignores this header if the queue is not a
+    wait queue for delays, if the due time is later than the expiration allows, or if the due time is past and the
+    message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}

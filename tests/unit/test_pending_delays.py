@@ -276,10 +276,10 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
-    """`mqtool delayed relay` keeps delayed messages in a queue whose arguments name the exchange to which they go, but
-    anyone can declare such a queue. If the queue's name does not prove this exchange, `delayed now` leaves the messages
-    in the queue, and an error names the message, the queue and the exchange. `delayed now` delivers the messages of
-    other queues.
+    """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that names
+    any exchange as their destination. For the queue `tasks.relay`, `delayed now` accepts only the exchange
+    `tasks.relayed`. If the argument names another exchange, `delayed now` leaves the messages in the queue, and an
+    error names the message, the queue and the exchange. `delayed now` delivers the messages of other queues.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))
