@@ -74,8 +74,8 @@ def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environmen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A program that `worker --exec` runs gets its message's body on stdin. It inherits mqtool's environment variables,
-    and gets additional ones that describe its message. Text that is not UTF-8 keeps its bytes. A value is cut at
-    120,000 bytes, because Linux limits the length of a variable.
+    and gets additional ones that describe its message. In these additional variables, text that is not UTF-8 keeps its
+    bytes, and a value is cut at 120,000 bytes, because Linux limits the length of a variable.
     """
     monkeypatch.setenv("INHERITED", "yes")
     message = delivery("\udcffé", headers={"long": "é" * LONG})

@@ -100,10 +100,10 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
-def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> None:
-    """If a message has a CC or BCC header, or one that mqtool uses, such as mqtool-exchange, `queue convert` moves all
-    headers to the start of the body. When the message returns from the temporary queue to its own, it has its own
-    headers and body again.
+def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(name: str) -> None:
+    """`queue convert` holds a queue's messages in a temporary queue before it returns them. If a message has a CC or
+    BCC header, or one that mqtool uses, such as mqtool-exchange, all headers of the message are held at the start of
+    its body. Back in its own queue, the message has its own headers and body again.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -115,9 +115,10 @@ def test_headers_that_affect_the_delivery_are_held_in_the_body(name: str) -> Non
 
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
-    """If a message's body is larger than 8 MiB, `queue convert` does not store headers in the body, because the broker
-    limits the body's size. Headers that must have no effect in a temporary queue, such as CC, are stored in the header
-    mqtool-convert instead.
+    """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` usually
+    holds all headers of the message at the start of its body. If the body is larger than 8 MiB, it stays unchanged,
+    because the broker limits its size. `queue convert` then stores only the headers that must have no effect, inside an
+    additional header, mqtool-convert. When the message returns to its own queue, it has its own headers again.
     """
     body = b"x" * size
     conversion = converting()
@@ -151,9 +152,9 @@ def large(size: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> None:
-    """If a message's headers leave fewer than 4,000 bytes free in a frame, there is no space for the header
-    mqtool-convert. While such a message is in a temporary queue, `queue convert` stores all headers at the start of the
-    body.
+    """`queue convert` adds the header mqtool-convert to each message that it holds in a temporary queue. If the
+    message's own headers leave fewer than 4,000 bytes free in a frame, `queue convert` makes room: it moves all of them
+    to the start of the body. When the message leaves the temporary queue, it has its own headers again.
     """
     headers = large(largest_payload(FRAME_MAX) - 4000 + more)
     conversion = converting()
@@ -254,8 +255,9 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
-    """If somebody republishes a message in a temporary queue of `queue convert` with an added CC or BCC header, a
-    resumed conversion removes this header, so that no copies are routed to other queues.
+    """Somebody may take a message that `queue convert` holds in a temporary queue, add a CC or BCC header, and publish
+    the message there again. A resumed conversion removes the added header from this message, so that no copies are
+    routed to other queues.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))
@@ -332,8 +334,10 @@ def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exc
 def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_published(
     exchange: str, key: str, queue: str
 ) -> None:
-    """`queue convert` uses the header mqtool-convert only if the message was published through the conversion's own
-    exchange or directly to the queue. In any other message, this header is returned unchanged, like all other headers.
+    """For a message that `queue convert` holds in a temporary queue, the header mqtool-convert contains the original
+    exchange and routing key. `queue convert` uses and removes this header only if the message was published through the
+    conversion's own exchange, or directly to the queue that contains the message. In any other message, it leaves the
+    header unchanged, like all other headers.
     """
     found = replace(delivery({HEADER: SETTINGS}, exchange=exchange, key=key), queue=queue)
     assert set_ones(converting().returned(found)) == {"headers": {HEADER: SETTINGS}}
@@ -341,8 +345,9 @@ def test_mqtools_header_has_an_effect_only_in_messages_that_mqtool_may_have_publ
 
 @pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
 def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes) -> None:
-    """A client may forge a header mqtool-convert that says that the message's body begins with headers. If the body
-    does not begin with valid headers, `queue convert` returns the message to its queue unchanged.
+    """The header mqtool-convert, with which `queue convert` marks a message that it holds in a temporary queue, can say
+    that the message's body begins with headers. A client can forge this header. If the body does not begin with valid
+    headers, `queue convert` publishes the message to the converted queue unchanged.
     """
     found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
     back = converting().returned(found)
@@ -531,9 +536,9 @@ class FakeApi:
 def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], *, is_embedded: bool, looks: int
 ) -> None:
-    """`queue convert` waits until the management API reports a current number of 0 unacknowledged messages, and prints
-    a notice if it must wait. A number from RabbitMQ is current only if it comes with `reductions`, a counter of the
-    queue's work, and this counter has changed twice since the first look. A number from the embedded broker is always
+    """`queue convert` waits until the management API reports a current count of 0 unacknowledged messages, and prints a
+    notice if it must wait. RabbitMQ's count is current only if it comes with `reductions`, a counter of the queue's
+    work, and this counter has changed twice since `queue convert` first read it. The embedded broker's count is always
     current.
     """
     api = FakeApi(monkeypatch, *counts)

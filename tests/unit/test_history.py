@@ -135,11 +135,11 @@ def test_origin_headers_count_only_in_messages_from_the_default_exchange_or_a_wa
 def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key, but any
-    publisher can set them. When mqtool moves a message with one of these headers, it keeps values that it trusts, and
-    replaces the others with the exchange or routing key of the delivery. If the broker dead-lettered the message from a
-    queue other than a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has
-    none.
+    """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key. As any
+    publisher can set them, mqtool trusts them only if the message came through the default exchange, as it does if
+    mqtool published it. When mqtool moves a message with one of these headers, a value that is missing or not trusted
+    becomes the exchange or routing key of the delivery. If the broker dead-lettered the message from a queue other than
+    a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has none.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept

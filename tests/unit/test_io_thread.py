@@ -244,8 +244,9 @@ def test_a_request_on_a_channel_that_is_closing_fails_immediately(broker: Script
 def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_repeated(
     channel: Channel, lost: Exception
 ) -> None:
-    """If a request cannot be sent because the connection has just been lost, it raises pika's error, from which the
-    caller knows that it can repeat the request on the next connection. Nothing more is sent on this channel.
+    """If a request on a channel cannot be sent because the connection has just been lost, the caller gets pika's own
+    exception, and thus knows that it can repeat the request on the next connection. Nothing more is sent on this
+    channel.
     """
 
     def request(_pika: PikaChannel, _done: Callable[[Any], None]) -> None:

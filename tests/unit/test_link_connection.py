@@ -320,8 +320,8 @@ def test_a_disposition_takes_no_longer_if_its_range_is_large(
     broker: Broker, session: LinkConnection, first: int, last: int, *, is_settled: bool
 ) -> None:
     """The time that mqtool takes for an AMQP 1.0 disposition depends only on the number of unsettled messages, however
-    large its range of delivery ids is. If its last id is behind its first one in the order of 32-bit serial numbers, it
-    applies to no message.
+    large the disposition's range of delivery ids is. A disposition whose last id precedes its first id, in the order of
+    32-bit serial numbers, applies to no message.
     """
     sender = published(session, b"0", b"1")
     broker.credit(0, 0, 9)
@@ -444,8 +444,9 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
     """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If an unavailable queue then rejects a message within 20 s, mqtool sends the message again. If all nodes
-    could be reached, the rejection is final.
+    leader yet. If the broker rejects a message because its queue is unavailable, within 20 s after the connection was
+    opened, mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be reached,
+    the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -709,9 +710,9 @@ def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_re
 def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_next_receiver(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If the queue of an AMQP 1.0 receiver is deleted while the receiver ends, the broker detaches the link with an
-    error at the same time as mqtool does. mqtool does not answer, and raises no error. It does not mistake this error
-    for a reply to the link that it attaches next.
+    """If the queue of an AMQP 1.0 receiver is deleted while the receiver ends, the broker's detach frame, which
+    contains an error, crosses mqtool's own. mqtool neither answers the broker's frame nor raises its error. When mqtool
+    then attaches the next link, it does not mistake the broker's earlier frame for a refusal of this link.
     """
     link = receiver(session, prefetch=1)
     broker.credit(0, 0, 0)

@@ -207,8 +207,8 @@ def test_a_receiver_knows_which_filters_the_broker_ignores(broker: Broker) -> No
 
 def test_a_receiver_accepts_each_delivery_after_the_caller_asks_for_the_next_one(broker: Broker) -> None:
     """An AMQP 1.0 receiver yields deliveries in order. A delivery counts as handled when the caller asks for the next
-    one. The receiver accepts handled deliveries together, once more than 50 ms have passed since it last accepted any,
-    and before it waits for further deliveries.
+    one. The receiver accepts all handled deliveries together: when more than 50 ms have passed since it last accepted
+    any, and in any case before it waits for further deliveries.
     """
     broker.bodies = [b"1", b"2", b"3", b"4"]
     receiver = attached(broker, idle_timeout=1.0)
@@ -270,8 +270,9 @@ def test_a_receiver_with_a_message_limit_receives_no_more_messages_than_that(bro
 
 
 def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker: Broker) -> None:
-    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once more than half of the
-    prefetch is free, or once the broker has no credit left and some of the prefetch is free. With a prefetch of 0,
+    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once at least half of the
+    prefetch is free, that is, taken neither by credit that the broker can still use nor by unsettled messages. If the
+    broker has used all its credit, the receiver grants more once any of the prefetch is free. With a prefetch of 0,
     which means no limit, the credit is 65,535.
     """
     receiver = attached(broker, prefetch=10)
@@ -456,8 +457,9 @@ def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(
 
 
 def test_a_receiver_that_was_told_to_stop_ends_after_the_current_delivery(broker: Broker) -> None:
-    """If the command has been told to stop, an AMQP 1.0 receiver accepts the current delivery and ends. With automatic
-    acknowledgement, the receiver first yields all deliveries that have arrived, because they would otherwise be lost.
+    """If a command that receives over AMQP 1.0 is told to stop, its receiver accepts the current delivery and ends. The
+    exception is a receiver with automatic acknowledgement: before it ends, it also yields all other deliveries that
+    have arrived, because they would otherwise be lost.
     """
     for auto_ack, expected in ((False, [b"1"]), (True, [b"1", b"2", b"3"])):
         broker.stopping = False
@@ -476,9 +478,9 @@ def test_a_receiver_that_was_told_to_stop_ends_after_the_current_delivery(broker
 
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
-    """An AMQP 1.0 receiver ends after its idle timeout. This time starts again with each delivery, and does not run
-    while the connection is lost. After its total timeout, the receiver raises TimedOut. It never waits for a delivery
-    longer than the time that is left.
+    """An AMQP 1.0 receiver ends if no delivery arrives within the time that `idle_timeout` allows. This time starts
+    again with each delivery, and does not run while the connection is lost. Once the time that `timeout` allows in
+    total is over, the receiver raises TimedOut. It never waits for a delivery beyond the end of either time.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]
@@ -563,8 +565,8 @@ def test_deliveries_are_accepted_only_after_their_output_is_written(broker: Brok
 
 
 def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
-    """While an AMQP 1.0 receiver waits for a delivery, it calls the function that writes the command's pending output
-    once, and not at each check for a delivery.
+    """Before an AMQP 1.0 receiver waits for a delivery, it calls the function that writes the command's pending output.
+    It calls this function only once, even if it checks for a delivery several times while it waits.
     """
     written = list[int]()
     receiver = attached(broker, auto_ack=True, before_acknowledging=lambda: written.append(1))

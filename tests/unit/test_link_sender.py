@@ -199,8 +199,8 @@ def test_a_rejection_without_an_error_counts_as_one_by_an_unavailable_queue(stat
 def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
     broker: Broker, message: Message, to: str, expected: tuple[str, str]
 ) -> None:
-    """Over AMQP 1.0, a message that has its own exchange or routing key keeps it. Otherwise, the message gets the
-    exchange or the routing key of the sender's address.
+    """Over AMQP 1.0, a message keeps its own exchange and its own routing key. If it has only one of the two, or
+    neither, what it lacks comes from the address that the sender publishes to.
     """
     for found in (addressed(message, to), Sender(broker, to, persistent=False).addressed(message)):
         assert found == replace(message, exchange=expected[0], routing_key=expected[1])
@@ -505,9 +505,10 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. If the input has
-    batches of its own, it sends those. From an iterator, or with a small window, it sends messages one at a time. It
-    skips a None in the input, which means that there is no message yet.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. An input that already
+    consists of batches is sent in these batches. If the window is smaller, or the input is an iterator of single
+    messages, the sender sends one message at a time. The sender skips a None in the input, which means that there is no
+    message yet.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None

@@ -147,9 +147,9 @@ def test_deliveries_that_the_caller_has_not_accepted_are_requeued(vhost: Vhost, 
 
 
 def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
-    """Over AMQP 1.0, a stream is read from the offset that the caller gives. Without an offset, the caller gets only
-    messages that are published later. If the session has a filter, by filter values or by an SQL condition, the caller
-    gets only messages that match it.
+    """If mqtool reads a stream over AMQP 1.0, it starts at the offset that is requested. Without an offset, it gets
+    only messages that are published later. With filter values, or with an SQL condition, it gets only messages that
+    match.
     """
     session = connect()
     session.declare(STREAM)
@@ -246,12 +246,13 @@ def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notice
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-def test_a_receiver_is_attached_once_if_the_connection_is_lost_meanwhile(
+def test_a_receiver_is_attached_once_and_one_notice_is_printed_if_the_connection_is_lost_meanwhile(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, *, is_answered: bool
 ) -> None:
-    """If the connection is lost while an AMQP 1.0 receiver is being attached, the queue has one consumer after the
-    reconnection, and this one gets all messages. After each reconnection, one notice tells that the temporary queue was
-    deleted with the connection, even if an attempt to reconnect has failed after the queue was declared again.
+    """If the connection is lost while an AMQP 1.0 receiver is being attached to a temporary queue, the queue has one
+    consumer after the reconnection, and this consumer gets all messages that are published later. Each successful
+    reconnection prints one notice that the temporary queue was deleted with the old connection, even if an earlier
+    attempt to reconnect failed after it had declared the queue again.
     """
     notices, losses = list[str](), 2
     session = connect(backoff=Backoff(first=0.01), notice=notices.append)

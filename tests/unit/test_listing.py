@@ -63,9 +63,11 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
         ("state~'.*'", False),
     ],
 )
-def test_a_condition_on_a_list_compares_numbers_by_value(text: str, holds: bool) -> None:
-    """A `--where` condition on a list, such as `list queues`, compares numbers by value. It does not match a row for
-    which the broker reports no value in the column.
+def test_a_condition_on_a_list_matches_rows_by_the_values_in_their_columns(text: str, holds: bool) -> None:
+    """A `--where` condition on the output of `list queues`, or of a similar command, compares a column with a number, a
+    text, a pattern or a boolean: `messages>4` matches a row with 5 messages, and `name~^logs` a row whose name starts
+    with "logs". If the broker reports no value for a column, no comparison with this column matches, not even
+    `state~'.*'`.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
@@ -107,9 +109,9 @@ def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> N
     ],
     ids=repr,
 )
-def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
-    """In lists, such as `list queues`, booleans, numbers and lists of words are printed as plain text, and tables as
-    JSON with sorted keys.
+def test_list_commands_print_values_as_plain_text_or_json(value: Any, text: str) -> None:
+    """`list queues` and similar commands print booleans, numbers and lists of words as plain text, and tables as JSON
+    with sorted keys. For a missing value, an empty list or an empty table, they print nothing.
     """
     assert as_text(value) == text
 
@@ -137,8 +139,9 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
 @pytest.mark.parametrize("depth", [100, 5000])
 def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(size: int, depth: int) -> None:
-    """If a listed queue is nested more than 64 levels deep because of its arguments, which RabbitMQ accepts, the text
-    "(nested too deeply)" replaces the levels below the 64th. All other values in the list are decoded.
+    """RabbitMQ accepts queues with deeply nested arguments. If the management API lists such a queue as a JSON object
+    of more than 64 levels, the text "(nested too deeply)" replaces the levels below the 64th. All other values in the
+    list are decoded.
     """
     nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
     data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)
@@ -202,10 +205,10 @@ def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
         list(api.items("vhosts"))
 
 
-def test_a_list_of_the_management_api_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_an_endless_list_from_the_management_api_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a list from the management API does not end, the request fails with Unavailable once the list exceeds the
-    limit on its bytes or the limit on its objects. The second limit is needed because many small objects need as much
-    memory as a few large ones.
+    limit on its bytes or the limit on its objects. The second limit is needed because many small objects need much
+    memory, even if they have few bytes in the response.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -229,9 +232,10 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
     stop.set()
 
 
-def test_a_page_of_the_management_api_may_be_larger_than_a_single_value() -> None:
-    """Any user who may declare queues can make a page of the management API's list of queues large. mqtool therefore
-    reads pages that are larger than 32 MiB, the limit for a single value.
+def test_a_page_of_the_management_api_may_exceed_the_limit_for_a_single_object() -> None:
+    """mqtool reads a response of the management API that contains a single object only up to 32 MiB. A page of the list
+    of queues may be larger, because any user who may declare queues can make it large: mqtool reads all queues of such
+    a page.
     """
     page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
     with responding(lambda: [page]) as api:

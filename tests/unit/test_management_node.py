@@ -260,9 +260,9 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
 
 
 def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:
-    """If a queue is exclusive to another connection, declaring it over AMQP 1.0 raises DeclaredDifferently. After a
-    reconnection, the broker may still keep a session's own exclusive queue for the lost connection. The attempt to
-    reconnect then fails with Unavailable, so that mqtool makes another one.
+    """If a queue is exclusive to another connection, declaring the queue over AMQP 1.0 raises DeclaredDifferently. When
+    mqtool tries to reconnect after a loss, the broker may still keep the session's own exclusive queue for the lost
+    connection. This attempt to reconnect then fails with Unavailable, and mqtool can make another one.
     """
     locked = 400, value_section("cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be …")
     session = topology(broker)

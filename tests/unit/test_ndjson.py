@@ -121,8 +121,8 @@ def test_header_values_without_a_json_type_are_marked(value: object, shown: obje
 
 
 def test_nan_and_bytes_that_are_not_utf_8_are_written_as_valid_json() -> None:
-    """NDJSON is valid JSON even if a message's headers, routing key or properties contain NaN or bytes that are not
-    UTF-8. mqtool reads them back unchanged.
+    """If a message's headers, routing key or properties contain NaN or bytes that are not UTF-8, mqtool still writes
+    the message as a line of valid JSON. When mqtool reads this line, it gets the same values back.
     """
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)

@@ -335,8 +335,8 @@ def test_messages_that_were_already_requeued_are_published_again_if_the_delivery
     place: Place, count: int | None
 ) -> None:
     """A policy that the user cannot see sets a delivery limit of 1. `peek` requeues only messages that had not been
-    requeued before. It republishes the others at the end of the queue, in order, and reports an error. However often
-    `peek` is repeated, even while messages arrive, no message is lost, duplicated or dead-lettered.
+    requeued before. It republishes the others at the end of the queue, in order, and fails with an error that says so.
+    However often `peek` is repeated, even while messages arrive, no message is lost, duplicated or dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*NUMBERS, arguments=QUORUM)
@@ -366,7 +366,8 @@ def test_messages_that_were_already_requeued_are_published_again_if_the_delivery
 def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) -> None:
     """If `peek` does not know the delivery limit of a queue, it republishes messages that were already requeued,
     because another requeue might exceed the limit. These messages keep their order, even if some were requeued more
-    often than others. `peek` reports an error, which names the message that was requeued most often.
+    often than others. `peek` then fails, with an error that says that they are now at the end of the queue, and names
+    the one that was requeued most often.
     """
     place.fill(*range(4), arguments=QUORUM)
     place.requeue(1, 2, 2)
@@ -388,8 +389,8 @@ def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_
 def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_it(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
     delivery limit is unknown, it republishes messages that were already requeued, because another requeue might exceed
-    the limit. The exception is a message that is to be removed, even the first one: it is only deleted, and no error is
-    raised.
+    the limit. The exception is a message that is to be removed: it is only deleted, and no error is raised. This is
+    also true of the first message of the queue, which looking() checks before it receives any others.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -406,8 +407,8 @@ def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
     """A policy that the user cannot see sets a delivery limit of 1, each message was already requeued once, and the
     user may not publish. `peek` fails, because it cannot republish the first message that it receives. The message is
-    then requeued once more, so the queue drops or dead-letters it, but no other message. check_limit(), which a command
-    calls before it consumes, has the same effect.
+    then requeued once more, so the queue drops or dead-letters it, but no other message. The same happens if a command
+    calls check_limit() before it consumes: check_limit() fails, and only the first message is dropped or dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -426,10 +427,11 @@ def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Pl
 
 
 def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
-    """A user may neither see a queue's policies nor declare the queue, and a policy sets a delivery limit of 1. `peek`
-    shows this user messages that were never requeued. If the first message was already requeued, `peek` publishes it to
-    the end of the queue again, and fails. check_limit(), which a command calls before it consumes, also republishes
-    such a message and fails. No message is lost.
+    """If a user may neither see the policies of a quorum queue nor declare the queue, `peek` cannot find out the
+    delivery limit, and shows only messages that were never requeued. If the first message was already requeued, another
+    requeue may exceed the limit: `peek` publishes this message to the end of the queue instead, and fails.
+    check_limit(), which other commands call before they consume, does the same. No message is lost, even if the limit
+    is 1.
     """
     hidden_limit(place, 1)
     place.fill(1, 2, 3, arguments=QUORUM)
@@ -446,9 +448,10 @@ def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_we
 
 
 def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
-    """A policy sets a delivery limit of 1 that the user cannot see, and each message was already requeued once.
-    check_limit(), which a command calls before it consumes, publishes all messages to the queue again, in order, and
-    reports an error.
+    """Before a command consumes, it calls check_limit(), which receives messages and requeues them as a test. If the
+    delivery limit is unknown, another requeue might drop messages that were already requeued. check_limit() therefore
+    publishes these messages to the queue again, in order, instead of requeuing them, and raises an error that says so.
+    Even if the limit is 1, no message is dropped.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -460,8 +463,9 @@ def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_
 
 
 def test_the_function_peek_finds_out_how_to_read_a_queue_unless_it_is_told(place: Place) -> None:
-    """The Python function peek() has an argument that says how to read the queue. Without this argument, peek() finds
-    it out over AMQP.
+    """The Python function peek() reads a queue with basic.get, with a consumer, or as a stream. If the caller does not
+    say how, with the argument `kind`, peek() finds out over AMQP. It thus reads an auto-delete queue with basic.get,
+    because such a queue would be deleted with its last consumer.
     """
     place.fill(*NUMBERS[:3], auto_delete=True)
     with closing(peek(place.channel, "jobs")) as deliveries:
@@ -629,10 +633,11 @@ def test_peek_does_not_show_a_message_that_it_could_requeue_only_once_more(place
         place.peeked()
 
 
-def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: Place) -> None:
-    """A quorum queue drops a message that is requeued more often than its delivery limit. If the first message has been
-    requeued one time less than the limit allows, `peek` shows no message, leaves all in the queue, and fails. If the
-    first message has already reached the limit, `peek` publishes it to the end of the queue, and fails.
+def test_peek_shows_no_message_if_the_first_one_can_be_requeued_only_once_more_or_not_at_all(place: Place) -> None:
+    """A quorum queue drops a message that is requeued more often than its delivery limit. If the limit allows only one
+    more requeue of the first message, `peek` shows no message, leaves all in the queue, and fails. If the limit allows
+    no further requeue of the first message, `peek` publishes this message to the end of the queue again, so that it is
+    not dropped, and fails.
     """
     place.fill(*range(3), arguments=limited(3))
     place.requeue(2)
@@ -654,9 +659,9 @@ def test_peek_stops_before_the_first_message_reaches_the_delivery_limit(place: P
 
 
 def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
-    """If `peek` requeues a message behind the first one, and the message thereby reaches the delivery limit, `peek`
-    shows the message and leaves it in its place. It then fails, with an error that says that the queue drops the
-    message if it is requeued once more.
+    """If a message that is not the first one of its queue reaches the delivery limit because `peek` requeues it, `peek`
+    shows the message and leaves it in its place. After it has shown all messages, `peek` fails, with an error that says
+    that the queue drops the message if it is requeued once more.
     """
     place.fill(*range(4), arguments=limited(6))
     place.requeue(1, 4, 5)
@@ -821,10 +826,11 @@ def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place
 def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_message_has_waited(
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
-    """If `peek` publishes a message again, it keeps the expiration, and says that the TTL, if any, starts again. The
-    exception is a delayed message whose due time is in the header mqtool-due. `peek` ignores this header if the queue
-    is not a wait queue for delays, if the due time is later than the expiration allows, or if the due time is past and
-    the message has no expiration.
+    """If `peek` publishes a message again, it keeps the message's expiration, and says that the TTL of the message or
+    its queue, if any, starts again. The exception is a delayed message with its due time in the header mqtool-due:
+    `peek` sets the expiration of this message to the remaining time. `peek` ignores this header if the queue is not a
+    wait queue for delays, if the due time is later than the expiration allows, or if the due time is past and the
+    message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
@@ -860,8 +866,8 @@ def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
     place: Place, arguments: dict[str, Any]
 ) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can stop before it has read all
-    messages. The messages that it was told to remove until then are deleted, and the others stay in the queue, in
-    order.
+    messages. The messages that its caller has told it to remove by then are deleted, and the others stay in the queue,
+    in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:
@@ -892,8 +898,9 @@ def test_a_message_that_looking_removes_is_not_published_again(place: Place) -> 
 def test_looking_ends_without_waiting_if_it_has_removed_all_messages(
     monkeypatch: pytest.MonkeyPatch, place: Place
 ) -> None:
-    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, usually waits at its end until the
-    broker has requeued the other messages. If it has removed all messages of the queue, it does not wait.
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, requeues the messages that it does
+    not remove, and usually waits until the broker has done so. If it has removed all messages of the queue, it does not
+    wait.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 5.0)
     place.fill(*NUMBERS)

@@ -249,7 +249,7 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
     """A long delay for `amq.topic` is divided into two waits: the first wait queue dead-letters to an exchange to which
     the second is bound. If the second wait queue dead-letters to `mqtool.amq.topic.due`, which leads to `amq.topic`,
     `delayed now` delivers the messages of the first queue to `amq.topic`. If the second dead-letters elsewhere, the
-    messages stay in the first queue, and an error says that this queue only claims to be for `amq.topic`.
+    messages stay in the first queue, and an error says that the first queue only claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
@@ -276,9 +276,10 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
-    """Anyone can declare a queue whose arguments say that its messages are for an exchange. Unless the queue's name
-    confirms this exchange, `delayed now` leaves the messages in the queue. An error names the message, the queue and
-    the exchange. `delayed now` delivers the messages of other queues.
+    """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that names
+    any exchange as their destination. For the queue `tasks.relay`, `delayed now` accepts only the exchange
+    `tasks.relayed`. If the argument names another exchange, `delayed now` leaves the messages in the queue, and an
+    error names the message, the queue and the exchange. `delayed now` delivers the messages of other queues.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))

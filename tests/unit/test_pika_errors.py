@@ -128,8 +128,8 @@ def test_the_reply_code_and_text_of_a_broker_decide_the_error_and_its_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
     """If the broker closes a channel or a connection, its reply code and text decide the type of mqtool's error and the
-    hint, if there is one. Usually, the error contains the broker's text without the name of the reply code, such as
-    NOT_FOUND.
+    hint, if there is one. For a few errors, such as a consumer timeout, mqtool has a text of its own. All other errors
+    contain the broker's text without the name of the reply code, such as NOT_FOUND.
     """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -348,9 +348,10 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
 def test_errors_that_do_not_recur_and_harmless_differences_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """Two errors of a channel do not recur when mqtool opens the channel again: a consumer timeout, and a missing
-    exchange that the command declares itself. mqtool expects all other errors to recur. An error about a queue or an
-    exchange that exists with other settings counts as harmless, unless the exchange has another type.
+    """When the broker has closed a channel, mqtool expects that opening the channel again helps after only two errors:
+    a consumer timeout, and a missing exchange that the command declares itself. If a declaration fails because the
+    queue or exchange exists with other settings, mqtool considers this harmless, and can use the existing one. The
+    exception is an exchange of another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended

@@ -169,10 +169,10 @@ def test_a_message_that_cannot_be_encoded_raises_an_error_and_the_connection_sta
     consumer.wait_for(1)
 
 
-def test_names_and_arguments_are_sent_exactly_if_mqtool_encodes_them(connect: Connect) -> None:
-    """mqtool's own encoder sends names as they are, even if they are not UTF-8. It also keeps the type of numbers in
-    arguments: a binding with the argument 1.5 matches only messages with the header 1.5. If pika encodes a message, a
-    routing key that is not UTF-8 raises UsageError.
+def test_names_and_arguments_are_unchanged_when_mqtool_encodes_them(connect: Connect) -> None:
+    """When mqtool's own encoder is used, names stay as they are, even if they are not UTF-8. Numbers in arguments keep
+    their exact value: a binding whose argument `n` is 1.5 matches only messages whose header `n` is 1.5. When pika
+    encodes a message, a routing key that is not UTF-8 raises UsageError.
     """
     connection = connect(FastConnection)
     for exchange, key, arguments in (
@@ -227,12 +227,12 @@ def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> Non
 
 
 @BOTH
-def test_the_number_of_unsent_bytes_is_known_if_pikas_private_methods_can_be_used(
+def test_unsent_bytes_and_the_time_of_the_latest_arrival_are_known_only_with_pikas_private_methods(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """A connection of mqtool knows how many bytes the socket has not accepted yet, for example because the broker does
-    not read, and when the latest data arrived. If mqtool cannot use pika's private methods, it reports no unsent bytes,
-    and the current time as the time of arrival.
+    """With pika's private methods, a connection of mqtool knows how many bytes the socket has not accepted yet, for
+    example because the broker does not read. It also knows when the latest data from the broker arrived. If mqtool
+    cannot use these methods, it reports 0 unsent bytes, and the current time as the time of the latest arrival.
     """
     connection = connect(kind)
     assert connection.unsent == 0
