@@ -47,8 +47,8 @@ def test_the_lines_of_an_rpc_client_and_server_are_shown_in_the_order_of_printin
 def test_a_scene_is_explained_before_its_terminals_replace_the_others(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """If the next scene of a tutorial needs other terminals, the tutorial explains the next step before it replaces the
-    terminals, so that the reader can still see the last output.
+    """Before a tutorial replaces its terminals for a new scene, it explains this scene, while the last output of the
+    old terminals is still visible.
     """
     monkeypatch.setattr(incident, "embedded_broker", MagicMock())
     incident.embedded_broker.return_value.__enter__.return_value = ("amqp://laptop", "http://laptop")

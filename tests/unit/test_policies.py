@@ -79,17 +79,18 @@ def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefet
     assert policy.release() is None
 
 
-def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
-    """A consumer with a prefetch of 1 acknowledges each delivery, because the broker sends the next one only after the
-    acknowledgement.
+def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery_immediately() -> None:
+    """With a prefetch of 1, mqtool's consumer acknowledges each delivery immediately, instead of several together,
+    because the broker sends the next message only after the acknowledgement.
     """
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
-def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """A consumer of a queue with a delivery limit starts with a prefetch of 1. When it receives a message that was
-    requeued less than three quarters as often as the limit allows, it changes to its full prefetch. If the limit is not
-    known, only a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
+def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_not_requeued_often() -> None:
+    """A consumer of a queue with a delivery limit has a prefetch of 1 as long as each message that it receives was
+    already requeued at least three quarters (rounded down) of the number of times that the limit allows. When it
+    receives the first message that was requeued less often, it changes to its full prefetch. If the limit is not known,
+    only a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
@@ -101,11 +102,11 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
         assert (policy.taken(delivery(1)), policy.prefetch) == (Step.GO_ON, 1)
 
 
-def test_with_a_high_message_limit_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
-    """With `--count 400`, a consumer of a queue with a delivery limit has a prefetch of 1 until it receives a message
-    that was not requeued often. If more than 250 messages are still to be received at that time, the consumer raises
-    its prefetch, and holds back acknowledgements, so that the broker delivers no 401st message. Otherwise, the prefetch
-    stays 1.
+def test_with_a_high_count_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
+    """With `--count 400`, the consumer of a command such as `receive` has a prefetch of 1 on a queue with a delivery
+    limit of 2, until it receives a message that was never requeued. If more than 250 messages are still to be received
+    at that time, the consumer raises its prefetch, and holds back acknowledgements, so that the broker delivers no
+    401st message. Otherwise, the prefetch stays 1.
     """
     policy = policy_for(Receiving(count=400), delivery_limit=2)
     assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -144,8 +145,9 @@ def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_sur
 
 
 def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() -> None:
-    """If the queue becomes empty before a consumer has received the number of messages given with `--count`, the
-    consumer sends the acknowledgements that it has held back, and continues with a prefetch of 1.
+    """With `--count 300`, a consumer of a command such as `receive` holds back its last acknowledgements, so that the
+    broker sends no 301st message. If no more messages arrive for a while, because the queue is empty, the consumer
+    sends these acknowledgements, and continues with a prefetch of 1.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -201,11 +203,12 @@ def test_a_command_that_acknowledges_messages_itself_never_gets_more_than_its_li
     assert not policy.wants_more(5, through=5), "one more message arrived while the broker cancelled the consumer"
 
 
-def test_the_last_missing_messages_are_prefetched_together() -> None:
+def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_remaining_messages() -> None:
     """A command such as `worker`, which acknowledges messages itself, is to receive 20 messages (`--count`) with a
-    prefetch of 8. Before an acknowledgement could let the broker send a 21st message, mqtool replaces the consumer, and
-    gives the new one a prefetch of the number of missing messages, 5 in this test. If mqtool has to replace the
-    consumer again, the prefetch is half of the missing messages, 2 of 4.
+    prefetch of 8. When a further acknowledgement would let the broker send a 21st message, mqtool replaces the consumer
+    by one whose prefetch is the number of messages still to be received, 5 in this test. When the same happens again,
+    the next consumer has a prefetch of only half of the remaining messages, 2 of 4, so that it need not be replaced
+    after each acknowledgement.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -273,10 +276,10 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue, it is at most N - 50. It is
-    1 if N is 250 or less, or if `--prefetch` is between 1 and 999. If a command such as `worker` acknowledges the
-    messages itself, the prefetch is instead `--prefetch`, but at most N. In all other cases, the consumer acknowledges
-    them, unless the broker does (`--auto-ack`).
+    """Without `--count`, a consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue that is
+    not a stream, it is the same, but at most N - 50; if N is 250 or less, or if `--prefetch` is between 1 and 999, it
+    is 1. The consumer acknowledges the messages, unless the broker does (`--auto-ack`). In commands such as `worker`,
+    the command acknowledges them instead, and its consumer's prefetch is `--prefetch`, but at most N.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -284,9 +287,9 @@ def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledge
 
 
 def test_acknowledgements_within_50_ms_are_sent_together() -> None:
-    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago, and
-    otherwise later, together with others. With an unlimited prefetch, only this time decides when acknowledgements are
-    sent.
+    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago.
+    Otherwise, it acknowledges the delivery later, together with others, unless a quarter of its prefetch is already
+    waiting for acknowledgement. With an unlimited prefetch, which has no quarter, only the time matters.
     """
     for prefetch in (0, 1000):
         assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
@@ -296,9 +299,9 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
         assert policy.done(delivery(3), LATER + 0.06)
 
 
-def test_a_consumer_of_a_command_that_acknowledges_itself_is_cancelled_at_the_message_limit() -> None:
-    """If a command such as `worker` acknowledges messages itself, mqtool cancels its consumer once the number of
-    messages given with `--count` has arrived. Without `--count`, the consumer never ends by itself.
+def test_a_consumer_whose_command_acknowledges_messages_is_cancelled_once_count_messages_have_arrived() -> None:
+    """If a command such as `worker` acknowledges messages itself, mqtool cancels the command's consumer when it has
+    received the number of messages given with `--count`. Without `--count`, mqtool does not cancel the consumer.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -309,10 +312,11 @@ def test_a_consumer_of_a_command_that_acknowledges_itself_is_cancelled_at_the_me
     assert endless.prefetch == PREFETCH
 
 
-def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_its_limit() -> None:
-    """If a command such as `worker` acknowledges messages itself, its consumer continues after the channel was lost and
-    reopened. Each acknowledgement on the new channel lets the broker send one more message. Before the broker could
-    send more messages than `--count` allows, mqtool replaces the consumer.
+def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_count_allows() -> None:
+    """A command such as `worker` acknowledges messages itself, instead of leaving that to its consumer. After the
+    consumer's channel was lost and reopened, the consumer still gets no more messages than `--count` allows. When a
+    further acknowledgement would let the broker send one message too many, mqtool replaces the consumer by one with a
+    smaller prefetch. When all messages have arrived, mqtool cancels the consumer.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -324,10 +328,11 @@ def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_its_li
     assert acknowledge(policy, 4, 5) == [Step.GO_ON, Step.CANCEL]
 
 
-def test_a_replaced_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
-    """If a command such as `worker` acknowledges messages itself, mqtool may have to replace its consumer several
-    times, so that the broker sends no more messages than `--count` allows. The first new consumer prefetches all
-    missing messages. Each later one prefetches half of them, rounded down, but at least one.
+def test_each_later_replacement_for_a_consumer_prefetches_half_of_the_remaining_messages_but_at_least_one() -> None:
+    """A command such as `worker` acknowledges messages itself. When a further acknowledgement would let the broker send
+    more messages than `--count` allows, mqtool replaces the command's consumer. The first new consumer has a prefetch
+    of all messages that are still to be received. Each later one has a prefetch of half of them, rounded down, but at
+    least 1.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

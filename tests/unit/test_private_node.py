@@ -92,9 +92,10 @@ def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch
     assert asked == [b"\x00\x01k"] * 3
 
 
-def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """When mqtool stops a RabbitMQ node, it also asks the node's epmd to stop. If another program listens on the port
-    of epmd, mqtool sends this program only one request, and does not wait for it to end.
+def test_another_program_on_the_port_of_epmd_is_asked_only_once_to_stop() -> None:
+    """When mqtool stops a RabbitMQ node, it asks the node's epmd (Erlang's port mapper) to stop, and repeats this
+    request until epmd accepts it. If the answer shows that another program uses the port of epmd, mqtool does not
+    repeat the request.
     """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)

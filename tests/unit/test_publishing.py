@@ -298,8 +298,9 @@ def test_the_messages_before_one_that_cannot_be_encoded_are_published(broker: Sc
 
 
 def test_a_list_is_published_in_batches_of_256() -> None:
-    """With the default window, a list of messages is published in batches of 256. With a window of 5, or from an
-    iterator, messages are published one by one. A `None` in the input stands for a pause, and is skipped.
+    """publish() publishes a list of messages in batches of 256 if its window, the maximum number of unconfirmed
+    messages, has the default size. If the window is only 5, or if the messages come from an iterator, publish()
+    publishes them one by one. A `None` in the input stands for a pause, and is skipped.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None
@@ -421,10 +422,10 @@ def test_a_stopped_command_does_not_wait_for_confirms_that_cannot_arrive(broker:
         [*channel.publish(source())]
 
 
-def test_a_nacked_message_is_published_again_on_another_channel(broker: ScriptedBroker) -> None:
-    """If a node of the cluster could not be reached when the connection was opened, a queue may have no leader yet. If
-    the broker nacks a message for this reason, the publisher publishes it again on another channel, and reports it only
-    once, as confirmed.
+def test_a_message_nacked_while_its_queue_may_lack_a_leader_is_published_again(broker: ScriptedBroker) -> None:
+    """If a node of the cluster cannot be reached when mqtool connects, a queue whose leader was on this node may have
+    no new one yet. If the broker nacks a message soon afterwards, the publisher assumes this cause: it publishes the
+    message again on another channel, and reports it only once, as confirmed.
     """
     broker.confirms = False
     broker.lacks_a_node = True
@@ -459,9 +460,9 @@ def delivery(channel: Channel, tag: int) -> Delivery:
     return Delivery(b"request", "", "q", "q", False, {}, tag, channel.reopening.requests.epoch)
 
 
-def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledged(broker: ScriptedBroker) -> None:
-    """An RPC server publishes a reply as mandatory to the default exchange, with the reply's own routing key. It sends
-    the reply and the acknowledgement of the request in one write, the reply first.
+def test_a_reply_and_the_acknowledgement_of_its_request_are_sent_in_one_write(broker: ScriptedBroker) -> None:
+    """An RPC server sends a reply and the acknowledgement of its request in one write, the reply first. The reply goes
+    to the default exchange as a mandatory message, with the name of the client's reply queue as the routing key.
     """
     channel = broker.channel()
     for tag in (1, 2):

@@ -141,8 +141,8 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 def test_a_converted_queue_has_its_messages_in_order_and_its_bindings(place: Place, before: str, after: str) -> None:
     """`queue convert` moves a queue's messages to a temporary queue and back, in batches, and reports the size of each
-    batch. Afterwards, the queue has its new type and arguments, all its messages in order, and its bindings. The queues
-    and exchanges that the conversion declared are deleted.
+    batch. Afterwards, the queue has its new type and arguments, all its messages in order, and its bindings. The
+    temporary queues and exchanges of the conversion are deleted.
     """
     place.fill(before)
     conversion = place.conversion(after, changes={"x-max-length": 1000})
@@ -282,8 +282,9 @@ def test_messages_that_are_published_while_a_queue_is_replaced_go_to_another_que
 
 
 def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one `queue convert` converts a queue, another one for the same queue waits for up to 20 s. If the first
-    one's connection is closed in this time, the second one continues the conversion. Otherwise, the second one fails.
+    """While one `queue convert` process converts a queue, a second process for the same queue waits for up to 20 s. If
+    the first process's connection is closed in this time, before the conversion is complete, the second process
+    continues the conversion. If the first process is still connected after 20 s, the second process fails.
     """
     place.fill()
     conversion = place.conversion()
@@ -313,9 +314,9 @@ def test_only_one_conversion_of_a_queue_runs_at_a_time(place: Place, monkeypatch
 
 
 def test_a_conversion_to_arguments_that_the_broker_refuses_changes_nothing(place: Place) -> None:
-    """If the broker does not accept the new arguments of a queue, `queue convert` does not begin the conversion. The
-    error names the queue and the argument. refused_by_broker(), which tests the arguments before a conversion, returns
-    the same reason.
+    """If the broker does not accept the new arguments of a queue, `queue convert` does not begin the conversion. Its
+    error gives the broker's reason, with the names of the queue and the argument. refused_by_broker(), which tests the
+    arguments before a conversion, returns the same reason.
     """
     place.fill()
     conversion = place.conversion(changes={"x-max-length": "many"})
@@ -371,9 +372,9 @@ def test_a_conversion_counts_the_messages_again_before_it_changes_anything(
 
 
 def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`queue convert` waits for up to 20 s until the queue has no consumers. If some remain, it fails, and the hint
-    says how to continue. With --force, it does not wait for consumers, but fails while messages of the queue are
-    unacknowledged.
+    """If consumers appear after `queue convert` has made its checks, it waits for up to 20 s until the queue has none.
+    If some remain, it fails, and the hint says how to continue. With --force, it does not wait for consumers, since it
+    cancels them when it deletes the queue. It still fails while messages of the queue are unacknowledged.
     """
     place.fill()
     consumer = place.connect().channel()
@@ -503,7 +504,7 @@ def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None
 
 def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the default
-    exchange. It can be stopped while it waits.
+    exchange. If it is stopped during this wait, it ends at once.
     """
     place.fill()
     conversion = place.conversion(quiet=1000.0)
@@ -557,8 +558,8 @@ def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
 def test_a_conversion_can_be_stopped_while_it_waits_for_another_one(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `queue convert` waits because another conversion of the same queue is running, it can be stopped. It has then
-    changed nothing.
+    """If `queue convert` is stopped while it waits for another conversion of the same queue to end, it ends without
+    changing anything.
     """
     place.fill()
     place.conversion().lock()
@@ -580,12 +581,13 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_another_one(
 @pytest.mark.parametrize(
     ("by_policy", "way"), [(False, ""), (True, " or raise the limit of its policy,")], ids=["argument", "policy"]
 )
-def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_queue_that_holds_them(
+def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_temporary_queue(
     place: Place, monkeypatch: pytest.MonkeyPatch, by_policy: bool, way: str
 ) -> None:
-    """If the converted queue is full and rejects messages, `queue convert` fails, and the hint says how to continue. It
-    suggests raising the limit only if a policy sets it, since no policy can raise the limit of an argument. Messages
-    that did not fit stay in the temporary queue that holds them, and none is lost.
+    """During a conversion, a temporary queue holds the messages. If the converted queue is full and rejects messages,
+    `queue convert` fails, but loses none of them: those that do not fit stay in the temporary queue. The hint says how
+    to continue. It suggests raising the converted queue's limit only if a policy sets this limit, since no policy can
+    raise a limit that is set by a queue argument.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limit = {"max-length": COUNT, "overflow": "reject-publish"}

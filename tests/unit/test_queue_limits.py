@@ -125,8 +125,8 @@ def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
 
 
 def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
-    """mqtool looks up a queue's limit in bytes separately from its limit in messages, whether an argument or a policy
-    sets it.
+    """If a queue argument limits the number of messages, and a policy the number of bytes, or the other way round,
+    mqtool finds the limit in bytes, and does not confuse it with the limit in messages.
     """
     by_policy = [{"max-length-bytes": 900}]
     assert rejects_beyond("classic", {"x-max-length": 5, **FULL}, by_policy, "max-length-bytes") == 900
@@ -448,9 +448,10 @@ def test_a_new_or_lower_limit_may_make_a_stream_lose_its_oldest_messages(
 def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_has_overridden(
     high: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
-    """If a policy sets max-length-bytes or max-age for a stream, the same limit in the stream's arguments has no
-    effect, even if it is lower. It takes effect when the policy is cleared, or when a policy of higher priority without
-    this limit replaces it. If it is lower, mqtool says that the stream may lose its oldest messages.
+    """If a policy sets max-length-bytes or max-age for a stream, the stream's own argument for this limit has no
+    effect, even if its value is lower. The argument takes effect when the policy is cleared, or when a policy of higher
+    priority without this limit replaces it. Before such a change, mqtool says that the stream may lose its oldest
+    messages if the argument's value is lower than the policy's.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)
@@ -461,10 +462,10 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """`policy set` reports no loss if another policy with a higher priority applies to the queue. Nor does it report
-    one if the policy that it replaces, or the queue's operator policy, is at least as strict. It reports a loss if the
-    new policy has the highest priority and is stricter than these. For a new operator policy, the priorities of
-    ordinary policies do not matter.
+    """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if the policy would
+    apply and lower the queue's limit: no other policy of the queue has a higher priority, and neither the policy that
+    the new one replaces nor the operator policy has a max-length that is as low or lower. For a new operator policy,
+    the priorities of ordinary policies do not matter.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -523,13 +524,14 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
         "expiring queue", "consumer was reported", "consumer was not reported",
     ],
 )  # fmt: skip
-def test_a_loss_is_counted_from_the_messages_that_are_in_the_queue_now(
+def test_the_messages_that_a_queue_would_lose_to_a_new_policy_are_counted_from_those_in_the_queue_now(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
-    """The management API's counts of a queue can be some seconds old, or missing. Before `policy set` sets a policy, it
-    therefore counts the queue's messages and consumers over AMQP. If no count is available, it says that the queue may
-    lose messages. If the limit is in bytes, and the API reports no size of the messages, or 0, it says that the queue
-    may drop some of them, and why it does not know how many.
+    """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. The management API's
+    counts can be some seconds old, or missing, so mqtool counts the queue's messages and consumers over AMQP. If no
+    count is available, `policy set` says that the queue may lose messages. If the limit is in bytes, and the API
+    reports no total size of the messages, or 0, `policy set` says that the queue may lose some messages, and why it
+    does not know how many.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -635,12 +637,12 @@ def test_policy_set_reports_the_worst_loss_if_several_policies_have_the_highest_
     ],
     ids=["same limit", "enough room", "no change", "other pattern", "weaker", "stronger", "other queues"],
 )
-def test_policy_set_reports_no_loss_if_the_new_policy_lowers_none_of_the_limits_that_may_apply(
+def test_policy_set_reports_no_loss_if_none_is_possible_whichever_policy_of_the_same_priority_applies(
     now: list[dict[str, Any]], new: dict[str, Any], named: str | None
 ) -> None:
     """If several policies with the same priority match a queue, RabbitMQ may apply any of them. `policy set` reports no
-    loss if the queue is within the limits of all of them, if the new policy changes none of these limits, or if it has
-    a higher priority and the queue is within its limit.
+    loss if the queue is within the limits of all of them, if the new policy changes none of these limits, or if the new
+    policy has a higher priority and the queue is within the new policy's limit.
     """
     assert lost(new, queue(policy=named, operator_policy="x"), policies=now) == []
     operator = {"policies": [TTL], "operator": [policy("x", max_length=20), policy("y", max_length=5)]}
@@ -676,8 +678,9 @@ def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_pr
 
 def test_an_import_reports_what_a_queue_would_lose_whichever_policy_of_the_same_priority_applies_first() -> None:
     """`definitions import` sets policies one after the other. Before it sets the last one, several earlier ones with
-    the same priority may match a queue, and RabbitMQ may apply any of them. The import reports what the queue would
-    lose in each case.
+    the same priority may match a queue, and RabbitMQ may apply any of them. Even if the queue would drop messages only
+    when the last policy replaces a certain one of these, the import reports how many, and adds that RabbitMQ may apply
+    any of the policies.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -715,8 +718,10 @@ OLD = policy("old", expires=60_000)
 def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_are_imported(
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
-    """`definitions import` reports that a queue would expire, or would lose messages when RabbitMQ restarts, only for
-    limits that apply once all policies are imported and did not apply before. During the import, neither happens.
+    """`definitions import` imports policies one after the other. It reports that a queue would expire, or that a queue
+    with reject-publish would lose messages beyond a new limit when RabbitMQ restarts, only for limits that apply once
+    all policies are imported and did not apply before. Limits that apply only during the import do not count, because
+    the import takes too short a time for either event.
     """
     full = queue(**{"messages": 10, **there})
     found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
@@ -724,8 +729,8 @@ def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_a
 
 
 def test_an_import_names_the_last_of_several_limits_that_would_drop_equally_many_messages() -> None:
-    """If several policies in a file would each make a queue drop the same number of messages, `definitions import`
-    names the limit of the last one.
+    """If several policies in a file would each make a queue drop the same number of messages, the warning of
+    `definitions import` names only the limit of the policy that is imported last.
     """
     new = [policy("a", max_length=4), policy("b", priority=1, max_length_bytes=40)]
     found = losses(api_with(queues=[queue()]), "v", new, not_counted, operator=False)
@@ -747,16 +752,18 @@ def test_an_import_names_the_last_of_several_limits_that_would_drop_equally_many
 def test_an_import_reports_the_lowest_limits_by_which_a_stream_may_lose_messages(
     now: list[dict[str, Any]], new: list[dict[str, Any]], why: str | None
 ) -> None:
-    """`definitions import` sets policies one after the other. It says that a stream may lose messages if, at any time,
-    a limit would be lower than those that apply to the stream now, and names the lowest ones.
+    """`definitions import` sets policies one after the other, so a limit of a stream may be lower for a moment during
+    the import than after it. If, at any time during the import, a limit would be new or lower than now, the command
+    says that the stream may lose messages, and names the lowest value of each such limit.
     """
     found = losses(api_with(now, [], [queue(type="stream")]), "v", new, not_counted, operator=False)
     assert [loss.why for loss in found] == ([f"is a stream and may lose its oldest messages: {why}"] if why else [])
 
 
-def test_messages_are_counted_once_however_many_policies_are_imported() -> None:
-    """`definitions import` counts the messages of a queue once, even if several of its policies would change the
-    queue's limits. It does not count those of queues whose limits stay the same.
+def test_the_broker_is_asked_once_for_a_queues_number_of_messages_however_many_policies_are_imported() -> None:
+    """To tell how many messages a queue would lose, `definitions import` asks the broker for the queue's number of
+    messages. It asks only once, even if several policies would change the queue's limits. It does not ask for queues
+    whose limits stay the same.
     """
     asked: list[str] = []
 
@@ -772,9 +779,9 @@ def test_messages_are_counted_once_however_many_policies_are_imported() -> None:
 
 
 def test_no_loss_is_reported_for_a_limit_that_is_not_lower_than_before() -> None:
-    """`policy set` reports no loss because of a limit that a queue already has, even if RabbitMQ has not counted the
-    bytes of its messages. It reports a loss if a limit is new or lower, or if the queue rejected new messages before
-    and would now drop old ones.
+    """If a new policy does not lower a limit that a queue already has, `policy set` does not report that the queue may
+    lose messages to this limit, even if RabbitMQ has not counted the bytes of the queue's messages yet. It reports a
+    loss if a limit is new or lower, or if the queue rejected new messages before and would now drop old ones.
     """
     uncounted = {"message_bytes_ready": 0, "arguments": {"x-max-length-bytes": 75}}
     assert lost(policy(max_length=10), queue(**uncounted)) == []
@@ -817,8 +824,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
 ) -> None:
     """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
     `policy clear` clears a policy, it says what each queue would lose because of these limits. If no such limits would
-    apply, or if no policy has the given name, it reports no loss. It assumes that a policy overrides even a lower
-    x-expires of a quorum queue, as in RabbitMQ 3.10.
+    apply, or if no policy has the given name, it reports no loss. It also reports that a quorum queue may expire if the
+    queue's own x-expires is lower than the policy's, because RabbitMQ 3.10 ignores the lower value until the policy is
+    cleared.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])
@@ -828,9 +836,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """A policy with reject-publish makes a queue reject messages beyond the limit of its operator policy. If `policy
-    set` replaces this policy with one without reject-publish, it says how many messages the queue will drop. If the new
-    policy only removes a limit, it reports no loss.
+    """A queue with reject-publish keeps the messages that it already has beyond the limit of its operator policy. If
+    `policy set` replaces the policy that sets reject-publish with one that does not, the command says how many messages
+    the queue will drop. If the new policy only removes or raises a limit instead, the command reports no loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -871,8 +879,9 @@ FIRST = "(RabbitMQ applies it before the new overflow setting)"
 def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_publish(
     new: dict[str, Any], there: dict[str, Any], loss: Loss | None
 ) -> None:
-    """If a policy brings both a limit and reject-publish to a classic queue, RabbitMQ applies the limit first, so the
-    queue drops messages: `policy set` and `policy clear` say how many. A quorum queue drops none.
+    """If a policy with both a limit and reject-publish newly applies to a classic queue, RabbitMQ applies the limit
+    first, so the queue drops messages. `policy set` says beforehand how many. So does `policy clear` if the policy to
+    be cleared has kept this one from applying. A quorum queue drops none.
     """
     expected = [loss] if loss else []
     rejects = {**new, "definition": {**new["definition"], "overflow": "reject-publish"}}

@@ -117,8 +117,8 @@ def test_the_options_since_and_until_select_recorded_messages() -> None:
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
     """`recording replay` publishes a message to the exchange in the recording. If the recording names no exchange, or
     the message was read from a stream, `recording replay` publishes it to the queue from which it was recorded. The
-    command's options can name another destination. A message that was recorded with neither exchange nor queue raises
-    BadData.
+    command's options can name another destination. If a message was recorded with neither exchange nor queue, and no
+    option names a destination, `recording replay` fails with BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -185,7 +185,9 @@ def test_reconcile_reports_a_different_order(sent_and_got: tuple[list[str], list
     [("aba", "", "aba"), ("aba", "a", "ba"), ("abca", "ba", "ac"), ("abab", "ba", "ab"), ("abca", "bca", "a")],
 )
 def test_reconcile_reports_missing_messages_in_order_of_sending(sent: str, got: str, missing: str) -> None:
-    """`reconcile` reports missing messages in the order in which they were sent, even if others have the same id."""
+    """`reconcile` reports missing messages in the order in which they were sent, even if several of the sent messages
+    have the same id.
+    """
     assert "".join(reconcile(sent, got).missing) == missing
 
 

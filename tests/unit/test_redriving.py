@@ -153,9 +153,9 @@ def test_a_dead_letters_origin_is_proven_by_the_dead_letter_exchange_and_routing
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """If it is not proven which queue a dead letter came from, the error gives the reason. The headers may name no
-    queue. The queue that they name may not exist, may not be accessible, or may dead-letter to another exchange or with
-    another routing key.
+    """If `dlq redrive` cannot prove which queue a dead letter came from, its error gives the reason: the headers name
+    no queue, or the queue that they name does not exist, is not accessible, or does not dead-letter with the exchange
+    and routing key with which the dead letter was published.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)

@@ -91,19 +91,23 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
     ],
     ids=["forced", "internal error", "no error", "not found", "response 404", "response 503"],
 )
-def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBroker, is_temporary: bool) -> None:
-    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without a
-    reason, mqtool connects again. For any other reason, it does not. The same applies if an attempt to reconnect fails
-    because the broker refuses a management request: mqtool makes another attempt if the status of the response is a
-    temporary one, such as 503, but not if it is for example 404.
+def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
+    refusal: ClosedByBroker, is_temporary: bool
+) -> None:
+    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without giving
+    a reason, mqtool considers this temporary, and connects again. If the broker gives another reason, such as
+    not-found, mqtool does not connect again. If the broker refuses a management request during an attempt to reconnect,
+    mqtool makes another attempt if the response has the status 503, which is temporary, but not if it has the status
+    404.
     """
     assert refusal.is_temporary is is_temporary
 
 
 def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
     """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, mqtool considers the
-    difference harmless, and can use the exchange. It does not consider another type harmless. The error for either
-    difference is DeclaredDifferently, in case the caller accepts not even a harmless one.
+    difference harmless, so that it can use the exchange as it is. Another type is not harmless: the broker's refusal
+    becomes the error DeclaredDifferently. For a caller that accepts no difference at all, another durability becomes
+    this error, too.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

@@ -171,10 +171,10 @@ Connect = Callable[..., Session]
 def test_a_connection_uses_the_first_node_that_accepts_it(
     broker: Broker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An AMQP 1.0 connection is opened to the first node that can be reached, under the name in
-    $MQTOOL_CONNECTION_NAME. If the connection is lost, mqtool tries this node first. It takes into account that it has
-    logged in there before: if the node closes the socket during the new login, this does not mean that the login is
-    refused.
+    """An AMQP 1.0 connection is opened to the first node that accepts it, under the name in $MQTOOL_CONNECTION_NAME. If
+    the connection is lost, mqtool first tries the node that it was connected to. If this node then closes the socket
+    during the login, mqtool treats this as a network failure, not as a refused login, because it has logged in there
+    before.
     """
     monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "nightly")
     broker.unreachable = [Unavailable("no route")]
@@ -225,8 +225,9 @@ def test_a_connection_to_rabbitmq_3_is_closed(broker: Broker, connect: Connect) 
 def test_a_session_that_cannot_begin_gives_the_reason(
     broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
 ) -> None:
-    """If an AMQP 1.0 session cannot begin, because the connection is lost, or because the broker refuses it or does not
-    answer within 20 s, opening the connection raises an error with the reason. The socket is closed.
+    """When an AMQP 1.0 connection is opened, it begins a session. If that fails because the connection is lost, or
+    because the broker refuses the session or does not answer within 20 s, the call that opens the connection raises an
+    error with the reason, and closes the socket.
     """
     broker.tells(event)
     with pytest.raises(kind) as caught:
@@ -276,10 +277,9 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
 
 
 def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and tells the code
-    that uses it to resume the interrupted work. If an attempt fails, for example because the broker shuts down, the
-    socket of this attempt is closed, and another attempt is made. Notices report the loss, each failed attempt, and how
-    long reconnecting took.
+    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes the
+    interrupted work. If an attempt fails, for example because the broker shuts down, the socket of this attempt is
+    closed, and another attempt is made. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None, None]
@@ -381,8 +381,8 @@ def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
     """The number of attempts to reconnect is limited, to 2 in this test. If an AMQP 1.0 connection is lost repeatedly,
-    each time within 60 s and before a message was confirmed or settled, the attempts after all of these losses count
-    towards this limit. When the limit is reached, each call that waits raises Unavailable.
+    each time within 60 s of being opened and before a message was confirmed or settled, the attempts after all of these
+    losses together count towards this limit. When the limit is reached, each call that waits raises Unavailable.
     """
     session = connect([ONE, TWO], AT_ONCE)
     for epoch in (1, 2):
@@ -447,8 +447,8 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 
 
 def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
-    """If the broker ends an AMQP 1.0 session because of an error, mqtool does not open the connection again, and each
-    call that waits raises the broker's error.
+    """If the broker ends an AMQP 1.0 session because of an error, mqtool does not begin a new session or reconnect, and
+    each call that waits raises the broker's error.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(FORBIDDEN.reply_text.encode())
@@ -458,9 +458,10 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """After stop() was called on an AMQP 1.0 connection, a call that waits for the broker continues to wait while the
-    connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until the
-    connection is reopened. stop() itself wakes the connection's thread.
+    """After stop() has been called on an AMQP 1.0 connection, a call that waits for the broker continues to wait while
+    the connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until the
+    connection is reopened. stop() also wakes the connection's I/O thread, so that this thread learns of the stop at
+    once.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

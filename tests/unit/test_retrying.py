@@ -204,9 +204,9 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
 def test_a_message_too_large_even_for_its_dead_letter_queue_is_dead_lettered_without_its_headers(
     error: Exception,
 ) -> None:
-    """If a failed message's headers are so large that `worker` cannot add the message's history, `worker` dead-letters
-    the message instead of retrying it. If the dead-letter queue does not accept these headers either, `worker` removes
-    them. The notice and the header mqtool-last-error say so.
+    """If a failed message's headers are so large that `worker` cannot add its own headers, in which it records the
+    attempts, `worker` dead-letters the message instead of retrying it. If the headers are too large for that as well,
+    `worker` dead-letters the message without them, and says so in a notice and in the header mqtool-last-error.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

@@ -125,7 +125,8 @@ def test_a_request_whose_program_prints_too_much_is_answered_with_an_error() -> 
 def test_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
     """If the exit status in a reply of `rpc-server --exec` says that the program could not be run (126), or was not
     found (127), the server ends with an error. The hint names `--exec`. The server goes on after any other exit status,
-    and after a reply of the type "error".
+    and after a reply without an exit status, such as one that reports bad data in the request (property `type`:
+    "error").
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -169,7 +170,7 @@ class Answering:
 def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, store: Path, name: str) -> None:
     """With `--deduplicate`, an RPC server stores its reply to a request in a file, under the request's message id or,
     failing that, its correlation id. If the request is repeated, the server, or another one that opens the file later,
-    sends the same reply, with a notice.
+    sends the same reply again, and prints a notice.
     """
     server = Answering(handled)
     again = request(**{name: "a"})
