@@ -229,10 +229,12 @@ def test_a_programs_end_is_noticed_on_systems_without_pidfd(
 
 
 @pytest.mark.parametrize("size", [0, 1, 50_000])
-def test_what_a_program_prints_just_before_it_exits_is_returned(
+def test_what_a_program_prints_just_before_it_exits_is_not_lost(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """All output of a program that `worker` runs is returned, even what the program prints just before it exits."""
+    """`worker` gets all of a program's stdout and the last 2,000 bytes of its stderr, even if the program writes them
+    just before it exits.
+    """
 
     def only_the_exit(_self: _Run, process: int) -> select.poll:
         poll = select.poll()
@@ -349,8 +351,8 @@ def test_a_runner_runs_one_program_after_another_until_its_worker_ends(
     served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A runner is a process that runs programs for `worker`, one after another, until the worker ends. If a program
-    cannot be started, the runner continues with the next one. A runner has its own process group, so that Ctrl-C
-    reaches only the worker. Its handlers for SIGINT and SIGTERM are the default ones.
+    cannot be started, the runner continues with the next one. The runner has its own process group, so that Ctrl-C
+    reaches only the worker. For SIGINT, SIGTERM and SIGHUP, the runner uses the default handlers.
     """
     missing = shell("")._replace(path="/does/not/exist")
     endings = served(
@@ -531,8 +533,9 @@ def test_a_runner_does_not_wait_for_a_full_pipe_once_its_next_request_arrives(pi
 
 
 def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe: tuple[_Stderr, int]) -> None:
-    """A runner is a process that runs programs for `worker`. While it waits for the next request, it writes everything
-    that is left of the previous program's stderr to the stderr of `worker`, down to a single last byte.
+    """A runner is a process that runs programs for `worker`. While it waits for the next request to run a program, it
+    writes everything that is left of the previous program's stderr to the stderr of `worker`, even if only one byte is
+    left.
     """
     stderr, reading = pipe
     never, ends = os.pipe()
@@ -627,9 +630,10 @@ def test_a_runner_does_not_block_if_mqtools_stderr_is_a_terminal() -> None:
     os.close(follower)
 
 
-def test_a_runner_writes_to_a_terminal_that_it_may_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If mqtool's stderr is a terminal that the user may not open, as after `su`, a runner writes its program's stderr
-    to the file descriptor that it has inherited.
+def test_a_runner_writes_to_a_terminal_that_it_has_no_permission_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner is a process that runs programs for `worker`. If mqtool's stderr is a terminal, the runner opens this
+    terminal again to write a program's stderr to it. If the user has no permission to open the terminal, as after `su`,
+    the runner instead writes to the file descriptor that it has inherited from mqtool.
     """
 
     def refuse(*_: object) -> int:

@@ -168,8 +168,9 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
 
 
 def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
-    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields.
-    Unless the field `queue` is named, it does not replace a routing key that is the name of a queue.
+    """By default, `scrub` does not replace the names of exchanges and queues. It therefore also keeps the routing key
+    of a message to the default exchange, because this routing key is the name of a queue. With `--keep`, `scrub` leaves
+    the named fields unchanged as well. With `--field`, it replaces only the named fields.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -228,7 +229,7 @@ def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: s
 
 
 @pytest.mark.parametrize("body", ["", "17", "null", "{}", '{"name": "s3cret", "items": ["s3cret"]}'])
-def test_scrub_keeps_a_body_that_cannot_contain_the_field(body: str) -> None:
+def test_scrub_keeps_a_body_that_does_not_contain_the_field(body: str) -> None:
     """If a body is empty, or is valid JSON without the named field, `scrub --field body.email` does not change it, and
     reports that it has found no value of the field.
     """
@@ -296,11 +297,9 @@ def test_scrub_finds_a_field_with_and_without_the_key_table_in_its_name(name: st
         ("headers.x.y", {"headers": {"x": {"y": ""}}}),
     ],
 )
-def test_scrub_reports_a_field_as_not_found_if_it_keeps_all_values_of_the_field(
-    field: str, line: dict[str, Any]
-) -> None:
-    """`scrub --field` keeps some values, such as the name of a queue in the routing key. If it keeps all values of the
-    field, it reports the field as one in which it has found no value to replace.
+def test_scrub_reports_a_field_in_which_it_has_replaced_nothing(field: str, line: dict[str, Any]) -> None:
+    """`scrub --field` keeps some values, such as the name of a queue in the routing key. If `scrub` keeps all values of
+    a field, it reports that it found no value to replace in this field.
     """
     scrubber = Scrubber(PSEUDONYMS, only=(fields := parse_fields([field])))
     said = json.dumps({**line, "body": "x"}).encode()
@@ -321,9 +320,9 @@ def test_scrub_does_not_report_a_field_as_not_found_once_a_value_of_it_was_repla
 
 
 def test_scrub_finds_a_field_however_its_key_is_written() -> None:
-    """`scrub --field body.email` replaces the values of all keys `email`, even if the key occurs twice or is written
-    with escapes. The name of a property in `--field` may have the prefix `properties.` and a hyphen. A property that
-    does not exist raises UsageError.
+    """`scrub --field body.email` replaces the values of all keys `email` in a JSON body, even if the key occurs twice
+    or is written with escapes. `--field` accepts the name of a property with or without the prefix `properties.`, and
+    with hyphens or underscores. An unknown property, as in `--field properties.kind`, raises UsageError.
     """
     body = r'{"email": "s3cret", "n": 1, "\u0065mail": "s3cret"}'
     after = scrubbed({"body": body}, only="body.email")["body"]
@@ -333,9 +332,10 @@ def test_scrub_finds_a_field_however_its_key_is_written() -> None:
         parse_fields(["properties.kind"])
 
 
-def test_scrubbed_values_keep_their_amqp_types() -> None:
-    """After `scrub`, headers of every AMQP type are still valid. A header that mqtool cannot decode is replaced with
-    bytes.
+def test_scrubbed_headers_have_values_that_amqp_allows() -> None:
+    """After `scrub`, a message has the same headers as before, with values that AMQP allows: for example, a decimal
+    still fits into 32 bits. A value that mqtool cannot decode becomes a byte array, because replacing bytes in its
+    encoding would not give a valid AMQP value.
     """
     headers = {
         "raw": {"$bytes": "AAECAw=="}, "price": {"$decimal": "2147483647"}, "when": {"$timestamp": 1767225600},

@@ -286,8 +286,8 @@ def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> Non
 
 
 def test_dead_letters_have_their_deaths_in_x_death() -> None:
-    """Over AMQP 1.0, RabbitMQ describes why a message was dead-lettered in the annotation x-opt-deaths. A delivery has
-    this information in the header x-death, with the field names of AMQP 0-9-1.
+    """Over AMQP 1.0, RabbitMQ describes in the annotation x-opt-deaths why a message was dead-lettered. mqtool converts
+    this annotation to the header x-death of the delivery, with the field names of AMQP 0-9-1.
     """
     death = {
         Symbol("queue"): "q", Symbol("reason"): Symbol("expired"), Symbol("count"): 2,
@@ -358,10 +358,10 @@ def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
     assert decode(section(HEADER, fields) + data_section(b""), "q", 1, 1).properties == properties
 
 
-def test_properties_of_other_types_become_text() -> None:
-    """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A value of another type, such as a
-    number as message id, becomes text. If reply-to is the address of a queue, reply_to is the queue's name. Any other
-    address in reply-to is only percent-decoded. The address to which the message was sent is left out.
+def test_ids_that_are_not_text_become_text() -> None:
+    """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A message id, correlation id or
+    user id that is a number or bytes becomes text. If reply-to is the address of a queue, reply_to is the queue's name.
+    Any other address in reply-to is only percent-decoded. The address to which the message was sent is left out.
     """
     found = received(
         properties=BareProperties(
@@ -411,10 +411,13 @@ def test_a_reply_to_that_is_an_address_is_sent_unchanged() -> None:
     ],
     ids=["data", "none", "text", "long text", "bytes", "long bytes", "number", "map", "sequence"],
 )
-def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: bytes, kind: str | None) -> None:
-    """If the body of an AMQP 1.0 message is data, text or bytes, the delivery's body contains these bytes. Any other
-    body, such as a number or a map, stays encoded, and the delivery's type is amqp-1.0. A delivery of this type that
-    mqtool publishes over AMQP 1.0 has the same body as the original message.
+def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
+    body: bytes, expected: bytes, kind: str | None
+) -> None:
+    """If the body of an AMQP 1.0 message consists of data sections, a string or a binary value, the delivery's body
+    contains the plain bytes, those of a string in UTF-8. Any other body, such as a number or a map, stays encoded in
+    AMQP 1.0, and the delivery's type is amqp-1.0. If mqtool publishes a delivery of this type over AMQP 1.0, the new
+    message has the same body as the original one.
     """
     found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
     assert (found.body, found.properties["type"]) == (expected, kind or "own")
@@ -512,8 +515,9 @@ def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> Non
 
 
 def test_the_bytes_of_each_section_that_cannot_be_decoded_are_in_one_header() -> None:
-    """If neither the header nor the properties of an AMQP 1.0 message can be decoded, the header mqtool-unreadable
-    contains the bytes of both. The body and the other headers are received.
+    """If mqtool can decode neither the header section nor the properties section of an AMQP 1.0 message, the delivery's
+    headers include mqtool-unreadable, which contains the bytes of both sections. The body and the application
+    properties are decoded as usual.
     """
     first, second = encode_value("header"), encode_value("properties")
     data = section(HEADER, first) + section(sections.PROPERTIES, second)
@@ -535,8 +539,9 @@ def test_deaths_that_cannot_be_decoded_are_shown_as_their_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["x-cc", "CC", "x-opt-deaths", "x-own"])
 def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
-    """If an AMQP 1.0 message has an application property that is named like an annotation, or like CC, the delivery has
-    a header of this name. When mqtool sends the message again, with other headers, it is still an application property.
+    """An application property of an AMQP 1.0 message may be named like an annotation, such as x-opt-deaths, or like the
+    header CC. The delivery has a header of this name. If mqtool sends the message again, even after other headers were
+    added or removed, this header becomes an application property again, not an annotation.
     """
     found = received(application_properties={name: "v", "n": 1})
     assert found.headers == {name: "v", "n": 1}
@@ -590,8 +595,9 @@ def test_an_annotation_hides_an_application_property_of_the_same_name() -> None:
 
 @pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
 def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_message(odd: bytes) -> None:
-    """If a publisher writes an annotation that cannot be decoded, such as half of a surrogate pair, the delivery still
-    has the headers x-death and CC from the other annotations.
+    """If a dead-lettered AMQP 1.0 message has an annotation that mqtool cannot decode, such as a character that is half
+    of a surrogate pair, the delivery has a header with the encoded bytes of this annotation. The headers x-death and
+    CC, which come from other annotations, are decoded as usual.
     """
     pairs = {"x-own": odd, "x-opt-deaths": encode_value([{Symbol("queue"): "q"}]), "x-cc": encode_value(["copy"])}
     raw = compound(0xC1, [part for name, value in pairs.items() for part in (encode_value(Symbol(name)), value)])

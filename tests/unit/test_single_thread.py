@@ -198,9 +198,9 @@ def test_a_request_returns_the_brokers_reply(
 
 
 def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() of a `bench` client's connection returns after the given time. The exception is a file descriptor that the
-    caller has asked the connection to watch, such as the end of a pipe: once it can be read, wait() calls the function
-    that the caller has given for it, and returns immediately.
+    """wait() of a `bench` client's connection returns after the given time. It returns earlier if a file descriptor
+    that the caller has asked the connection to watch, such as the reading end of a pipe, can be read. Before returning,
+    wait() calls the function that the caller has given for this descriptor.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []
@@ -248,9 +248,11 @@ def test_a_lost_connection_raises_connection_error(broker: LoopBroker, connectio
         wait_for(connection, lambda: False)
 
 
-def test_the_first_error_of_a_connection_is_raised(broker: LoopBroker, connection: SingleThreadConnection) -> None:
-    """If the broker closes the channel of a `bench` client because of an error, wait() raises this error, even if the
-    connection is lost as well.
+def test_the_error_of_a_channel_is_raised_even_if_the_connection_is_then_lost(
+    broker: LoopBroker, connection: SingleThreadConnection
+) -> None:
+    """If the broker closes the channel of a `bench` client because of an error, and the connection is lost afterwards,
+    the client's wait() raises the error of the channel, not the loss of the connection.
     """
     broker.send(spec.Channel.Close(*MISSING))
     broker.lose(exceptions.StreamLostError("reset"))
@@ -304,7 +306,7 @@ def test_confirms_and_nacks_are_passed_to_the_caller(
 
 @pytest.mark.parametrize("decoder", ["mqtool", "pika"])
 @pytest.mark.parametrize("auto_ack", [True, False])
-def test_deliveries_are_passed_to_the_caller(
+def test_a_bench_client_receives_and_acknowledges_deliveries(
     broker: LoopBroker,
     connection: SingleThreadConnection,
     monkeypatch: pytest.MonkeyPatch,
@@ -312,9 +314,9 @@ def test_deliveries_are_passed_to_the_caller(
     *,
     auto_ack: bool,
 ) -> None:
-    """The consumer of a `bench` client starts with the caller's arguments and, unless auto_ack is set, with the
-    caller's prefetch. The caller gets the deliveries, whether mqtool or pika decodes them. Several acknowledgements are
-    sent in one write.
+    """A `bench` client starts a consumer with the arguments and, unless auto_ack is set, the prefetch that `bench`
+    gives to the client. `bench` gets each delivery, whether mqtool or pika decodes it. If `bench` acknowledges several
+    deliveries in one call, the client sends all acknowledgements in one write.
     """
     if decoder == "mqtool":
         monkeypatch.setattr(single_thread, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))

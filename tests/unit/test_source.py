@@ -157,9 +157,10 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 def test_the_option_failed_to_saves_the_message_that_was_read_but_not_published(
     published: int, kept: list[bytes], tmp_path: Path
 ) -> None:
-    """If `send --failed-to FILE` fails while a message that it has read waits to be published, for example because the
-    window of unconfirmed messages is full, FILE contains this message, too. If the last message that was read has
-    already been published, it is not saved in this way.
+    """If `send --failed-to FILE` fails, it saves the unpublished part of its input in FILE. This part begins with the
+    last message that was read, if this message still waits to be published, for example because the window of
+    unconfirmed messages is full. If the last message that was read has been published, the unpublished part begins with
+    the next one.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"0\n1\n2\n")
@@ -197,8 +198,8 @@ def test_the_option_failed_to_saves_the_end_of_a_file_after_a_signal(
 
 def test_a_line_with_an_invalid_routing_key_is_saved_if_an_option_overrides_the_key(tmp_path: Path) -> None:
     """If `send --failed-to FILE` fails, it saves the unsent messages of its input in FILE, up to the first line that
-    can never be sent, such as a line whose routing key is too long. If `-r` gives another routing key, such a line can
-    be sent, and is saved like any other.
+    can never be sent, such as a line whose routing key is too long. If the option `-r` overrides the routing keys of
+    all lines, a line whose own key is too long can be sent, so it is saved like any other.
     """
     file = tmp_path / "input"
     file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')

@@ -68,10 +68,10 @@ def test_a_stream_message_without_properties_takes_few_bytes_more_than_its_body(
     assert entries.body_alone(encoded) == (body if size < 256 else None)
 
 
-def test_only_a_single_short_body_is_read_without_decoding_sections() -> None:
-    """mqtool reads the body of a stream entry without decoding sections if the entry is not AMQP 1.0, or is a single
-    short data section. It decodes the sections of any other entry, such as one with several sections or with a body
-    that is cut off.
+def test_sections_are_decoded_unless_the_only_one_is_a_short_body() -> None:
+    """If a stream entry in AMQP 1.0 consists of a single short data section, mqtool reads the body without decoding
+    sections. It decodes the sections of any other entry in AMQP 1.0, such as one with several sections or with a body
+    that is cut off. An entry that is not in AMQP 1.0 has no sections: all of it is the body.
     """
     one = section(DATA, b"\xa0\x01x")
     assert entries.body_alone(b"plain") == b"plain"
@@ -128,7 +128,9 @@ def test_a_message_for_a_super_stream_names_its_exchange_and_routing_key() -> No
 
 
 def test_a_user_id_of_a_stream_message_is_text() -> None:
-    """The user id of a stream message, which is stored as bytes, is received as text, even if it is not UTF-8."""
+    """The user id of a stream message is stored as bytes, but received as text. A byte that is not valid UTF-8 becomes
+    a lone surrogate, as with Python's surrogateescape.
+    """
     for stored, received in ((b"me", "me"), (b"\xff", "\udcff")):
         fields = section(entries.PROPERTIES, compound(0xC0, [NULL, variable(0xA0, stored)]))
         entry = entries.decode(fields + section(DATA, b"\xa0\x01x"))
@@ -224,9 +226,9 @@ UNUSUAL = st.sampled_from([
 def test_a_section_of_a_stream_message_that_cannot_be_decoded_does_not_affect_the_rest(
     sections: list[tuple[int, bytes]], body: bytes
 ) -> None:
-    """If a section of a stream message cannot be decoded, for example because it has 20,000 headers, more than mqtool
-    decodes, the message is received with its body, exchange and routing key, however the descriptors of its sections
-    are encoded.
+    """If mqtool cannot decode a section of a stream message, for example application properties with 20,000 entries,
+    which are more than mqtool decodes, the received message still has its body, exchange and routing key. It does not
+    matter whether the sections' descriptors are numbers of one or eight bytes, or whether that of the body is a symbol.
     """
     names = (b"x-exchange", b"x", b"x-routing-key", b"k")
     routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))
@@ -265,10 +267,10 @@ def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(ti
     assert (entry.body, entry.properties) == (b"x", {})
 
 
-def test_a_stream_message_has_no_names_that_are_too_long_for_amqp_0_9_1() -> None:
-    """AMQP 0-9-1 carries names of at most 255 bytes. If the exchange, the routing key, a text property or the name of a
-    header of a stream entry is longer, the message is received without it, and can be printed as JSON and published
-    again. Names of 255 bytes are kept.
+def test_a_stream_message_is_received_without_what_is_too_long_for_amqp_0_9_1() -> None:
+    """In AMQP 0-9-1, an exchange, a routing key, a text property and the name of a header have at most 255 bytes each.
+    If one of them is longer in a stream message, the message is received without this exchange, routing key, property
+    or header. Those of exactly 255 bytes are kept.
     """
 
     def received(text: bytes) -> entries.StreamEntry:

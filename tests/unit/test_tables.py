@@ -56,15 +56,18 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
 
 @pytest.mark.parametrize("value", [*VALUES, *DEEP], ids=lambda value: value[:9].hex())
-def test_a_complete_header_value_is_recognized_as_complete(value: bytes) -> None:
-    """mqtool recognizes the encoding of any AMQP header value as complete, however deeply the value is nested."""
+def test_the_bytes_of_a_complete_header_value_are_accepted(value: bytes) -> None:
+    """An NDJSON line may give the value of a header as bytes in AMQP's encoding. Before mqtool publishes these bytes,
+    it checks that they are exactly one value. A complete value of any type passes this check, however deeply it is
+    nested.
+    """
     assert EXACT.is_value(value)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"?", b"VV", b"S\0", b"F\xff\xff\xff\xff", b"F" + sized(b"?"), b"A" + sized(b"S")], ids=bytes.hex
 )
-def test_bytes_that_are_not_exactly_one_header_value_are_recognized_as_incomplete(data: bytes) -> None:
+def test_bytes_that_are_not_exactly_one_header_value_are_not_accepted(data: bytes) -> None:
     """mqtool does not accept bytes as the encoding of an AMQP header value if they are cut short, begin with an unknown
     type, or continue after the value.
     """
@@ -89,8 +92,8 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Decoding any bytes as a field table or as properties raises no error. After a damaged table, decoding can
-    continue with the next field.
+    """When mqtool receives a message, decoding its properties or a field table in them returns a dict and raises no
+    error, whatever bytes the publisher has sent. After a damaged table, decoding can continue with the next field.
     """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
@@ -99,8 +102,8 @@ def test_random_bytes_never_break_decoding(octets: bytes) -> None:
 
 
 def test_unreadable_properties_become_one_header() -> None:
-    """If the properties of a message cannot be decoded, the message has one header instead, which contains
-    their bytes.
+    """If mqtool receives a message whose properties it cannot decode, the message has only the header
+    mqtool-unreadable, which contains the bytes of all properties.
     """
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}

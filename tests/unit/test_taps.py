@@ -17,8 +17,8 @@ def batch(*bodies: str) -> list[Delivery]:
 
 
 def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
-    """If a tap's buffer is full because the reader is slow, the tap drops the oldest batches of messages, and counts
-    the dropped messages. It does not split a batch that is larger than the buffer.
+    """A tap receives messages in batches. If its buffer is full because the reader is slow, the tap drops the oldest
+    batches, and counts the messages in them. The latest batch is kept whole, even if it is larger than the buffer.
     """
     buffer = Buffer(3)
     buffer.put(batch("1", "2"))

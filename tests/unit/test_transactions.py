@@ -391,8 +391,9 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    If the number of its messages fails three times to shrink by 10 %, the command therefore cuts off publishers: new
-    messages no longer reach the queue. The command moves all messages that reached the queue before that.
+    Each time the command has moved as many messages as it last counted, it counts the rest. If the queue has not shrunk
+    by 10 % within three counts, the command cuts off the publishers: new messages no longer reach the queue. The
+    command still moves all messages that reached it before.
     """
     queue.publish(ready)
     queue.published = published

@@ -65,10 +65,11 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
-    """When `worker` moves a message to another queue after a failed attempt, the message's headers contain the number
-    of failed attempts, the last error, the queue, and the time of the first failure. The broker's own headers, CC and
-    BCC are removed. When the message is dead-lettered, the header mqtool-redrives, in which `dlq redrive` counts its
-    moves, is kept if its value is a number. Any other value must be forged, and the header is removed.
+    """When `worker` moves a message to a wait queue or the dead-letter queue after a failed attempt, the message's
+    headers contain the number of failed attempts, the last error, the queue, and the time of the first failure. CC, BCC
+    and the headers that the broker has added are removed. In a dead letter, the header mqtool-redrives, which counts
+    the moves by `dlq redrive`, is kept if its value is a number. With any other value, the header must be forged, and
+    is removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -342,8 +343,9 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
 def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """A command that moves messages can decide to continue if a message is unroutable, because its target queue is
-    missing. `dlq redrive` without `--to` does so: the message stays in its own queue, and the other messages are moved.
+    """If a message is unroutable because its target queue is missing, a command that moves messages either stops or
+    continues. `dlq redrive` without `--to` continues: it leaves the message in its own queue, and moves the other
+    messages.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -376,8 +378,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A command such as `move` ends when it has moved or received a given number of messages, or when no message has
-    arrived for a given time. Received messages also count if they are not moved. Messages that were not moved stay in
+    """A command that moves messages may have a limit for the messages that it moves, or for those that it receives,
+    including those that it leaves in the queue because they do not meet a condition. The command ends when it reaches
+    its limit or, with an idle timeout, when no message has arrived for that long. Messages that were not moved stay in
     the queue.
     """
     fill(channel, 10)
@@ -676,9 +679,11 @@ def test_a_move_that_waits_for_messages_keeps_its_consumer(
     assert [each.count for each in source.receiving] == [until.moved]
 
 
-def test_a_move_asks_a_queue_that_delivers_nothing_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a queue reports messages, but the broker delivers none, a command such as `move` asks the queue again every
-    0.1 s. After 10 s, it raises Unavailable.
+def test_a_move_asks_ten_times_a_second_whether_a_queue_without_deliveries_has_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a queue reports ready messages, but the broker delivers none of them, a command such as `move` asks the
+    broker every 0.1 s how many messages the queue has. After 10 s without a delivery, the command raises Unavailable.
     """
     source = Source(monkeypatch)
     source.ready = 1_000
@@ -692,9 +697,10 @@ def test_a_move_asks_a_queue_that_delivers_nothing_ten_times_a_second(monkeypatc
 def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a command such as `move` may leave some of them in the queue,
-    it receives all of them, even beyond its limit. Those that it has not moved are requeued together, so that they keep
-    their order. In all other cases, it receives no messages beyond its limit.
+    """A quorum queue delivers requeued messages first. With a condition such as `--where`, a command such as `move` may
+    leave some of them in the queue. So even after it has moved as many messages as `--count` allows, it receives the
+    other requeued messages, and requeues them together, so that they keep their order. Without a condition, or if no
+    messages were requeued earlier, it receives no more messages than it moves.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -734,9 +740,10 @@ def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.Mon
 
 
 def test_a_warning_says_that_a_message_stays_because_its_new_headers_do_not_fit_into_a_frame() -> None:
-    """If a message with its new headers does not fit into a frame of the broker, `move` and `dlq redrive` leave it in
-    its queue, even if it fits with its old headers. A warning names the message and the queue, and says how large the
-    headers and properties are, and how large the broker allows them to be.
+    """`move` and `dlq redrive` may add headers to the messages that they move, such as the number of redrives. If the
+    headers and properties of a message no longer fit into a frame of the broker, the message stays in its queue. A
+    warning names the message and the queue, and says how large the headers and properties would be, and how large the
+    broker allows them to be.
     """
     received = Delivery(b"", "", "jobs", "jobs", False, {"message_id": "m"}, 1)
     changed = Message(b"", properties={"headers": {"h": "x" * 1000}}, message_id="m")

@@ -271,9 +271,9 @@ class FailingSocket(socket.socket):
 def test_a_client_certificate_that_is_refused_after_the_tls_handshake_raises_an_error(
     broker: Broker, error: Exception, kind: type[MqtoolError], words: str
 ) -> None:
-    """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. If the broker gives this
-    reason, mqtool's error says that the broker does not accept the certificate. If the broker gives no reason, the
-    error says only that the broker closed the connection.
+    """With TLS 1.3, a broker refuses a client certificate only after the TLS handshake. If the broker names the
+    certificate as the reason for closing the connection, mqtool's error says that the broker does not accept the
+    certificate. If the broker gives no reason, the error says only that the broker closed the connection.
     """
     broker.client = FailingSocket(fileno=broker.client.detach())
     broker.client.error = error
@@ -357,10 +357,12 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(("size", "offset"), [(7, 2), (131_073, 2), (8, 1), (8, 3)])
-def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int, offset: int) -> None:
-    """If the broker sends an AMQP 1.0 frame of an impossible size, read() raises ValueError, and the connection counts
-    as lost. A frame is impossible if it is smaller than a frame header or larger than mqtool accepts, or if its body
-    begins inside the header or beyond the end of the frame.
+def test_a_frame_with_an_impossible_size_or_data_offset_ends_the_connection(
+    broker: Broker, size: int, offset: int
+) -> None:
+    """If the broker sends an AMQP 1.0 frame with an impossible size or data offset, read() raises ValueError, and the
+    connection counts as lost. A size is impossible if it is smaller than a frame header or larger than mqtool accepts.
+    A data offset is impossible if the body would begin inside the header or beyond the end of the frame.
     """
     connected = broker.connect(opened())
     broker.arrives(size.to_bytes(4, "big") + bytes((offset, 0, 0, 0)))
@@ -545,8 +547,8 @@ class RecordingPoll:
 def test_read_waits_until_the_socket_accepts_data_only_if_frames_are_unsent(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """read() of an AMQP 1.0 connection waits, up to its timeout, until the broker has sent something. Only while frames
-    are unsent does it also wait until the socket accepts more.
+    """read() of an AMQP 1.0 connection waits, up to its timeout, until the broker has sent something. While frames are
+    unsent, and only then, the wait also ends as soon as the socket accepts more data.
     """
     poll = RecordingPoll()
     monkeypatch.setattr(transport.select, "poll", lambda: poll)

@@ -213,7 +213,7 @@ def test_the_wait_queues_for_a_delay_have_fixed_names_and_arguments(
     ],
     ids=["queue", "short delay", "two waits", "exchange"],
 )
-def test_a_delayed_message_is_published_to_its_first_wait_queue(
+def test_a_delayed_message_is_published_to_its_first_wait_queue_directly_or_through_an_exchange(
     broker: FakeBroker,
     destination: Destination,
     delay: int,
@@ -223,11 +223,11 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue(
     total: int,
     then: dict[str, str],
 ) -> None:
-    """A delayed message for a queue is published to its first wait queue, through the default exchange. A delayed
-    message for an exchange is published to the exchange in front of its first wait queue, with its own routing key. In
-    both cases, the expiration is the time in the first wait queue, and the header mqtool-then selects the second wait
-    queue, if any. All other properties and headers are kept, except x-death and x-delay, with which the broker could
-    drop the message or delay it again.
+    """A delayed message for a queue is published directly to its first wait queue, through the default exchange. A
+    delayed message for an exchange keeps its own routing key, and is published to an exchange that leads to its first
+    wait queue. The message's expiration is its time in this queue. The header mqtool-then selects the second wait
+    queue, if any. All else is kept, except the headers x-death and x-delay, which could make the broker drop the
+    message or delay it again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -339,9 +339,9 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
     ]
 
 
-def test_mqtool_knows_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
-    """A delayed message passes through one or two wait queues. mqtool knows whether the first of them exists already,
-    or has to be declared before the message is published.
+def test_mqtool_can_find_out_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
+    """Before mqtool publishes a delayed message, it can find out whether the first wait queue that the message passes
+    through exists already, or would have to be declared.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)
@@ -382,9 +382,10 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
-    """A delayed message may wait in two queues, one after the other. If the second one has no leader, the broker routes
-    the messages of the first queue to an additional second queue. New messages wait in another first queue, because a
-    message that cannot reach its second queue may block the first one.
+    """A delayed message may wait in two queues, one after the other. If the second queue has no leader, mqtool
+    redirects the messages that leave the first queue from then on to an additional second queue. New messages wait in
+    an additional first queue, because a message that was already on its way to the queue without a leader may block the
+    original first queue.
     """
     avoided: set[str] = set()
     delays, _ = through(broker, avoided=avoided)
@@ -405,8 +406,8 @@ def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(b
     [("1m", 25), ("5m", 125), ("30m", 750), ("2h", 3000), ("12h", 15_000), ("2d", 90_000), ("8d", 360_000)],
 )
 def test_delays_are_rounded_up_to_a_multiple_of_a_step(longest: str, step: int) -> None:
-    """mqtool rounds a delay of up to a minute up to a multiple of 25 ms. For longer delays, this step is larger, for
-    example 6 minutes for a delay of 8 days.
+    """mqtool rounds each delay up to a multiple of a step. The step is 25 ms for delays of at most a minute, and larger
+    for longer delays, for example 6 minutes for a delay of 8 days.
     """
     milliseconds = int(longest[:-1]) * {"m": 60_000, "h": _HOUR, "d": 24 * _HOUR}[longest[-1]]
     assert step_of(milliseconds) == step
@@ -492,10 +493,10 @@ _LONG = "a" * 300
         "TTL is text", "expiry is text", "expires too early", "no arguments", "no expiry", "no TTL",
     ],
 )  # fmt: skip
-def test_the_destination_of_a_wait_queue_is_proven_by_its_name(queue: dict[str, Any], found: WaitQueue | None) -> None:
+def test_a_wait_queue_is_recognized_by_its_name_and_its_expiry(queue: dict[str, Any], found: WaitQueue | None) -> None:
     """Anyone who may declare a queue can claim any destination in its arguments. mqtool therefore treats a queue as a
-    wait queue for another queue or an exchange only if its name is the one that mqtool makes from the name of this
-    destination. The queue must also outlive its messages by an hour.
+    wait queue for another queue or an exchange only if the queue has the name that mqtool makes from the name of this
+    destination, and an x-expires that is at least an hour longer than its x-message-ttl.
     """
     assert wait_queue_of(queue, nowhere) == found
     if found is not None:
@@ -536,9 +537,9 @@ def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
     """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may write
-    to `amq.topic`. mqtool treats the exchange of its messages as known only if the queue dead-letters to `amq.topic`,
-    directly or through mqtool's exchanges and second wait queues: the broker has then checked the permission at each
-    step. Known or not, mqtool shows the exchange and the delay in the queue's name.
+    to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue dead-letters to this
+    exchange, directly or through mqtool's exchanges and second wait queues, because the broker has then checked the
+    permission at each step. In either case, mqtool shows the user the exchange `amq.topic` and the delay.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -551,9 +552,12 @@ def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     [("tasks.relay", "tasks.relayed", "tasks.relayed"), ("tasks.relay", "victim", None), ("tasks.relay", 5, None)],
     ids=["proven", "another exchange", "number"],
 )
-def test_the_exchange_of_a_relays_queue_is_proven_by_its_name(name: str, out: object, exchange: str | None) -> None:
-    """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed. If the queue's arguments
-    name another exchange, mqtool shows this name, but considers the exchange of the messages unknown.
+def test_the_exchange_of_a_relay_queue_is_trusted_only_if_it_matches_the_queues_name(
+    name: str, out: object, exchange: str | None
+) -> None:
+    """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed, which the queue's
+    arguments name. Anyone who may declare a queue can name another exchange in such arguments. mqtool shows that
+    exchange to the user, but does not trust it, and treats the exchange of the messages as unknown.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
@@ -588,10 +592,10 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     """`delayed show` shows a message in a wait queue with the exchange, routing key and properties that it will have
-    when it is due, and `delayed now` delivers it with these. Both leave out its expiration and user id, and headers
-    that the broker or the delay has added. For a message to a queue, they also leave out CC and BCC, which the broker
-    removes. If the wait queue's name does not prove the exchange, the message is shown with the exchange to which it
-    was published.
+    when it is due: without its expiration and user id, and without headers that the broker or the delay has added. For
+    a message to a queue, CC and BCC are also left out, because the broker removes them. If mqtool cannot verify to
+    which exchange the wait queue leads, the message is instead shown with the exchange through which it was published
+    to the wait queue.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}
@@ -629,11 +633,11 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
 def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
-    """If mqtool publishes a delayed message to its wait queue again, it sets the expiration so that the message still
-    arrives at the due time in its header mqtool-due, even if it has to wait in a second queue as well. It never makes
-    an expiration longer, even with forged headers. It leaves the expiration as it is if mqtool-due is not a time, or if
-    the message is not in a wait queue for delays. The same is true of a message without an expiration whose due time is
-    past, because it may already have been delivered.
+    """If mqtool publishes a delayed message to its wait queue again, mqtool sets the expiration so that the message
+    still arrives at the due time in its header mqtool-due, even if the message passes through a second queue. mqtool
+    never makes an expiration longer, even with forged headers, and does not change it if mqtool-due is not a time, or
+    the queue is not a wait queue for delays. A message without an expiration whose due time is past gets none, because
+    it may have been delivered already.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -641,11 +645,11 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 
 def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
-    """Only the message at the head of a wait queue can expire. So a message that was published to the queue again, with
-    a shorter expiration, may be late. mqtool reports this if a message in front of it leaves more than a second later
-    or, with long delays, later by more than the step to which such delays are rounded. It does not report a message
-    without a due time. Nor does it report one whose expiration is nearly the queue's delay, even if messages in front
-    of it have forged due times, because no message stays in the queue for longer than this delay.
+    """Only the head of a wait queue can expire. A message that `peek` has published to the queue again, with a shorter
+    expiration, is reported as late if one in front of it leaves more than a second after this message should leave (for
+    long delays: more than the step to which they are rounded). It is not reported if it has no due time, or if its
+    expiration is nearly the queue's delay: no message in front of it stays longer than this delay, even with a forged
+    due time.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

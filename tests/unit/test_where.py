@@ -348,7 +348,9 @@ def test_a_condition_can_test_recorded_messages() -> None:
 
 
 def test_a_condition_can_test_a_message_before_it_is_published() -> None:
-    """A `--where` condition can test a message before it is published. Such a message has no timestamp and no queue."""
+    """A `--where` condition can test a message before it is published. A condition on the queue, or on the time at
+    which the message was received, is not met, because the message has neither yet.
+    """
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)

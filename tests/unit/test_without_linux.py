@@ -175,8 +175,9 @@ class MacPipe:
 
 
 def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, FIONREAD at the writing end of a pipe does not count unread bytes, but `receive` still waits until the
-    reader of the pipe has read a message.
+    """If `receive` writes a message into a pipe, it waits until the pipe's reader has read the message before it
+    acknowledges the message. It also does so on macOS, where FIONREAD at the writing end of a pipe does not count
+    unread bytes.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

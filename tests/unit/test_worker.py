@@ -246,10 +246,10 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
     assert 2 not in channel.acknowledged
 
 
-def test_a_worker_that_is_stopped_while_its_connection_is_blocked_raises_the_error_of_the_retry() -> None:
-    """While the broker blocks the connection of `worker`, `worker` can neither publish a retry nor cancel its consumer.
-    If a signal then stops `worker`, it raises NotConfirmed, the error of the retry, and does not acknowledge the
-    message.
+def test_a_worker_that_is_stopped_while_its_connection_is_blocked_reports_the_unconfirmed_retry() -> None:
+    """If the program of `worker` fails while the broker blocks the connection, `worker` can neither publish the message
+    again for a retry nor cancel its consumer. If a signal stops `worker` in this state, it raises NotConfirmed, because
+    the retry was not confirmed, and does not acknowledge the original message.
     """
     channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
     _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
