@@ -8,6 +8,9 @@ from mqtool.address import Address
 from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, too_old, vhost_refused
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable
 
+#: RabbitMQ's reason for closing the connection of a client that has missed heartbeats.
+SILENT = "no frame received from client within idle timeout threshold"
+
 
 def told(condition: str, description: str | None) -> SimpleNamespace:
     """The error of a Close, End or Detach."""
@@ -86,16 +89,19 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
         (ClosedByBroker.from_error(told("amqp:internal-error", "failed")), True),
         (ClosedByBroker.from_error(None), True),
         (ClosedByBroker.from_error(told("amqp:not-found", "no queue")), False),
+        (ClosedByBroker.from_error(told("amqp:resource-limit-exceeded", SILENT)), True),
+        (ClosedByBroker.from_error(told("amqp:resource-limit-exceeded", "too many")), False),
         (ClosedByBroker.from_response(404, "no queue"), False),
         (ClosedByBroker.from_response(503, "starting"), True),
     ],
-    ids=["forced", "internal error", "no error", "not found", "response 404", "response 503"],
+    ids=["forced", "internal error", "no error", "not found", "heartbeats", "limit", "response 404", "response 503"],
 )
 def test_a_broker_that_shuts_down_is_expected_to_come_back(refusal: ClosedByBroker, is_temporary: bool) -> None:
-    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without a
-    reason, mqtool connects again. For any other reason, it does not. The same applies if an attempt to reconnect fails
-    because the broker refuses a management request: mqtool makes another attempt if the status of the response is a
-    temporary one, such as 503, but not if it is for example 404.
+    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, because mqtool
+    missed heartbeats, for example while its machine was suspended, or without a reason, mqtool connects again. For any
+    other reason, it does not. The same applies if an attempt to reconnect fails because the broker refuses a management
+    request: mqtool makes another attempt if the status of the response is a temporary one, such as 503, but not if it
+    is for example 404.
     """
     assert refusal.is_temporary is is_temporary
 
