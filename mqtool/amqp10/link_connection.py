@@ -222,6 +222,8 @@ class LinkConnection(ReopeningTransport):
     ) -> None:
         """Tell the broker how much the session, and the link of a handle, can accept. With `echo`, ask for a reply."""
         with self.changed:
+            if self.is_lost and not self.reads_here:
+                return
             self._room = _WINDOW
             flow = Flow(self._next_in, _WINDOW, self._next_out, _WINDOW, handle, delivery_count, credit, echo=echo)
             self.transport.send([frame(0, flow)])
@@ -259,13 +261,13 @@ class LinkConnection(ReopeningTransport):
             stays: only withdraw the credit, so that the caller can settle deliveries; release_all() does the rest.
         """
         epoch = self.epoch
-        if not self.is_lost and receiver.stop():
+        if receiver.stop() and not self.is_lost:
             self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
             with suppress(Lost, MqtoolError):  # deliveries in transit arrive before the reply
                 self.until(lambda: receiver.has_stopped, epoch, _STOPPED)
         with self.changed:
             rest = receiver.rest()
-            if not (stays or self.is_lost or self.failure):
+            if receiver.is_attached and not (stays or self.is_lost or self.failure):
                 self._settle_ids([number for number in rest if number in self.unsettled], Released())
                 self.transport.send([frame(0, Detach(receiver.handle, closed=True))])
                 self._detached.add(receiver.handle)
@@ -371,10 +373,12 @@ class LinkConnection(ReopeningTransport):
         for link in self._links.values():
             if isinstance(link, Receiver):
                 self.give_credit(link)
+                if not link.is_kept:  # it has ended while it was being attached
+                    self.end_receiver(link, stays=False)
 
     def lost(self) -> Callable[[], None]:
         # A link without the broker's reply is attached by the thread that waits for the reply.
-        kept = [link for link in self._links.values() if link.is_kept and link.is_attached]
+        kept = [link for link in self._links.values() if link.is_attached]
         for link in self._links.values():
             link.is_attached = False
         self.due_at = None
@@ -386,7 +390,8 @@ class LinkConnection(ReopeningTransport):
         def resume() -> None:
             notice = self.set_up()
             for link in kept:
-                self.attach(link)
+                if link.is_kept:
+                    self.attach(link)
             if notice is not None:
                 self._notice(notice)
 

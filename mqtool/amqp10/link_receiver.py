@@ -140,7 +140,10 @@ class Receiver:
             self._queue = sections.exchange_and_key(self.address)[1]
         return self.is_attached
 
-    is_kept = True
+    @property
+    def is_kept(self) -> bool:
+        """True until the receiver ends: after a reconnection, it is attached again."""
+        return not self._is_over
 
     def is_for(self, role: bool) -> bool:
         """True if `role` is the role of the broker's end of the link: sender."""

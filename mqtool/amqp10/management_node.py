@@ -48,6 +48,7 @@ class _Half:
 
     def attach(self, handle: int) -> Attach:
         self.handle, self.is_attached = handle, False
+        self._parts.clear()
         return Attach(
             _NAME,
             handle,
@@ -160,14 +161,13 @@ class ManagedTopology:
         A queue without a name gets one here, since the broker does not choose names over AMQP 1.0.
         """
         declare_request(thing)  # to check the name
-        if isinstance(thing, Queue) and not thing.name:
-            thing = thing._replace(name=new_name().replace("mqtool-", "mqtool.gen-"))
-        self._links.retrying(lambda: self._declare(thing, exactly=exactly))
+        # If the request is repeated after a loss, the broker may still have an exclusive queue of the lost connection.
+        declared: Thing = self._links.retrying(lambda: self._declare(_named(thing), exactly=exactly))
         if remember:
-            self._declared[_kind_and_name(thing)] = thing
-        return thing
+            self._declared[_kind_and_name(declared)] = declared
+        return declared
 
-    def _declare(self, thing: Queue | Exchange, *, exactly: bool = False) -> None:
+    def _declare(self, thing: Thing, *, exactly: bool = False) -> Thing:
         settings = {"durable": thing.durable, "auto_delete": thing.auto_delete, "arguments": dict(thing.arguments)}
         if isinstance(thing, Queue):
             path, settings["exclusive"] = queue_address(thing.name), thing.exclusive
@@ -182,6 +182,7 @@ class ManagedTopology:
             if _kind_and_name(thing) not in self._accepted:
                 self.accept_settings(thing)
                 self._notice(str(refusal))
+        return thing
 
     def accept_settings(self, thing: Queue | Exchange) -> None:
         """Accept any settings of an existing queue or exchange: declare() uses it as it is, without a notice."""
@@ -244,6 +245,13 @@ class ManagedTopology:
         """Remove a queue's ready messages; return how many there were."""
         told = self._links.retrying(lambda: self._management.request("DELETE", f"{queue_address(queue)}/messages"))
         return _count(told, "message_count")
+
+
+def _named(thing: Thing) -> Thing:
+    """Give a queue without a name a new one."""
+    if thing.name or not isinstance(thing, Queue):
+        return thing
+    return thing._replace(name=new_name().replace("mqtool-", "mqtool.gen-"))
 
 
 def _kind_and_name(thing: Queue | Exchange) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Translate AMQP 1.0 errors, which have a condition and a description, into mqtool's errors."""
 
+import re
 from typing import Any
 
 from mqtool.amqp import Address, pika_errors
@@ -19,6 +20,8 @@ _STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 4
 _LOCKED = "cannot obtain exclusive access to locked queue "
 #: Conditions with which connections are closed by an operator, or by a broker that is shutting down.
 _FORCED = ("amqp:connection:forced", "amqp:internal-error")
+#: The reason, with amqp:resource-limit-exceeded, for closing the connection of a client that has missed heartbeats.
+_SILENT = "no frame received from client within idle timeout threshold"
 
 
 class Lost(Exception):
@@ -55,7 +58,12 @@ class ClosedByBroker(Exception):
     @property
     def is_temporary(self) -> bool:
         """True if a new connection might succeed."""
-        return self.condition in _FORCED or not (self.condition or self.reply_code)
+        return self.condition in _FORCED or self.reply_text == _SILENT or not (self.condition or self.reply_code)
+
+    @property
+    def is_of_deleted_vhost(self) -> bool:
+        """True if the virtual host was deleted. RabbitMQ then closes new connections to it without a reason."""
+        return bool(re.search("vhost '.*' is deleted", self.reply_text, re.DOTALL))
 
     @property
     def is_harmless_difference(self) -> bool:

@@ -254,16 +254,20 @@ class ReopeningTransport:
         if self._backoff is None:
             self._fail(Unavailable(f"the connection was lost: {words}"))
             return False
-        self.transport.close(politely=False)
+        with contextlib.suppress(OSError):
+            self.transport.close(politely=False)
         self._notice(f"lost the connection to {where}: {words}")
+        may_log_in = not (isinstance(error, ClosedByBroker) and error.is_of_deleted_vhost)
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
         for attempt, delay in self._attempts:
             if self._closing.wait(delay):
                 return False
             try:
-                self._open_again(resume)
+                self._open_again(resume, may_log_in=may_log_in)
             except (ClosedByBroker, MqtoolError, Lost, *LOST) as failure:
+                if self._closing.is_set():
+                    return False
                 if (final := _final(failure)) is not None:
                     self._fail(final)
                     return False
@@ -275,20 +279,22 @@ class ReopeningTransport:
         self._fail(Unavailable(f"gave up reconnecting to {where} after {self._backoff.attempts} attempts"))
         return False
 
-    def _open_again(self, resume: Callable[[], None]) -> None:
-        self.transport = self._opened(again=True)
+    def _open_again(self, resume: Callable[[], None], *, may_log_in: bool) -> None:
+        self.transport = self._opened(again=may_log_in)
         try:
             self.begin()
             resume()
+            with self.changed:
+                if self._closing.is_set():
+                    raise Lost
+                self.epoch += 1
+                self.is_lost = False
+                self.reopened()
+                self.taken()
+                self.changed.notify_all()
         except BaseException:
             self.transport.close(politely=False)  # its exclusive queues would be locked in the next attempt
             raise
-        with self.changed:
-            self.epoch += 1
-            self.is_lost = False
-            self.reopened()
-            self.taken()
-            self.changed.notify_all()
 
     def _fail(self, failure: MqtoolError, *, refused: bool = False) -> None:
         with self.changed:

@@ -261,5 +261,6 @@ class Transport:
                 deadline = time.monotonic() + _GOODBYE
                 while time.monotonic() < deadline and not any(body[2:3] == b"\x18" for body in self.read(0.1)):
                     pass
-        for each in (self._socket, self._wakes, self._waker):
-            each.close()
+        with self._lock:
+            for each in (self._socket, self._wakes, self._waker):
+                each.close()

@@ -534,6 +534,45 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
     assert len(broker.attached) == 2
 
 
+@pytest.mark.parametrize(
+    ("ends", "attached", "detached"),
+    [("before the loss", 0, 0), ("during the loss", 0, 0), ("while it is attached again", 1, 1)],
+)
+def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
+    broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch, ends: str, attached: int, detached: int
+) -> None:
+    """If an AMQP 1.0 receiver ends while the connection is lost, or if the connection is lost while the ending receiver
+    waits for the broker to return its credit, mqtool does not attach the receiver after the reconnection. If the
+    receiver ends while it is being attached again, mqtool detaches it. Other receivers can then get all messages.
+    """
+    link = receiver(session)
+    broker.attached.clear()
+
+    def end() -> None:
+        session.end_receiver(link, stays=False)
+
+    if ends == "before the loss":
+        patch = pytest.MonkeyPatch()
+
+        def loses(*_: object) -> None:
+            patch.undo()
+            reopen(session, lose(session))
+
+        patch.setattr(session, "until", loses)
+        end()
+    else:
+        resume = lose(session)
+        if ends == "during the loss":
+            end()
+        else:
+            accept = link.attached
+            monkeypatch.setattr(link, "attached", lambda answer: accept(answer) and end())
+        reopen(session, resume)
+    assert len(broker.attached) == attached
+    assert broker.of(Detach) == [Detach(0, closed=True)] * detached
+    assert not link.is_attached
+
+
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
     """The confirm timeout of an AMQP 1.0 session starts again with each outcome. If no message was waiting for an
     outcome, it starts when the next message is sent. It does not run while the connection is lost.
@@ -871,7 +910,8 @@ def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConne
     session._reader = None  # the I/O thread sets the connection up, not this one
     with pytest.raises(Lost):
         session.send_request(7, b"request")
-    assert broker.of(Transfer) == []
+    session.send_flow(7, 0, 100)
+    assert broker.received == []
 
 
 def test_the_names_of_links_are_random() -> None:

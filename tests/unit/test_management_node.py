@@ -92,6 +92,7 @@ class Broker:
         self.requests.append((str(method), str(path), body.value))
         if self.loses:
             self.loses -= 1
+            self._halves[True].take(None, b"the beginning of a response", settled=True, more=True)
             return
         status, content = self.answers.pop(0) if self.answers else (200, b"")
         if self.stray:
@@ -257,6 +258,22 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
     ]  # fmt: skip
     assert broker.requests[3][2]["binding_key"] == "key"
     assert len(broker.attached) == 4
+
+
+def test_a_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(broker: Broker) -> None:
+    """If the connection is lost while mqtool declares a queue without a name over AMQP 1.0, mqtool declares a queue
+    with another new name on the next connection. The broker may still have the first queue, which can be exclusive to
+    the lost connection.
+    """
+    session = topology(broker)
+    broker.loses = 1
+    named = session.declare(Queue("", exclusive=True))
+    first, second = (path.removeprefix("/queues/") for _, path, _ in broker.requests)
+    assert first != second == named.name
+    broker.requests.clear()
+    assert broker.set_up is not None
+    broker.set_up()
+    assert [path for _, path, _ in broker.requests] == [f"/queues/{named.name}"]
 
 
 def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:

@@ -8,6 +8,9 @@ from mqtool.address import Address
 from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, too_old, vhost_refused
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable
 
+#: RabbitMQ's reason for closing the connection of a client that has missed heartbeats.
+SILENT = "no frame received from client within idle timeout threshold"
+
 
 def told(condition: str, description: str | None) -> SimpleNamespace:
     """The error of a Close, End or Detach."""
@@ -86,19 +89,21 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
         (ClosedByBroker.from_error(told("amqp:internal-error", "failed")), True),
         (ClosedByBroker.from_error(None), True),
         (ClosedByBroker.from_error(told("amqp:not-found", "no queue")), False),
+        (ClosedByBroker.from_error(told("amqp:resource-limit-exceeded", SILENT)), True),
+        (ClosedByBroker.from_error(told("amqp:resource-limit-exceeded", "too many")), False),
         (ClosedByBroker.from_response(404, "no queue"), False),
         (ClosedByBroker.from_response(503, "starting"), True),
     ],
-    ids=["forced", "internal error", "no error", "not found", "response 404", "response 503"],
+    ids=["forced", "internal error", "no error", "not found", "heartbeats", "limit", "response 404", "response 503"],
 )
 def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     refusal: ClosedByBroker, is_temporary: bool
 ) -> None:
-    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, or without giving
-    a reason, mqtool considers this temporary, and connects again. If the broker gives another reason, such as
-    not-found, mqtool does not connect again. If the broker refuses a management request during an attempt to reconnect,
-    mqtool makes another attempt if the response has the status 503, which is temporary, but not if it has the status
-    404.
+    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, because mqtool
+    missed heartbeats, for example while its machine was suspended, or without giving a reason, mqtool considers this
+    temporary, and connects again. If the broker gives another reason, such as not-found, mqtool does not connect again.
+    If the broker refuses a management request during an attempt to reconnect, mqtool makes another attempt if the
+    response has the status 503, which is temporary, but not if it has the status 404.
     """
     assert refusal.is_temporary is is_temporary
 

@@ -446,6 +446,36 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
     assert len(broker.asked) == 2
 
 
+@pytest.mark.parametrize("reason", ["vhost 'test\n' is deleted", "shutdown"])
+def test_after_the_virtual_host_was_deleted_a_connection_that_ends_during_the_login_is_a_refusal(
+    broker: Broker, connect: Connect, reason: str
+) -> None:
+    """If the broker closes an AMQP 1.0 connection because its virtual host was deleted, and closes the next one during
+    the login, mqtool counts this as a refusal, and makes no further attempt: RabbitMQ refuses a missing virtual host
+    without a reason. If the broker gave another reason for the first close, the second one is a network failure.
+    """
+    session = connect([ONE], AT_ONCE)
+    broker.tells(ClosedByBroker("amqp:connection:forced", reason), HELLO)
+    session.has(("reopened", 1, False))
+    assert broker.asked[1][-1] == {"logged_in_before": reason == "shutdown"}
+
+
+def test_an_attempt_to_reconnect_ends_when_the_session_is_closed(broker: Broker, connect: Connect) -> None:
+    """If an AMQP 1.0 session is closed while mqtool reconnects, the attempt ends, and its socket is closed. No notice
+    reports that the attempt has failed or succeeded.
+    """
+    session = connect([ONE], Backoff(first=0))
+    broker.tells(EOFError())
+    session.wait(lambda: session.log.count("begin") == 2, None)
+    session._closing.set()
+    broker.tells(HELLO)
+    [thread] = session.threads
+    thread.join(10)
+    assert not thread.is_alive()
+    assert (session.is_lost, session.epoch, len(session.notices)) == (True, 0, 1)
+    assert broker.closed == [False, False]
+
+
 def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, connect: Connect) -> None:
     """If the broker ends an AMQP 1.0 session because of an error, mqtool does not begin a new session or reconnect, and
     each call that waits raises the broker's error.
