@@ -904,9 +904,9 @@ def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broke
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """If messages are published during `queue convert`, later messages may overtake earlier ones. The command counts
-    the messages that may have been overtaken. Its count is not lower than the number that really were, and is at most
-    50 if the command moves 100 messages at a time and half as many are published meanwhile.
+    """Messages that are published during `queue convert` may overtake earlier ones. The command counts the messages
+    that may have been overtaken. This count is never lower than the number of messages that really were overtaken. If
+    50 new messages are published each time the command has moved 100, the count is at most 50.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")

@@ -148,9 +148,9 @@ def test_delayed_now_keeps_a_message_for_a_generated_name_in_the_first_of_two_wa
     shell: Shell, broker: TestBroker
 ) -> None:
     """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a queue
-    with a name that the broker has generated, only the name of the first wait queue shows this destination, and any
-    client can declare a queue with such a name. `delayed now` therefore leaves the message in the first wait queue,
-    gives this reason, and exits with 3.
+    whose name the broker has generated, only the name of the first wait queue shows this destination. That proves
+    nothing, because any client can declare a queue with the name of a wait queue. `delayed now` therefore leaves the
+    message in the first wait queue, gives this reason, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)

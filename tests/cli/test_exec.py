@@ -632,9 +632,9 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """`worker` publishes a message that it will retry to a wait queue with a TTL. If a queue with the name of this wait
-    queue already exists, but has no TTL, `worker` exits with 78 and leaves the message in its own queue, because the
-    message might never leave the wait queue.
+    """To retry a message later, `worker` publishes it to a wait queue with a TTL. If a queue with the name of this wait
+    queue already exists, but has no TTL, `worker` exits with 78 and leaves the message in its original queue, because
+    the message might never leave the wait queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")

@@ -114,10 +114,10 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
 def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """A word that resembles a command that deletes, consumes or breaks something, but may mean something else, does not
-    get that command as a hint: `user rename` resembles `user remove`, but does not get the hint `user delete`. Nor does
-    a hint name such a command of another group: the hint for `dlq purge` is `dlq drop`, which is of the same group, not
-    `queue purge`.
+    """A word that resembles the name or a synonym of a command that deletes, consumes or breaks something, but may mean
+    something else, does not get that command as a hint. For example, `remove` is a synonym of `delete`, so the hint for
+    `user remove` is `user delete`, but `user rename` does not get this hint. Nor does a hint name such a command of
+    another group: the hint for `dlq purge` is `dlq drop`, which is of the same group, not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))
@@ -128,8 +128,9 @@ def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
 
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
     """Of about 170 words that other tools use, such as `prune`, mqtool answers only four with a hint to use a command
-    that changes or consumes something: `clean`, `delay`, `more` and `tag`. Each of these four differs in one letter
-    from a word that means that command. For example, the hint for `policy clean` is `policy clear`.
+    that changes or consumes something: `clean`, `delay`, `more` and `tag`. mqtool takes each of these four for a typing
+    error, because it differs in only one letter from the name or a synonym of the command in the hint. For example, the
+    hint for `policy clean` is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {

@@ -352,10 +352,10 @@ def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_n
 
 
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
-    """If the broker refuses a message, `send --json --failed-to FILE` writes the unconfirmed messages that come before
-    the first invalid line of its input to FILE.unfinished. If the disk becomes full while this file is written, the
-    command exits with 1 and says that FILE.unfinished contains only the first of these messages. It also prints the
-    error of the invalid line.
+    """If the broker refuses a message and a later line of the input is invalid, `send --json --failed-to FILE` writes
+    the unconfirmed messages before the invalid line to FILE.unfinished. If the disk becomes full while this file is
+    written, the command exits with 1, and says that the file contains only the first part of these messages. It also
+    prints the error of the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}

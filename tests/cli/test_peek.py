@@ -335,12 +335,12 @@ def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delive
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_reports_findings_if_a_message_reaches_the_delivery_limit(
+def test_doctor_upgrade_still_reports_findings_if_a_message_has_reached_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message that is not the first one in a quorum queue has been requeued as often as the delivery limit allows,
-    here 15 times, `doctor --upgrade 4.3 --peek` prints a warning that names this message. The command still reports
-    that the queue has a message that was returned 15 times.
+    """If the second message of a quorum queue has been requeued as often as the delivery limit allows, here 15 times,
+    the queue would drop this message at the next requeue. `doctor --upgrade 4.3 --peek` therefore prints a warning that
+    names the message. The command still reports its finding that the queue has a message that was requeued 15 times.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")

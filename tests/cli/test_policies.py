@@ -358,8 +358,9 @@ def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_qu
 ) -> None:
     """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of a
     quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. In a
-    classic queue, the argument takes precedence over the policy, so the queue keeps the messages beyond the limit until
-    RabbitMQ restarts. `policy set` says how many it would drop then.
+    classic queue, the argument overrides the policy instead. Such a queue drops messages only when RabbitMQ restarts,
+    because a classic queue that starts applies the limit before x-overflow. `policy set` also says how many messages
+    the classic queue would drop then.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

@@ -234,10 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id from a received message. If the user_id named another user, the broker
-    would refuse the copy. If it named the sender of the copy, the broker would accept it, although it may be forged if
-    the original is from a stream: RabbitMQ does not check the user_id of every message in a stream. A user_id given on
-    the command line is sent.
+    """The property user_id of a received message names the user who published the original. `send --json` therefore
+    sends a copy of this message without its user_id, even if the same user sends the copy. A user_id given on the
+    command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}

@@ -297,8 +297,8 @@ def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
 
 
 def test_every_program_to_repair_is_short_and_has_a_goal() -> None:
-    """`tutorial try repair` has a goal for each faulty program that mqtool supplies for the learner to repair. Each of
-    these programs has at most 30 lines.
+    """In `tutorial try repair`, the learner fixes faulty programs that mqtool supplies. Each of these programs has at
+    most 30 lines, and a goal that says what the fixed program must achieve.
     """
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}

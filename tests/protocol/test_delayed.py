@@ -198,8 +198,8 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
     channel: BlockingChannel, take: Take
 ) -> None:
     """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. A message
-    with CC arrives with the headers that its publisher sent. From a message with BCC, the broker removes this header.
-    The x-delay of such a message arrives as a negative number, which marks the delay as over.
+    with CC arrives with unchanged headers. In a message with BCC, the broker changes two headers: it removes BCC, and
+    makes x-delay negative, which marks the delay as over.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")

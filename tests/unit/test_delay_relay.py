@@ -436,8 +436,8 @@ def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(h
 
 
 def test_delayed_relay_rejects_a_message_that_can_never_be_published() -> None:
-    """`delayed relay` adds headers to a message that it delays. If the message's own headers alone do not fit into a
-    frame, `delayed relay` prints warnings and rejects the message, so that the broker dead-letters it.
+    """If the headers of a message do not fit into a frame, even without those that `delayed relay` adds for the delay,
+    the command prints warnings and rejects the message, so that the broker dead-letters it.
     """
     broker = FakeBroker(job(1, b"large", x_delay=5000), job(2))
     broker.fits = 0

@@ -137,9 +137,9 @@ def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
 ) -> None:
     """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key. As any
     publisher can set them, mqtool trusts them only if the message came through the default exchange, as it does if
-    mqtool published it. When mqtool moves a message with one of these headers, a value that is missing or not trusted
-    becomes the exchange or routing key of the delivery. If the broker dead-lettered the message from a queue other than
-    a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has none.
+    mqtool published it. When mqtool moves a message with one of these headers, it sets a header that is missing or not
+    trusted to the exchange or routing key of the delivery. If the broker dead-lettered the message from a queue other
+    than a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has none.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept

@@ -250,8 +250,8 @@ def test_values_from_amqp_1_0_clients_are_converted_to_amqp_0_9_1_types_and_back
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
     """When a name is put into an AMQP 1.0 address, each character that an address cannot contain is percent-encoded.
-    Decoding returns the same name. The exception is an address whose decoded bytes are not valid UTF-8: decoding raises
-    UnicodeDecodeError.
+    Decoding returns the same name. The exception is a name with bytes that are not valid UTF-8: it is encoded, too, but
+    decoding the address raises UnicodeDecodeError.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)

@@ -445,9 +445,9 @@ def test_events_without_a_message_in_a_queue_share_the_limit_of_new_messages(sce
 
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
-    """`mqtool ui` shows up to 2,000 messages at the same time, and no new ones while it shows this many. When a message
-    is not shown for this reason, the broker notes its exchange and routing key, so that it can ignore further messages
-    with the same pair. To save memory, it notes at most 1,000 pairs.
+    """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, the broker records no events
+    of newly published messages. The broker remembers the exchange and routing key of such a message, to skip later
+    messages with the same pair quickly. It remembers at most 1,000 pairs.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")
