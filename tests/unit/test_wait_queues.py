@@ -649,8 +649,9 @@ def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_la
     """Only the message at the head of a wait queue can expire. So a message that `peek` has published to the queue
     again, with a shorter expiration, may have to wait for those in front of it. mqtool reports the message as late if
     one of those in front of it stays more than a second longer than the message itself should. For long delays, mqtool
-    allows more than a second, because it rounds such delays. The message is not reported if it has no due time, or if
-    its expiration is about as long as the queue's TTL, because no message in front of it can stay longer than the TTL.
+    allows more than a second, because it rounds such delays more coarsely. The message is not reported if it has no due
+    time, or if its expiration is about as long as the queue's TTL, because no message in front of it can stay longer
+    than the TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:
