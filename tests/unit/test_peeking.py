@@ -658,7 +658,7 @@ def test_peek_shows_no_message_if_the_first_one_can_be_requeued_only_once_more_o
     assert place.delivered() == ["1", "2", "0"]
 
 
-def test_peek_reports_a_message_behind_the_first_one_that_is_near_the_delivery_limit(place: Place) -> None:
+def test_peek_reports_that_a_message_other_than_the_first_has_reached_the_delivery_limit(place: Place) -> None:
     """If a message that is not the first one of its queue reaches the delivery limit because `peek` requeues it, `peek`
     shows the message and leaves it in its place. After it has shown all messages, `peek` fails, with an error that says
     that the queue drops the message if it is requeued once more.

@@ -277,9 +277,10 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
     """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that names
-    any exchange as their destination. For the queue `tasks.relay`, `delayed now` accepts only the exchange
-    `tasks.relayed`. If the argument names another exchange, `delayed now` leaves the messages in the queue, and an
-    error names the message, the queue and the exchange. `delayed now` delivers the messages of other queues.
+    any exchange as the destination of these messages. For the queue `tasks.relay`, `delayed now` therefore accepts only
+    the exchange `tasks.relayed`. If the argument names another exchange, `delayed now` leaves each message in the
+    queue, with an error that names the message, the queue and the exchange. `delayed now` still delivers the messages
+    of a wait queue whose name matches its destination, such as `jobs.delay.1h` for the queue `jobs`.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))

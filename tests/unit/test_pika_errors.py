@@ -348,10 +348,10 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
 def test_errors_that_do_not_recur_and_harmless_differences_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """When the broker has closed a channel, mqtool expects that opening the channel again helps after only two errors:
-    a consumer timeout, and a missing exchange that the command declares itself. If a declaration fails because the
-    queue or exchange exists with other settings, mqtool considers this harmless, and can use the existing one. The
-    exception is an exchange of another type.
+    """Of the errors with which a broker closes a channel, mqtool expects only two not to recur once the channel is
+    reopened: a consumer timeout, and a missing exchange, if mqtool itself declares this exchange again. If a
+    declaration fails because the queue or exchange exists with other settings, mqtool considers the difference
+    harmless, as it can use the existing queue or exchange. The exception is an exchange of another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended

@@ -205,10 +205,10 @@ def test_a_command_that_acknowledges_messages_itself_never_gets_more_than_its_li
 
 def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_remaining_messages() -> None:
     """A command such as `worker`, which acknowledges messages itself, is to receive 20 messages (`--count`) with a
-    prefetch of 8. When a further acknowledgement would let the broker send a 21st message, mqtool replaces the consumer
-    by one whose prefetch is the number of messages still to be received, 5 in this test. When the same happens again,
-    the next consumer has a prefetch of only half of the remaining messages, 2 of 4, so that it need not be replaced
-    after each acknowledgement.
+    prefetch of 8. Before an acknowledgement that would let the broker send a 21st message, mqtool cancels the consumer,
+    and requeues messages that arrive after this. In this test, 15 arrived before, so mqtool then starts a consumer with
+    a prefetch of 5, for the remaining messages. When the same happens again, the next consumer has a prefetch of only
+    half of the remaining messages, 2 of 4, so that it need not be replaced after each acknowledgement.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12

@@ -524,14 +524,14 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
         "expiring queue", "consumer was reported", "consumer was not reported",
     ],
 )  # fmt: skip
-def test_the_messages_that_a_queue_would_lose_to_a_new_policy_are_counted_from_those_in_the_queue_now(
+def test_policy_set_uses_the_current_number_of_messages_to_say_how_many_a_queue_would_lose(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
     """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. The management API's
-    counts can be some seconds old, or missing, so mqtool counts the queue's messages and consumers over AMQP. If no
-    count is available, `policy set` says that the queue may lose messages. If the limit is in bytes, and the API
-    reports no total size of the messages, or 0, `policy set` says that the queue may lose some messages, and why it
-    does not know how many.
+    numbers can be some seconds old, or missing, so mqtool asks over AMQP how many messages the queue has. If neither
+    the API nor AMQP gives a number, `policy set` says that the queue may lose messages. If the limit is in bytes, and
+    the API reports no total size of the messages, or 0, which may be outdated, `policy set` says that the queue may
+    lose some messages, and why it does not know how many.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -676,11 +676,11 @@ def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_pr
     assert dropped("low", [policy("high", priority=1, max_length=10), policy("low")], **{key: "low"}) == []
 
 
-def test_an_import_reports_what_a_queue_would_lose_whichever_policy_of_the_same_priority_applies_first() -> None:
-    """`definitions import` sets policies one after the other. Before it sets the last one, several earlier ones with
-    the same priority may match a queue, and RabbitMQ may apply any of them. Even if the queue would drop messages only
-    when the last policy replaces a certain one of these, the import reports how many, and adds that RabbitMQ may apply
-    any of the policies.
+def test_an_import_reports_a_loss_even_if_it_depends_on_which_policy_of_the_same_priority_applies() -> None:
+    """`definitions import` sets policies one after the other: two with the same priority, either of which RabbitMQ may
+    apply to a queue, and then one with a higher priority and a lower maximum length. The import reports how many
+    messages the queue would drop because of the third policy, even if this depends on which of the other two applies
+    before. The report adds that RabbitMQ may apply any of the policies with the same priority.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):

@@ -164,10 +164,11 @@ def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_err
 
 
 def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
-    """If the broker closes the connection with an internal error, the RPC server drops its unconfirmed replies. If the
-    server ends before it has published a reply on the new connection, it raises NotConfirmed. The error says how many
-    replies were unconfirmed, and the hint says that the broker redelivers their requests. If the server has published
-    such a reply, it ends without this error, since it also gets the redelivered requests.
+    """If the broker closes the connection with an internal error, the RPC server drops its unconfirmed replies and
+    reconnects. If the server ends before it has answered a request on the new connection, it raises NotConfirmed. The
+    error says how many replies were unconfirmed, and the hint says that the broker redelivers their requests. Once the
+    server has answered a request on the new connection, it ends without this error, because it can then answer the
+    redelivered requests as well.
     """
     server = Server()
     server.replies.check()
@@ -185,9 +186,9 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
 
 def test_after_a_reply_that_is_too_large_the_rpc_server_publishes_an_error_instead() -> None:
     """If the broker closes the channel because a reply is larger than the broker allows, the RPC server drops its
-    unconfirmed replies, since the broker redelivers their requests. The server remembers how many of these replies were
-    too large, one in this test, so that with `--count`, it handles this number of redelivered requests in addition.
-    From then on, the server publishes an error instead of a reply that is too large.
+    unconfirmed replies, since the broker redelivers their requests. From then on, the server publishes an error instead
+    of a reply that is too large. The server also counts the dropped replies that were too large: with `--count N`, it
+    handles their redelivered requests in addition to the N requests.
     """
     server = Server()
     assert not server.replies.learn_limit(ChannelClosedByBroker(404, "NOT_FOUND"))

@@ -358,10 +358,11 @@ def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
     assert decode(section(HEADER, fields) + data_section(b""), "q", 1, 1).properties == properties
 
 
-def test_ids_that_are_not_text_become_text() -> None:
+def test_ids_become_text_and_a_reply_address_becomes_the_name_of_the_reply_queue() -> None:
     """mqtool converts the properties of an AMQP 1.0 message to those of AMQP 0-9-1. A message id, correlation id or
-    user id that is a number or bytes becomes text. If reply-to is the address of a queue, reply_to is the queue's name.
-    Any other address in reply-to is only percent-decoded. The address to which the message was sent is left out.
+    user id that is a number or bytes becomes text. If the reply address (reply-to) is the address of a queue, it
+    becomes the queue's name. Any other reply address is only percent-decoded. The address to which the message was sent
+    is left out.
     """
     found = received(
         properties=BareProperties(

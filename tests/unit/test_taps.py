@@ -17,8 +17,9 @@ def batch(*bodies: str) -> list[Delivery]:
 
 
 def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
-    """A tap receives messages in batches. If its buffer is full because the reader is slow, the tap drops the oldest
-    batches, and counts the messages in them. The latest batch is kept whole, even if it is larger than the buffer.
+    """`mqtool tap` receives copies of messages in batches, and buffers them for the program that reads its output. If
+    the buffer is full because this reader is slow, `mqtool tap` drops the oldest batches, and counts the messages in
+    them. The latest batch is kept whole, even if it is larger than the buffer.
     """
     buffer = Buffer(3)
     buffer.put(batch("1", "2"))

@@ -700,7 +700,7 @@ def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     """A quorum queue delivers requeued messages first. With a condition such as `--where`, a command such as `move` may
     leave some of them in the queue. So even after it has moved as many messages as `--count` allows, it receives the
     other requeued messages, and requeues them together, so that they keep their order. Without a condition, or if no
-    messages were requeued earlier, it receives no more messages than it moves.
+    messages were requeued earlier, it receives no further messages after it has moved that many.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

@@ -539,7 +539,7 @@ def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may write
     to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue dead-letters to this
     exchange, directly or through mqtool's exchanges and second wait queues, because the broker has then checked the
-    permission at each step. In either case, mqtool shows the user the exchange `amq.topic` and the delay.
+    permission at each step. In either case, `delayed ls` shows the destination `amq.topic` and the delay.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -636,8 +636,9 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     """If mqtool publishes a delayed message to its wait queue again, mqtool sets the expiration so that the message
     still arrives at the due time in its header mqtool-due, even if the message passes through a second queue. mqtool
     never makes an expiration longer, even with forged headers, and does not change it if mqtool-due is not a time, or
-    the queue is not a wait queue for delays. A message without an expiration whose due time is past gets none, because
-    it may have been delivered already.
+    the queue is not a wait queue for delays. If a message without an expiration is already due, mqtool sets none: the
+    message may already be in its destination, an ordinary queue with a name like that of a wait queue, and must not
+    expire there.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -645,11 +646,12 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 
 def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
-    """Only the head of a wait queue can expire. A message that `peek` has published to the queue again, with a shorter
-    expiration, is reported as late if one in front of it leaves more than a second after this message should leave (for
-    long delays: more than the step to which they are rounded). It is not reported if it has no due time, or if its
-    expiration is nearly the queue's delay: no message in front of it stays longer than this delay, even with a forged
-    due time.
+    """Only the message at the head of a wait queue can expire. So a message that `peek` has published to the queue
+    again, with a shorter expiration, may have to wait for those in front of it. mqtool reports the message as late if
+    one of those in front of it stays more than a second longer than the message itself should. For long delays, mqtool
+    allows more than a second, because it rounds such delays more coarsely. The message is not reported if it has no due
+    time, or if its expiration is about as long as the queue's TTL, because no message in front of it can stay longer
+    than the TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:
