@@ -260,9 +260,12 @@ class LinkConnection(ReopeningTransport):
         Args:
             stays: only withdraw the credit, so that the caller can settle deliveries; release_all() does the rest.
         """
-        epoch = self.epoch
-        if receiver.stop() and not self.is_lost:
-            self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
+        with self.changed:
+            epoch = self.epoch
+            waits = receiver.stop() and not self.is_lost
+            if waits:
+                self.send_flow(receiver.handle, receiver.delivery_count, 0, echo=True)
+        if waits:
             with suppress(Lost, MqtoolError):  # deliveries in transit arrive before the reply
                 self.until(lambda: receiver.has_stopped, epoch, _STOPPED)
         with self.changed:
@@ -371,10 +374,10 @@ class LinkConnection(ReopeningTransport):
         self._last_outcome = time.monotonic()
         self._leaderless_until = self._last_outcome + LEADERLESS
         for link in self._links.values():
-            if isinstance(link, Receiver):
+            if isinstance(link, Receiver) and link.is_kept:
                 self.give_credit(link)
-                if not link.is_kept:  # it has ended while it was being attached
-                    self.end_receiver(link, stays=False)
+            elif isinstance(link, Receiver):  # it has ended while it was being attached, and has no credit
+                self.end_receiver(link, stays=False)
 
     def lost(self) -> Callable[[], None]:
         # A link without the broker's reply is attached by the thread that waits for the reply.

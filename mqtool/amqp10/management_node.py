@@ -13,7 +13,7 @@ from mqtool.amqp.administration import Depth, declare_request
 from mqtool.amqp.consumer import TEMPORARY_QUEUE_LOST
 from mqtool.amqp.pika_errors import RESOURCE_LOCKED
 from mqtool.amqp10.link_connection import LinkConnection, new_name
-from mqtool.amqp10.refusals import ClosedByBroker
+from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import PATIENCE
 from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
@@ -104,6 +104,8 @@ class ManagementLink:
             if not (sender.is_attached and receiver.is_attached):
                 for half in self._halves:
                     self._links.attach(half)
+                if self._links.epoch != epoch:  # the first half was attached on a connection that is lost
+                    raise Lost
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
             number = f"{next(self._numbers)}"
             self._waits_for, self._response = number, None
@@ -161,6 +163,8 @@ class ManagedTopology:
         A queue without a name gets one here, since the broker does not choose names over AMQP 1.0.
         """
         declare_request(thing)  # to check the name
+        if not (isinstance(thing, Queue) and thing.exclusive):
+            thing = _named(thing)
         # If the request is repeated after a loss, the broker may still have an exclusive queue of the lost connection.
         declared: Thing = self._links.retrying(lambda: self._declare(_named(thing), exactly=exactly))
         if remember:

@@ -135,7 +135,8 @@ class ReopeningTransport:
             try:
                 transport = Transport(address, self._context, connection_name(), logged_in_before=again)
             except MqtoolError as error:
-                failure = error
+                if failure is None or isinstance(failure, Unavailable):  # a refusal says more than a node that is down
+                    failure = error
                 continue
             if (version := str(transport.properties.get("version", ""))).startswith("3."):
                 transport.close()
@@ -257,7 +258,7 @@ class ReopeningTransport:
         with contextlib.suppress(OSError):
             self.transport.close(politely=False)
         self._notice(f"lost the connection to {where}: {words}")
-        may_log_in = not (isinstance(error, ClosedByBroker) and error.is_of_deleted_vhost)
+        may_log_in = not _is_of_deleted_vhost(error)
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
         for attempt, delay in self._attempts:
@@ -268,6 +269,7 @@ class ReopeningTransport:
             except (ClosedByBroker, MqtoolError, Lost, *LOST) as failure:
                 if self._closing.is_set():
                     return False
+                may_log_in = may_log_in and not _is_of_deleted_vhost(failure)
                 if (final := _final(failure)) is not None:
                     self._fail(final)
                     return False
@@ -325,6 +327,10 @@ def _final(failure: BaseException) -> MqtoolError | None:
     if isinstance(failure, ClosedByBroker):
         return None if failure.is_temporary else failure.translated()
     return failure if isinstance(failure, MqtoolError) and not isinstance(failure, Unavailable) else None
+
+
+def _is_of_deleted_vhost(error: BaseException) -> bool:
+    return isinstance(error, ClosedByBroker) and error.is_of_deleted_vhost
 
 
 def _in_words(error: BaseException) -> str:

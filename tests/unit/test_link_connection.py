@@ -1,6 +1,7 @@
 """An AMQP 1.0 session and its links: windows, ids, outcomes and reconnections, with frames in place of a socket."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -571,6 +572,34 @@ def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
     assert len(broker.attached) == attached
     assert broker.of(Detach) == [Detach(0, closed=True)] * detached
     assert not link.is_attached
+
+
+def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_withdrawal_of_its_credit(
+    broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an AMQP 1.0 receiver ends, the lock of its session is held until the receiver's credit is withdrawn. Without
+    it, the I/O thread could reopen the connection and detach the receiver in between, and the flow frame for the
+    detached link would end the session.
+    """
+    link, send_flow, locked = receiver(session), session.send_flow, list[bool]()
+
+    def locks() -> None:
+        with ThreadPoolExecutor() as pool:
+            locked.append(not pool.submit(session.changed.acquire, blocking=False).result())
+
+    def stop() -> bool:
+        locks()
+        return True
+
+    def withdraw(*arguments: Any, **options: Any) -> None:
+        locks()
+        send_flow(*arguments, **options)
+
+    monkeypatch.setattr(link, "stop", stop)
+    monkeypatch.setattr(session, "send_flow", withdraw)
+    broker.credit(0, 0, 0)
+    session.end_receiver(link, stays=False)
+    assert locked == [True, True]
 
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:

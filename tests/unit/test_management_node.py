@@ -260,10 +260,27 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
     assert len(broker.attached) == 4
 
 
-def test_a_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(broker: Broker) -> None:
-    """If the connection is lost while mqtool declares a queue without a name over AMQP 1.0, mqtool declares a queue
-    with another new name on the next connection. The broker may still have the first queue, which can be exclusive to
-    the lost connection.
+def test_a_request_is_not_sent_if_the_connection_was_lost_between_the_attachments_of_its_links(broker: Broker) -> None:
+    """If the connection is lost and open again after mqtool has attached the first link to the management node, but not
+    the second one, mqtool attaches both again before it sends the request.
+    """
+    session, attach = topology(broker), broker.attach
+
+    def attach_and_lose(half: Any) -> None:
+        attach(half)
+        broker.epoch += len(broker.attached) == 1
+
+    broker.attach = attach_and_lose  # type: ignore[method-assign]
+    broker.answers = [COUNTS]
+    assert session.depth_of("q") == 17
+    assert [path for _, path, _ in broker.requests] == ["/queues/q"]
+    assert len(broker.attached) == 4
+
+
+def test_an_exclusive_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(broker: Broker) -> None:
+    """If the connection is lost while mqtool declares an exclusive queue without a name over AMQP 1.0, mqtool declares
+    a queue with another new name on the next connection: the broker may still have the first queue, which is exclusive
+    to the lost connection. A queue that is not exclusive keeps the name that it has got, so that no queue is left over.
     """
     session = topology(broker)
     broker.loses = 1
@@ -274,6 +291,10 @@ def test_a_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(
     assert broker.set_up is not None
     broker.set_up()
     assert [path for _, path, _ in broker.requests] == [f"/queues/{named.name}"]
+    broker.requests.clear()
+    broker.loses = 1
+    shared = session.declare(Queue("", durable=True))
+    assert [path for _, path, _ in broker.requests if path != f"/queues/{named.name}"] == [f"/queues/{shared.name}"] * 2
 
 
 def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:

@@ -190,10 +190,15 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
 
 
 def test_the_error_of_the_last_node_is_raised_if_none_can_be_reached(broker: Broker) -> None:
-    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last node that was tried."""
+    """If no node can be reached, opening an AMQP 1.0 connection raises the error of the last node that was tried. If a
+    node refuses the connection, its error is raised, even if other nodes cannot be reached.
+    """
     broker.unreachable = [Unavailable("no route to one"), Unavailable("no route to two")]
     with pytest.raises(Unavailable, match=r"^no route to two$"):
         Session([ONE, TWO])
+    broker.unreachable = [Unavailable("no route to one"), AccessRefused("no such vhost"), Unavailable("no route")]
+    with pytest.raises(AccessRefused, match=r"^no such vhost$"):
+        Session([ONE, TWO, Address("three")])
     with pytest.raises(Unavailable, match=r"^no address to connect to$"):
         Session([])
 
@@ -450,14 +455,19 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 def test_after_the_virtual_host_was_deleted_a_connection_that_ends_during_the_login_is_a_refusal(
     broker: Broker, connect: Connect, reason: str
 ) -> None:
-    """If the broker closes an AMQP 1.0 connection because its virtual host was deleted, and closes the next one during
-    the login, mqtool counts this as a refusal, and makes no further attempt: RabbitMQ refuses a missing virtual host
-    without a reason. If the broker gave another reason for the first close, the second one is a network failure.
+    """If the broker closes an AMQP 1.0 connection, or one that mqtool is about to set up after a loss, because its
+    virtual host was deleted, and then closes the next one during the login, mqtool counts this as a refusal, and makes
+    no further attempt: RabbitMQ refuses a missing virtual host without a reason. If the broker gave another reason for
+    the first close, the second one is a network failure.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(ClosedByBroker("amqp:connection:forced", reason), HELLO)
     session.has(("reopened", 1, False))
     assert broker.asked[1][-1] == {"logged_in_before": reason == "shutdown"}
+    session.has_progressed = True
+    broker.tells(EOFError(), ClosedByBroker("amqp:connection:forced", reason), HELLO)
+    session.has(("reopened", 2, False))
+    assert [each[-1]["logged_in_before"] for each in broker.asked[2:]] == [True, reason == "shutdown"]
 
 
 def test_an_attempt_to_reconnect_ends_when_the_session_is_closed(broker: Broker, connect: Connect) -> None:
