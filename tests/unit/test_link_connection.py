@@ -581,7 +581,8 @@ def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_with
     it, the I/O thread could reopen the connection and detach the receiver in between, and the flow frame for the
     detached link would end the session.
     """
-    link, send_flow, locked = receiver(session), session.send_flow, list[bool]()
+    link, locked = receiver(session), list[bool]()
+    ends, sends = link.stop, session.send_flow
 
     def locks() -> None:
         with ThreadPoolExecutor() as pool:
@@ -589,11 +590,11 @@ def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_with
 
     def stop() -> bool:
         locks()
-        return True
+        return ends()
 
     def withdraw(*arguments: Any, **options: Any) -> None:
         locks()
-        send_flow(*arguments, **options)
+        sends(*arguments, **options)
 
     monkeypatch.setattr(link, "stop", stop)
     monkeypatch.setattr(session, "send_flow", withdraw)
