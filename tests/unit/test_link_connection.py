@@ -584,9 +584,14 @@ def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_with
     link, locked = receiver(session), list[bool]()
     ends, sends = link.stop, session.send_flow
 
+    def is_free() -> bool:
+        if is_acquired := session.changed.acquire(blocking=False):
+            session.changed.release()
+        return is_acquired
+
     def locks() -> None:
         with ThreadPoolExecutor() as pool:
-            locked.append(not pool.submit(session.changed.acquire, blocking=False).result())
+            locked.append(not pool.submit(is_free).result())
 
     def stop() -> bool:
         locks()
