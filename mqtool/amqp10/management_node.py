@@ -27,7 +27,7 @@ Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 _NODE = "/management"
 _NAME = "mqtool-management"
-#: The most responses that the broker may send in advance.
+#: The most responses that the broker may send: the one to the current request, and those to requests that timed out.
 _CREDIT = 100
 
 
@@ -101,20 +101,18 @@ class ManagementLink:
         with self._one:
             sender, receiver = self._halves
             epoch = self._links.epoch
-            if not (sender.is_attached and receiver.is_attached):
-                for half in self._halves:
-                    self._links.attach(half)
-                if self._links.epoch != epoch:  # the first half was attached on a connection that is lost
-                    raise Lost
-                self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
+            for half in self._halves:
+                self._links.attach(half)
             number = f"{next(self._numbers)}"
             self._waits_for, self._response = number, None
             properties = BareProperties(message_id=number, to=path, subject=method, reply_to="$me")
             request = Amqp10Message(properties=properties, body=value_section(body))
-            self._links.send_request(sender.handle, request.encode())
-            self._links.until(lambda: self._response is not None, epoch, within or PATIENCE)
-            if int(number) % (_CREDIT // 2) == 0:
+            with self._links.changed:
+                if self._links.epoch != epoch:  # a link may have been attached on a connection that is lost
+                    raise Lost
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
+                self._links.send_request(sender.handle, request.encode())
+            self._links.until(lambda: self._response is not None, epoch, within or PATIENCE)
             assert self._response is not None
             status, answer = self._response
             if not 200 <= status < 300:

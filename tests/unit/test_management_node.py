@@ -1,5 +1,6 @@
 """AMQP 1.0's management node: requests, responses, and what is declared, with a broker in place of a connection."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class Broker:
         self.flows: list[tuple[int, int, int]] = []
         self.requests: list[tuple[str, str, Any]] = []
         self.answers: list[tuple[int | None, bytes]] = []
+        self.changed = threading.Condition()
         self.epoch = self.loses = 0
         self.stray = False
         self.sends_from = 0
@@ -67,6 +69,8 @@ class Broker:
                 raise refusal.translated() from refusal
 
     def attach(self, half: Any) -> None:
+        if half.is_attached:
+            return
         told = half.attach(40 + len(self.attached))
         assert (half.handle, half.name, half.is_attached, half.is_kept) == (told.handle, told.name, False, False)
         assert [half.is_for(role) for role in (told.role, not told.role)] == [False, True]
@@ -125,15 +129,13 @@ def topology(broker: Broker, *, strict: bool = False, notices: list[str] | None 
 
 
 def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) -> None:
-    """Before the first request over AMQP 1.0, mqtool attaches a pair of links to the management node, and gives the
-    broker credit for 100 responses. All requests use these links. If the broker refuses one of the two links, the next
-    request attaches both again.
+    """Before the first request over AMQP 1.0, mqtool attaches a pair of links to the management node. All requests use
+    these links. If the broker refuses one of the two links, the next request attaches this link again.
     """
     session = topology(broker)
     for broker.lacks in ("source", "target"):
         with pytest.raises(NotFound, match="no such node"):
             session.declare(Q)
-        broker.attached.clear()
     broker.lacks = None
     session.declare(Q)
     session.declare(Q)
@@ -141,20 +143,21 @@ def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) 
         "mqtool-management", 40, False, snd_settle_mode=SETTLED, source=Source(NODE, expiry_policy="link-detach"),
         target=Target(NODE), initial_delivery_count=0, properties={Symbol("paired"): True},
     )  # fmt: skip
-    assert broker.attached == [pair, pair._replace(handle=41, role=True, initial_delivery_count=None)]
+    other = pair._replace(role=True, initial_delivery_count=None)
+    assert broker.attached == [pair, *(other._replace(handle=handle) for handle in (41, 42, 43))]
     assert {type(name) for each in broker.attached for name in each.properties or ()} == {Symbol}
-    assert broker.flows == [(41, 0, 100)]
+    assert {handle for handle, _, _ in broker.flows} == {43}
 
 
-def test_credit_for_responses_is_renewed_after_every_50_requests(broker: Broker) -> None:
-    """After every 50 requests to the AMQP 1.0 management node, mqtool gives the broker credit for 100 responses again.
-    The delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
+def test_each_management_request_gives_the_broker_credit_for_responses(broker: Broker) -> None:
+    """With each request to the AMQP 1.0 management node, mqtool gives the broker credit for 100 responses. The
+    delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
     """
     broker.sends_from = 0xFFFF_FFFE
     session = topology(broker)
-    for _ in range(125):
+    for _ in range(4):
         session.declare(Q)
-    assert broker.flows == [(41, 0xFFFF_FFFE, 100), (41, 48, 100), (41, 98, 100)]
+    assert broker.flows == [(41, count, 100) for count in (0xFFFF_FFFE, 0xFFFF_FFFF, 0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +264,8 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
 
 
 def test_a_request_is_not_sent_if_the_connection_was_lost_between_the_attachments_of_its_links(broker: Broker) -> None:
-    """If the connection is lost and open again after mqtool has attached the first link to the management node, but not
-    the second one, mqtool attaches both again before it sends the request.
+    """If the connection is lost and open again while mqtool attaches its links to the management node, it does not send
+    the request before both links are attached on the new connection.
     """
     session, attach = topology(broker), broker.attach
 
