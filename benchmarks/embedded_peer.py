@@ -35,7 +35,9 @@ def fresh_classic_queue(url: str) -> None:
 
 
 def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
-    """Return a function that sends the lines to a broker, receives them, and checks that they are unchanged."""
+    """Return a function that sends the lines of a file to a broker, receives them again, and checks that they are
+    unchanged. It returns how much time and memory this took.
+    """
 
     def send_and_receive() -> Run:
         fresh_classic_queue(url)

@@ -5,10 +5,14 @@
 An installation is a Python interpreter that has mqtool installed, or a checkout of mqtool. A checkout is run by the
 Python in its .venv, or by the current Python if it has no .venv. CHANGE is this checkout by default.
 
-The table shows medians and minima of the CPU time of each process, in alternating runs. With --instructions, valgrind
-counts the instructions of commands instead, because their number hardly depends on the load of the machine. The exit
-code is then 1 if a command of CHANGE executes over 5 % more instructions than that of BASE, or if its broker uses over
-10 % more CPU time.
+The table has a row for each command, and two rows for each kind of broker: for publishing and for consuming. A row
+shows medians and minima of the CPU time with BASE and with CHANGE, in alternating runs. --rows WORD measures only
+commands and brokers with a row whose name contains WORD. --runs N measures each command N times, by default 7.
+
+With --instructions, valgrind counts the instructions of commands instead, because their number hardly depends on the
+load of the machine; --runs has no effect. The exit code is then 1 if a command executes over 5 % more instructions with
+CHANGE than with BASE, or if a broker of CHANGE uses over 10 % more CPU time per message than the same kind of broker of
+BASE.
 """
 
 import argparse
@@ -58,10 +62,10 @@ class Installation:
 
     @classmethod
     def at(cls, path: Path) -> "Installation":
-        """Return the installation at a path.
+        """Return the mqtool installation at a path.
 
         Raises:
-            SystemExit: there is no installation at this path.
+            SystemExit: the path is neither a Python interpreter nor a checkout of mqtool.
         """
         # Hashes of strings are fixed, because they change the number of instructions. The bytecode cache is on, because
         # many containers turn it off, and each start would then compile mqtool.
@@ -78,12 +82,14 @@ class Installation:
 
 
 def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """Return the names of the rows that cost more than `tolerance` times as much in `change` as in `base`."""
+    """Return the names of the table's rows whose cost in `change` is more than `tolerance` times that in `base`."""
     return [name for name, before in base.items() if change[name] > before * tolerance]
 
 
 def row_of(name: str, base: Sequence[float], change: Sequence[float]) -> str:
-    """Return a line of the table: medians and minima of both installations, and the ratio of the minima."""
+    """Return a row of the table as a line of text: the median and the minimum cost with each installation of mqtool,
+    and the ratio of the minima (change / base).
+    """
     before, after = statistics.median(base), statistics.median(change)
     figures = f"{before:9.1f} {after:9.1f} {min(base):9.1f} {min(change):9.1f}"
     return f"{name:<38} {figures} {min(change) / min(base):8.2f}x"
@@ -109,8 +115,8 @@ def instructions_in(report: str) -> float:
 
 @contextmanager
 def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], float]]]:
-    """Yield a command line that runs a command under valgrind, and a function that returns how many million
-    instructions the command executed.
+    """Yield a command line that runs the given command under valgrind, and a function. Called after the command has
+    ended, the function returns how many million instructions the command executed.
     """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report")
@@ -146,7 +152,7 @@ class CommandRow:
 
 
 def _run(command: Sequence[str], stdin: bytes, environment: Mapping[str, str]) -> float:
-    """Run a command, which must succeed; return the milliseconds of its CPU time."""
+    """Run a command, which must succeed; return its CPU time in milliseconds."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as printed:
         source.write(stdin)
         source.seek(0)
@@ -204,8 +210,9 @@ def broker_rounds(
     """Measure the CPU time of two installations' embedded brokers for persistent, confirmed messages of 100 bytes.
 
     Both brokers run at the same time, and take turns in short rounds: the minimum of many rounds is stable even on a
-    busy machine. The number of instructions would not be stable: under valgrind, a broker is so slow that each turn of
-    its event loop reaches the limit of 10 ms.
+    busy machine. The number of instructions would not be stable: a broker interrupts work that takes over 10 ms, to
+    serve other clients. Under valgrind, all work takes that long, and the load of the machine decides how often the
+    broker interrupts it.
 
     Args:
         queue_type: the type of the queue.
@@ -263,7 +270,9 @@ def rows(*, counted: bool) -> dict[str, Measure]:
 
 
 def compare(table: Mapping[str, Measure], base: Installation, change: Installation, runs: int) -> Iterator[str]:
-    """Measure each row by running both installations of mqtool alternately; yield the row's line."""
+    """Measure each row of the table by running both installations of mqtool alternately; yield the row as a line of
+    text.
+    """
     for name, measure in table.items():
         before, after = [], []
         for number in range(runs):
@@ -274,8 +283,8 @@ def compare(table: Mapping[str, Measure], base: Installation, change: Installati
 
 
 def check(table: Mapping[str, Measure], base: Installation, change: Installation) -> Iterator[str]:
-    """Measure each row, and measure it again if its cost seems higher for `change` than for `base`. Yield a line for
-    each row, with "GREW" if the cost still seems higher.
+    """Measure each row of the table, and measure it again if its cost seems higher for `change` than for `base`. Yield
+    each row as a line of text, with "GREW" if the cost still seems higher.
 
     Both installations of mqtool are measured at the same time, because the number of instructions that a command
     executes hardly depends on the load of the machine.
@@ -292,10 +301,11 @@ def check(table: Mapping[str, Measure], base: Installation, change: Installation
 
 
 def compare_brokers(base: Installation, change: Installation, word: str = "", *, judged: bool) -> Iterator[str]:
-    """Measure the embedded brokers of both installations; yield a line for each row of the table.
+    """Measure the embedded brokers of `base` and `change`, two installations of mqtool. Yield two rows of the table for
+    each kind of broker, for publishing and for consuming, as lines of text.
 
     Args:
-        word: measure only the rows whose names contain this text.
+        word: measure only kinds of brokers with a row whose name contains this text.
         judged: True to measure a broker again if a row's cost seems higher for `change` than for `base`, and to add
             "GREW" to the row's line if the cost still seems higher.
     """

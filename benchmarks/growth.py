@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth
 
-Starts embedded brokers. The cost per additional unit, such as a message, is the difference between the costs of two
-sizes, divided by the number of units between them, so it does not include the start of the processes. If a unit of the
-last step takes over 1.5 times as long as a unit of the step before, a line reports this: the growth may be worse than
-linear, or the machine may have been busy with something else.
+Starts embedded brokers, and measures each task at several sizes. A step leads from one size to the next. The time per
+additional unit, such as a message, is the time that a step adds, divided by the number of units that it adds, so it
+does not include the start of the processes. If this time is over 1.5 times as long in the last step as in the step
+before, a line reports this: the growth may be worse than linear, or the machine may have been busy with something else.
 """
 
 import itertools

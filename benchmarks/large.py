@@ -2,10 +2,10 @@
 
     python -m benchmarks.large [--part N] [--rows WORD]
 
-Starts new brokers for each row: the embedded broker with --data-dir, and a private node of RabbitMQ if it is installed.
-Queues are durable classic queues; messages are persistent and confirmed. The table shows by how much a broker's memory
-(RSS) exceeds that of the idle broker, five seconds after everything was created, and how much CPU time the broker used
-to create everything. On Linux only.
+Starts new brokers for each row of the table: the embedded broker with --data-dir, and a private node of RabbitMQ if it
+is installed. Queues are durable classic queues; messages are persistent and confirmed. The table shows by how much a
+broker's memory (RSS) exceeds that of the idle broker, five seconds after everything was created, and how much CPU time
+the broker used to create everything. On Linux only.
 
 --part N divides the sizes in docs/explanation/performance.md by N, by default 10. With `--part 1`, the sizes are the
 full ones: a broker needs up to 5 GiB of memory, and the benchmark takes half an hour. --rows WORD measures only the
@@ -60,12 +60,12 @@ class Broker(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a row.
+    """What the queues, bindings, connections or messages of one row of the table cost a broker.
 
     Attributes:
-        idle: memory of the broker without objects, in MiB.
-        memory: additional memory with all objects, in MiB.
-        cpu: CPU time that the broker used to create the objects, in seconds.
+        idle: memory of the broker before they are created, in MiB.
+        memory: additional memory once all of them exist, in MiB.
+        cpu: CPU time that the broker used to create them, in seconds.
     """
 
     idle: float
@@ -133,11 +133,12 @@ def messages(url: str, count: int, held: ExitStack) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
+    """A row of the table, which shows what a number of queues, bindings, connections or messages cost.
 
     Attributes:
-        size: the number of objects with `--part 1`. With `--part N`, this number is divided by N.
-        fill: a function that creates the objects on a broker. It takes the broker's URL, the number of objects, and an
+        what: what is created, such as "queues".
+        size: how many of them are created with `--part 1`. With `--part N`, this number is divided by N.
+        fill: a function that creates them on a broker. It takes the broker's URL, the number to create, and an
             ExitStack, which closes the opened sockets at the end.
     """
 
@@ -156,7 +157,9 @@ ROWS = (
 
 
 def cost(row: Row, size: int, running: AbstractContextManager[Broker]) -> Cost:
-    """Measure the cost of one row on a new broker."""
+    """Start a broker, create the queues, bindings, connections or messages of one row of the table on it, and return
+    what they cost.
+    """
     with running as broker, ExitStack() as held:
         time.sleep(_SETTLE)
         idle, before = broker.memory, broker.cpu

@@ -27,7 +27,9 @@ QUEUE = Queue("replayed", durable=True)
 
 
 def recording(path: Path) -> list[float]:
-    """Write a recording with irregular gaps of 10 ms on average; return the time of each message in it, in seconds."""
+    """Write a recording with irregular gaps of 10 ms on average; return the time of each message in it, in seconds
+    after the start of the recording.
+    """
     some = random.Random(7)
     moments = [round(moment, 3) for moment in accumulate(some.expovariate(100) for _ in range(MESSAGES))]
     start = datetime(2026, 1, 31, tzinfo=UTC)
@@ -42,7 +44,9 @@ def recording(path: Path) -> list[float]:
 
 
 def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Replay the recording; return the error of each message, in milliseconds, in ascending order."""
+    """Replay the recording; return the error of each message, which is its lateness minus that of the most punctual
+    message, in milliseconds, in ascending order.
+    """
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))

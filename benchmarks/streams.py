@@ -6,7 +6,8 @@ Each run publishes or reads COUNT messages, by default 100,000. mqtool and the s
 by default 5.
 
 mqtool itself uses the library rstream for streams. The script publishes in batches of 500, rstream's fastest method,
-and waits for all confirms. Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT.
+and waits for all confirms after the last batch. Uses the broker of MQTOOL_URL, with its stream port in
+MQTOOL_STREAM_PORT.
 """
 
 import asyncio
@@ -35,7 +36,9 @@ _BROKER: dict[str, Any] = {
 
 
 async def publish() -> None:
-    """Publish each line of stdin as a message, in batches of 500, and wait for all confirms."""
+    """Publish each line of stdin as a message, in batches of 500. After the last batch, wait until the broker has
+    confirmed all messages.
+    """
     sent = confirmed = 0
     all_sent, done = False, asyncio.Event()
 

@@ -53,7 +53,9 @@ def publish(url: str, lines: list[bytes]) -> None:
 
 
 def consume(url: str, lines: list[bytes], ready: Path) -> None:
-    """Consume all lines, check that they are unchanged and in order, and print when the last line arrived."""
+    """Consume all lines, check that they are unchanged and in order, and print the time at which the last line
+    arrived.
+    """
     client = Client(url)
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
     client.call(commands.Queue.Bind(queue=queue, exchange=EXCHANGE), commands.Queue.BindOk)
@@ -96,7 +98,8 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish messages to two consumers; return the time until both have received all of them, and the CPU time.
+    """Publish messages to two consumers. Return the time until both consumers have received all messages, and the CPU
+    time that the broker used.
 
     Raises:
         AssertionError: a consumer or the tap missed a message.

@@ -19,8 +19,8 @@ def measure(count: int, pairs: int) -> None:
     """Compare mqtool with its peers: sending this many lines, and receiving them.
 
     Args:
-        pairs: the number of runs of each program. If there is more than one, also compare with a pika script that waits
-            for each confirm, with 20,000 lines and three runs.
+        pairs: the number of runs of each program. If `pairs` is greater than 1, also compare `send` with a pika script
+            that waits for each confirm. In this comparison, each program sends 20,000 lines, and runs three times.
     """
     with tempfile.TemporaryDirectory() as directory:
         lines, some, out = (Path(directory) / name for name in ("lines", "some", "out"))

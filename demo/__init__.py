@@ -1,4 +1,6 @@
-"""`make demo` sends a real log file through a topic exchange; other modules make the pictures of the documentation."""
+"""A demonstration, which sends a real log file through a topic exchange (`make demo-real-log`), and the programs that
+make the pictures for the documentation.
+"""
 
 from pathlib import Path
 

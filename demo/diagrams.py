@@ -158,27 +158,31 @@ to two queues, one for stock and one for e-mail:
 
 
 def document() -> str:
-    """Return the complete page with all diagrams, as Markdown."""
+    """Return the text of docs/tutorials.md, with the diagrams of all tutorials."""
     first = [name for name in pages.NAMES if not name.startswith(pages.AMQP10)]
     over_amqp10 = [name for name in pages.NAMES if name.startswith(pages.AMQP10)]
     return "\n".join([_HEAD, *map(_section, first), _OVER_AMQP10, *map(_section_over_amqp10, over_amqp10), _TAIL])
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of a tutorial over AMQP 1.0. Its commands are those of the tutorial over AMQP 0-9-1."""
+    """Return the section of docs/tutorials.md that shows one tutorial over AMQP 1.0. It contains no commands, because
+    they are the same as over AMQP 0-9-1.
+    """
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
 
 
 def _section(name: str) -> str:
-    """Return the section of a tutorial, with one block for each terminal."""
+    """Return the section of docs/tutorials.md that shows one tutorial, with the command to run in each terminal."""
     page = pages.page(name)
     blocks = "\n\n".join(_terminal(number, *terminal) for number, terminal in enumerate(page.terminals, 1))
     return f"## {page.title}\n\n{_introduction(page)}\n{blocks}\n"
 
 
 def _introduction(page: Page) -> str:
-    """Return the Markdown for a tutorial: a sentence that says what it shows, then its links, then its diagram."""
+    """Return the first part of a tutorial's section: a sentence that says what the tutorial shows, then links, then the
+    diagram.
+    """
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     return (
         f"{page.summary[0].upper()}{page.summary[1:]} "

@@ -31,8 +31,9 @@ class LogFormat:
 
     Attributes:
         name: what to call such a log in a sentence, such as "the log of dpkg".
-        first, second: names of the pattern's groups that match the two words. Receivers select lines by the first word,
-            so it contains no dots, and has few different values.
+        first, second: names of the pattern's groups that match the two words. The first word must not contain dots, and
+            should have few different values, because most receivers select lines by this word. The second word may
+            contain dots.
         pattern: a regular expression for --key-pattern.
     """
 

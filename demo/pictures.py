@@ -87,8 +87,8 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Run a command as `of_command` does, on a new broker. The commands in `recordings.SHOP` run before the command,
-    and a worker runs at the same time.
+    """Run a command as `of_command` does, on a new broker that the commands in `recordings.SHOP` have prepared. While
+    the command runs, a worker consumes from a queue of this broker.
     """
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
@@ -192,7 +192,7 @@ def _theme(ground: str, colours: str) -> TerminalTheme:
 
 
 def svg(console: Console) -> str:
-    """Return the output that a console has recorded as one SVG, with colours for light and dark mode."""
+    """Return one SVG that shows the output recorded by a console, with colours for light and dark mode."""
     light, dark = (
         console.export_svg(theme=_theme(*theme), code_format=_FORMAT, unique_id=_ID, clear=False, title="")
         for theme in (_LIGHT, _DARK)

@@ -1,7 +1,8 @@
 """python -m demo.real_log [FILE]: send a real log file, line by line, through a topic exchange.
 
-Without FILE, a log of this machine is sent. Each receiver writes the lines that match its binding keys to a file. Then
-plain Python selects the lines for each file with a regular expression, and compares them with the file.
+Without FILE, a log of this machine is sent. Each receiver gets the lines whose routing keys match its binding keys, and
+writes them to its own file. Then plain Python selects from the log, with regular expressions, the lines that each
+receiver should have got, and compares them with the receiver's file.
 """
 
 import os
@@ -231,7 +232,9 @@ def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, li
 
 
 def main() -> int:
-    """Run the demonstration on the broker of MQTOOL_URL or AMQP_URL, or on a new one; return the exit code."""
+    """Run the demonstration on the broker of MQTOOL_URL or AMQP_URL or, if neither is set, on a new embedded broker.
+    Return the exit code.
+    """
     stopping.install()
     stopping.let_children_be_interrupted()
     guard = Guard()

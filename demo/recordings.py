@@ -1,6 +1,7 @@
 """python -m demo.recordings [NAME...]: make docs/pictures/*.html, recordings of `mqtool ui` and of the tutorials.
 
-`make docs` makes the recordings that are missing. Any browser plays a recording, without mqtool and without a network.
+NAME is "messages", the recording of `mqtool ui`, or "tutorials"; by default, both recordings are made. `make docs`
+makes those that are missing. Any browser plays a recording, without mqtool and without a network.
 """
 
 import os
@@ -102,24 +103,24 @@ class PlaysRecorder(PlayPage):
         return self
 
     def say(self, text: str, question: str = "") -> None:
-        """Record the text with which a tutorial explains its next step. A viewer sees it after all earlier events.
+        """Record the text with which a tutorial explains its next step, without waiting until somebody has read it.
 
-        A tutorial in a browser waits until its viewer has read the text; a recording does not wait while it is made.
+        A pause before the text is recorded ensures that all earlier events come before the text in the recording.
         """
         time.sleep(_SETTLES)
         self._continued = self._said + 1
         super().say(text, question)
 
     def file(self) -> bytes:
-        """Return the page that plays the recording."""
+        """Return the contents of the HTML file that plays the recording."""
         self._recording.complete()
         return single_file(record for record in self._recording.follow() if record["kind"] != "now")
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record several plays, such as tutorials, in one HTML page.
+    """Record several tutorials in one HTML file.
 
-    The page shows the play that its URL names, or offers a choice.
+    A URL that ends in #NAME plays the tutorial NAME. Without #NAME, the file offers the tutorials to choose from.
     """
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
@@ -132,7 +133,7 @@ def record_plays(path: Path, names: Iterable[str]) -> None:
 
 
 def make(name: str) -> Path:
-    """Make the recording "messages" or "tutorials", and return its file."""
+    """Make the recording "messages" or "tutorials", and return the path of its HTML file."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     path = DIRECTORY / f"{name}.html"
     if name == SHOP_AT_WORK:

@@ -101,7 +101,9 @@ def lines() -> Iterator[Line]:
 
 
 def _printed(command: str, directory: str, environment: dict[str, str]) -> list[tuple[float, str]]:
-    """Run a command on a terminal; return when it printed each line, in seconds after its start, and the line."""
+    """Run a command on a terminal. For each line that it prints, return the time, in seconds after the command's start,
+    and the line.
+    """
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
     started = time.monotonic()

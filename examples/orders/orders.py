@@ -16,7 +16,7 @@ ATTEMPTS = 3
 
 
 class OrderFailed(Exception):
-    """The broker has not confirmed the order, so the order might never be billed."""
+    """The order may not have reached the billing queue, so it might never be billed."""
 
 
 def connect(url: str) -> BlockingChannel:

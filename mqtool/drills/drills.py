@@ -46,7 +46,7 @@ NODE_MESSAGES = 40_000
 #: The explanation shown in each drill with a flow of messages.
 _AGAIN = (
     "The sender republishes every unconfirmed message, and the broker redelivers every unacknowledged one. Some "
-    "messages may arrive twice; none may be lost."
+    "messages may arrive twice, but none should be lost."
 )
 
 
@@ -79,7 +79,7 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
     scene.say(
         f"{count:,} messages flow from a sender to a receiver. Node 1 hosts the queue's leader, and both programs are "
         "connected to it. Then node 1 is killed. Watch both programs reconnect to another node. The longest pause "
-        f"shows how long it takes to elect a new leader. {_AGAIN}"
+        f"between two received messages shows how long it takes to elect a new leader and to reconnect. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
@@ -93,7 +93,7 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
     with Proxy(scene.address.port, scene.address.host) as proxy:
 
         def cut(number: int) -> None:
-            scene.say(f"Cut {number} of 3: a proxy cuts both connections.")
+            scene.say(f"Cut {number} of 3: a proxy cuts the connections of both programs.")
             proxy.cut()
 
         return _flow(scene, scene.through(proxy), count, {number: partial(cut, number) for number in (1, 2, 3)})
@@ -152,9 +152,9 @@ _AT_ONCE = 4
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then all remaining ones."""
     scene.say(
-        f"{count} messages are sent to a queue. A worker runs a program for each message, up to {_AT_ONCE} at the same "
-        "time. Worker 1 is killed while its programs run, before it has acknowledged their messages. Watch worker 2 "
-        "receive these messages, marked as redelivered, and then the remaining ones."
+        f"{count} messages are sent to a queue. Worker 1 runs a program for each message, up to {_AT_ONCE} at the same "
+        "time. It is killed while its programs run, before it has acknowledged their messages. Then worker 2 starts. "
+        "Watch worker 2 receive these messages, marked as redelivered, and then the remaining ones."
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     messages = DrillMessages(count)
@@ -176,9 +176,10 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays other messages."""
     scene.say(
-        f"A worker cannot handle two of {count} messages: for one, its program always fails; for the other, it exits "
-        f"with status 65 (bad data). Watch the worker retry the first of these messages {_RETRIES} times, and the "
-        "second not at all. Both become dead letters. The other messages do not wait for them."
+        f"A worker runs a program for each of {count} messages. For one message, the program always fails; for another "
+        "message, the program exits with status 65 (bad data). Watch the worker retry the failing message "
+        f"{_RETRIES} times, and the one with bad data not at all. Both of these messages become dead letters. The "
+        "other messages do not wait for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages, bodies = DrillMessages(count), {count // 3: "always fails", count // 2: "bad data"}

@@ -169,14 +169,15 @@ class DrillScene:
         """Return the URL with which clients reach the broker through a proxy on this machine.
 
         Raises:
-            UsageError: the URL requires TLS, and the broker is on another machine. Its certificate is not valid for
-                this machine.
+            UsageError: the URL requires TLS, and the broker is on another machine. The broker's certificate is not
+                valid for this machine.
         """
         address = self.address
         if address.tls and address.host not in _THIS_MACHINE:
             raise UsageError(
-                f"the drill's proxy runs on this machine, but the certificate of {address.host} is not valid for it",
-                "use a broker on this machine, or amqp://",
+                f"the drill's proxy runs on this machine, but the certificate of {address.host} is not valid for this "
+                "machine",
+                "use a broker on this machine, or an amqp:// URL (without TLS)",
             )
         login, vhost = (quote(each, safe="") for each in (address.password, address.virtual_host))
         host = f"{address.host if address.tls else '127.0.0.1'}:{proxy.port}"

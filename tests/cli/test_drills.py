@@ -50,7 +50,7 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
     """
     result = lonely_shell.run("mqtool", "drill", "drop-connection", "-u", broker.url)
     verdict = _verdict(result)
-    rounds = re.split(r"Cut \d of 3: a proxy cuts both connections\.", result.stderr)[1:]
+    rounds = re.split(r"Cut \d of 3: a proxy cuts the connections of both programs\.", result.stderr)[1:]
     assert [(each.count("lost the connection"), each.count("connected again")) for each in rounds] == [(2, 2)] * 3
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
     assert verdict["redelivered"] > 0
