@@ -680,8 +680,8 @@ def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, a
 
 
 def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """SIGHUP makes a command with the option -o reopen its output file. If only the message of `send` begins with -o,
-    SIGHUP ends `send` with exit code 75, and --failed-to keeps the message.
+    """SIGHUP makes a command with the option -o reopen its output file. If `send` has no such option, but a message
+    that begins with -o, SIGHUP ends it with exit code 75, and --failed-to keeps the message.
     """
     own_shell.run("mqtool", "queue", "declare", "hello")
     _block(amqp_vhost)

@@ -952,8 +952,8 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
 def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """A publisher that is idle for a few seconds stays in the picture of `mqtool ui` until its channel is closed, and
-    in the picture of a tutorial until the program in its terminal ends.
+    """A publisher that is idle for a few seconds stays in the picture of `mqtool ui` until its channel is closed. In
+    the picture of a tutorial, it stays until the program that publishes has ended.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}

@@ -50,9 +50,9 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
         assert _depth(plain, "earlier") == 0
 
 
-def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
-    """If no message has reached the broker for some time, `tutorial try` prints a command with which the learner
-    selects this broker in other terminals. It does so once for each goal.
+def test_tutorial_try_says_once_for_each_goal_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
+    """`tutorial try` gives a learner one goal after the other. If no message has reached its broker for some time, it
+    prints a command with which the learner selects this broker in other terminals, but only once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)

@@ -360,7 +360,7 @@ def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
 @pytest.mark.parametrize(
     ("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")], ids=str
 )
-def test_events_follow_a_dead_letter_to_its_queue(
+def test_events_show_a_dead_letter_and_the_queue_that_it_came_from(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
     """In /api/mqtool/events, a dead letter appears first as `dead-lettered`, with the reason and the dead-letter

@@ -471,7 +471,7 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
         ({}, False, False),
     ],
 )
-def test_a_remark_says_if_the_broker_does_not_report_which_exchanges_clients_publish_to(
+def test_a_remark_mentions_force_if_the_broker_does_not_report_through_which_exchanges_clients_publish(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
     """If clients publish to a queue with bindings, and the management API does not report through which exchanges,

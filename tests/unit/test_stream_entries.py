@@ -403,8 +403,8 @@ def test_a_stream_reader_names_the_package_that_it_needs_to_decompress_a_batch(
 
 def test_no_more_of_a_batch_is_decompressed_than_the_stream_reader_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a compressed batch, mqtool decompresses at most the number of bytes that a stream reader asks for, so that a
-    small batch cannot fill the memory. snappy, which cannot limit its output, gets 4 KiB at a time, and no more data
-    once there is enough.
+    small batch cannot fill the memory. The exception is snappy, which cannot limit its output: mqtool gives it 4 KiB of
+    compressed data at a time, and stops as soon as it has enough decompressed data.
     """
     pieces, read = list[int](), list[tuple[object, ...]]()
 

@@ -301,7 +301,7 @@ def test_a_request_that_is_not_a_message_ends_the_session(client: MemoryClient10
     assert (condition, str(text)[:25]) == ("amqp:decode-error", "failed to parse message: ")
 
 
-def test_a_request_on_an_unknown_handle_ends_the_session(client: MemoryClient10) -> None:
+def test_a_transfer_on_an_unknown_handle_ends_the_session(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client sends a transfer on a handle without a link, the broker ends the session with
     unattached-handle.
     """
