@@ -157,8 +157,8 @@ ROWS = (
 
 
 def cost(row: Row, size: int, running: AbstractContextManager[Broker]) -> Cost:
-    """Start a broker, create the queues, bindings, connections or messages of one row of the table on it, and return
-    what they cost.
+    """Start a broker, and create there the queues, bindings, connections or messages that one row of the table is
+    about; return what they cost.
     """
     with running as broker, ExitStack() as held:
         time.sleep(_SETTLE)

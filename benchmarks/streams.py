@@ -85,10 +85,10 @@ async def consume(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Compare mqtool with the rstream script: sending lines to a stream, and receiving them.
+    """Compare mqtool with a script that uses the library rstream: sending lines to a stream, and receiving them.
 
     Args:
-        count: the number of lines.
+        count: the number of lines in each run.
         pairs: the number of runs of each of the two programs.
     """
     peer = [sys.executable, "-m", "benchmarks.streams"]

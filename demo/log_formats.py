@@ -27,10 +27,10 @@ ANOTHER_FILE = "choose another log file with LOG=FILE"
 
 @dataclass(frozen=True)
 class LogFormat:
-    """A rule for making a routing key of two words from a line.
+    """A format of log files, with the rule for making a routing key of two words from each line.
 
     Attributes:
-        name: what to call such a log in a sentence, such as "the log of dpkg".
+        name: what to call a log in this format in a sentence, such as "the log of dpkg".
         first, second: names of the pattern's groups that match the two words. The first word must not contain dots, and
             should have few different values, because most receivers select lines by this word. The second word may
             contain dots.

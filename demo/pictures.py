@@ -241,7 +241,7 @@ _STILLS = ("work-queues", "why-queues")
 
 
 def main() -> None:
-    """Make the pictures that are named on the command line, by default all, and docs/tutorials.md."""
+    """Make the pictures that are named on the command line, by default all pictures. Then make docs/tutorials.md."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or [recordings.SHOP_AT_WORK, recordings.TUTORIALS, *PICTURES]:
         path = DIRECTORY / f"{name}.svg"

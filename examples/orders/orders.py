@@ -20,7 +20,7 @@ class OrderFailed(Exception):
 
 
 def connect(url: str) -> BlockingChannel:
-    """Open a channel, and declare the exchange, queues and binding that the service needs."""
+    """Connect to the broker, open a channel, and declare the exchange, queues and binding that the service needs."""
     parameters = pika.URLParameters(url)
     parameters.client_properties = {"connection_name": "orders"}
     channel = pika.BlockingConnection(parameters).channel()
