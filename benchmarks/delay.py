@@ -13,8 +13,9 @@ the relay gets one message with each delay beforehand.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, on this broker: 10,000 messages with delays of up
                                                        to 60 s, published as fast as possible
-    python -m benchmarks.delay relay URL 10000 30 500  the same, but 500 messages a second, which takes 20 s, with delays
-                                                       of 20 to 30 s: all 10,000 are then delayed at the same time
+    python -m benchmarks.delay relay URL 10000 30 500  the same, but 500 messages a second, which takes 20 s, with
+                                                       delays of 20 to 30 s: all 10,000 are then delayed at the same
+                                                       time
 """
 
 import json

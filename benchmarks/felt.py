@@ -6,14 +6,14 @@ An installation is a Python interpreter that has mqtool installed, or a checkout
 Python in its .venv, or by the current Python if it has no .venv. CHANGE is this checkout by default.
 
 The table has a row for each command, and two rows, for publishing and for consuming, for each kind of embedded broker:
-with a classic queue in memory, with a quorum queue, and with a data directory. A row shows medians and minima of the CPU
-time with BASE and with CHANGE, in alternating runs. --rows WORD measures only commands and brokers with a row whose name
-contains WORD. --runs N measures each command N times, by default 7.
+with a classic queue in memory, with a quorum queue, and with a data directory. A row shows medians and minima of the
+CPU time with BASE and with CHANGE, in alternating runs. --rows WORD measures only commands and brokers with a row whose
+name contains WORD. --runs N measures each command N times, by default 7.
 
 With --instructions, valgrind counts the instructions that each command executes, because their number hardly depends on
-the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. The exit code is then 1 if a command executes over 5 % more instructions with
-CHANGE than with BASE, or if a broker of CHANGE uses over 10 % more CPU time per message than the same kind of broker of
-BASE.
+the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. The exit code is then 1
+if a command executes over 5 % more instructions with CHANGE than with BASE, or if a broker of CHANGE uses over 10 %
+more CPU time per message than the same kind of broker of BASE.
 """
 
 import argparse
