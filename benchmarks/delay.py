@@ -11,11 +11,15 @@ due at the time in its header mqtool-due or, with the relay, when its delay has 
 declares a queue for each delay when the first message with this delay arrives. To leave this out of the measurement,
 the relay gets one message with each delay beforehand.
 
-    python -m benchmarks.delay relay URL 10000 60      only the relay, on this broker: 10,000 messages with delays of up
-                                                       to 60 s, published as fast as possible
-    python -m benchmarks.delay relay URL 10000 30 500  the same, but 500 messages a second, which takes 20 s, with
-                                                       delays of 20 to 30 s: all 10,000 are then delayed at the same
-                                                       time
+To measure only the relay, on the broker at URL:
+
+    python -m benchmarks.delay relay URL 10000 60      10,000 messages with delays of up to 60 s, published as fast as
+                                                       possible
+    python -m benchmarks.delay relay URL 10000 30 500  10,000 messages with delays of 20 to 30 s, published at 500 a
+                                                       second, so in 20 s
+
+If a rate (500) is given, the shortest delay is two thirds of the longest. In this example, no message is due before the
+last one is published, so all 10,000 are delayed at the same time.
 """
 
 import json

@@ -134,7 +134,7 @@ class Throughput(NamedTuple):
 
 
 def throughput(url: str, count: int) -> Throughput:
-    """Return how many messages per second can be published to a durable classic queue, and consumed from it."""
+    """Publish messages to a durable classic queue, and then consume them; return both rates in messages per second."""
     client = Client(url)
     queue = "embedded-benchmark"
     client.call(commands.Queue.Declare(queue=queue, durable=True), commands.Queue.DeclareOk)

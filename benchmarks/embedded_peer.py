@@ -35,8 +35,9 @@ def fresh_classic_queue(url: str) -> None:
 
 
 def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
-    """Return a function that sends the lines of a file to a broker, receives them again, and checks that they are
-    unchanged. It returns how much time and memory this took.
+    """Return a function that sends the lines of a file to a broker with `mqtool send`, receives them with `mqtool
+    receive`, and checks that they are unchanged. The function returns the total time of both commands, and the higher
+    of their two memory peaks.
     """
 
     def send_and_receive() -> Run:

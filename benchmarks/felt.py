@@ -11,9 +11,9 @@ CPU time with BASE and with CHANGE, in alternating runs. --rows WORD measures on
 name contains WORD. --runs N measures each command N times, by default 7.
 
 With --instructions, valgrind counts the instructions that each command executes, because their number hardly depends on
-the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. The exit code is then 1
-if a command executes over 5 % more instructions with CHANGE than with BASE, or if a broker of CHANGE uses over 10 %
-more CPU time per message than the same kind of broker of BASE.
+the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. With --instructions,
+the exit code is 1 if a command executes over 5 % more instructions with CHANGE than with BASE, or if a broker of CHANGE
+uses over 10 % more CPU time per message than the same kind of broker of BASE.
 """
 
 import argparse
@@ -222,8 +222,8 @@ def broker_rounds(
         messages: the number of messages in a round, a multiple of 500.
 
     Returns:
-        Two lists, for `base` and for `change`, under each of the keys "in" (publishing) and "out" (consuming). A list
-        contains the CPU time per message of each round, in microseconds.
+        A dictionary with the keys "in" (publishing) and "out" (consuming). Each value is a pair of lists, for `base`
+        and for `change`, with the CPU time per message in each round, in microseconds.
     """
     figures: dict[str, tuple[list[float], list[float]]] = {"in": ([], []), "out": ([], [])}
     with (
@@ -287,8 +287,8 @@ def check(table: Mapping[str, Measure], base: Installation, change: Installation
     """Measure each row of the table, and measure it again if its cost seems higher for `change` than for `base`. Yield
     each row as a line of text, with "GREW" if the cost still seems higher.
 
-    Both installations of mqtool are measured at the same time, because the number of instructions that a command
-    executes hardly depends on the load of the machine.
+    The cost is the number of instructions that a command executes, which hardly depends on the load of the machine.
+    Therefore, `base` and `change` can be measured at the same time.
     """
     for name, measure in table.items():
         before: list[float] = []
@@ -302,12 +302,12 @@ def check(table: Mapping[str, Measure], base: Installation, change: Installation
 
 
 def compare_brokers(base: Installation, change: Installation, word: str = "", *, judged: bool) -> Iterator[str]:
-    """Measure the embedded brokers of `base` and `change`, two installations of mqtool. Yield two rows of the table for
-    each kind of broker, for publishing and for consuming, as lines of text.
+    """Measure each kind of embedded broker in BROKERS, with `base` and with `change`, two installations of mqtool.
+    Yield two rows of the table for each kind, for publishing and for consuming, as lines of text.
 
     Args:
-        word: measure only kinds of brokers with a row whose name contains this text.
-        judged: True to measure a broker again if a row's cost seems higher for `change` than for `base`, and to add
+        word: measure a kind only if the name of at least one of its two rows contains this text.
+        judged: True to measure a kind again if a row's cost seems higher for `change` than for `base`, and to add
             "GREW" to the row's line if the cost still seems higher.
     """
     for kind, (queue_type, options) in BROKERS.items():

@@ -157,8 +157,8 @@ ROWS = (
 
 
 def cost(row: Row, size: int, running: AbstractContextManager[Broker]) -> Cost:
-    """Start a broker, and create there the queues, bindings, connections or messages that one row of the table is
-    about; return what they cost.
+    """Start a broker, and create on it the queues, bindings, connections or messages of one row of the table. Return
+    how much memory and CPU time the broker needs for them.
     """
     with running as broker, ExitStack() as held:
         time.sleep(_SETTLE)

@@ -1,4 +1,4 @@
-"""Run two commands alternately, and compare their times pair by pair."""
+"""Compare the speed of mqtool with that of a peer, a comparable program, in pairs of runs."""
 
 import os
 import resource
@@ -54,8 +54,9 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 
 def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
-    """Run both commands alternately, mqtool first in every other pair. Print the median times, and return the median
-    ratio of the times in a pair (peer / mqtool).
+    """Run mqtool (`ours`) and what it is compared with (`peer`) in pairs, one run of each. mqtool is first in every
+    other pair. Print the median times, and return the median, over the pairs, of the ratio of times
+    (peer / mqtool).
     """
     our_runs, peer_runs = [], []
     for number in range(pairs):

@@ -57,7 +57,8 @@ _TITLE_BAR = 32
 
 
 def of_command(columns: int, command: str, lines: int | None = None, code: int = 0, **variables: str) -> Console:
-    """Run a command on a terminal of this width; return a rich console, from which `svg` makes a picture.
+    """Run a command on a terminal of this width. Return a `rich.console.Console` with the command and its output, from
+    which `svg` makes a picture.
 
     Args:
         lines: the number of lines of the command's output to show; None: all.
@@ -129,7 +130,8 @@ def still(window: "WebDriver", recording: str, path: Path, moment: float | None 
     """Save what a recording shows at one moment as a picture.
 
     Args:
-        moment: the moment to show, as a fraction of the recording's length; None: when most messages are visible.
+        moment: the moment to show, as a fraction of the recording's length; None: when the number of visible messages
+            is highest.
     """
     window.get("about:blank")  # another fragment alone would not load the page again
     window.get(recording)
@@ -220,8 +222,8 @@ def _without_title_bar(match: re.Match[str]) -> str:
 
 
 def _trimmed(match: re.Match[str]) -> str:
-    """Return the end of an SVG text element, from its attribute textLength on, without the trailing spaces of the text.
-    The new textLength is the width of the text that is left.
+    """Return the replacement for a match of `textLength="…">…</text>` in an SVG: the same markup without the spaces at
+    the end of the text, and with the width of the remaining text as textLength.
     """
     length = float(match[1])
     columns = round(length / _CHARACTER)

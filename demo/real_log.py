@@ -122,17 +122,17 @@ def _find(note: Callable[[str], None]) -> Path:
 
 
 def _lines(log: bytes) -> list[bytes]:
-    """Return the lines without their newlines."""
+    """Return the lines of a log, without their newlines."""
     lines = log.split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """Return the receivers for lines with these routing keys.
+    """Return the receivers for a log whose lines have these routing keys, of two words each.
 
-    The first receiver gets all lines. Each of the three most frequent first words has a receiver for its lines. If
-    there are at most 24 other first words, one more receiver gets their lines. The last receiver gets the lines with
-    the most frequent second word, if any line has a second word.
+    The first receiver gets all lines. Each of the others gets lines whose routing keys contain certain words. There
+    is one for each of the three most frequent first words, one for all other first words if there are at most 24 of
+    them, and one for the most frequent second word. Second words that are "unknown" or contain dots do not count.
     """
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
@@ -148,7 +148,9 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return the word in lower case as a file name; "part-N" if this name would be too long, or is taken."""
+    """Return the name of the receiver that selects lines by this word, for use in the name of the receiver's file: the
+    word in lower case or, if that is too long or not unique, "part-" and `number`.
+    """
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"

@@ -133,7 +133,7 @@ def _read(terminal: int) -> bytes:
 
 
 def console(shown: list[Line]) -> Console:
-    """Return a console that shows all lines, without scrolling."""
+    """Print these lines on a `rich.console.Console` that is tall enough to show all of them; return the console."""
     found = Console(
         record=True, width=COLUMNS, height=len(shown), file=io.StringIO(), force_terminal=True, highlight=False
     )
@@ -143,7 +143,7 @@ def console(shown: list[Line]) -> Console:
 
 
 def animated(shown: list[Line]) -> str:
-    """Return a picture that scrolls through all lines, one screen at a time."""
+    """Return an animated SVG of a terminal on which these lines appear one by one. The terminal scrolls when full."""
     height, width = 24.4, 12.2  # of a character, as rich draws it
     total = shown[-1].at + _END
     still = svg(console(shown))

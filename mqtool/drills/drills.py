@@ -206,9 +206,9 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
-        f"Every tenth of {count} messages is published twice, as if the sender had not received the confirm. The "
-        "worker runs with --deduplicate. Watch it recognise each duplicate by its message ID, and run the program only "
-        "for the original."
+        f"Every tenth of {count} messages is published twice, as if the sender had not received the confirm. A "
+        "worker with --deduplicate runs a program for each message. Watch the worker recognise each duplicate by its "
+        "message ID, and run the program only for the original."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages = DrillMessages(count)
