@@ -55,8 +55,7 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
     """Run mqtool (`ours`) and what it is compared with (`peer`) in pairs, one run of each. mqtool is first in every
-    other pair. Print the median times, and return the median, over the pairs, of the ratio of times
-    (peer / mqtool).
+    other pair. Print the median times, and return the median, over the pairs, of the ratio of times (peer / mqtool).
     """
     our_runs, peer_runs = [], []
     for number in range(pairs):

@@ -130,8 +130,8 @@ def _lines(log: bytes) -> list[bytes]:
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
     """Return the receivers for a log whose lines have these routing keys, of two words each.
 
-    The first receiver gets all lines. Each of the others gets lines whose routing keys contain certain words. There
-    is one for each of the three most frequent first words, one for all other first words if there are at most 24 of
+    The first receiver gets all lines. Each of the others gets the lines whose keys contain certain words. There is one
+    receiver for each of the three most frequent first words, one for all other first words if there are at most 24 of
     them, and one for the most frequent second word. Second words that are "unknown" or contain dots do not count.
     """
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
