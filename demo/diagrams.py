@@ -165,8 +165,8 @@ def document() -> str:
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of docs/tutorials.md that shows one tutorial over AMQP 1.0. It contains no commands, because
-    they are the same as over AMQP 0-9-1.
+    """Return the section of docs/tutorials.md that shows a tutorial over AMQP 1.0. The section contains no commands,
+    because they are the same as over AMQP 0-9-1.
     """
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"

@@ -148,8 +148,8 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return the name of the receiver that selects lines by this word, for use in the name of the receiver's file: the
-    word in lower case or, if that is too long or not unique, "part-" and `number`.
+    """Return what to call the file of the receiver that selects lines by this word: the word in lower case or, if that
+    is too long or not unique among the files, "part-" and `number`.
     """
     names = [other.casefold() for other in words]
     name = word.casefold()
@@ -167,10 +167,10 @@ def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
-    """Return the part of the log that was sent. A log that is in use may have grown in the meantime.
+    """Return the part of the log that was sent. A log that is in use may have grown since the demonstration began.
 
     Raises:
-        CheckFailed: not all lines were confirmed, or the log changed, and not only by lines added at the end.
+        CheckFailed: not all lines were confirmed, or the log changed in another way than by lines added at its end.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
