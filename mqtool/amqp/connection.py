@@ -221,13 +221,14 @@ class Connection:
     # Opening.
 
     def _open(self) -> None:
-        """Connect to the first node that accepts, and try it first from then on. If none does, raise the last error."""
+        """Connect to the first node that accepts, and try it first from then on. If none does, raise one's error."""
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:
                 self._open_to(address)
             except MqtoolError as error:
-                failure = error
+                if failure is None or isinstance(failure, Unavailable):  # a refusal says more than a node that is down
+                    failure = error
             else:
                 self._addresses.remove(address)
                 self._addresses.insert(0, address)

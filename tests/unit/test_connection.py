@@ -218,6 +218,17 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
     assert channel.is_open
 
 
+def test_a_refusal_is_reported_even_if_another_node_cannot_be_reached(vhost: Vhost) -> None:
+    """If one of the nodes refuses a connection, for example because the virtual host does not exist, its error is
+    raised, even if the other nodes cannot be reached. Otherwise, a command would try to reconnect for ever.
+    """
+    [node] = parse_addresses(vhost.url)
+    nodes = [Address("127.0.0.1", unused_port()), node._replace(virtual_host="missing")]
+    for addresses in (nodes, nodes[::-1]):
+        with pytest.raises(NoVirtualHost, match="cannot open vhost 'missing'"):
+            Connection(addresses)
+
+
 def test_opening_a_connection_raises_unavailable_if_no_node_can_be_reached() -> None:
     """If no node can be reached, or no address is given, opening a connection raises Unavailable."""
     for addresses, words in (
