@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mqtool.amqp.administration import Depth
+from mqtool.amqp.consumer import TEMPORARY_QUEUE_LOST
 from mqtool.amqp10.management_node import ManagedTopology
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Source, Target
@@ -50,7 +51,7 @@ class Broker:
         self.stray = False
         self.sends_from = 0
         self.lacks: str | None = None
-        self.set_up: Callable[[], None] | None = None
+        self.set_up: Callable[[], str | None] | None = None
         self._halves: dict[bool, Any] = {}
 
     # The methods of LinkConnection.
@@ -283,7 +284,8 @@ def test_a_request_is_not_sent_if_the_connection_was_lost_between_the_attachment
 def test_an_exclusive_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(broker: Broker) -> None:
     """If the connection is lost while mqtool declares an exclusive queue without a name over AMQP 1.0, mqtool declares
     a queue with another new name on the next connection: the broker may still have the first queue, which is exclusive
-    to the lost connection. A queue that is not exclusive keeps the name that it has got, so that no queue is left over.
+    to the lost connection. After a reconnection, a notice says that the exclusive queue was deleted. A queue that is
+    not exclusive keeps the name that it has got, so that no queue is left over.
     """
     session = topology(broker)
     broker.loses = 1
@@ -292,7 +294,7 @@ def test_an_exclusive_queue_without_a_name_gets_another_one_if_its_declaration_i
     assert first != second == named.name
     broker.requests.clear()
     assert broker.set_up is not None
-    broker.set_up()
+    assert broker.set_up() == TEMPORARY_QUEUE_LOST
     assert [path for _, path, _ in broker.requests] == [f"/queues/{named.name}"]
     broker.requests.clear()
     broker.loses = 1
@@ -341,7 +343,7 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
     else:
         assert session.declare(Q) == Q
         assert broker.set_up is not None
-        broker.set_up()
+        assert broker.set_up() is None
         assert broker.answers == []
         assert [notice.partition(":")[0] for notice in notices] == [WHY]
         broker.answers = [(403, value_section("no permission"))]
