@@ -258,6 +258,7 @@ class ReopeningTransport:
         with contextlib.suppress(OSError):
             self.transport.close(politely=False)
         self._notice(f"lost the connection to {where}: {words}")
+        # Once the virtual host is deleted, a connection that ends during the login was refused, not lost.
         may_log_in = not _is_of_deleted_vhost(error)
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
