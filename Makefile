@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
-# With --quiet, pip does not name the library that cannot be installed, so after a failure it runs again without it.
+# With --quiet, pip does not name the library that cannot be installed. If it fails, run it again without --quiet.
 install = $(PIP) --quiet --editable $(1) || $(PIP) --editable $(1)
 # Tests wait more than they compute, so six workers suit two cores.
 WORKERS ?= 6
@@ -28,10 +28,10 @@ help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 setup: .venv/installed  ## install mqtool into .venv
-	@echo "mqtool is installed. Type next: $(BIN)/mqtool tutorial run hello-world"
+	@echo "mqtool is installed. Next, run: $(BIN)/mqtool tutorial run hello-world"
 
 .venv/installed: pyproject.toml constraints.txt
-	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot create .venv; on Debian and Ubuntu, first run: apt-get install python3-venv" >&2; exit 1; }
 	@$(call install,.)
 	@touch $@
 
@@ -49,10 +49,10 @@ $(TUTORIALS:%=demo-%): demo-%: .venv/installed
 demo-real-log: .venv/installed
 	@$(BIN)/python -m demo.real_log $(LOG)
 
-demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
+demo-cluster: .venv/installed  ## start three RabbitMQ nodes, and kill one of them while messages flow
 	@$(BIN)/mqtool drill kill-node
 
-test: .venv/installed-dev  ## run the tests, with samples of the long ones; on RabbitMQ, if available, mainly those of the client
+test: .venv/installed-dev  ## run the tests, and a few cases of the long ones; on RabbitMQ, if available, mainly those of the client
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=25 $(TEST_OPTIONS)
 
 test-all: export CI := 1
@@ -110,12 +110,12 @@ RECORDINGS := docs/pictures/messages.html docs/pictures/tutorials.html
 
 docs: $(RECORDINGS) site  ## write the reference and the man page, make recordings, and build the site: docs/_build
 
-site: .venv/installed-dev .venv/installed-docs  ## the same without making recordings, which takes minutes
+site: .venv/installed-dev .venv/installed-docs  ## the same as docs, but without the recordings, which take minutes to make
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
 
-# Made from real runs, which take about eight minutes, so not after each change; `make clean` removes them.
+# Recordings of real runs take about eight minutes to make, so only missing ones are made. `make clean` removes them.
 $(RECORDINGS): docs/pictures/%.html: | .venv/installed
 	@$(BIN)/python -m demo.recordings $*
 
@@ -134,24 +134,24 @@ bench: .venv/installed-dev up  ## run the benchmarks: mqtool and comparable prog
 	$(BIN)/python -m benchmarks.tap
 	$(BIN)/python -m benchmarks.ui
 
-soak: .venv/installed-dev  ## random faults on queues, delays and streams, then malformed connections, requests and data directories (SEED=1 repeats a run; Linux, as root)
+soak: .venv/installed-dev  ## cause random faults on queues, delays and streams; then test malformed connections, requests and data directories (SEED=1 repeats a run; Linux, as root)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.siege --seconds $(or $(SIEGE_SECONDS),1800) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.protocol.hostile_requests --seconds $(or $(REQUESTS_SECONDS),600) $(if $(SEED),--seed $(SEED))
 	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k 'surviv or corrupted_definition' --timeout 3600
 
-siege: .venv/installed-dev  ## for hours, a user with few permissions forges data that an administrator's commands read, and clients send the largest legal frames
+siege: .venv/installed-dev  ## run attacks for hours: a user with few permissions forges data that an administrator's commands read, and clients send the largest legal frames
 	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded'
 	$(BIN)/python -m tests.protocol.costs --seconds $(or $(COSTS_SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
-simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)
+simulate: .venv/installed-dev  ## run the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 to print its history)
 	$(BIN)/python -m tests.simulation --processes $$(nproc) --seeds $(or $(SEEDS),1000) \
 		--first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/routing.py, and show those that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)
 
-conformance: .venv/installed-dev  ## run the client libraries' own tests on both brokers, and write docs/reference/conformance.md (SUITES="kombu aiormq" for some)
+conformance: .venv/installed-dev  ## run the client libraries' own tests on both brokers, and write docs/reference/conformance.md (SUITES="kombu aiormq" runs only these)
 	$(BIN)/python -m tests.conformance $(SUITES)
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
@@ -164,5 +164,5 @@ up: .venv/installed  ## start a broker, unless one is reachable
 down: .venv/installed  ## stop the broker that `make up` started
 	$(BIN)/mqtool broker down
 
-clean:  ## remove everything that make has created, except the broker's data
+clean:  ## remove .venv, the site, recordings, packages and caches; keep the broker's data
 	rm -rf .venv docs/_build $(RECORDINGS) demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,8 +1,8 @@
-// The rules for the page of `mqtool ui`. Unknown names are found by tsc, which knows the browser's.
+// ESLint's rules for the page of `mqtool ui`. tsc, which knows the browser's names, reports undefined ones (no-undef).
 
 import js from "@eslint/js";
 
-const AS_TEXT = "Names, headers and bodies come from strangers: set them as text.";
+const AS_TEXT = "Names, headers and bodies are not trusted: insert them as text, for example with textContent.";
 
 export default [
   js.configs.recommended,

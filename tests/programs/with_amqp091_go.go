@@ -37,8 +37,8 @@ func connect() (*amqp.Connection, *amqp.Channel, chan amqp.Confirmation) {
 	return connection, channel, channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 }
 
-// Not PublishWithDeferredConfirm: before version 1.8, it waits forever for a confirm that arrives before it returns
-// (https://github.com/rabbitmq/amqp091-go/issues/182), and Debian bookworm has 1.5.
+// This function does not use PublishWithDeferredConfirm. Before version 1.8, Wait hangs if the confirm arrives before
+// PublishWithDeferredConfirm returns (https://github.com/rabbitmq/amqp091-go/issues/182), and Debian bookworm has 1.5.
 func publish(channel *amqp.Channel, confirms chan amqp.Confirmation, key, body string, headers amqp.Table) {
 	must(channel.PublishWithContext(context.Background(), "", key, true, false,
 		amqp.Publishing{Body: []byte(body), Headers: headers, DeliveryMode: amqp.Persistent}))

@@ -1,5 +1,5 @@
-// Programs that use amqplib get confirms, dead letters and RPC replies. If handling a message fails, rascal publishes the
-// message again after a delay.
+// Programs that use amqplib get confirms, dead letters and RPC replies. If a program that uses rascal fails to handle a
+// message, rascal publishes the message again after a delay.
 const assert = require("node:assert");
 const amqplib = require("amqplib");
 const { BrokerAsPromised } = require("rascal");

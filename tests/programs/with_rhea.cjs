@@ -19,7 +19,7 @@ function connect() {
 async function manager(connection) {
   const settings = { source: "/management", target: "/management", properties: { paired: true }, name: "rhea" };
   const responses = connection.open_receiver({ ...settings, snd_settle_mode: 1, autoaccept: false });
-  await once(responses, "receiver_open"); // rhea finds links by name, and both have the same name
+  await once(responses, "receiver_open"); // opened one by one, since rhea finds links by name, and both have the same
   const requests = connection.open_sender({ ...settings, snd_settle_mode: 1 });
   await once(requests, "sendable");
   return async (method, path, body) => {
