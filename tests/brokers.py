@@ -31,8 +31,9 @@ IN_CI = bool(os.environ.get("CI"))
 LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
 #: For tests of mqtool itself that do not depend on how a broker replies.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-#: For tests that take more than a second of CPU time, for example because they kill and restart brokers.
-large = pytest.mark.skipif(not IN_CI, reason="takes seconds of CPU time; runs only if CI is set")
+#: For tests that take more than half a second of CPU time, for example because they run many commands. Together, they
+#: would take a fifth of the time of `make test`.
+large = pytest.mark.skipif(not IN_CI, reason="takes much CPU time; runs only if CI is set")
 #: For the tests of single pictures in a browser, which take nearly half of the processor time of all tests.
 pictures = pytest.mark.skipif(not IN_CI, reason="takes minutes in a browser; runs only in make test-page and CI")
 

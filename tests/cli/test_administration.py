@@ -11,7 +11,7 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker, on_any_broker, own_broker
+from tests.brokers import TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -190,6 +190,7 @@ def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_without_the_man
     assert (deleted.code, deleted.stderr) == (0, "deleted queue 'old', with 0 messages\n")
 
 
+@large
 def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker: TestBroker) -> None:
     """`exchange bind` binds a headers exchange to a topic exchange, and a queue to the headers exchange. A message
     published to the topic exchange reaches the queue only if its routing key and one of its headers match the bindings.
@@ -226,6 +227,7 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
     assert admin.run("mqtool", "exchange", "delete", "amq.topic", "--yes").code == 77
 
 
+@large
 def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
     """After `permission set`, a user can configure, write to and read from the queues and exchanges whose names match
     the given patterns. A command for which the user lacks a permission exits with 77.

@@ -17,7 +17,7 @@ from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTAT
 from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
 from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, skip_without_amqp10
+from tests.brokers import TestBroker, large, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth, lose_replies
 from tests.protocol.raw_amqp10 import ACCEPTED, RawAmqp10
@@ -426,6 +426,7 @@ def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
     ids=lambda options: options or "no options",
 )
 @pytest.mark.sampled(1)
+@large
 def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
     """Over AMQP 1.0, each message that `bench` publishes is confirmed and received once, and `bench` deletes its queue
     at the end.
@@ -616,6 +617,7 @@ def test_plain_scripts_receive_their_own_and_mqtools_messages(shell: Shell, brok
     assert (ended.code, ended.stderr) == (0, "")
 
 
+@large
 def test_messages_with_headers_too_large_for_delayed_relay_do_not_hold_up_other_messages(
     shell: Shell, broker: TestBroker
 ) -> None:

@@ -51,6 +51,7 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream over the stream protocol"])
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
+@large
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
     The management API counts the same numbers of published, delivered and acknowledged messages, with two exceptions.
@@ -171,6 +172,7 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 @pytest.mark.parametrize("options", ["", "--rpc", "--queue-type stream", "--protocol stream", "--delay 1s"])
 @pytest.mark.own_vhost("it looks for the queue of the run")
 @pytest.mark.sampled(1)
+@large
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
@@ -252,6 +254,7 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
 
 
 @on_any_broker
+@large
 def test_bench_runs_the_commands_given_with_at_and_during(shell: Shell, broker: TestBroker) -> None:
     """`bench` runs the commands given with --at and --during while it measures, and keeps the output of these commands
     out of the result. If the benchmark ends before a command is due, `bench` says that this command did not run.
@@ -266,6 +269,7 @@ def test_bench_runs_the_commands_given_with_at_and_during(shell: Shell, broker: 
 
 
 @on_any_broker
+@large
 def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     """If a command given to `bench --at` fails, `bench` still prints the result, names the failed command, and exits
     with 3.
@@ -290,6 +294,7 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     ids=lambda value: value if isinstance(value, str) else f"{value[1]} received",
 )
 @pytest.mark.sampled(2)
+@large
 def test_bench_with_rpc_delay_ack_or_churn_reports_everything_as_confirmed(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
@@ -324,6 +329,7 @@ def test_bench_refuses_to_draw_charts_into_an_existing_file(shell: Shell, kind: 
         assert chart.read_text() == "important"
 
 
+@large
 def test_bench_keeps_a_file_that_another_program_creates_during_the_run(shell: Shell) -> None:
     """If another program creates the file given with `bench --plot` during the run, `bench` prints its results, exits
     with 1, and leaves the file unchanged.
@@ -474,6 +480,7 @@ def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: Embedd
     assert found["confirmed"] + found["unconfirmed"] == found["published"]
 
 
+@large
 def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: EmbeddedBroker) -> None:
     """After Ctrl-C, `bench` prints the result so far, deletes its queue and exits with 130."""
     bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")

@@ -15,7 +15,7 @@ from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
-from tests.brokers import TestBroker, own_broker
+from tests.brokers import TestBroker, large, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.processes import children_of, is_alive, only_on_linux
 
@@ -406,6 +406,7 @@ def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_p
     wait_until(lambda: not is_alive(broker), "the broker to end")
 
 
+@large
 def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
     """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error.
     `broker ls` then prints the same as before this attempt: nothing or, if an earlier broker was killed, that broker.
@@ -696,6 +697,7 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
+@large
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
     """If the current directory contains a file json.py, commands that start further processes of mqtool, such as
     `broker up` and `bench`, import Python's own module instead. In a directory such as /tmp, another user could have

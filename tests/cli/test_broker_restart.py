@@ -36,6 +36,7 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
     lives_through_it(restartable, lonely_shell, how, queue)
 
 
+@large
 def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
     restartable: Restartable, lonely_shell: Shell
 ) -> None:

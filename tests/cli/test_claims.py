@@ -18,7 +18,7 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE
-from tests.brokers import IN_CI, TestBroker, on_any_broker
+from tests.brokers import IN_CI, TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
@@ -34,6 +34,7 @@ ENDED = (0, 1, 3, 124)
 
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
+@large
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
     Whatever command an administrator then runs, the forged values do not make it change other users' queues, exchanges,

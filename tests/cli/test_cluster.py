@@ -11,7 +11,7 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import BrokerKind
-from tests.brokers import Restartable, own_broker
+from tests.brokers import Restartable, large, own_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -31,6 +31,7 @@ def shell(tmp_path: Path, nodes: list[Restartable]) -> Iterator[Shell]:
         yield shell
 
 
+@large
 def test_send_moves_to_the_next_node_if_its_node_is_killed(shell: Shell, nodes: list[Restartable]) -> None:
     """If the node to which `send -l` is connected is killed, `send` connects to the next node, and all later lines are
     confirmed there.

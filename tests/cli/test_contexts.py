@@ -16,7 +16,7 @@ from mqtool.broker.state import Started, save
 from mqtool.cli.chosen_broker import choose
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.description import leaves
-from tests.brokers import IN_CI, TestBroker, on_any_broker
+from tests.brokers import IN_CI, TestBroker, large, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
@@ -613,6 +613,7 @@ def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, 
 
 
 @on_any_broker
+@large
 def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
     """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal, it
     exits with 2 and changes nothing, unless --confirm gives the context's name.
@@ -719,6 +720,7 @@ def contents(broker: TestBroker) -> dict[str, object]:
 
 
 @on_any_broker
+@large
 def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broker(
     in_use: Shell, broker: TestBroker
 ) -> None:
@@ -743,6 +745,7 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 
 
 @on_any_broker
+@large
 def test_a_command_that_only_shows_or_sends_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
     """In a protected context, a command does not ask for a confirmation if it only shows something, or only sends
     messages to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and bindings,

@@ -1205,6 +1205,7 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     assert (set(numbers), len(numbers)) == (expected, len(expected))
 
 
+@large
 def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -1245,6 +1246,7 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @on_any_broker
+@large
 def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --where` converts each matching queue. If one of them cannot be converted, for example because it
     is auto-delete, the command converts the others and exits with 3. `-a NAME:=VALUE` sets an argument, and `-a
@@ -1282,6 +1284,7 @@ def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Sh
 
 
 @on_any_broker
+@large
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
     """If none of the given queues can be converted, `queue convert` names them with the reasons, prints no plan, exits
     with 2, and changes nothing. If a given queue does not exist, it exits with 69 and suggests a similar name.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -375,6 +375,7 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 
 
 @pytest.mark.sampled(1)
+@large
 def test_redrives_and_attempts_are_counted_even_if_the_broker_ignores_x_death(like: Shell) -> None:
     """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. In both cases,
     `dlq show` shows how often a message was redriven, and `worker` counts the attempts to handle a message. The brokers

@@ -13,6 +13,7 @@ from mqtool.broker.embedded.settings import Settings
 from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import Dialect
 from mqtool.tutorials.stream_dialects import StreamDialect
+from tests.brokers import large
 from tests.cli import tutorial_scripts
 from tests.cli.shell import Result, Shell
 
@@ -110,6 +111,7 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("dialect", Dialect)
+@large
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """Each --dialect imitates one version of RabbitMQ's tutorials, such as the one in Go. With every dialect, a
     tutorial's receiver prints the message of mqtool's sender. For six tutorials and the dialects `python`, `go`,

@@ -570,6 +570,7 @@ _LOGS = ["-e", "lasting", "--durable"]
     ids=["plugin-send-delayed", "ttl-send", "plugin-emit-log", "ttl-emit-log"],
 )
 @pytest.mark.sampled(1)
+@large
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:

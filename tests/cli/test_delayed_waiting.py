@@ -9,7 +9,7 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.management import Management, path
 from mqtool.topology import Queue
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, large
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -45,6 +45,7 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
     return Waiting(shell, broker)
 
 
+@large
 def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting) -> None:
     """`delayed ls` counts the delayed messages for each destination, and `delayed show` prints them. Both include the
     retries of `worker`, and leave all messages where they are.

@@ -126,6 +126,7 @@ def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
     )
 
 
+@large
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
     """Of about 170 words that other tools use, such as `prune`, mqtool answers only four with a hint to use a command
     that changes or consumes something: `clean`, `delay`, `more` and `tag`. mqtool takes each of these four for a typing

@@ -12,7 +12,7 @@ from mqtool.cli.help.description import CommandHelp, leaves, topic_options
 from mqtool.cli.help.help_topics import TOPICS, topic_text, write_topic
 from mqtool.cli.help.overview import overview
 from mqtool.cli.usage import explain
-from tests.brokers import IN_CI
+from tests.brokers import IN_CI, large
 from tests.cli.shell import Shell
 
 #: The most lines of a command's help, by columns: two screens, and more on a narrow terminal.
@@ -274,6 +274,7 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
     assert f"hint: {hint}" in result.stderr
 
 
+@large
 def test_hints_about_options_name_the_command_or_an_option() -> None:
     """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
     either contains the name of this command, for example in an example of its use, or suggests another option.
@@ -310,6 +311,7 @@ def test_dialect_strict_and_verbose_are_shown_only_for_commands_that_they_affect
         assert not shown[name] & special
 
 
+@large
 def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shell) -> None:
     """If only the name of a group of commands is typed, as in `mqtool queue`, mqtool prints the group's help once and
     exits with 0.

@@ -55,6 +55,7 @@ def survived(result: Result, *codes: int) -> Result:
 LIMITS = ("--timeout", "30s")
 
 
+@large
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
     """In each of its formats, `receive` prints every message, whatever the body and headers contain, for example bytes
     that are not UTF-8, or control characters. The NDJSON that `receive` prints is valid input for `send --json`.

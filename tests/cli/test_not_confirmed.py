@@ -99,6 +99,7 @@ def test_the_option_failed_to_refuses_stdout_and_stderr(shell: Shell, command: s
 
 @on_any_broker
 @pytest.mark.parametrize("where", ["-r nosuch", "-e nosuch --no-declare"], ids=["returned", "refused"])
+@large
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell, where: str) -> None:
     """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
     failed messages written so far, no matter whether the broker returned the messages or closed the channel.

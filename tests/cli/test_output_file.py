@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import closable_terminal
 from tests.cli.test_exec import depth
@@ -21,6 +21,7 @@ def lines_of(path: Path) -> list[str]:
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
+@large
 def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     """After logrotate has renamed the output file and sent SIGHUP, `receive -o` opens a new file immediately, without
     waiting for a message. The old file ends with a complete line.

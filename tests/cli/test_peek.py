@@ -139,6 +139,7 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     assert peeked(shell, broker) == ["m-0", "m-1", "m-2"]
 
 
+@large
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` does not know the delivery limit of a quorum queue, which another requeue
     could exceed. If messages have been requeued before, `peek` therefore publishes them to the queue again, and exits

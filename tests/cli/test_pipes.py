@@ -12,7 +12,7 @@ import pytest
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -349,6 +349,7 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 
 @on_any_broker
 @pytest.mark.parametrize("shell_options", ["-c", "-mc"], ids=["script", "job control"])
+@large
 def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_options: str) -> None:
     """If a script, or a shell with job control, starts `receive` in the background with `&`, `receive` prints no
     progress line, which would overwrite what the terminal shows. At the end, it prints how many messages it has
@@ -480,6 +481,7 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 
 @on_any_broker
+@large
 def test_commands_accept_a_closed_stdin_or_stderr_but_not_a_closed_stdout(shell: Shell) -> None:
     """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` prints its message. With a closed
     stdout, `receive` exits with 1, and the message stays in the queue.

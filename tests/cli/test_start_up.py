@@ -65,6 +65,7 @@ def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]
 
 
 @on_any_broker
+@large
 def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) -> None:
     """`list queues` connects over AMQP to count the messages of quorum queues and the consumers of classic queues. It
     does not connect to count the messages of classic queues, because the count of the management API is current.

@@ -407,6 +407,7 @@ def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shel
     assert shell.run("mqtool", "offset", "show", "s", "me").code == 1
 
 
+@large
 def test_receive_stream_resumes_after_the_last_message_that_a_full_disk_had_room_for(shell: Shell) -> None:
     """If the disk becomes full, `receive-stream --track -o FILE` stores the offset of the last message that it has
     written to FILE. The next run thus appends all other messages, and none twice.

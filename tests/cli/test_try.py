@@ -13,7 +13,7 @@ from mqtool.broker.ports import free_port
 from mqtool.plays import PLAYS
 from mqtool.plays.goals import GOALS
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import Watched, processes_with
 
@@ -37,6 +37,7 @@ def reach_first(shell: Shell) -> None:
     assert shell.script("mqtool send 'Hello World!' && sleep 0.3 && mqtool receive -c 1").code == 0
 
 
+@large
 def test_tutorial_try_continues_after_the_goals_already_reached(lonely_shell: Shell) -> None:
     """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the goal after it. With
     --again, a run begins with the first goal, and the marks in the list stay the same.
@@ -253,6 +254,7 @@ def test_the_key_r_deletes_the_learners_queue_and_restarts_the_goal(lonely_shell
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.sampled(1)
+@large
 def test_tutorial_try_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` has started is left, not even its broker."""
     lonely_shell.start_cold()

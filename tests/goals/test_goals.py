@@ -8,7 +8,7 @@ import pytest
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.goal import Goal
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.goals import (
     amqp10_attempts,
@@ -252,6 +252,7 @@ _FIXED = [
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
 @pytest.mark.sampled(1)
+@large
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, large
 from tests.protocol.conftest import Api
 
 # The password is "secret".
@@ -211,6 +211,7 @@ def test_the_data_directory_can_still_be_used_after_a_failed_import(tmp_path: Pa
         pass
 
 
+@large
 def test_a_broker_reports_the_definitions_that_it_does_not_support(tmp_path: Path) -> None:
     """If the definitions file of a broker contains a shovel, the broker starts, and says on stderr that it left out the
     shovel. If the file does not contain a JSON object, the broker exits with 1.

@@ -196,6 +196,7 @@ def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: 
         connection.close()
 
 
+@large
 def test_http_connections_from_one_address_do_not_displace_connections_from_another(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -347,6 +348,7 @@ def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) ->
     assert answered > 2
 
 
+@large
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

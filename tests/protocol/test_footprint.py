@@ -14,6 +14,7 @@ from pamqp import commands
 from mqtool.broker.embedded import EmbeddedBroker, server
 from mqtool.codecs.amqp10_message import Amqp10Message, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
+from tests.brokers import large
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, FLOW, MODIFIED, TRANSFER, RawAmqp10, described, message
 from tests.protocol.raw_client import RawClient, raw_frame
@@ -72,6 +73,7 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 
 
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
+@large
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten queues dead-letter each expired message to all ten queues, so that one message becomes millions. The broker
     uses less than one and a half times its memory limit, and can be stopped while this continues.

@@ -23,6 +23,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.codecs.amqp10_message import data_section
+from tests.brokers import large
 from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import CLOSE, SENDER, TRANSFER, RawAmqp10
@@ -282,6 +283,7 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
         events.until("confirmed")
 
 
+@large
 def test_a_channel_that_is_closed_before_its_message_is_confirmed_takes_no_memory(broker: EmbeddedBroker) -> None:
     """If a publisher disconnects before the broker has confirmed its message, the broker frees the memory of the
     publisher's channel, even while a program reads /api/mqtool/events.

@@ -368,6 +368,7 @@ def test_metrics_are_served_on_the_loopback_address_only() -> None:
             socket.create_connection(("127.0.0.2", urlsplit(url).port or 0), 5)
 
 
+@large
 def test_broker_serve_offers_metrics_only_with_prometheus_port() -> None:
     """`broker serve --prometheus-port` serves metrics and prints their URL. Without the option, `broker serve` prints
     no such URL.

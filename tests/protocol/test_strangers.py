@@ -8,12 +8,14 @@ from pamqp import commands, frame
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.sockets import listener
+from tests.brokers import large
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.raw_client import RawClient, raw_frame
 
 _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b"\xff" * 120_000)
 
 
+@large
 def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
     """If clients without a login send frames that cannot be decoded, the broker logs at most one such error per second,
     in a line of fewer than 800 characters. The line says how many similar errors were not logged, if any.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.model import ledger
-from tests.brokers import IN_CI
+from tests.brokers import IN_CI, large
 from tests.simulation import actors as roles
 from tests.simulation.judge import Judge, Kind, Violation
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
@@ -116,6 +116,7 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monk
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
+@large
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
     """A known defect is planted in the embedded broker's code. The simulation finds the defect within its first 1,000
     seeds.
