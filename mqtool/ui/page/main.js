@@ -236,7 +236,7 @@ function tell() {
 function tellView(view) {
   const { others, isEverything, open } = view;
   byId("others").hidden = !others;
-  byId("others").textContent = isEverything ? `Hide ${others} others` : `Show ${others} others`;
+  byId("others").textContent = `${isEverything ? "Hide" : "Show"} ${others} ${others === 1 ? "other" : "others"}`;
   byId("others").setAttribute("aria-pressed", String(isEverything));
   byId("fold").hidden = !view.groups.length;
   byId("fold").textContent = open.length ? "Fold all" : "Unfold all";
@@ -264,7 +264,7 @@ function announce(state) {
   const lines = sentences.filter((each) => each.n > since && each.told).map((each) => each.told);
   if (!lines.length) return;
   const more = lines.length - AT_ONCE;
-  const shown = more > 0 ? [`${more} earlier events`, ...lines.slice(-AT_ONCE)] : lines;
+  const shown = more > 0 ? [`${more} earlier ${more === 1 ? "event" : "events"}`, ...lines.slice(-AT_ONCE)] : lines;
   byId("told").textContent = shown.join(". ");
 }
 

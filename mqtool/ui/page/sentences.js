@@ -32,7 +32,7 @@ export function sentence(event) {
     case "routed":
       return `message ${event.message} goes to queue ${quote(event.queue)}`;
     case "taken":
-      return `a message of queue ${quote(event.queue)} goes to a consumer`;
+      return `a message from queue ${quote(event.queue)} goes to a consumer`;
     case "appended":
       return `message ${event.message} is appended to stream ${quote(event.queue)} at offset${copy}`;
     case "read":
