@@ -1,4 +1,4 @@
-// What can be done from the page: forms, the mqtool command that each of them makes, and the output of commands.
+// What users can do from the page: forms, the mqtool command that each form runs, and the output of the commands.
 
 import { describe } from "./picture.js";
 
@@ -14,7 +14,7 @@ function make(name, properties = {}, ...children) {
   return made;
 }
 
-/** Post a request, and yield the records of the answer. */
+/** Post a request, and yield the records of the response. */
 export async function* post(path, body, signal) {
   const headers = { Authorization: `Bearer ${location.hash.slice(1)}`, "Content-Type": "application/json" };
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal, cache: "no-store" });
@@ -22,7 +22,7 @@ export async function* post(path, body, signal) {
   yield* recordsOf(answer);
 }
 
-/** The records of an answer: one JSON object per line. */
+/** Yield the records of a response: one JSON object per line. */
 export async function* recordsOf(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -45,7 +45,7 @@ function copyButton(text) {
   return button;
 }
 
-/** Run an action, and show its command and output in `parent`, the latest first. */
+/** Run an action, and show its command and output in `parent`, above those of earlier actions. */
 export async function perform(action, fields, parent) {
   const stopping = new AbortController();
   const command = make("code");
@@ -86,13 +86,13 @@ export async function perform(action, fields, parent) {
   stop.hidden = true;
 }
 
-/** The form of the actions that the broker allows. */
+/** The form for the actions that are possible on this broker. */
 export class Doing {
   constructor(state) {
     this.state = state;
     /** @type {Map<string, any>} */
     this.actions = new Map();
-    /** @type {Map<string, string>} what was typed, kept from one action to the next */
+    /** @type {Map<string, string>} what the user has typed, kept from one action to the next */
     this.typed = new Map();
     this.previews = 0;
     byId("action").addEventListener("change", () => this.show());
@@ -104,7 +104,7 @@ export class Doing {
     byId("copy").replaceWith(copyButton(() => byId("command").textContent));
   }
 
-  /** Ask which actions there are. */
+  /** Request the list of possible actions, and fill the form. */
   async load() {
     for await (const each of post("actions", {})) this.actions.set(each.name, each);
     const options = [...this.actions.values()].map((each) =>
@@ -117,12 +117,12 @@ export class Doing {
     this.show();
   }
 
-  /** Open the form, with an action and some of its fields filled. */
+  /** Open the form for an action, with some of its fields filled in. */
   open(action, fields = {}) {
     if (!this.actions.has(action)) return;
-    this.typed.delete("publisher"); // of another box
+    this.typed.delete("publisher"); // the one of another box
     for (const [name, value] of Object.entries(fields)) this.typed.set(name, value);
-    byId("details").hidden = true; // which could cover the form
+    byId("details").hidden = true; // the panel could cover the form
     byId("doing").hidden = false;
     byId("do").setAttribute("aria-expanded", "true");
     byId("action").value = action;
@@ -160,7 +160,7 @@ export class Doing {
     );
   }
 
-  /** Show the command that the form makes. */
+  /** Show the command that the form would run. */
   async preview() {
     const fields = this.values();
     for (const [name, value] of Object.entries(fields)) this.typed.set(name, value);
@@ -170,7 +170,7 @@ export class Doing {
     }
   }
 
-  /** Suggest the names of what the picture shows. */
+  /** Suggest the names of exchanges, queues and publishers in the picture. */
   suggest(state) {
     if (byId("doing").hidden) return;
     for (const [kind, nodes] of [
@@ -186,7 +186,7 @@ export class Doing {
     }
   }
 
-  /** Buttons in the panel with details: what can be asked about a node or a message. */
+  /** Fill the details panel with buttons: what can be asked about a node or message, or done with it. */
   asks(chosen, state, moment) {
     const button = (text, act) => {
       const made = make("button", { type: "button", textContent: text });
@@ -240,7 +240,7 @@ export class Doing {
   }
 }
 
-/** A header as mqtool's option -H has it. */
+/** A header in the format of mqtool's option -H. */
 function headerLine(name, value) {
   return typeof value === "string" ? `${name}=${value}` : `${name}:=${JSON.stringify(value)}`;
 }

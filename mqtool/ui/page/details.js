@@ -1,12 +1,12 @@
-// The panel with the facts about a node or a message, and the tables with the same facts as the picture. Names, headers
-// and bodies come from strangers: they are only ever set as text.
+// The panel with the details of a node or message, and the tables with the same information as the picture. Names,
+// headers and bodies come from strangers, so they are only ever set as text, never as HTML.
 
 import { joinedKeys, labelOf } from "./model.js";
 import { describe, limitOf, nodeOf } from "./picture.js";
 import { offsetOf, visible } from "./sentences.js";
 
 const KEPT_MESSAGE_ROWS = 100;
-/** What waits in a queue is listed in the panel up to this number. */
+/** The panel lists up to this many of the messages at a node. */
 const LISTED = 10;
 
 /** Show a list of names and values. */
@@ -24,7 +24,7 @@ function facts(parent, pairs) {
 
 const titleOf = (id) => visible(id.slice(2)) || "(default exchange)";
 
-/** One end of an arrow, with the arrow's keys. */
+/** The name of one end of an arrow, with the arrow's keys. */
 function routeTo(id, { keys, more }) {
   const shown = keys.filter((key) => key !== "");
   if (more) shown.push(`${more.toLocaleString("en")} more`);
@@ -50,7 +50,7 @@ function ofMessage(state, message) {
   return { title: "Message", pairs };
 }
 
-/** What somebody sees of a message in a list. */
+/** A message in a list: its routing key, and the start of its body. */
 function titleOfMessage({ routing_key, body }) {
   const start = body === undefined ? "(binary)" : body.slice(0, 60);
   return visible(routing_key ? `${routing_key}: ${start}` : start);
@@ -96,7 +96,7 @@ function ofNode(state, shown, moment, id) {
   return { title: role[0].toUpperCase() + role.slice(1), pairs };
 }
 
-/** Fill the panel. `shown` is what the picture shows of the state, see view.js. */
+/** Fill the panel. `shown` is what the picture shows of the state, see View.of(). */
 export function details(parent, state, shown, moment, chosen) {
   const isThere =
     chosen.message ||
@@ -110,7 +110,7 @@ export function details(parent, state, shown, moment, chosen) {
       ? ofMessage(state, chosen.message)
       : ofNode(state, shown, moment, chosen.node);
   const text = JSON.stringify([title, pairs]);
-  if (parent.dataset.shown === text) return; // keeps what somebody has selected in it
+  if (parent.dataset.shown === text) return; // keeps the text that the user has selected
   parent.dataset.shown = text;
   const heading = document.createElement("h2");
   heading.textContent = title;
@@ -122,7 +122,7 @@ export function details(parent, state, shown, moment, chosen) {
  * @typedef {object} Row
  * @property {string} key
  * @property {any[]} cells
- * @property {() => void} [open]  shows more about it; then its first cell is a button
+ * @property {() => void} [open]  shows more about the row; if present, the row's first cell has a button for it
  */
 
 /** @param {Row} wanted */
@@ -142,7 +142,7 @@ function newRow({ key, cells, open }) {
 }
 
 /**
- * Show these rows. Those that are shown already stay, with the focus.
+ * Show these rows. Rows that are already shown keep their elements, and with them the focus.
  * @param {HTMLElement} body
  * @param {Row[]} rows
  */
@@ -189,7 +189,7 @@ function rowOfExchange(state, moment, exchange) {
   ];
 }
 
-/** The rows of publishers and consumers. What is one box in the picture of a play is one row. */
+/** The rows of publishers and consumers. Several nodes in one box of a play's picture are one row. */
 function rowsOfClients(state, shown, moment) {
   const boxes = [...shown.publishers.values(), ...shown.consumers.values()].filter(({ joined }) => joined);
   const inBoxes = new Set(boxes.flatMap(({ joined }) => joined.map(({ id }) => id)));
@@ -217,7 +217,10 @@ function rowsOfMessages(state, moment, choose) {
   });
 }
 
-/** Fill the tables and the list of events. `shown` is what the picture shows of the state; `choose` shows a message. */
+/**
+ * Fill the tables and the list of events. `shown` is what the picture shows of the state; `choose` shows the details of
+ * a message.
+ */
 export function fillTables(parent, state, shown, moment, choose) {
   if (parent.hidden) return;
   const show = (id, rows) => fill(parent.querySelector(`#${id} tbody`), rows);

@@ -1,4 +1,5 @@
-// What the picture's shapes mean. The legend, the dots and docs/how-to/browser.md use the same table.
+// What the picture's shapes mean. The legend and the picture use this table. docs/how-to/browser.md describes the
+// shapes.
 
 /**
  * @typedef {object} Fate

@@ -1,23 +1,23 @@
-// What somebody looks for: names, keys, headers and bodies that contain a text.
+// The search: finds names, keys, headers, properties and bodies that contain a text.
 
 /** Finds a text in what is drawn. */
 export class Finder {
   constructor() {
     this.text = "";
-    /** Of the latest search: the ids of nodes, the keys of arrows, and how many things were found in all. */
+    /** The results of the latest search: the ids of nodes, the keys of arrows, and the number of all results. */
     this.nodes = new Set();
     this.arrows = new Set();
     this.count = 0;
-    /** Whether a message contains the text, by its details. */
+    /** By a message's details: whether the message contains the text. */
     this.known = new WeakMap();
   }
 
-  /** Whether something is looked for, and there is any. */
+  /** Whether the search has found anything. */
   get hasFound() {
     return this.count > 0;
   }
 
-  /** What the page says of the search. */
+  /** The result in words; "" if nothing is searched for. */
   get result() {
     return this.text ? `${this.count.toLocaleString("en")} found` : "";
   }

@@ -1,42 +1,50 @@
-// Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
-// when others come and go. Between two layers there is room for the labels of the arrows.
+// Computes where the nodes are: publishers, exchanges, queues and consumers, in layers. A node keeps its rank in its
+// layer when other nodes come and go. The gaps between the layers have room for the labels of the arrows. In a wide
+// picture, the layers are next to each other, from left to right; in a narrow one, they are below each other.
 
 import { isGenerated, joinedKeys, labelOf } from "./model.js";
 
+/**
+ * The size of a box (`width`, `height`), the minimum gap between two layers (`along`), the gap between two nodes of a
+ * layer (`across`), the margins beside and before the layers, and the maximum number of characters in a line of a
+ * label.
+ */
 export const SIZE = {
   wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
   narrow: { width: 156, height: 62, along: 36, across: 14, margin: 24, before: 6, longest: 22 },
-  /** Three beside each other, as wide as a telephone. More have to be scrolled anyway. */
+  /** Three nodes next to each other fit the width of a phone. More nodes have to be scrolled anyway. */
   three: { width: 132, height: 62, along: 36, across: 6, margin: 4, before: 6, longest: 18 },
 };
-/** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all, or notes. */
+/** The room above the nodes of a wide picture; and below them, for notes, arrows around all nodes, and labels. */
 const ABOVE = 14;
 const BELOW = 26;
 const BELOW_LABELS = 48;
-/** The width of a character and the height of a line of a label, roughly; and the most lines in a label. */
+/** The approximate width of a label's character and height of its lines, and the maximum number of lines in a label. */
 const CHARACTER = 6.8;
 const LINE = 14;
 const LINES = 3;
-/** How far beside an arrow that leads down its rate begins, so that messages do not cover it. */
+/** The distance between a downward arrow and the text beside it, so that messages do not cover the text. */
 const BESIDE_ARROW = 9;
-/** The base of a label, from its moving message. Below, boxes are empty; above are their names. */
+/** The baseline of a label below or above its moving message. Names are in the upper part of boxes, not the lower. */
 const BELOW_MESSAGE = 21.5;
 const ABOVE_MESSAGE = -11.5;
-/** A label further away than this does not seem to belong to its message. */
+/** A label that is further away from its message than this does not seem to belong to it. */
 const FAR = 36;
-/** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
+/**
+ * Boxes are as wide as the longest name needs, but at most WIDEST, and not so wide that the layers need more than ROOM.
+ */
 const WIDEST = 236;
 const NAME = 7;
 const ROOM = 1290;
-/** The least room between layers if there are labels. */
+/** The minimum gap before a layer if the arrows that lead to it have labels. */
 const LEAST_KEYED = 116;
-/** The room in which arrows to several nodes of a layer turn, before the labels, so that none crosses another one's. */
+/** The room before the labels in which arrows to a layer of several nodes turn, so that no arrow crosses a label. */
 const TURN = 40;
-/** The room for two headers beside a message on its way to its exchange. */
+/** The room for two headers beside a message on its way to a headers exchange. */
 const HEADERS = 184;
-/** How much room there is for arrows to the left of all boxes. */
+/** The minimum room to the left of all boxes if arrows lead up there. */
 const LEFT = 10;
-/** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
+/** The additional room at the sides for a stored offset, which is beside the arrow below its stream. */
 const NOTE = 68;
 
 /**
@@ -49,7 +57,7 @@ const NOTE = 68;
 /** A text, cut to a number of characters. */
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
-/** The lines of a label, which is broken after a comma, or between the headers of a binding. Longer ones are cut. */
+/** The lines of a label, which is broken at spaces, such as those between keys or headers. Long lines are cut. */
 export function linesOf(label, longest) {
   /** @type {string[]} */
   const lines = [];
@@ -69,13 +77,13 @@ export class Layout {
     this.next = 0;
   }
 
-  /** The rank of a node in its layer: a new node comes after its relatives, or at the end. */
+  /** The rank of a node in its layer. A new node comes after its relative, or at the end if it has none. */
   rank(id, relative) {
     const known = this.order.get(id);
     if (known !== undefined) return known;
     const near = relative === undefined ? undefined : this.order.get(relative);
     this.next += 1;
-    // Between its relative and whoever comes next: numbers by time of arrival break ties.
+    // This is more than the relative's rank, and less than that of the next node, which is about a million higher.
     const rank = near === undefined ? this.next * 1e6 : near + this.next;
     this.order.set(id, rank);
     return rank;
@@ -86,11 +94,11 @@ export class Layout {
    * @param {boolean} narrow  layers from top to bottom instead of from left to right
    * @param {any[]} arrows  see arrowsOf()
    * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean,
-   *   left: number, low: number, gaps: number[], counts: number[]}}  left: the left side of all nodes, if narrow; low:
-   *   the lower side (if narrow, the right one); gaps: the room after each layer; counts: of the nodes in each layer
+   *   left: number, low: number, gaps: number[], counts: number[]}}  left: the left edge of all nodes, if narrow; low:
+   *   their lower edge (if narrow, the right one); gaps: the room after each layer; counts: the nodes in each layer
    */
   of(state, narrow, arrows) {
-    // A client above gets the messages of these. Their arrows lead up on the left, those to exchanges on the right.
+    // Queues whose messages go to a client above. These arrows lead up on the left, those to exchanges on the right.
     const above = narrow ? arrows.filter(({ from, to }) => isUpToClient(from, to)).map(({ from }) => from) : [];
     const replies = above.filter((id) => isGenerated(state.queues.get(id)?.name ?? ""));
     const layers = this.layersOf(state, new Set(replies));
@@ -115,7 +123,7 @@ export class Layout {
     });
     const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.before;
     const low = (narrow ? left : ABOVE) + most * cross - size.across;
-    // In a play, there is room for labels below the arrows that lead around all.
+    // In a play, leave room for labels below arrows that lead around all nodes.
     const layerOf = (id) => places.get(id)?.layer;
     const isAround = state.play && arrows.some(({ from, to }) => layerOf(from) - layerOf(to) > 1);
     const breadth = low + (narrow ? size.margin + size.across : isAround ? BELOW_LABELS : BELOW);
@@ -132,14 +140,14 @@ export class Layout {
     };
   }
 
-  /** The ids of the nodes of each layer, in their order; `first` are the queues that come before the others. */
+  /** The ids of the nodes of each layer, in order. The queues in `first` come before the others. */
   layersOf(state, first) {
     const depths = depthsOf(state);
-    // With the stream protocol, messages pass no exchange: such a publisher is in the layer next to the streams.
+    // With the stream protocol, messages do not pass through an exchange: put such a publisher next to the streams.
     const isNextToStream = (publisher) => [...publisher.targets.keys()].some((id) => id.startsWith("q:"));
     const publishers = [...state.publishers.values()];
     const layers = [publishers.filter((each) => !isNextToStream(each)).map((each) => each.id)];
-    // Without exchanges, there is no layer for them.
+    // If there are no exchanges, there is no layer for them.
     const deepest = Math.max(-1, ...depths.values());
     for (let depth = 0; depth <= deepest; depth += 1) {
       layers.push([...state.exchanges.keys()].filter((id) => depths.get(id) === depth));
@@ -147,11 +155,11 @@ export class Layout {
     layers[layers.length - 1].push(...publishers.filter(isNextToStream).map((each) => each.id));
     layers.push([...state.queues.keys()], [...state.consumers.keys()]);
     for (const id of layers.flat()) this.rank(id, relativeOf(state, id));
-    // Consumers are beside their queues.
+    // Consumers are in the same order as their queues.
     const before = (id) =>
       state.consumers.has(id) ? this.order.get(state.drawn(state.consumers.get(id).queue)) || 0 : 0;
     for (const layer of layers) {
-      // The default exchange is below the others: what comes back from below, such as dead letters, passes it.
+      // The default exchange is the last one, because messages that come back, such as dead letters, often pass it.
       layer.sort(
         (one, other) =>
           Number(first.has(other)) - Number(first.has(one)) ||
@@ -164,10 +172,10 @@ export class Layout {
   }
 }
 
-/** Whether an arrow leads from a queue to a client that is drawn above it, such as that of the replies to a client. */
+/** Whether an arrow leads from a queue to a client that is drawn above it, such as the arrow of replies to a client. */
 const isUpToClient = (from, to) => from.startsWith("q:") && to.startsWith("p:");
 
-/** The sizes of a picture: of all its boxes, and between them. */
+/** The sizes of a picture's boxes and gaps, see SIZE. */
 function sizeOf(state, narrow, most, count) {
   const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
   const isStored = [...state.queues.values()].some(({ stored }) => stored);
@@ -181,7 +189,7 @@ function sizeOf(state, narrow, most, count) {
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */
 function gapsOf(state, counts, places, size, narrow, arrows) {
-  // In a play, the bodies of messages are beside them.
+  // In a play, messages are labelled with their bodies, for which there must be room on every arrow.
   const gaps = Array(counts.length).fill(state.play && !narrow ? Math.max(size.along, LEAST_KEYED) : size.along);
   for (const { id, type } of state.play && !narrow ? state.exchanges.values() : []) {
     const { layer } = places.get(id);
@@ -194,14 +202,14 @@ function gapsOf(state, counts, places, size, narrow, arrows) {
     const gap = Math.max(start, end) - 1;
     const lines = linesOf(label, size.longest);
     if (narrow) {
-      // Labels of arrows to the same node are above each other, with a rate below each.
+      // The labels of arrows to the same node are above each other, each with a rate below it.
       used.set(to, (used.get(to) ?? 0) + lines.length * LINE);
-      // The arrows beside the middle one must have spread out above its label.
+      // Above the label of a middle arrow, the arrows beside it must already have spread out.
       const spread = counts[gap + 1] > 1 ? 22 : 0;
       gaps[gap] = Math.max(gaps[gap], used.get(to) + 34 + spread);
     } else {
       const width = Math.max(...lines.map((line) => line.length)) * CHARACTER;
-      // The label of a message on its way is about as long.
+      // A moving message's label is about as wide as the arrow's.
       const turn = counts[gap + 1] > 1 ? TURN : 0;
       gaps[gap] = Math.max(gaps[gap], LEAST_KEYED, Math.ceil(width) + 26 + turn);
     }
@@ -211,8 +219,8 @@ function gapsOf(state, counts, places, size, narrow, arrows) {
 
 /**
  * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
- * @returns {Map<string, {x: number, y: number, lines: string[], width: number, rate: number, beside: number}>}  by arrow; the middle of
- *   the first line's base, and how far below it the base of the rate is, and beside it
+ * @returns {Map<string, {x: number, y: number, lines: string[], width: number, rate: number, beside: number}>}  by
+ *   arrow: the middle of the first line's baseline, and how far below and to the right of this point the rate is
  */
 export function labelsOf(layout, arrows, curve) {
   const { places, narrow, size } = layout;
@@ -230,16 +238,16 @@ export function labelsOf(layout, arrows, curve) {
     let rate = height + (lines.length ? 1 : 6);
     y += 8 - height / 2;
     if (end.layer > start.layer && narrow) {
-      // Above the node, where arrows to others are far.
+      // Above the node, where arrows to other nodes are far away.
       x = end.x;
       y = end.y - half - 16 - height;
       beside = BESIDE_ARROW;
     } else if (end.layer > start.layer) {
-      // Beside the node, on the side of the arrow that the arrow does not come from.
+      // Before the node: below an arrow that comes from above, and above one that comes from below.
       x = end.x - half - 12 - Math.max(width, 30) / 2;
       const isBelow = end.y > start.y;
       y = end.y + (isBelow ? 16 : -7 - height + LINE);
-      // Messages that move along the arrow do not cover the rate.
+      // Keep the rate away from the arrow, so that messages on the arrow do not cover it.
       if (!isBelow) rate = end.y + (lines.length ? 19 : -11) - y;
     }
     found.push({ key, lines, x, y, width, rate, beside });
@@ -261,8 +269,8 @@ export function labelsOf(layout, arrows, curve) {
 }
 
 /**
- * Where the label of a message may be that moves along an arrow: between the boxes, if it fits there. The best place is
- * first; it is on the other side of the arrow than the arrow's own label.
+ * The possible places for the label of a message that moves along an arrow, the best one first: between the boxes, if
+ * the label fits there, and on the opposite side of the arrow from the arrow's own label.
  * @param {{x: number, y: number, from?: string, to?: string}} at  where the message is, and on which arrow
  * @param {number} half  half of the label's width
  * @returns {Box[]}
@@ -278,7 +286,7 @@ export function besideMessage(layout, labels, at, half) {
     const [upper, lower] = isForward ? [start, end] : [end, start];
     const top = isForward && isKeyed ? own.y + (own.lines.length - 1) * LINE : upper.y + size.height / 2;
     const y = within(at.y, top + 13, lower.y - size.height / 2 - 4);
-    // What is beside an arrow does not reach the next one.
+    // Beside the arrow, unless the label would reach the next arrow.
     const x = at.x + BESIDE_ARROW + half;
     const next = [...places.values()].filter((each) => each.layer === lower.layer && each.x > lower.x + 1);
     return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
@@ -292,13 +300,13 @@ export function besideMessage(layout, labels, at, half) {
   const x = (isForward || isBack) && left <= right ? within(at.x, left, right) : at.x;
   const sides = [box(x, at.y + BELOW_MESSAGE), box(x, at.y + ABOVE_MESSAGE)];
   if (isAbove) return sides.reverse();
-  // Above what moves back is the arrow that leads forward.
+  // Not above a message that moves back, because the forward arrow is there.
   return start.layer - end.layer === 1 ? sides.slice(0, 1) : sides;
 }
 
 /**
- * Where the label of a message may be that moves up beside all nodes, or within a layer: where it covers no box; on the
- * inner side of the arrow, or above or below the message.
+ * The possible places for the label of a message that moves up beside all nodes, or within a layer: on the inner side
+ * of the arrow, or above or below the message, where the label covers no box.
  */
 function besideArrowAround({ places, size, width }, at, half) {
   const isLeft = at.x < width / 2;
@@ -325,16 +333,16 @@ function besideArrowAround({ places, size, width }, at, half) {
 const within = (value, low, high) => Math.max(low, Math.min(high, value));
 
 /**
- * @typedef {object} Box  what a text covers
+ * @typedef {object} Box  the area that a text covers
  * @property {number} x     its middle
- * @property {number} y     the base of its first line
+ * @property {number} y     the baseline of its first line
  * @property {number} half  half of its width
- * @property {number} height  from its first to its last line
+ * @property {number} height  from the baseline of its first line to that of its last line
  */
 
 /**
- * What the labels of moving messages must not cover: the labels of arrows, the names in boxes, and the offsets below these
- * streams.
+ * What the labels of moving messages must not cover: the labels of arrows, the names in boxes, and the offsets below
+ * `streams`.
  */
 export function takenBy({ places, size, narrow }, labels, streams) {
   const words = [...labels.values()].filter(({ lines }) => lines.length);
@@ -347,13 +355,13 @@ export function takenBy({ places, size, narrow }, labels, streams) {
   ];
 }
 
-/** Whether one text covers a part of another one. */
+/** Whether two texts overlap. */
 export const isOver = (one, other) =>
   Math.abs(one.x - other.x) < one.half + other.half + 2 &&
   one.y - 11 < other.y + other.height + 3 &&
   other.y - 11 < one.y + one.height + 3;
 
-/** How many exchanges come before each exchange. Circles end where they began. */
+/** How many exchanges come before each exchange; up to 4, because exchanges can be bound in a cycle. */
 function depthsOf(state) {
   const depths = new Map([...state.exchanges.keys()].map((id) => [id, 0]));
   const arrows = [...state.links.values()]
@@ -372,7 +380,7 @@ function depthsOf(state) {
   return depths;
 }
 
-/** A node of the same layer that a new node should be next to. */
+/** The id of a node that a new node of the same layer should be next to, if any. */
 function relativeOf(state, id) {
   if (id.startsWith("q:")) {
     const sources = [...state.links.values()].filter((link) => link.to === id).map((link) => link.from);
@@ -386,14 +394,14 @@ function relativeOf(state, id) {
 }
 
 /**
- * The arrows between the nodes that are drawn: what leads from where to where, and how it is drawn. `parts` are the ways
- * of the state that an arrow stands for.
+ * The arrows between the nodes that are drawn: where each leads, its kind and its label. Its `parts` are the arrows
+ * between the nodes of the state that it stands for: several if it leads to or from a group.
  * @param {any} view  see view.js
  * @param {any} state
  */
 export function arrowsOf(view, state) {
   const arrows = new Map();
-  // This is called for each message in each frame: most of them take a way that is known already.
+  // add() is called for each message in each frame, and most messages take an arrow that is known already.
   const known = new Set();
   const add = (from, to, kind, label = "") => {
     const part = `${from} ${to}`;
@@ -409,13 +417,13 @@ export function arrowsOf(view, state) {
     const more = link.more ? ` and ${link.more.toLocaleString("en")} more` : "";
     add(link.from, link.to, "binding", joinedKeys(link.keys.filter((key) => key !== "")) + more);
   }
-  // What these stand for; the labels are those of the view.
+  // The links that the view's merged links stand for. Only the merged links have labels.
   if (view.links !== view.ways) for (const link of view.ways.values()) add(link.from, link.to, "binding");
   for (const exchange of state.exchanges.values()) {
     if (exchange.alternate) add(exchange.id, `x:${exchange.alternate}`, "alternate", "alternate");
   }
   for (const queue of state.queues.values()) {
-    // Its key is in the table: there is not enough room for it here.
+    // The dead-letter routing key is only in the table, because there is not enough room for it here.
     if (queue.deadLetterExchange !== null) add(queue.id, `x:${queue.deadLetterExchange}`, "dead", "dead letters");
   }
   for (const publisher of state.publishers.values()) {
@@ -436,7 +444,7 @@ function isDrawn(view, id) {
 }
 
 /**
- * A curve between two nodes, as the four points of a cubic Bézier curve, or the seven of two that follow each other.
+ * The curve between two nodes: the four points of a cubic Bézier curve, or the seven points of two consecutive ones.
  * @returns {Place[]}
  */
 export function curveBetween(layout, from, to) {
@@ -462,7 +470,7 @@ export function curveBetween(layout, from, to) {
   }
   const back = start[along] - end[along];
   if (back > half) {
-    // Beside the arrows that lead forward; if there are nodes between, around the lower side of all.
+    // Beside the forward arrows; if there are layers in between, below all nodes or, if narrow, left or right of them.
     const shift = side / 2;
     const isNear = start.layer - end.layer === 1;
     if (!isNear && layout.narrow) return (isUpToClient(from, to) ? aroundLeft : aroundRight)(layout, start, end);
@@ -473,22 +481,23 @@ export function curveBetween(layout, from, to) {
     const [b, c] = isNear ? [first, last] : [low, low];
     return [point(s, first), point(s - bend, b), point(e + bend, c), point(e, last)];
   }
-  // Within a layer: around the lower side.
+  // Within a layer: around the lower side or, if narrow, the right side.
   const [s, e] = [start[across] + side, end[across] + side];
   const low = Math.max(s, e) + layout.size.across * 1.4;
   return [point(start[along], s), point(start[along], low), point(end[along], low), point(end[along], e)];
 }
 
 /**
- * A curve that leads up, to the right of all nodes. At a node that has none to its right, it begins or ends at the right
- * side; from another one, it leads along the gap between the layers first: otherwise, it would pass behind the nodes above.
+ * A curve that leads up, to the right of all nodes. At a node that is the rightmost one of its layer, the curve begins
+ * or ends at the right side. From another node, it first leads along the gap between the layers, because it would
+ * otherwise pass behind other nodes.
  */
 function aroundRight({ places, size, low }, start, end) {
   const isLast = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x <= place.x);
   const { along, across, width, height } = size;
   const s = { x: start.x + width / 4, y: start.y - height / 2 };
   if (isLast(start) && isLast(end) && start.x + width / 2 < low) {
-    // Up only beside all nodes: those above may reach further to the right.
+    // Lead up only to the right of all nodes, because nodes above may reach further to the right.
     const [outer, below] = [low + across, s.y - along / 2];
     const [from, to] = [start, end].map(({ x, y }) => ({ x: x + width / 2, y }));
     const corner = { x: outer, y: to.y };
@@ -512,8 +521,8 @@ function aroundRight({ places, size, low }, start, end) {
 }
 
 /**
- * A curve that leads up, to the left of all nodes. From a node that has others to its left, it leads below them first, so
- * that it crosses none of the arrows from above.
+ * A curve that leads up, to the left of all nodes. From a node that has others to its left, it first leads below these,
+ * so that it does not cross the arrows from above.
  */
 function aroundLeft({ places, size, left }, start, end) {
   const isFirst = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x >= place.x);
@@ -531,7 +540,7 @@ function aroundLeft({ places, size, left }, start, end) {
   return [s, { x: s.x, y: first.y }, { x: (s.x + left) / 2, y: first.y }, first, { x, y: first.y }, { x, y }, d];
 }
 
-/** The point of a curve at a fraction of its length, roughly. */
+/** The point of a curve at roughly this fraction of its length. */
 export function pointOf(points, fraction) {
   if (points.length > 4) {
     return fraction < 0.5 ? pointOf(points.slice(0, 4), 2 * fraction) : pointOf(points.slice(3), 2 * fraction - 1);

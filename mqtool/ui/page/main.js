@@ -10,7 +10,7 @@ import { Player } from "./player.js";
 import { visible } from "./sentences.js";
 
 const SPEEDS = [0.1, 0.25, 0.5, 1];
-/** How much larger one step of the zoom makes the picture. */
+/** The factor by which one step of the zoom makes the picture larger. */
 const STEP = 1.25;
 
 const player = new Player();
@@ -18,10 +18,10 @@ const picture = new Picture(byId("picture"), choose);
 const play = new Play(player, post, act);
 /** The records, if this page is a recording. */
 const recorded = byId("recording");
-/** What the panel shows, and what had the focus before. */
+/** What the panel shows, and the element that had the focus before it. */
 let chosen = null;
 let opener = null;
-/** What can be done; a recording has none. */
+/** The form for commands; a recording has no actions for it. */
 const doing = new Doing();
 
 function choose(what) {
@@ -33,7 +33,7 @@ function choose(what) {
   byId("close").focus();
 }
 
-/** Let the reader of a play publish a message like the latest one. */
+/** Open the form for the reader of a play, to publish a message like the latest one; or close it. */
 function act() {
   if (!byId("doing").hidden) return toggle("do", "doing");
   const latest = [...player.state.messages.values()].pop()?.details;
@@ -132,7 +132,7 @@ function toggle(button, controlled) {
   byId(button).setAttribute("aria-expanded", String(!byId(controlled).hidden));
 }
 
-/** Save what the page keeps as a file that plays it, as mqtool ui --record does. */
+/** Save everything that the page keeps as a file that replays it, like a file of `mqtool ui --record`. */
 async function save() {
   if (byId("save").hidden) return;
   const empty = await (await fetch("recording.html", { cache: "no-store" })).text();
@@ -185,14 +185,14 @@ document.addEventListener("keydown", (event) => {
 let before = performance.now();
 let shownAt = 0;
 let told = 0;
-/** The number of the latest event that was announced, and how many are announced at once. */
+/** The number of the latest event that was announced to screen readers, and the maximum number to announce at once. */
 let heard = 0;
 const AT_ONCE = 6;
 
 function frame(mine) {
-  // First, so that an error in one frame does not stop the page.
+  // Request the next frame first, so that an error in one frame does not stop the page.
   requestAnimationFrame(frame);
-  // In a background tab, frames are seconds apart.
+  // In a background tab, frames are seconds apart: do not skip what happened in between.
   player.advance(Math.min(mine - before, 1000), mine);
   before = mine;
   const isReduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -232,11 +232,11 @@ function tell() {
   if (chosen) details(byId("facts"), state, picture.shown, picture.moment, chosen);
 }
 
-/** Offer to fold what has been unfolded, and to show what is not of the play. */
+/** Update the buttons that fold and unfold groups, and the one that shows what does not belong to the play. */
 function tellView(view) {
   const { others, isEverything, open } = view;
   byId("others").hidden = !others;
-  byId("others").textContent = isEverything ? `Hide ${others} others` : `Show ${others} others`;
+  byId("others").textContent = `${isEverything ? "Hide" : "Show"} ${others} ${others === 1 ? "other" : "others"}`;
   byId("others").setAttribute("aria-pressed", String(isEverything));
   byId("fold").hidden = !view.groups.length;
   byId("fold").textContent = open.length ? "Fold all" : "Unfold all";
@@ -255,16 +255,16 @@ function tellView(view) {
   );
 }
 
-/** Tell what has happened since the last call, for those who hear the page. */
+/** Announce to screen readers what has happened since the last call. */
 function announce(state) {
   const { number, sentences } = state;
   const since = heard;
   heard = number;
-  if (number < since) return; // somebody has gone back
+  if (number < since) return; // the user has gone back in time
   const lines = sentences.filter((each) => each.n > since && each.told).map((each) => each.told);
   if (!lines.length) return;
   const more = lines.length - AT_ONCE;
-  const shown = more > 0 ? [`${more} earlier events`, ...lines.slice(-AT_ONCE)] : lines;
+  const shown = more > 0 ? [`${more} earlier ${more === 1 ? "event" : "events"}`, ...lines.slice(-AT_ONCE)] : lines;
   byId("told").textContent = shown.join(". ");
 }
 
@@ -287,7 +287,7 @@ function showLegend() {
   }
 }
 
-// In a page of documentation, the picture is all that there is room for.
+// In a frame of a documentation page, there is no room for the header, the legend and the like.
 if (window.parent !== window) document.body.classList.add("embedded");
 showLegend();
 if (recorded) {

@@ -1,40 +1,51 @@
-// The state of the picture at a moment, made from records: the broker's topology, messages at rest, and messages that
-// move. Applying the same records always gives the same state, so that the page can go back in time.
+// The state of the picture at one moment: the broker's topology, messages at rest, and messages that move. The state is
+// made from records. The same records always give the same state, so the page can go back in time.
+//
+// Messages move faster on a broker than people can watch. The picture therefore shows events in the order of cause and
+// effect, but often later than they happened: `t` of a record is the broker's time, and a motion's `t0` and `t1` are
+// the times when it is shown. A play is a tutorial or drill that runs beside the picture (see play.js).
 
 import { PLAY_KINDS } from "./play.js";
 import { sentence, spoken } from "./sentences.js";
 
-/** Milliseconds that a message takes from one node to the next, and that its end is shown. */
+/** Milliseconds that a message takes from one node to the next, and for which the end of a message is shown. */
 export const HOP = 450;
 const END = 700;
 /**
- * Messages that take the same way leave this many milliseconds after each other, so that each is seen. The pauses get
- * shorter the further the picture is behind, and end at LATEST milliseconds.
+ * Messages that leave one node for the same other node are this many milliseconds apart, so that each can be seen. The
+ * further the picture is behind, the shorter the pauses are. At LATEST milliseconds, there are no pauses.
  */
 const PAUSE = 130;
 const LATEST = 1500;
 /**
- * What a client does is seen after what it got before, if that is not later than this. The later the picture is, the
- * quicker messages move, up to this part of the time.
+ * What a client does is shown after the messages that it received before, but at most CAUSES milliseconds late. The
+ * further the picture is behind, the faster messages move: at the fastest, in the fraction QUICKEST of the usual time.
  */
 const CAUSES = 6000;
 const QUICKEST = 0.25;
-/** A consumer with at least this prefetch limit or credit does not wait until it is seen to acknowledge what it has. */
+/**
+ * If a consumer's prefetch limit or credit is at least this large, its next message does not wait until the picture has
+ * shown the acknowledgement of an earlier one.
+ */
 const LARGE_LIMIT = 10;
-/** A message that was in its queue for longer than this, in milliseconds, was there before the consumer that gets it. */
+/**
+ * If a message was in its queue for more than this many milliseconds before an unknown consumer gets it, the message is
+ * taken to be older than the consumer.
+ */
 const OLDER = 100;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
 /**
- * A publisher or consumer that has gone is shown for this long, in milliseconds. A publisher has not gone while the broker
- * lists its channel; in a play, nobody has while the program in its terminal runs, or before the commands of the next scene.
+ * Milliseconds for which a publisher or consumer that has gone is still shown. A publisher has not gone while the
+ * broker lists its channel. In a play, a client stays while the program in its terminal runs, and until the commands of
+ * the next scene begin.
  */
 const LINGERS = 2000;
 /**
- * Milliseconds over which rates are measured. If nothing has moved for twice as long, or for two of the intervals at which
- * the broker is asked, a rate is no longer shown; at the latest after the longest time.
+ * Milliseconds over which a rate is measured. It is then shown for twice as long or, if that is longer, for two of the
+ * intervals at which the broker reports its counts, but never for more than LONGEST_RATE milliseconds.
  */
 const RATE_OVER = 1500;
 const LONGEST_RATE = 5000;
@@ -47,8 +58,8 @@ const LONGEST_RATE = 5000;
  * @property {number} number    orders the copies of a queue
  * @property {string} fate
  * @property {any} details
- * @property {number} busyUntil  when it arrives there
- * @property {number} since      when it came there, at the broker
+ * @property {number} busyUntil  when the picture shows it arriving at its node
+ * @property {number} since      when it came to its queue or exchange, by the broker's clock
  * @property {number} [until]    when its delay ends
  * @property {string[]} history
  */
@@ -66,46 +77,46 @@ export function emptyState() {
     copies: new Map(),
     messages: new Map(),
     motions: [],
-    /** When something last left on a way, by the ids of its ends. */
+    /** When something last left one node for another, by the ids of both. */
     left: new Map(),
-    /** When an acknowledgement of each consumer, or a message that it requeued, is seen to arrive at the queue. */
+    /** By consumer: when its last acknowledgement, or message that it gave back, is seen to arrive at the queue. */
     settled: new Map(),
-    /** By connection, when a client is seen to have got what it has got: what it does and prints follows from that. */
+    /** By connection: when a client is seen to receive what it received. What it then does or prints is shown later. */
     parties: new Map(),
-    /** The ids of the nodes of consumers that are called something else by now. */
+    /** For consumers that are shown as an earlier node of the same client: the node's id, by the consumer's id. */
     aliases: new Map(),
-    /** Records whose effect is seen later, each with its time. */
+    /** Records that take effect later, in order, each with its time. */
     due: [],
     sentences: [],
     counts: new Map(),
     rates: new Map(),
     /** When the broker last reported counts. */
     countedAt: 0,
-    /** By queue, how many of its messages have been shown on each arrow. */
+    /** By queue: how many of its messages have been shown on each arrow that leads to it. */
     seen: new Map(),
     lastDead: null,
     lately: new Map(),
     topology: null,
     number: 0,
     play: null,
-    /** When the last message moved, in what ends with it. */
+    /** The time of the last event, if withoutEndings() has removed what followed. From then on, publishers stay. */
     rests: Infinity,
   };
 }
 
 /**
- * mqtool looks at the ends of a stream with this subscription, such as to tell how far a reader is behind. Whoever looks
- * at a play would take it for a reader.
+ * mqtool itself subscribes with this ID to look at the ends of a stream, for example to compute how far a reader is
+ * behind. In a play, this consumer is hidden, because people would mistake it for a reader.
  */
 const isLook = ({ play }, name) => play && name?.endsWith("/stream.subid-255");
 
 /** Apply a record to a state. */
 export function apply(state, record) {
   if (isLook(state, record.consumer)) return;
-  // What is due by then comes first: otherwise, a command would stand before the output of the one before it.
+  // Records that are due by then come first. Otherwise, a command would appear before the output of the previous one.
   if (state.due.length) advanceTo(state, record.t);
   state.t = Math.max(state.t, record.t);
-  // Afterwards, a message that was acknowledged is no longer known.
+  // This must come before the handler, after which an acknowledged message is no longer known.
   const told = record.kind === "event" ? toldOf(state, record) : "";
   const at = whenShown(state, record);
   if (at > record.t) later(state, at, { ...record, scene: state.play.scene });
@@ -115,15 +126,15 @@ export function apply(state, record) {
 }
 
 /**
- * The order of records by their time. What a program prints may be known before the broker's event that it follows from,
- * and in the same millisecond, as may the next command that is typed.
+ * Compare two records by time. In the same millisecond, records of terminals come last: a program's output, or the next
+ * command, may reach the page before the broker's event that caused it.
  */
 export const inOrder = (one, other) =>
   one.t - other.t || Number(OF_TERMINALS.has(one.kind)) - Number(OF_TERMINALS.has(other.kind));
 
 const OF_TERMINALS = new Set(["typed", "printed", "finished"]);
 
-/** When a record of a play is shown: what was printed or found out, only after the messages that it follows from. */
+/** When a record is shown. In a play, output and results are shown only after the messages that caused them. */
 function whenShown(state, { kind, terminal, t }) {
   if (!state.play) return t;
   if (OF_TERMINALS.has(kind)) {
@@ -133,7 +144,7 @@ function whenShown(state, { kind, terminal, t }) {
     return Math.max(t, ...known.map(({ told }) => told), ...before);
   }
   if (kind === "measured") {
-    // Charts show how many messages wait, as the queues do.
+    // Charts show how many messages wait, so they must change together with the queues in the picture.
     const toQueues = [...arrivals(state)].filter(([node]) => node.startsWith("q")).map(([, at]) => at);
     const before = state.due.filter((each) => each.record.kind === kind).map(({ at }) => at);
     return Math.max(t, ...toQueues, ...before);
@@ -143,21 +154,21 @@ function whenShown(state, { kind, terminal, t }) {
 
 const CONCLUSIONS = new Set(["answered", "checked", "ends"]);
 
-/** Whether what moves is an acknowledgement on its way from a consumer to the queue. */
+/** Whether a motion is an acknowledgement on its way from a consumer to the queue. */
 export const isAck = ({ nodes, fate }) => fate === "acknowledged" && nodes.length > 1 && nodes.at(-1)[0] === "q";
 
-/** When the last messages are seen to arrive that still move, by node. */
+/** By node: when the last of the messages that still move is seen to arrive. */
 function arrivals(state) {
   const found = new Map();
   for (const { t1, nodes, fate } of state.motions) {
-    // An acknowledgement is no message that comes to its queue.
+    // An acknowledgement is not a message that arrives in the queue, so it counts for the consumer.
     const node = isAck({ nodes, fate }) ? nodes[0] : nodes[nodes.length - 1];
     if (t1 > (found.get(node) ?? state.t)) found.set(node, t1);
   }
   return found;
 }
 
-/** When nothing moves any more, and nothing is due. */
+/** The time from which nothing moves and nothing is due. */
 const settlesAt = (state) => Math.max(state.t, ...arrivals(state).values(), ...state.due.map(({ at }) => at));
 
 function showDue(state, now) {
@@ -167,7 +178,7 @@ function showDue(state, now) {
   }
 }
 
-/** Let all that still moves, or is due, be seen at its end. */
+/** Show the end of everything that still moves or is due, at once. */
 function settle(state) {
   showDue(state, Infinity);
   state.motions = [];
@@ -187,16 +198,19 @@ function later(state, at, record) {
   state.due.splice(index, 0, { at, record });
 }
 
-/** Let a client be seen to have got something; `told` if it only learns of it, and does not wait for it. */
+/**
+ * Note when a client is seen to receive something. With `isTold`, such as for a confirm, only the client's output waits
+ * for it, not what the client does next.
+ */
 function reached(state, { client, connection }, at, isTold = false) {
   const key = connection || client;
   const { until, told } = state.parties.get(key) ?? { until: 0, told: 0 };
-  state.parties.delete(key); // so that the oldest one is the first
+  state.parties.delete(key); // so that the first entry is the oldest
   state.parties.set(key, { client, until: isTold ? until : Math.max(until, at), told: Math.max(told, at) });
   if (state.parties.size > KEPT_MESSAGES) state.parties.delete(state.parties.keys().next().value);
 }
 
-/** When a client is seen to do something: after what it got before. */
+/** When a client is seen to do something: after it has received what it received before, but at most CAUSES late. */
 const acts = (state, { client, connection }, t) =>
   Math.max(t, Math.min(state.parties.get(connection || client)?.until ?? 0, t + CAUSES));
 
@@ -204,15 +218,15 @@ const namesIn = (topology) =>
   [topology.queues, topology.consumers].flatMap((list, index) => list.map(({ name }) => `${index} ${name}`));
 
 /**
- * The records of a recording, without the end of its programs: a play ends with the last state in which messages moved,
- * and not with an empty picture, unless its last scene or command is about that.
+ * The records of a recording, without what happens when its programs end. A play then ends with the last state in which
+ * messages moved, not with an empty picture. If a scene or command follows the last message, nothing is removed.
  */
 export function withoutEndings(records) {
   const ends = records.flatMap((record, index) => (record.kind === "begins" ? [index] : []));
   return [0, ...ends].flatMap((from, part, all) => withoutEnding(records.slice(from, all[part + 1])));
 }
 
-/** A queue that is deleted with its consumer is reported as purged. */
+/** A queue that is deleted together with its consumer is reported as purged, so that event may be part of an ending. */
 const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
 const isDeletion = ({ kind, what, queue }) => kind === "event" && what === "purged" && isGenerated(queue);
 
@@ -235,8 +249,8 @@ function withoutEnding(records) {
 }
 
 /**
- * The records of a recording, in which each scene and play begins once what was before has been seen to its end; and when
- * its last one has.
+ * Delay the records of a recording, so that each scene and each play begins only when everything before it has been
+ * shown to its end. Also returns the time `end`, when the last messages have arrived.
  */
 export function withPauses(records) {
   const state = emptyState();
@@ -254,7 +268,7 @@ export function withPauses(records) {
   return { records: moved, end: settlesAt(state) };
 }
 
-/** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
+/** Records that restore a state, except for its motions. A recording that begins with this state begins with them. */
 export function beginning(state) {
   const waiting = [...state.copies.values()].map((copy) => {
     const place = copy.place.slice(2);
@@ -286,12 +300,12 @@ export function beginning(state) {
 }
 
 /**
- * What is seen at a moment. The counters show what is drawn, so that both always say the same.
+ * What is shown at one moment. The counts are those of the drawn messages, so that counts and messages always agree.
  * @typedef {object} Moment
  * @property {number} now
  * @property {any[]} moving                 motions
- * @property {Map<string, any[]>} resting   by node: copies, and motions that have not begun
- * @property {Map<string, {ready: number, unacked: number}>} counts  by queue, with messages that are only counted
+ * @property {Map<string, any[]>} resting   by node: copies, and motions of messages that wait
+ * @property {Map<string, {ready: number, unacked: number}>} counts  by queue; includes messages that are only counted
  */
 
 /** @returns {Moment} */
@@ -340,9 +354,9 @@ function prune(state) {
 }
 
 /**
- * Show what is due by now, and drop old rates, and publishers and consumers that had gone a while before, or before the
- * end of a play.
- * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
+ * Apply the records that are due by now. Remove old rates, deleted queues and exchanges, and publishers and consumers
+ * that have been gone for a while. Messages may be shown seconds after they moved on the broker, so a node stays until
+ * its messages have been shown.
  */
 export function advanceTo(state, now) {
   showDue(state, now);
@@ -354,12 +368,12 @@ export function advanceTo(state, now) {
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
       if (!node.gone || holdsAny(state, id) || hasMotion(state, id, time)) continue;
-      // Without its queue, nothing shows what it was for.
+      // A consumer does not stay without its queue: nothing would show what it consumed.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
       if (hasQueue && (node.isListed || isRunning(state, node) || hasReplies(state, node))) continue;
-      // What the scene was about is seen until the next one begins.
+      // Clients that have gone since the scene's commands began stay until those of the next scene begin.
       if (hasQueue && node.gone >= state.play?.goesOn) continue;
-      // Of the consumers that are known to have gone, none stays at the end of a play.
+      // After the end of a play, publishers stay, but not consumers that are known to have gone.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
       nodes.delete(id);
@@ -368,24 +382,26 @@ export function advanceTo(state, now) {
   }
 }
 
-/** Whether a publisher or consumer was there since the program in its terminal runs. */
+/** Whether a publisher or consumer was still there when the program that now runs in its terminal was started. */
 const isRunning = ({ play }, { name, label, gone }) =>
   play?.terminals.some((each) => each.name === (label ?? name) && each.runs !== null && each.runs <= gone);
 
-/** Whether a publisher of a play is still shown to consume from a queue of its own: both are one box. */
+/** Whether a play's publisher also has a consumer on a queue with a generated name. Both are drawn as one box. */
 const hasReplies = ({ play, consumers }, { name }) =>
   play && [...consumers.values()].some(({ label, queue }) => label === name && isGenerated(queue));
 
-/** Whether messages of a queue or exchange still move, or are seen at its consumers. */
+/** Whether messages are still seen to move at a queue or exchange, or at the queue's consumers. */
 const isStillSeen = (state, id, time) =>
   hasMotion(state, id, time) ||
   [...state.consumers.values()].some((each) => each.queue === id && hasMotion(state, each.id, time));
 
-/** Whether a message is still seen to move at a node, at this time or later. */
+/** Whether a message is seen to move to, from or at a node after this time. */
 export const hasMotion = (state, node, time) =>
   state.motions.some(({ t1, nodes }) => t1 > time && nodes.includes(node));
 
-/** A cancelled consumer keeps its messages until they are acknowledged, or its channel is closed. */
+/**
+ * Whether a node has messages. A cancelled consumer keeps its messages until it acknowledges them or its channel ends.
+ */
 function holdsAny(state, node) {
   for (const copy of state.copies.values()) if (copy.node === node) return true;
   return false;
@@ -403,9 +419,9 @@ function consumerId(state, name, queue = "") {
 }
 
 /**
- * The id of a new consumer's node: that of the same party, if its client reconnects or consumes again. In a play, each
- * terminal is one party; elsewhere, several clients may be called the same, and a channel may have several consumers, if
- * the topology lists them.
+ * The id of a new consumer's node. If a client reconnects or consumes again, this is the id of the client's earlier
+ * node. In a play, consumers with the same label are one client, because each terminal is one client. Elsewhere,
+ * several clients may have the same name. A channel may have several consumers at once if the topology lists them.
  */
 function newConsumerId(state, name, queue, label, isListed) {
   const id = consumerId(state, name, queue);
@@ -422,7 +438,7 @@ function newConsumerId(state, name, queue, label, isListed) {
   return found[0].id;
 }
 
-/** Outside a play, consumers that the topology lists beside each other are not the same. */
+/** Outside a play, consumers that the topology lists at the same time are different: give each of them its own node. */
 function tellApart(state, consumers) {
   if (state.play) return;
   const ids = new Set(consumers.map(({ name, queue }) => ownConsumerId(name, queue)));
@@ -441,14 +457,15 @@ function exchangeOf(state, name) {
 }
 
 /**
- * The broker's counts of a new queue; `uncopied` are the messages that are counted, but not known one by one, as they are
- * shown, and `counted` the latest of them, as JSON.
+ * The counts of a new queue. `ready` and `unacked` are the broker's. `uncopied` is what the picture shows of the
+ * messages that are only counted, not known one by one. `counted` is the latest value of `uncopied`, as JSON; it may be
+ * shown later.
  */
 const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 }, counted: "" });
 
 /**
- * Remember whose queue it is: one with a generated name is called after its first consumer. `nth` numbers the queues of
- * one consumer, such as a client that was started again.
+ * Remember a queue's first consumer, after which a queue with a generated name is called. `nth` numbers the queues of
+ * consumers with the same name, such as a client that was started again.
  */
 function belongs(state, queue, label) {
   const found = state.queues.get(queue);
@@ -457,13 +474,13 @@ function belongs(state, queue, label) {
   Object.assign(found, { owner: label, nth: Math.max(0, ...others.map(({ nth }) => nth)) + 1 });
 }
 
-/** The keys of an arrow as one text. Those of a headers exchange have commas themselves, between the headers. */
+/** The keys of an arrow as one text. The keys of a headers exchange contain commas, so semicolons separate them. */
 export const joinedKeys = (keys) => keys.join(keys.some((key) => key.includes(", ")) ? "; " : ", ");
 
 /** Whether a name was made by a program or by the broker. */
 export const isGenerated = (name) => /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
 
-/** What a queue is called, as people would. */
+/** The label of a queue: its name, or a description if the name was generated. */
 export function labelOf({ name, owner, nth }) {
   if (!isGenerated(name)) return name;
   return owner === undefined ? "temporary queue" : `${owner}'s queue${nth > 1 ? ` ${nth}` : ""}`;
@@ -471,7 +488,7 @@ export function labelOf({ name, owner, nth }) {
 
 const countsOf = ({ ready, unacked, uncopied, counted } = newCounts()) => ({ ready, unacked, uncopied, counted });
 
-/** A broker that restarts loses messages without an event: first those that are not persistent. */
+/** Remove messages that a restarted broker has lost, for which there are no events: transient messages first. */
 function forgetLost(state, queue, count) {
   const isPersistent = ({ details }) => Number(details.properties.delivery_mode === 2);
   const waiting = [...state.copies.values()].filter(({ node, place }) => node === queue && place === queue);
@@ -479,13 +496,13 @@ function forgetLost(state, queue, count) {
   for (const copy of waiting.slice(0, count)) vanish(state, copy, "dropped", state.t);
 }
 
-/** Let a message be seen to end where it is. */
+/** Show that a message ends at the node where it is. */
 function vanish(state, copy, fate, t) {
   move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), { details: copy.details }, END);
   state.copies.delete(copy.key);
 }
 
-/** Compare the broker's counts with the messages that are known. Both are of the same moment. */
+/** Compare the broker's counts with the messages that are known. Both are from the same moment. */
 function recount(state) {
   const known = new Map();
   for (const { place, node } of state.copies.values()) {
@@ -500,7 +517,7 @@ function recount(state) {
     const counted = JSON.stringify(uncopied);
     if (queue.counted === counted) continue;
     queue.counted = counted;
-    // They are not seen before those that are known.
+    // Messages that are only counted are not shown before the known messages have arrived.
     later(state, arrive.get(queue.id) ?? state.t, { kind: "counted", queue: queue.id, uncopied });
   }
 }
@@ -514,11 +531,11 @@ function queueOf(state, name) {
 }
 
 /**
- * @param {{client: string} | null} [client]  unless the event does not tell it
- * @param {number} [since]  when what it gets came to the queue
+ * @param {{client: string} | null} [client]  the consumer's client, if the event names it
+ * @param {number} [since]  when the message that it gets came to the queue
  */
 function consumerOf(state, name, queue, client, since = -Infinity) {
-  // The name begins with that of a connection: "CLIENT -> BROKER".
+  // A consumer's name begins with the name of its connection: "CLIENT -> BROKER".
   const label =
     client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
   const id = newConsumerId(state, name, queue, label, false);
@@ -528,15 +545,15 @@ function consumerOf(state, name, queue, client, since = -Infinity) {
     state.consumers.set(id, { ...known, prefetch: 0, isUnknown: true, gone: state.t });
     if (since < state.t - OLDER) awaitMessages(state, id);
   }
-  // Until the topology has it, it is shown only for a while: it may have gone already.
+  // Until the topology lists the consumer, it is shown only for a while, because it may have gone already.
   const consumer = state.consumers.get(id);
   if (consumer.isUnknown) consumer.gone = state.t;
   return id;
 }
 
 /**
- * In a play, show a new consumer only once the messages that are on their way to its queue have been seen there without
- * it: at the broker, they were there before.
+ * In a play, show a new consumer only after the messages that are on their way to its queue have been seen to wait
+ * there: on the broker, they were in the queue before the consumer came.
  */
 function awaitMessages(state, id) {
   const consumer = state.consumers.get(id);
@@ -546,7 +563,7 @@ function awaitMessages(state, id) {
   later(state, consumer.appears, { kind: "appears", consumer: id });
 }
 
-/** When a consumer can be seen to get something that it got at this time. */
+/** When a consumer is seen to get something that it got at this time: not before the consumer itself is shown. */
 const gets = ({ consumers }, id, t) => Math.max(t, consumers.get(id)?.appears ?? 0);
 
 /** @param {string | null} target  the id of an exchange; or of a stream, for the stream protocol */
@@ -559,7 +576,7 @@ function publisherOf(state, client, target) {
   return id;
 }
 
-/** In a play, show a queue with a generated name only until its last message has arrived, unless a consumer still uses it. */
+/** In a play, remove a queue with a generated name once its last message has arrived, unless a consumer uses it. */
 function forgetUnused(state, id, uses = ({ gone }) => !gone) {
   const queue = state.queues.get(id);
   const isUsed = [...state.consumers.values()].some((each) => each.queue === id && uses(each));
@@ -567,10 +584,10 @@ function forgetUnused(state, id, uses = ({ gone }) => !gone) {
 }
 
 /**
- * Let something move along nodes. Returns when it arrives.
- * @param {{details?: any, place?: string, offset?: number, unknown?: string, confirms?: number}} [message]  what is known
- *   of it: a message's details, and the queue whose unacknowledged message it is; an offset; a name that no queue has; how
- *   many messages it confirms
+ * Move something along nodes. Returns the time when it arrives.
+ * @param {{details?: any, place?: string, offset?: number, unknown?: string, confirms?: number}} [message]  what is
+ *   known of it: the details of a message; the queue in which it counts as unacknowledged; an offset; the name of a
+ *   queue that does not exist; the number of messages that it confirms
  * @param {number} [last]  milliseconds from one node to the next
  */
 function move(state, key, nodes, fate, start, message = {}, last = HOP) {
@@ -580,26 +597,27 @@ function move(state, key, nodes, fate, start, message = {}, last = HOP) {
   return t1;
 }
 
-/** When something leaves that may leave at `wanted`: a little after what left before it on the same way. */
+/** The time when something leaves: at `wanted`, or a little after the last thing that left `from` for `to`. */
 function inTurn(state, from, to, wanted) {
   const way = `${from} ${to}`;
   const before = state.left.get(way) ?? 0;
   const pause = PAUSE * (1 - Math.min(1, Math.max(0, before - wanted) / LATEST));
   const start = Math.max(wanted, before + pause);
-  state.left.delete(way); // so that the oldest one is the first
+  state.left.delete(way); // so that the first entry is the oldest
   state.left.set(way, start);
   if (state.left.size > KEPT_MESSAGES) state.left.delete(state.left.keys().next().value);
   return start;
 }
 
-/** Let something be seen to wait at a node. */
+/** Show something waiting at a node. */
 function wait(state, key, node, fate, t0, t1, message) {
   if (t0 < t1) state.motions.push({ id: ++state.number, key, nodes: [node], fate, t0, t1, ...message, rests: true });
 }
 
 /**
- * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit or credit
- * is seen to allow it. Until then, and until `notBefore`, it is seen to wait.
+ * The time when a copy leaves its node: after it has arrived there, in turn, not before `notBefore`, and for a consumer
+ * only when its prefetch limit or credit is seen to allow it (but at most CAUSES late). Until then, it is shown
+ * waiting.
  */
 function leaves(state, copy, to, t, notBefore = 0) {
   const may = Math.max(t, copy.busyUntil);
@@ -614,7 +632,7 @@ function leaves(state, copy, to, t, notBefore = 0) {
   return start;
 }
 
-/** Whether the picture is so far behind with a message, such as one in a requeue loop, that it skips the next motion. */
+/** Whether the picture is so far behind with a message that it skips the next motion, as in a loop of requeues. */
 const isFarBehind = ({ busyUntil }, { t }) => busyUntil > t + 2 * CAUSES;
 
 function copyOf(state, event) {
@@ -632,15 +650,15 @@ function addCopy(state, place, event, details, fate, busyUntil) {
 }
 
 /**
- * What an exchange looks at to route a message, for people to see beside it: the routing key, or the headers. A fanout
- * exchange looks at nothing, and the default exchange at the name of the queue.
+ * The label that explains how an exchange routes a message: the routing key, or the headers for a headers exchange. It
+ * is empty for a fanout exchange, which ignores both, and for the default exchange, where the key is the queue's name.
  */
 export function addressOf(state, { exchange, routing_key, headers }) {
   const type = state.exchanges.get(exchangeId(exchange))?.type;
   if (exchange === "" || !type || type === "fanout") return "";
   if (type !== "headers") {
     if (routing_key === "") return "(empty key)";
-    // Points alone look like dirt.
+    // Without quotes, a key of dots alone would look like dirt.
     return /[\p{L}\p{N}]/u.test(routing_key) ? routing_key : `“${routing_key}”`;
   }
   const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
@@ -648,7 +666,8 @@ export function addressOf(state, { exchange, routing_key, headers }) {
 }
 
 /**
- * Messages a second on an arrow. What several exchanges send to one queue is divided as the messages that were shown.
+ * Messages per second on an arrow. If several arrows lead to a queue, the queue's rate is divided among them in the
+ * same proportions as the messages that were shown on them.
  * @returns {{rate: number, isExact: boolean} | undefined}
  */
 export function rateOf(state, arrow) {
@@ -660,16 +679,16 @@ export function rateOf(state, arrow) {
   if (!measured) return undefined;
   const seen = state.seen.get(arrow.to);
   const links = [...state.links.values()].filter((link) => link.to === arrow.to).length;
-  // With the stream protocol, messages come straight from their publishers.
+  // With the stream protocol, messages come directly from their publishers.
   const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
   if (!seen) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
   const share = (seen.get(arrow.key) || 0) / [...seen.values()].reduce((sum, count) => sum + count, 0);
   return { rate: measured.rate * share, isExact: share === 1 };
 }
 
-/** The exchanges that a message passes which no queue gets: this one, and those to which it certainly leads. */
+/** The exchanges that an unroutable message passes: this one, and those to which bindings certainly lead. */
 function passedBy(state, exchange, key) {
-  // How a delayed exchange routes is not known: an empty key is that of a fanout exchange.
+  // The type by which a delayed exchange routes is not known. An empty binding key is taken to mean fanout.
   const isFanout = ({ from, keys }) => {
     const type = state.exchanges.get(from)?.type;
     return type === "fanout" || (type === "x-delayed-message" && keys.includes(""));
@@ -685,13 +704,13 @@ function passedBy(state, exchange, key) {
   return passed;
 }
 
-/** Let a published message go along its path to a queue or stream. */
+/** Move a published message along its path to a queue or stream. */
 function enter(state, message, queue, event, fate) {
   const path =
     message.exchange === null
       ? [message.origin]
       : (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
-  // Messages leave their exchange as they have come there.
+  // Messages leave an exchange as far apart as they came, so only those that pass none need a pause.
   const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
   const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, { details: message.details });
   addCopy(state, queue, event, message.details, fate, arrives);
@@ -700,8 +719,8 @@ function enter(state, message, queue, event, fate) {
 }
 
 /**
- * Why all messages of a consumer are requeued together: its channel, connection or link has ended, or, over AMQP 1.0, it
- * releases them before that.
+ * Reasons why all messages of a consumer are requeued together: its channel, connection or link has ended or, over
+ * AMQP 1.0, it releases them before that.
  */
 const ENDS = new Set(["closed", "lost", "detached", "released"]);
 
@@ -713,10 +732,10 @@ const HANDLERS = {
   },
 
   goes_on(state, record) {
-    // Somebody who has seen enough gets the end of it at once, as with slides.
+    // If the reader continues while messages still move, show the end of these motions at once.
     if (state.play?.waits) settle(state);
     PLAY_KINDS.goes_on(state, record);
-    // Queues that came and went between two looks at the topology.
+    // Forget temporary queues that were created and deleted between two reads of the topology.
     const listed = new Set(state.topology?.queues.map(({ name }) => queueId(name)));
     const uses = (consumer) => !consumer.gone || isRunning(state, consumer);
     for (const { id } of state.queues.values()) if (!listed.has(id)) forgetUnused(state, id, uses);
@@ -724,7 +743,7 @@ const HANDLERS = {
 
   finished(state, record) {
     PLAY_KINDS.finished(state, record);
-    // The topology, which is not read all the time, may still list its consumers.
+    // The latest topology may have been read before the program ended, and still list its consumers.
     for (const consumer of state.consumers.values()) {
       if (consumer.label !== record.terminal || !state.queues.get(consumer.queue)?.isPurged) continue;
       consumer.gone ||= state.t;
@@ -768,7 +787,7 @@ const HANDLERS = {
       const found = new Map(list.map((each) => [idOf(each), each]));
       for (const [id, node] of nodes) {
         if (found.has(id)) continue;
-        // What is deleted stays until its last message has been seen to arrive.
+        // A deleted node stays until its last message has been seen to arrive.
         if (isStillSeen(state, id, state.t)) Object.assign(node, { isDeleted: true }, node.uncopied && newCounts());
         else nodes.delete(id);
       }
@@ -784,7 +803,7 @@ const HANDLERS = {
       state.queues,
       record.queues,
       (each) => queueId(each.name),
-      // The topology's counts may be of a later moment than the events so far.
+      // The counts in the topology may be newer than the latest event, so keep the known ones.
       (id, each) => ({ id, owner: state.queues.get(id)?.owner, ...each, ...countsOf(state.queues.get(id)) }),
     );
     tellApart(state, record.consumers);
@@ -809,7 +828,7 @@ const HANDLERS = {
       const to = each.toExchange ? exchangeId(each.to) : queueId(each.to);
       state.links.set(`${from} ${to}`, { from, to, keys: each.keys, more: each.more });
     }
-    // What is deleted, but still drawn, keeps its bindings.
+    // A node that is deleted but still drawn keeps its bindings.
     const isDeleted = (id) => (state.queues.get(id) ?? state.exchanges.get(id))?.isDeleted;
     for (const [key, link] of before) {
       if (!state.links.has(key) && (isDeleted(link.from) || isDeleted(link.to))) state.links.set(key, link);
@@ -823,7 +842,7 @@ const HANDLERS = {
 
   snapshot(state, record) {
     state.copies = new Map();
-    state.messages = new Map(); // a broker that has restarted uses their numbers again
+    state.messages = new Map(); // a broker that has restarted uses the same numbers again
     state.motions = [];
     for (const each of record.waiting) {
       if (each.queue === undefined) {
@@ -895,7 +914,7 @@ const HANDLERS = {
     for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
     for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
-    // The counts of a publisher that connects again begin at 0.
+    // If a publisher connects again, its counts start at 0.
     for (const counted of [state.counts, state.rates]) {
       for (const key of counted.keys()) if (key.startsWith("p:") && !published.has(key)) counted.delete(key);
     }
@@ -904,7 +923,7 @@ const HANDLERS = {
   published(state, event) {
     const { from, paths, details } = event;
     if (paths.length === 1 && paths[0].length === 1) {
-      // With the stream protocol, a message passes no exchange.
+      // With the stream protocol, a message does not pass through an exchange.
       const stream = queueOf(state, paths[0][0]);
       const origin = publisherOf(state, from.client, stream);
       const arrives = acts(state, from, event.t);
@@ -990,15 +1009,15 @@ const HANDLERS = {
     const queue = queueOf(state, event.queue);
     const consumer = consumerOf(state, event.consumer, event.queue, event.to, copy?.since);
     const key = `${queue}/${event.copy} ${consumer}`;
-    // A client that subscribes again at once gets the same message again.
+    // A client that subscribes again at once may get the same message again, which is shown only once.
     if (state.motions.some((motion) => motion.key === key)) return;
-    // Only the latest messages of a stream are known. The others have arrived before these.
+    // Only the latest messages of a stream are known. Older messages arrived before them.
     const [oldest] = copy ? [copy] : [...state.copies.values()].filter(({ place }) => place === queue);
     const start = inTurn(state, queue, consumer, gets(state, consumer, Math.max(event.t, oldest?.busyUntil ?? 0)));
     const message = { details: copy?.details, offset: event.copy };
     const arrives = move(state, key, [queue, consumer], "stream", start, message);
     later(state, arrives, { kind: "reads", consumer, offset: event.copy });
-    // With the last one that is drawn come those that are only counted.
+    // The reader may also have received messages that are not drawn. They arrive with the last message that is.
     state.due = state.due.filter(({ record }) => record.consumer !== consumer || !record.isLast);
     later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy, isLast: true });
     if (event.to) reached(state, event.to, arrives);
@@ -1020,7 +1039,7 @@ const HANDLERS = {
       publisherOf(state, from.client, null);
       return;
     }
-    // Queues get messages through the default exchange. The client keeps the message; it is drawn as one that returns.
+    // A queue gets messages through the default exchange. The client cannot send the message: show it as returned.
     const exchange = exchangeOf(state, "");
     const publisher = publisherOf(state, from.client, exchange);
     const key = `unknown ${state.number}`;
@@ -1119,7 +1138,7 @@ const HANDLERS = {
       Object.assign(copy, { node: copy.place, fate: "requeued", since: event.t });
       return;
     }
-    // A consumer that ends is first seen with all messages that it has, and then gives back all of them.
+    // If a consumer ends, first show all messages that it has, and then that all of them go back.
     const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
     const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
     const start = leaves(state, copy, copy.place, event.t, isSeen);
@@ -1152,7 +1171,7 @@ const HANDLERS = {
     for (const copy of state.copies.values()) {
       if (copy.node === queue && copy.fate !== "stream") vanish(state, copy, "dropped", event.t);
     }
-    // What was counted before is not seen later.
+    // Counts from before the purge must not be shown after it.
     state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
     Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "", isPurged: true });
@@ -1169,7 +1188,7 @@ const HANDLERS = {
 
 const OF_NO_MESSAGE = new Set(["stored", "unknown-address"]);
 
-/** An event in the names that the picture shows: who has done what with which message. */
+/** An event in words, for screen readers, with the names that the picture shows; "" if there is nothing to say. */
 function toldOf(state, event) {
   const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
   const message = state.messages.get(event.message ?? event.messages?.[0]);
@@ -1186,7 +1205,7 @@ function toldOf(state, event) {
   return spoken(event, { details, queue, holder, consumer: consumer ?? event.to?.client, publisher });
 }
 
-/** Tells copies of the same message from others, roughly: copies have no number. */
+/** A key that copies of one message share. Equal messages share it, too, because a delivered copy has no number. */
 const bodyKey = (details) =>
   JSON.stringify([details.exchange, details.routing_key, details.body, details.properties.message_id]);
 

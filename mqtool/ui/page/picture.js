@@ -1,4 +1,4 @@
-// Draws a state at a moment as SVG.
+// Draws the state at one moment as SVG.
 
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
@@ -9,24 +9,24 @@ import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
-/** Messages at a node are drawn in a row of up to this many; the others are a number. */
+/** Up to this many messages at a node are drawn in a row. A number stands for the others. */
 const SHOWN_IN_NODE = 10;
 const PITCH = 12;
-/** Closer together, if there has to be room for a number beside them. */
+/** Messages are closer together if there must be room for a number beside them. */
 const CLOSE_PITCH = 10;
-/** The width of a digit of this number, roughly; and of what is beside the row and the number. */
+/** The approximate width of a digit of this number, and the width of the margins beside the row and the number. */
 const DIGIT = 7;
 const BESIDE_NUMBER = 26;
 /** The height of a line of an arrow's label. */
 const LINE_HEIGHT = 14;
-/** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
+/** The label of a moving message is cut to this number of characters. */
 const LONGEST_ADDRESS = 30;
-/** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
+/** In a label, a body is cut to this number of characters. If more than FEW messages move, bodies are not shown. */
 const SHORT = 14;
 const FEW = 6;
-/** Half of a character of a moving message's label. How far from the middle of an arrow a note is. */
+/** Half the width of a character in a moving message's label; the distance of a text from the message or arrow. */
 const LABEL = { half: 3.6, beside: 10 };
-/** From this rate on (messages a second), an arrow shows a flow. */
+/** Above this rate (messages per second), an arrow is drawn as a flow. */
 const FLOW = 20;
 
 function element(name, attributes = {}, text = undefined) {
@@ -36,10 +36,13 @@ function element(name, attributes = {}, text = undefined) {
   return made;
 }
 
-/** A text that is a little too wide is drawn narrower, down to this part of its width. */
+/** A text that is a little too wide is drawn narrower, down to this fraction of its width. */
 const NARROWEST = 0.8;
 
-/** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. Returns whether it is cut. */
+/**
+ * Set a text. If it does not fit this width, it is drawn narrower; if it does not fit even then, it is cut. Returns
+ * whether it is cut.
+ */
 function fit(drawn, text, width) {
   if (!text && !drawn.textContent) return false;
   drawn.removeAttribute("textLength");
@@ -57,7 +60,7 @@ function fit(drawn, text, width) {
   return needed > most;
 }
 
-/** Set the line below a node's name: if it would be cut, its two counts on a line each, with the name further up. */
+/** Set the line below a node's name. If it would be cut, its two counts get a line each, and the name moves up. */
 function fitLine({ name, line, below }, text, width) {
   const [first, second] = text.split(" · ");
   const isTwo = fit(line, text, width) && second !== undefined;
@@ -67,7 +70,7 @@ function fitLine({ name, line, below }, text, width) {
   line.setAttribute("y", isTwo ? "28" : "34");
 }
 
-/** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
+/** How many unacknowledged messages a consumer may have, in words; "" if this is not known. */
 export function limitOf(consumer) {
   if (consumer.isUnknown) return "";
   if (consumer.prefetch === null) return consumer.credit ? `credit ${number(consumer.credit)}` : "";
@@ -77,7 +80,7 @@ export function limitOf(consumer) {
 
 const number = (value) => value.toLocaleString("en");
 
-/** What a node that stands for others is called, and its lines. */
+/** The role, name and line of a group. */
 function describeGroup(node, moment) {
   const many = number(node.members.length);
   const what = { x: "exchanges", q: "queues", c: "consumers", p: "publishers" }[node.id[0]];
@@ -92,7 +95,7 @@ function describeGroup(node, moment) {
 
 const GONE = "cancelled or closed";
 
-/** Whether no program runs in the terminal with this name. */
+/** Whether there is a terminal with this name in which no program runs. */
 const hasFinished = ({ play }, name) => play?.terminals.some((each) => each.name === name && each.runs === null);
 
 /** What a consumer's box says below its name. */
@@ -103,7 +106,7 @@ function lineOfConsumer(state, moment, consumer) {
   return limitOf(consumer);
 }
 
-/** What a terminal is called that is several nodes in one, and its lines. */
+/** The role, name and line of a terminal that is several nodes in one box. */
 function describeJoined(state, moment, { joined }) {
   const consumer = joined[joined.length - 1];
   const line = lineOfConsumer(state, moment, consumer);
@@ -116,12 +119,13 @@ function describeJoined(state, moment, { joined }) {
   };
 }
 
-/** Whether a terminal shows this name, so that people look for it in the picture. */
+/** Whether a terminal shows this name, so that people may look for it in the picture. */
 const isPrinted = ({ play }, name) =>
   play?.terminals.some(({ lines }) => lines.some(({ text }) => text.includes(name))) === true;
 
 /**
- * What a node is called, and its lines; `note` is below its box. The line is empty if it only repeats the name.
+ * The texts of a node: its role, its name, the line below the name, and a note below its box. The line is empty if it
+ * would only repeat the name.
  * @param {import("./model.js").Moment} moment
  * @returns {{role: string, name: string, line: string, note?: string}}
  */
@@ -161,11 +165,11 @@ function describeNode(state, moment, id) {
   return { role: "publisher", name: visible(state.publishers.get(id).name), line: "publisher" };
 }
 
-/** @returns {any} a node of a state, or of what is drawn of it */
+/** @returns {any} the node with this id, in a state or in what View.of() returns */
 export const nodeOf = ({ exchanges, queues, consumers, publishers }, id) =>
   exchanges.get(id) ?? queues.get(id) ?? consumers.get(id) ?? publishers.get(id);
 
-/** The picture. Calls `choose` with the id of a node, or the key of a message, that somebody clicks. */
+/** The picture. Calls `choose` with the node or message that the user clicks. */
 export class Picture {
   /**
    * @param {SVGSVGElement} svg
@@ -176,7 +180,7 @@ export class Picture {
     this.choose = choose;
     this.layout = new Layout();
     this.arrows = svg.appendChild(element("g", { class: "arrows" }));
-    // No line crosses a label.
+    // Labels are drawn after all arrows, so that no arrow crosses a label.
     this.words = svg.appendChild(element("g"));
     this.nodes = svg.appendChild(element("g", { class: "nodes" }));
     this.dots = svg.appendChild(element("g", { class: "dots" }));
@@ -186,21 +190,21 @@ export class Picture {
     this.drawnNodes = new Map();
     /** @type {Map<string, any>} */
     this.drawnDots = new Map();
-    /** What is drawn. */
+    /** The messages and counts that are drawn. */
     this.moment = momentOf({ motions: [], copies: new Map(), queues: new Map() }, 0);
     this.view = new View();
     this.zoom = new Zoom(svg.parentElement, svg);
     this.finder = new Finder();
-    /** What is drawn of the state. */
+    /** The nodes and links that are drawn, see View.of(). */
     this.shown = null;
     /** The node that gets the focus once it is drawn. */
     this.awaited = null;
     this.laidOut = "";
   }
 
-  /** Draw the state as it is at `now`. Node places are computed again only if nodes or arrows have changed. */
+  /** Draw the state as it is at `now`. Places are computed again only if nodes or arrows have changed. */
   draw(state, now) {
-    // As in the style sheet.
+    // The same condition as in the style sheet.
     const narrow = matchMedia("(max-width: 50rem)").matches;
     const shown = this.view.of(state);
     this.shown = shown;
@@ -238,7 +242,7 @@ export class Picture {
     }
   }
 
-  /** Add what is seen at groups to the moment. */
+  /** Add the messages and counts of groups, and of several nodes in one box, to the moment. */
   gather(shown) {
     const { counts, resting } = this.moment;
     for (const kind of ["exchanges", "queues", "consumers", "publishers"]) {
@@ -336,7 +340,7 @@ export class Picture {
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
         for (const text of [drawn.name, drawn.line, drawn.below]) text.setAttribute("x", String(middle));
-        // Messages move along the arrow that leads down.
+        // In a narrow picture, messages move along the arrow that leads down, so put the note beside it.
         drawn.note.setAttribute("x", String(this.places.narrow ? width / 2 - LABEL.beside : middle));
         Object.assign(drawn, { where, width });
       }
@@ -395,14 +399,14 @@ export class Picture {
     return drawn;
   }
 
-  /** Show the members of a group, the first of them with the focus. */
+  /** Show the members of a group, and give the focus to the first one. */
   unfold(id) {
     const [first] = nodeOf(this.shown, id).members;
     this.view.toggle(id);
     this.awaited = first;
   }
 
-  /** Show a group as one node, with the focus. */
+  /** Show a group as one node again, and give it the focus. */
   foldAgain(id) {
     this.view.toggle(id);
     this.awaited = id;
@@ -416,7 +420,7 @@ export class Picture {
       const rate = measured.reduce((sum, each) => sum + each.rate, 0);
       const isFlow = rate > FLOW;
       const about = measured.every((each) => each.isExact) ? "" : "about ";
-      // The rate of a moment contradicts what a tutorial measures over a whole run.
+      // A play shows no rates: a momentary rate would contradict what a tutorial measures over a whole run.
       const text = isFlow && !state.play ? `${about}${number(Math.round(rate))}/s` : "";
       if (drawn.rateText !== text) {
         drawn.rate.textContent = text;
@@ -450,7 +454,7 @@ export class Picture {
       const half = label.length * LABEL.half;
       const others = dots.filter((each) => each !== dot);
       const at = label ? this.placeOfLabel(motion, place, half, others) : undefined;
-      // Unless that would cover the label of another message.
+      // A label that would cover another message's label is not shown.
       const isFree = at !== undefined && !labelled.some((each) => isOver(each, at));
       if (isFree) labelled.push(at);
       const isEnd = motion.nodes.length === 1;
@@ -465,7 +469,7 @@ export class Picture {
     }
   }
 
-  /** Draw the messages at a node, the next one first. Those that are only counted are drawn without a content. */
+  /** Draw the messages at a node, the next one first. Messages that are only counted are drawn without details. */
   drawRow(state, id, now, seen) {
     const { resting, counts } = this.moment;
     const copies = resting.get(id) || [];
@@ -475,7 +479,7 @@ export class Picture {
     if (copies.length || uncopied) {
       copies.sort((one, other) => one.number - other.number);
       const isStream = id[0] === "q" && state.queues.get(id).type === "stream";
-      // Beside a delayed message is the time that is left.
+      // Beside a delayed message, there must be room for the time that is left.
       const isDelayed = copies.length > 0 && copies[0].until !== undefined;
       const all = copies.length + uncopied;
       const pitch = isDelayed ? 44 : all > SHOWN_IN_NODE ? CLOSE_PITCH : PITCH;
@@ -497,7 +501,7 @@ export class Picture {
       drawn.more.setAttribute("x", String(x - left + this.places.size.width / 2));
       drawn.more.setAttribute("y", String(y - top + this.places.size.height / 2 + 4));
     }
-    // Unacknowledged messages that are only counted are not drawn: nobody knows which consumer has them.
+    // Unacknowledged messages that are only counted are not drawn, because it is not known which consumer has them.
     const counted = counts.has(id) ? String(state.queues.get(id).uncopied.unacked) : "";
     if (drawn.counted !== counted) drawn.group.dataset.counted = drawn.counted = counted;
     const text = more ? `+${number(more)}` : "";
@@ -505,8 +509,8 @@ export class Picture {
   }
 
   /**
-   * Where the label of a message covers no name, no other label, no message at rest, and none of these dots that move;
-   * undefined if nowhere.
+   * A place where the label of a message covers none of the other moving messages (`dots`); undefined if there is none.
+   * At a node, the label must not cover messages at rest either; on an arrow, neither names nor the labels of arrows.
    */
   placeOfLabel(motion, place, half, dots) {
     const isFree = (at) => !dots.some((dot) => isOver(dot, at));
@@ -518,7 +522,7 @@ export class Picture {
     return sides.find((side) => isFree(side) && !this.taken.some((each) => isOver(each, side)));
   }
 
-  /** The left end of what is drawn in the row of a node. */
+  /** The left end of a node's row of messages; -Infinity if a number stands beside it. */
   leftOfRow(id) {
     const { moreText } = this.drawnNodes.get(id);
     const drawn = moreText ? Infinity : (this.moment.resting.get(id)?.length ?? 0);
@@ -538,7 +542,8 @@ export class Picture {
       const id = this.shown.drawn(motion.nodes[0]);
       const place = this.places.places.get(id);
       if (!place) return null;
-      // From the left, since messages at rest stand on the right; on the edge, if they would strike out their number.
+      // Start at the left, because messages at rest are on the right. If a number is beside these, use the box's lower
+      // edge, so that the message does not cover the number.
       const { width, height } = this.places.size;
       const above = this.drawnNodes.get(id).moreText ? 0 : 13;
       return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - above };
@@ -546,7 +551,8 @@ export class Picture {
     const leg = Math.min(legs - 1, Math.floor(done * legs));
     let [from, to] = [this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1])];
     let part = done * legs - leg;
-    // No arrow leads to a consumer from an exchange: what returns there takes the way on which it published.
+    // No arrow leads from an exchange to a consumer. If a box is both a publisher and a consumer, what returns to it
+    // takes the arrow along which it publishes.
     if (from[0] === "x" && to[0] === "c") [from, to, part] = [to, from, 1 - part];
     const points = this.curve(from, to);
     return points.length ? { ...pointOf(points, part * part * (3 - 2 * part)), from, to } : null;
@@ -598,9 +604,10 @@ export class Picture {
 }
 
 /**
- * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body, also beside one that is lost; beside a confirm, of how many messages it is. From a stream, its
- * offset; if the client asks for a queue that does not exist, its name.
+ * The label of a moving message; "" if it has none. On the way to a queue: what the message is routed by. In a play, if
+ * that explains nothing and few messages move: the body, also of a message that is lost. A confirm: the number of
+ * messages that it confirms. A message from a stream: its offset. A message to a queue that does not exist: the queue's
+ * name.
  */
 function besideOf(state, { nodes, fate, details, offset, unknown, confirms }, isFew) {
   if (confirms !== undefined) {
@@ -616,20 +623,20 @@ function besideOf(state, { nodes, fate, details, offset, unknown, confirms }, is
   if (hasBody && isAck({ nodes, fate })) return "ack";
   if (address || !hasBody) return address;
   const id = details.properties.correlation_id;
-  // Enough of it to tell the answers of a conversation apart.
+  // The beginning of the ID is enough to distinguish the replies that are shown together.
   return cut(details.body, SHORT) + (typeof id === "string" ? ` · id ${id.slice(0, 4)}` : "");
 }
 
-/** Whether all bindings of a message's exchange have the message's routing key, so that it does not tell where it goes. */
+/** Whether all bindings of a message's exchange have the message's routing key, so that the key explains nothing. */
 function hasOneKey({ links }, { exchange, routing_key }) {
   const found = [...links.values()].filter(({ from }) => from === `x:${exchange}`);
   return found.length > 0 && found.every(({ keys, more }) => !more && keys.every((key) => key === routing_key));
 }
 
-/** What the dot of a message covers, as if it were a text. */
+/** The area that the dot of a message covers, as a Box, see layout.js. */
 const boxOfDot = ({ x, y }) => ({ x, y: y + 5, half: 6, height: -2 });
 
-/** The names of all nodes, by id; of a queue, also the full name. */
+/** Yield each node's id and name, for the search; for a queue, both its label and its full name. */
 function* namesOf(state) {
   for (const { id, name } of state.exchanges.values()) yield [id, name];
   for (const queue of state.queues.values()) yield [queue.id, `${labelOf(queue)}\n${queue.name}`];
@@ -637,7 +644,7 @@ function* namesOf(state) {
   for (const { id, name } of state.publishers.values()) yield [id, name];
 }
 
-/** How many of all messages at a node are drawn in its row, so that there is room for the number of the others. */
+/** How many of all messages at a node are drawn in its row, so that the number of the others fits, too. */
 function mostInRow(width, pitch, all) {
   const most = Math.min(SHOWN_IN_NODE, Math.floor((width - 34) / pitch));
   const digits = `+${number(all)}`.length * DIGIT;
@@ -648,7 +655,7 @@ function leftOf(copy, now) {
   return copy.until === undefined ? "" : `${Math.max(0, Math.ceil((copy.until - now) / 1000))} s`;
 }
 
-/** The outline of a node: hexagons are exchanges, cylinders queues, round boxes clients; as in `mqtool topology`. */
+/** The outline of a node: a hexagon for an exchange, a cylinder for a queue, a round box for a client. */
 function outline(kind, width, height) {
   if (kind === "x") return `M12 0H${width - 12}L${width} ${height / 2}L${width - 12} ${height}H12L0 ${height / 2}Z`;
   if (kind === "q") {

@@ -1,16 +1,18 @@
-// A tutorial or drill beside the picture: what it explains, its terminals, its checks. What happens in it are records, as
-// the broker's events are, so that the terminals and the picture always show the same moment. Names, commands and what
-// they print are only ever set as text.
+// Shows a play beside the picture: the explanations, terminals and checks of a tutorial or drill. What happens in a
+// play arrives as records, like the broker's events, so the terminals and the picture always show the same moment.
+// Names, commands and their output are only ever set as text, never as HTML.
 
 /** Lines kept of each terminal. */
 const KEPT_PRINTED = 200;
-/** Milliseconds that an earlier scene is shown after its last command, so that messages arrive. */
+/**
+ * Milliseconds for which a scene that is shown again, or a recording, continues after its end, so that messages arrive.
+ */
 const SETTLES = 4000;
-/** In a recording, an explanation is shown for at least this long, and for as long as it takes to read it. */
+/** In a recording, the minimum time to show an explanation, and the time to read one character, in milliseconds. */
 const SHORTEST = 2500;
 const PER_CHARACTER = 50;
 
-/** Change the state of the play. `rev` tells whether it has to be drawn again. */
+/** Make a handler that changes the state of the play. A new `rev` means that the play must be drawn again. */
 function playing(change) {
   return (state, record) => {
     if (!state.play) return;
@@ -19,21 +21,21 @@ function playing(change) {
   };
 }
 
-/** The terminal of a record. `runs` tells since when its program runs, if it does. */
+/** The terminal of a record. `runs` is the time when its program was started, or null if no program runs. */
 const terminalOf = (play, record) => play.terminals.find((each) => each.name === record.terminal);
 
 function printLine(play, record, isCommand) {
   const terminal = terminalOf(play, record);
-  if (!terminal) return; // of an earlier scene, and still printing
+  if (!terminal) return; // the program belongs to an earlier scene, but still prints
   terminal.rev += 1;
   terminal.lines.push({ text: record.line, isCommand });
   if (terminal.lines.length > KEPT_PRINTED) terminal.lines.shift();
 }
 
-/** What records of these kinds change in the state at a moment, as HANDLERS in model.js. */
+/** Handlers of the records of plays, by kind. They change the state, like HANDLERS in model.js. */
 export const PLAY_KINDS = {
   begins(state, record) {
-    // Its broker is another one, with other messages.
+    // The play may run on another broker: forget all nodes and messages.
     for (const part of Object.values(state)) if (part instanceof Map) part.clear();
     const { n: id, name, title, story, own } = record;
     const play = {
@@ -42,7 +44,7 @@ export const PLAY_KINDS = {
       name,
       title,
       story,
-      /** The names of its queues and exchanges, if others are on its broker. */
+      /** The names of the play's queues and exchanges, if its broker also has others. */
       own,
       scene: 0,
       /** When the commands of the scene began. */
@@ -118,19 +120,19 @@ export class Play {
   /**
    * @param {import("./player.js").Player} player
    * @param {(path: string, body: object) => AsyncIterable<object>} post
-   * @param {() => void} act  lets the reader do something themselves
+   * @param {() => void} act  opens the form with which readers run commands of their choice
    */
   constructor(player, post, act) {
     this.player = player;
     this.post = post;
     this.letAct = act;
-    /** Whether the reader can do something themselves between scenes. */
+    /** Whether the reader can run commands of their choice between scenes. */
     this.canAct = false;
-    /** The number of the latest record, so that those that come again after a lost connection are left out. */
+    /** The number of the latest record. After a lost connection, earlier records come again, and are ignored. */
     this.latest = -1;
-    /** The plays so far, with their scenes: when they were explained, and when their commands began. */
+    /** The plays so far, with their scenes: when each was explained (`said`), and when its commands began (`from`). */
     this.acts = [];
-    /** The scene that is shown again, and its times. */
+    /** The scene that is shown again, with the times of its beginning and end. */
     this.again = null;
     this.plays = [];
     /** What the reader can choose now, if anything. */
@@ -146,7 +148,7 @@ export class Play {
     this.readUntil = 0;
   }
 
-  /** The play that is shown: the latest, or in a recording the one of that moment. */
+  /** The play that is shown: the latest one or, in a recording, the latest one that has begun by the current moment. */
   get act() {
     const began = this.isRecorded ? this.acts.filter((act) => act.from <= this.player.now) : this.acts;
     return began[began.length - 1] || { id: null, scenes: [] };
@@ -156,7 +158,7 @@ export class Play {
     return this.act.scenes;
   }
 
-  /** What the reader can choose now, if anything: in a recording, at its end, what comes next. */
+  /** What the reader can choose now, if anything. At the end of a play in a recording, this is the next play. */
   get offered() {
     const { acts, act, player } = this;
     if (!this.isRecorded) return this.choosing;
@@ -214,7 +216,7 @@ export class Play {
     }
   }
 
-  /** The index of the scene that is shown; -1 if it is none of the current play's. */
+  /** The index of the scene that is shown; -1 if no scene of the current play is shown. */
   get shown() {
     const { again, player } = this;
     const { play } = player.state;
@@ -250,10 +252,10 @@ export class Play {
     this.isMenuOpen = false;
     if (!this.isRecorded) this.ask({ do: "choose", name });
     else if (location.hash === `#${name}`) this.showRecorded();
-    else location.hash = name; // which shows it
+    else location.hash = name; // the event hashchange then shows it
   }
 
-  /** Show the play of a recording that the address names, or the only one; from a scene, as in #work-queues/2. */
+  /** In a recording, show the only play, or the play and scene that the address names, as in #work-queues/2. */
   showRecorded() {
     const { acts, player } = this;
     const [name, number] = decodeURIComponent(location.hash.slice(1)).split("/");
@@ -279,17 +281,17 @@ export class Play {
     document.getElementById("chapters").replaceChildren(...marks);
   }
 
-  /** All records of a recording have been read; its last message has been seen to its end at `settled`. */
+  /** Begin to show a recording, of which all records have been read. Its last message arrives at `settled`. */
   openRecording(settled) {
     const { player } = this;
     const end = Math.max(player.last + SETTLES, settled);
     if (!this.isOn || !this.acts.length) {
-      // It ends when its last motions do.
+      // Without plays, all of the recording is shown, until the end of its last motions.
       player.part = { from: player.first, to: end };
       return;
     }
     this.acts[this.acts.length - 1].to = end;
-    // Of a play that was begun again, only the last time is shown.
+    // If a play was begun several times, only its last run is shown.
     this.acts = this.acts
       .filter((act) => act.to !== null)
       .filter((act, index, all) => !all.slice(index + 1).some((later) => later.name === act.name));
@@ -300,7 +302,7 @@ export class Play {
     this.showRecorded();
   }
 
-  /** Show a scene again, from its first command until the messages have arrived. */
+  /** Show a scene again: from its first command until its messages have arrived or, in a recording, from its text. */
   show(index) {
     const { player, scenes } = this;
     const scene = scenes[index];
@@ -333,7 +335,7 @@ export class Play {
   /** Handle a key; returns false for any other key. */
   keydown(event) {
     if (!this.isOn) return false;
-    if (event.target instanceof HTMLInputElement) return false; // the time
+    if (event.target instanceof HTMLInputElement) return false; // the arrow keys move the time bar
     const keys = { n: this.next, ArrowRight: this.next, b: this.back, ArrowLeft: this.back };
     if (this.plays.length) keys.m = this.toggleMenu;
     if (event.target === document.body) keys.Enter = this.next;
@@ -399,7 +401,7 @@ export class Play {
     this.parts.other.hidden = !items.length;
   }
 
-  /** In a recording, wait until an explanation has been read; then skip what is left of the time that somebody else took. */
+  /** In a recording, wait until an explanation can have been read; then skip the rest of the recorded reading time. */
   read(scene, mine) {
     const { player } = this;
     if (player.isPaused) return;
@@ -413,7 +415,7 @@ export class Play {
     if (isBefore && mine >= this.readUntil) player.seek(scene.from);
   }
 
-  /** Draw what has changed, and go on by itself if it is time. */
+  /** Draw what has changed. With `--auto`, continue when there has been enough time to read. */
   draw(mine) {
     if (!this.isOn) return;
     const { player } = this;
@@ -446,7 +448,7 @@ export class Play {
     this.drawCharts(play ? play.charts : []);
   }
 
-  /** Begin another play at the top of the page. */
+  /** When another play begins, scroll to the top of the page. */
   scrollUp(id) {
     this.drawnPlay = id;
     this.parts.story.scrollTop = 0;
@@ -569,7 +571,7 @@ export class Play {
     if (isNew) this.showLatestLines();
   }
 
-  /** Beside charts or the list of tutorials, the terminals are lower. */
+  /** Scroll the terminals to their latest lines, after charts or the list of tutorials have made them less tall. */
   showLatestLines() {
     for (const pre of this.parts.terminals.querySelectorAll("pre")) pre.scrollTop = pre.scrollHeight;
   }

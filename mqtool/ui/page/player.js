@@ -1,13 +1,14 @@
-// Keeps the records of the last minutes, and gives the state of the picture at any moment among them.
+// Keeps the records of the last few minutes (of a play, all records), and provides the state of the picture at any
+// moment in that time.
 
 import { advanceTo, apply, beginning, emptyState, HOP, inOrder } from "./model.js";
 
-/** How much is kept: milliseconds, and records. */
+/** How much is kept: the number of milliseconds, and of records. */
 const KEPT = 5 * 60_000;
 const KEPT_RECORDS = 60_000;
-/** A copy of the state is kept for each of these milliseconds, to go back to. */
+/** The minimum number of milliseconds between two copies of the state, which are kept to go back in time. */
 const KEYFRAME = 10_000;
-/** Live, the picture is this far behind the broker, so that what happens next is known. */
+/** The live picture is this many milliseconds behind the broker, so that the page knows what happens next. */
 const BEHIND = 250;
 
 /** The playhead: a moment, how fast it advances, and the records before and after it. */
@@ -24,26 +25,26 @@ export class Player {
     this.speed = 1;
     this.isPaused = false;
     this.isLive = true;
-    /** Nothing is forgotten because of its age. */
+    /** Whether records are kept however old they are. */
     this.keepsAll = false;
-    /** Stop there. */
+    /** The time at which to pause. */
     this.until = Infinity;
-    /** Wait there: what is before it has not been read yet. */
+    /** The time at which to wait, because the reader has not yet read the explanation. */
     this.hold = Infinity;
-    /** Of a recording, the part that is shown: from, to. */
+    /** The part of a recording that is shown, as {from, to}; null if this is not a recording. */
     this.part = null;
-    /** The next event is applied by step() only. */
+    /** Whether only step() applies the next event. */
     this.isStepping = false;
-    /** The clock of the records minus that of this page. */
+    /** The broker's clock minus this page's clock, in milliseconds; null if it is unknown. */
     this.skew = null;
   }
 
-  /** Where the part that is shown begins. */
+  /** The time at which the shown part begins. */
   get start() {
     return this.part ? this.part.from : this.first;
   }
 
-  /** Where the part that is shown ends. */
+  /** The time at which the shown part ends. */
   get end() {
     return this.part ? this.part.to : this.last;
   }
@@ -58,7 +59,7 @@ export class Player {
 
   /** Add a record. Its time is the broker's. */
   add(record) {
-    // Times never go backwards behind what has been shown, even if a clock is set.
+    // A record is never earlier than what has been shown, even if the broker's clock is set back.
     const latest = Math.max(this.applied, this.keyframes.at(-1)?.index ?? 0);
     record.t = Math.max(record.t, this.records[latest - 1]?.t ?? 0);
     if (!this.keyframes.length) {
@@ -74,7 +75,7 @@ export class Player {
     if (this.records.length > KEPT_RECORDS || isOld) this.forget();
   }
 
-  /** Take note of the broker's time, as reported now. */
+  /** Note the broker's current time, which it has just reported. */
   reported(time, mine) {
     this.skew = this.skew === null ? time - mine : Math.max(this.skew, time - mine);
   }
@@ -89,7 +90,7 @@ export class Player {
     this.applied -= dropped;
   }
 
-  /** All that is kept, as records that play the same again. */
+  /** Everything that is kept, as the records of a recording. */
   recorded() {
     return this.keyframes.length ? [...beginning(this.keyframes[0].state), ...this.records] : [];
   }
@@ -97,7 +98,7 @@ export class Player {
   /** Advance by this many milliseconds of the page's clock. */
   advance(elapsed, mine) {
     if (!this.isPaused) {
-      // What is live has not begun until the broker's time is known.
+      // If the broker's time is unknown, as in a recording, do not go beyond the end of the shown part.
       const end = Math.min(this.hold, this.skew !== null ? mine + this.skew - BEHIND : this.end);
       if (this.isLive && this.speed === 1) this.now = Math.max(this.now, end);
       else this.now = Math.min(this.now + elapsed * this.speed, Math.max(end, this.now));
@@ -135,7 +136,7 @@ export class Player {
     Object.assign(this, { isPaused: false, isStepping: false });
   }
 
-  /** Show what happens now, as it happens. */
+  /** Show what is happening now, at normal speed. */
   live() {
     Object.assign(this, { isPaused: false, isLive: true, isStepping: false, speed: 1, until: Infinity });
   }
@@ -155,7 +156,7 @@ export class Player {
     advanceTo(this.state, to);
   }
 
-  /** Play the next event to the end of its motion, and nothing that happened meanwhile; then pause. */
+  /** Play the next event until its motion ends, without the events that follow it; then pause. */
   step() {
     const next = this.records.findIndex((each, index) => index >= this.applied && each.kind === "event");
     if (next < 0 || (this.part && this.records[next].t > this.part.to)) return;

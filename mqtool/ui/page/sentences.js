@@ -1,6 +1,6 @@
-// Events as sentences, for the table.
+// Events as sentences, for the table and for screen readers.
 
-/** A name on one line, whose invisible characters show: those that control, or reverse what follows. */
+/** A name on one line, with escapes for control characters and for characters that change the direction of text. */
 export const visible = (name) =>
   name.replace(
     /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu,
@@ -9,7 +9,7 @@ export const visible = (name) =>
 
 const quote = (name) => (name === "" ? "the default exchange" : `“${visible(name)}”`);
 
-/** A stored offset, in words; -1 stands for none. */
+/** A stored offset, in words. -1 means that there is none. */
 export const offsetOf = ({ name, offset }) =>
   `${visible(name)}: ${offset < 0 ? "no offset" : `offset ${offset.toLocaleString("en")}`}`;
 
@@ -32,7 +32,7 @@ export function sentence(event) {
     case "routed":
       return `message ${event.message} goes to queue ${quote(event.queue)}`;
     case "taken":
-      return `a message of queue ${quote(event.queue)} goes to a consumer`;
+      return `a message from queue ${quote(event.queue)} goes to a consumer`;
     case "appended":
       return `message ${event.message} is appended to stream ${quote(event.queue)} at offset${copy}`;
     case "read":
@@ -68,15 +68,16 @@ export function sentence(event) {
     case "unknown-exchange":
       return `a message was published by ${event.from.client} to ${quote(event.details.exchange)}, which does not exist`;
     default:
-      // Those of a newer broker may be of no queue.
+      // An event that only a newer broker reports. It may have no queue.
       return event.queue === undefined ? event.what : `number${copy} of ${quote(event.queue)} is ${event.what}`;
   }
 }
 
 /**
- * An event for somebody who hears it, with the names of the picture; "" if others of the same message tell enough.
+ * An event as a sentence for screen readers, with the names in the picture; "" if other events say enough.
  * @param {any} event
- * @param {{details: any, queue: string, holder?: string, consumer?: string, publisher?: string}} known  `details` are undefined if it is of no message
+ * @param {{details: any, queue: string, holder?: string, consumer?: string, publisher?: string}} known  `details` are
+ *   undefined if the event belongs to no message
  */
 export function spoken(event, { details, queue, holder, consumer, publisher }) {
   const body = details?.body === undefined ? "a binary message" : `“${visible(details.body.slice(0, 40))}”`;

@@ -1,26 +1,26 @@
-// What of a state is drawn: in a play, only what belongs to it; and groups of like nodes as one node each, with their
-// count and the sums of their counters, until somebody unfolds them.
+// Chooses what to draw of a state. In a play, this is only what belongs to the play. Similar nodes are drawn as one
+// group, with their number and the sums of their counters, until the user unfolds the group.
 
 import { isGenerated } from "./model.js";
 
-/** From this many on, like nodes are folded; wait queues sooner, since mqtool declares them for itself. */
+/** The minimum number of similar nodes to fold; smaller for wait queues, which mqtool declares for its own use. */
 const MANY = 5;
 const MANY_WAITS = 3;
 const WAITS = /\.(wait|delay)\.\d[\d.]*[a-z]*(\.\w+)?$/;
-/** An arrow of a group has up to this many keys. */
+/** An arrow of a group shows up to this many keys. */
 const MOST_KEYS = 4;
 
 /**
- * @typedef {object} Group  like nodes that may be drawn as one
+ * @typedef {object} Group  similar nodes that may be drawn as one
  * @property {string} id
  * @property {string} label       what their names have in common
  * @property {string[]} members   their ids
  */
 
-/** @type {Map<string, string>} what a name has in common with names like it, by name */
+/** @type {Map<string, string>} the results of commonOf(), by name */
 const commons = new Map();
 
-/** What a name has in common with names like it; "" if it is like no other. */
+/** What a name has in common with similar names; "" if it contains no number and was not generated. */
 function commonOf(name) {
   let found = commons.get(name);
   if (found === undefined) {
@@ -34,16 +34,16 @@ function commonOf(name) {
   return found;
 }
 
-/** Chooses what is drawn of states, and remembers what somebody has unfolded. */
+/** Chooses what to draw of states, and remembers what the user has unfolded. */
 export class View {
   constructor() {
     /** @type {Set<string>} the ids of groups that are shown node by node */
     this.unfolded = new Set();
-    /** Whether a play's picture also shows what others have on its broker. */
+    /** Whether a play's picture also shows what does not belong to the play. */
     this.isEverything = false;
-    /** @type {Group[]} all groups of the latest state, also those that are unfolded */
+    /** @type {Group[]} all groups of the latest state, including those that are unfolded */
     this.groups = [];
-    /** How many nodes are left out, or would be. */
+    /** The number of nodes that do not belong to the play. */
     this.others = 0;
   }
 
@@ -64,8 +64,8 @@ export class View {
   }
 
   /**
-   * What is drawn of a state: its nodes and links, with groups among them; `ways`, the links before they were grouped; and
-   * `drawn`, which gives the id of the node that stands for another one.
+   * What is drawn of a state: its nodes, including groups, and its links; `ways`, the links before those of groups were
+   * merged; and `drawn`, which returns the id of the drawn node that stands for a node of the state.
    */
   of(state) {
     const own = ownOf(state);
@@ -84,7 +84,7 @@ export class View {
     const standsFor = new Map();
     const drawn = (id) => standsFor.get(id) ?? id;
     this.groups = [];
-    // In a play, each party is somebody of whom its text speaks.
+    // In a play, only wait queues are grouped, because the text may mention each of the other nodes.
     const many = state.play ? Infinity : MANY;
     const least = (name) => (WAITS.test(name) ? MANY_WAITS : many);
     this.fold(shown, standsFor, "queues", ({ name, type }) => [commonOf(name), type, least(name)]);
@@ -99,8 +99,9 @@ export class View {
   }
 
   /**
-   * In a play, a terminal is one box, even if its programs publish and consume: where it was first, but at its publisher if
-   * it only consumes from queues with generated names, such as one for replies. `joined` are all its nodes.
+   * In a play, a terminal is one box, even if its programs both publish and consume. The box is at the place of the
+   * terminal's earliest node; consumers of queues with generated names, such as reply queues, count only if there is no
+   * other node. `joined` contains all of the terminal's nodes.
    */
   join(shown, standsFor) {
     const parties = new Map();
@@ -121,7 +122,10 @@ export class View {
     }
   }
 
-  /** Replace like nodes of a kind by their groups. `likeness` gives what nodes have in common, and from how many on. */
+  /**
+   * Replace similar nodes of a kind by groups. `likeness` returns what a node has in common with others: a label,
+   * something else that must be equal, and the minimum number of nodes in a group.
+   */
   fold(shown, standsFor, kind, likeness) {
     const found = new Map();
     for (const node of shown[kind].values()) {
@@ -154,7 +158,7 @@ const sumOf = (members, value) => members.reduce((sum, each) => sum + value(each
 const sameOf = (members, value, otherwise) =>
   members.every((each) => value(each) === value(members[0])) ? value(members[0]) : otherwise;
 
-/** A node that stands for others, by kind: like one of them, with `members`, and sums instead of counters. */
+/** By kind, makes the node of a group: it is like the first member, but has `members`, and sums as counters. */
 const groupOf = {
   queues: (id, label, members) => ({
     ...members[0],
@@ -197,8 +201,8 @@ const groupOf = {
 };
 
 /**
- * The queues of a state; in a play, without those with generated names that nobody uses yet: a client that has declared a
- * queue for replies consumes from it only later.
+ * The queues of a state. In a play, queues with generated names that are not yet used are left out: a client may
+ * declare a queue for replies some time before it consumes from the queue.
  */
 function usedQueues({ play, queues, links, copies, messages, consumers }) {
   if (!play) return queues;
@@ -212,8 +216,8 @@ function usedQueues({ play, queues, links, copies, messages, consumers }) {
 }
 
 /**
- * The links of a state without those that nobody uses: the default exchange is bound to streams, too, but with the stream
- * protocol, messages do not pass it. In a play with other exchanges, it leads to queues that are about to be bound to them.
+ * The links of a state, without unused links of the default exchange. It is bound to streams, too, but with the stream
+ * protocol, messages do not pass through it. In a play with other exchanges, queues are about to be bound to these.
  */
 function usedWays({ links, queues, exchanges, publishers, seen, play }) {
   const has = (target) => [...publishers.values()].some(({ targets }) => targets.has(target));
@@ -228,10 +232,10 @@ function usedWays({ links, queues, exchanges, publishers, seen, play }) {
   return unused.size ? new Map([...links].filter(([key]) => !unused.has(key))) : links;
 }
 
-/** Whether dead letters go to the default exchange. */
+/** Whether any queue's dead letters go to the default exchange. */
 const hasDeadLetters = ({ queues }) => [...queues.values()].some(({ deadLetterExchange }) => deadLetterExchange === "");
 
-/** The exchanges of a state without the default exchange, if only links from it are unused. */
+/** The exchanges of a state; without the default exchange if usedWays() left out all its links and nothing uses it. */
 function usedExchanges({ exchanges, links, queues, publishers }, ways) {
   const isUsed =
     ways === links ||
@@ -241,7 +245,7 @@ function usedExchanges({ exchanges, links, queues, publishers }, ways) {
   return isUsed ? exchanges : new Map([...exchanges].filter(([id]) => id !== "x:"));
 }
 
-/** The links between the nodes that are drawn: those of a group's members are one. */
+/** The links between the nodes that are drawn. The links of a group's members are merged into one. */
 function merged(links, shown, drawn) {
   const isThere = (id) => shown.exchanges.has(id) || shown.queues.has(id);
   const found = new Map();
@@ -261,7 +265,7 @@ function merged(links, shown, drawn) {
   return found;
 }
 
-/** The ids of the nodes that belong to a play, if its broker has others as well; otherwise null. */
+/** The ids of the nodes that belong to a play, if its broker also has others; otherwise null. */
 function ownOf(state) {
   const scope = state.play?.own;
   if (!scope) return null;

@@ -1,14 +1,14 @@
-// How large the picture is drawn, and which part of it is seen: it fits its frame unless somebody zooms; what does not fit
-// can be scrolled and dragged.
+// How large the picture is drawn, and which part of it is visible. The picture fits its frame, unless the user zooms or
+// it would be too small to read. What does not fit can be scrolled and dragged.
 
-/** Without being asked, the picture becomes neither smaller nor larger than this, so that names can be read. */
+/** Until the user zooms, the scale is not smaller than this, so that names can be read, and not larger than LARGEST. */
 const SMALLEST = 0.92;
-/** In a page of documentation on a phone, three queues have less room. */
+/** The same in a documentation page, where there is less room for three queues on a phone. */
 const SMALLEST_EMBEDDED = 0.84;
 const LARGEST = 1.6;
-/** By hand, it becomes as large as this, and as small as it has to be to fit. */
+/** Users can zoom in up to this scale, and zoom out until the whole picture fits. */
 const CLOSEST = 4;
-/** A pointer that moves by more pixels drags. */
+/** A pointer that moves by at least this many pixels drags the picture. */
 const SLIP = 4;
 
 /** The scale of the picture in its frame. */
@@ -20,20 +20,20 @@ export class Zoom {
   constructor(frame, svg) {
     this.frame = frame;
     this.svg = svg;
-    /** @type {number | "whole" | null} what somebody has chosen: a scale, or the whole picture */
+    /** @type {number | "whole" | null} what the user has chosen, if anything: a scale, or the whole picture */
     this.chosen = null;
     this.scale = 1;
     this.size = { width: 1, height: 1 };
     this.drawn = "";
     /** @type {Map<number, PointerEvent>} fingers on the picture */
     this.fingers = new Map();
-    /** Where a pointer went down, and what was scrolled then. */
+    /** While the mouse button is down: the pointer's last position, and whether it drags the picture. */
     this.grip = null;
     frame.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     frame.addEventListener("pointerdown", (event) => this.down(event));
     frame.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) frame.addEventListener(end, (event) => this.up(event));
-    // What has been dragged has not been clicked.
+    // The click at the end of a drag must not choose a node.
     frame.addEventListener("click", (event) => this.wasDragged && event.stopPropagation(), { capture: true });
   }
 
@@ -45,13 +45,13 @@ export class Zoom {
     return document.body.classList.contains("embedded") ? SMALLEST_EMBEDDED : SMALLEST;
   }
 
-  /** The scale at which all of the picture is seen. */
+  /** The scale at which the whole picture is visible. */
   get fitting() {
     const { clientWidth, clientHeight } = this.frame;
     return Math.min(clientWidth / this.size.width, clientHeight / this.size.height, LARGEST);
   }
 
-  /** The picture has this size, without scaling. Called for each frame. */
+  /** Set the picture's size without scaling. Called for each frame. */
   resize(width, height) {
     this.size = { width, height };
     this.draw();
@@ -71,13 +71,13 @@ export class Zoom {
     this.frame.classList.toggle("cut", isCut);
   }
 
-  /** See all of the picture; once more, as much of it as can be read. */
+  /** Show the whole picture; if that was already chosen, use a scale at which names can be read. */
   fit() {
     this.chosen = this.chosen === "whole" ? null : "whole";
     this.draw();
   }
 
-  /** Zoom; this point of the window stays where it is. */
+  /** Zoom. This point of the window, by default the middle of the frame, stays where it is. */
   by(factor, x = undefined, y = undefined) {
     const { frame, svg } = this;
     const outer = frame.getBoundingClientRect();
@@ -96,10 +96,10 @@ export class Zoom {
     this.frame.scrollBy({ left: right, top: down });
   }
 
-  // The mouse, and fingers
+  // Mouse and touch
 
   wheel(event) {
-    if (!event.ctrlKey && !event.metaKey) return; // it scrolls
+    if (!event.ctrlKey && !event.metaKey) return; // the wheel scrolls
     event.preventDefault();
     const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? event.deltaY * 16 : event.deltaY;
     this.by(Math.exp(-Math.max(-50, Math.min(50, pixels)) * 0.01), event.clientX, event.clientY);
@@ -124,7 +124,7 @@ export class Zoom {
     Object.assign(grip, { x: event.clientX, y: event.clientY });
   }
 
-  /** Two fingers zoom; one of them scrolls, as everywhere. */
+  /** Zoom with two fingers. One finger scrolls, as usual. */
   pinch(event) {
     const before = [...this.fingers.values()];
     this.fingers.set(event.pointerId, event);
@@ -139,7 +139,7 @@ export class Zoom {
   up(event) {
     this.fingers.delete(event.pointerId);
     this.frame.classList.remove("dragged");
-    // The click comes after this.
+    // The click event comes after this event, and must still see whether the picture was dragged.
     const { grip } = this;
     setTimeout(() => this.grip === grip && (this.grip = null));
   }
