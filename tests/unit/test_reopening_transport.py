@@ -2,6 +2,7 @@
 
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,6 +20,8 @@ AT_ONCE = Backoff(first=0, attempts=2)
 FORCED = ClosedByBroker("amqp:connection:forced", "shutdown")
 FORBIDDEN = ClosedByBroker("amqp:unauthorized-access", "no permission")
 HELLO, WORK = b"hello", b"work"
+#: Seconds to wait for what the I/O thread does.
+_PATIENCE = 10.0
 
 
 class Broker:
@@ -111,19 +114,25 @@ class Session(ReopeningTransport):
 
     def has(self, what: object) -> None:
         """Wait until the log contains something."""
-        self.wait(lambda: what in self.log, None)
+        self.reaches(lambda: what in self.log)
 
     def has_told(self, count: int) -> None:
         """Wait until there are this many notices."""
-        self.wait(lambda: len(self.notices) == count, None)
+        self.reaches(lambda: len(self.notices) == count)
+
+    def reaches(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is true. Fails if it is not true in time."""
+        deadline = time.monotonic() + _PATIENCE
+        self.wait(lambda: condition() or time.monotonic() > deadline, None)
+        assert condition(), f"{self.log}, {self.notices}"
 
     def failed(self) -> MqtoolError:
         """Wait until the connection and its I/O thread have ended for good; return the error."""
         with pytest.raises(MqtoolError) as caught:
-            self.wait(lambda: False, None)
+            self.reaches(lambda: False)
         assert caught.value is self.failure
         for thread in self.threads:
-            thread.join(10)
+            thread.join(_PATIENCE)
             assert not thread.is_alive()
         return caught.value
 
@@ -290,7 +299,7 @@ def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> 
     broker.unreachable = [Unavailable("no route"), None, None, None]
     broker.tells(OSError(110, "Timed out"), EOFError(), FORCED, *[None] * 10, HELLO)
     session.has("resumed")
-    session.wait(lambda: not session.is_lost, None)
+    session.reaches(lambda: not session.is_lost)
     broker.tells(WORK)
     session.has(WORK)
     assert session.notices == [
@@ -344,7 +353,7 @@ def test_a_request_is_repeated_after_a_reconnection(broker: Broker, connect: Con
         epochs.append(epoch := session.epoch)
         if epoch == 0:
             broker.tells(EOFError(), HELLO)
-            session.wait(lambda: session.epoch == 1, None)
+            session.reaches(lambda: session.epoch == 1)
         else:
             broker.tells(WORK)
         session.until(lambda: WORK in session.log, epoch)
@@ -393,7 +402,7 @@ def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, conn
     for epoch in (1, 2):
         broker.tells(EOFError(), HELLO)
         session.has(("reopened", epoch, False))
-        session.wait(lambda: not session.is_lost, None)
+        session.reaches(lambda: not session.is_lost)
     broker.now += 60
     broker.tells(EOFError())
     failure = session.failed()
@@ -476,11 +485,11 @@ def test_an_attempt_to_reconnect_ends_when_the_session_is_closed(broker: Broker,
     """
     session = connect([ONE], Backoff(first=0))
     broker.tells(EOFError())
-    session.wait(lambda: session.log.count("begin") == 2, None)
+    session.reaches(lambda: session.log.count("begin") == 2)
     session._closing.set()
     broker.tells(HELLO)
     [thread] = session.threads
-    thread.join(10)
+    thread.join(_PATIENCE)
     assert not thread.is_alive()
     assert (session.is_lost, session.epoch, len(session.notices)) == (True, 0, 1)
     assert broker.closed == [False, False]
@@ -505,7 +514,7 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()
-    session.wait(lambda: session.log.count("taken") == 2, None)
+    session.reaches(lambda: session.log.count("taken") == 2)
     assert (session.stopping, session.hopeless) == (True, None)
     broker.tells(EOFError())
     with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
