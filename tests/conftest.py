@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import uuid
@@ -32,7 +33,9 @@ from tests.cli import preloaded
 from tests.cli.shell import Shell
 
 #: The server of preloaded commands. It ends when pytest closes its standard input.
-_SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
+_SERVER = pytest.StashKey[subprocess.Popen[bytes]]()
+#: The thread that starts RabbitMQ for the whole suite.
+_STARTING = pytest.StashKey[threading.Thread]()
 #: A copy of the worker's own stderr, for the traceback of a test that hangs.
 _STDERR = pytest.StashKey[int]()
 #: A teardown that takes longer than this hangs; so does a test that exceeds its timeout by more than this. Stopping a
@@ -193,6 +196,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         if _SERVER in config.stash:
             config.stash[_SERVER].communicate()
+        if _STARTING in config.stash:
+            config.stash[_STARTING].join()  # after Ctrl-C, the node may still be starting
         for started in state.load_all():
             starter = starter_of(started)
             if started.kind == BrokerKind.NODE and starter.is_running(started):
@@ -207,7 +212,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     whole = getattr(config.option, "numprocesses", None) and config.args == config.getini("testpaths")
     if whole and from_environment() is None and STARTERS[BrokerKind.NODE].is_available():
         where = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        threading.Thread(target=_started_once, args=(BrokerKind.NODE, where), daemon=True).start()
+        config.stash[_STARTING] = threading.Thread(target=_started_once, args=(BrokerKind.NODE, where), daemon=True)
+        config.stash[_STARTING].start()
 
 
 def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
