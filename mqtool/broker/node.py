@@ -218,8 +218,6 @@ class PrivateNodes(Starter):
             raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
         if wanted.cluster and wanted.listen:
             raise UsageError("--listen does not work with --cluster", "start one node for other machines")
-        if (killed := state.load(wanted.name)) is not None and killed.kind == self.kind:
-            stop_epmd(int(killed.details["epmd_port"]))  # epmd outlives a node that was killed
         directory = state.made_directory(wanted.name)
         before = state.load_last(wanted.name)
         has_streams = not wanted.cluster and (wanted.stream_port is not None or _has_streams())
@@ -280,8 +278,11 @@ class PrivateNodes(Starter):
     def stop(self, started: Started) -> None:
         started = state.load(started.name) or started  # nodes may have been started again since
         background.terminate(_processes(started), _STOP_PATIENCE, again=_SIGTERM_AGAIN)
-        stop_epmd(int(started.details["epmd_port"]))
+        self.clear_up(started)
         state.forget(started.name)
+
+    def clear_up(self, killed: Started) -> None:
+        stop_epmd(int(killed.details["epmd_port"]))  # epmd outlives its nodes
 
     def kill(self, started: Started, number: int) -> None:
         process = _processes(started)[number]

@@ -68,6 +68,9 @@ class Starter(ABC):
     def restart(self, started: Started) -> Started:
         """Stop a broker and start it again. It may not be ready when this returns."""
 
+    def clear_up(self, killed: Started) -> None:  # noqa: B027  # most kinds leave nothing
+        """Stop processes that a killed broker has left."""
+
     def discard(self, started: Started) -> None:
         """Remove the messages and logs of a stopped broker.
 

@@ -17,6 +17,7 @@ from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
 from tests.brokers import TestBroker, large, own_broker
 from tests.cli.shell import Shell, wait_until
+from tests.epmd import KILL, epmd
 from tests.processes import children_of, is_alive, only_on_linux
 
 ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
@@ -743,6 +744,25 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
     stopped = home.run("mqtool", "broker", "status", "--name", "mine").stderr
     assert f"hint: start it again: mqtool broker up --kind={kind} --name=mine\n" in stopped
     assert home.run(*up).code == 0
+
+
+@pytest.mark.parametrize("command", [("up", "--kind=embedded", "--in-memory"), ("rm", "--purge", "--yes")])
+def test_the_epmd_of_a_killed_node_is_stopped(
+    home: Shell, at_port: str, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """If a private RabbitMQ node was killed, its epmd (Erlang's port mapper) is still running. `broker up` stops this
+    epmd even if it then starts a broker of another kind. `broker rm` stops it, too.
+    """
+    monkeypatch.setenv("XDG_STATE_HOME", home.environment["XDG_STATE_HOME"])
+    with epmd([b"OK"]) as (port, asked):
+        details = {"epmd_port": port, "members": [], "data": str(home.directory / "data"), "management": ""}
+        state.save(
+            state.Started("default", "node", "amqp://localhost:1", 0, str(state.made_directory("default")), details)
+        )
+        ran = home.run("mqtool", "broker", *command, *([at_port] if command[0] == "up" else []))
+        assert is_free(port)
+    assert ran.code == 0
+    assert asked == [KILL]
 
 
 def test_broker_down_does_not_claim_to_have_stopped_a_killed_broker(home: Shell, at_port: str) -> None:

@@ -1,15 +1,12 @@
 """The configuration of a private RabbitMQ node."""
 
-import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mqtool.broker import node
 from mqtool.broker.ports import is_free
+from tests.epmd import KILL, epmd
 
 
 @pytest.fixture
@@ -76,35 +73,15 @@ def test_statistics_of_a_private_node_and_of_a_broker_in_docker_are_equally_new(
     assert private == {line for line in in_docker if line.startswith(statistics)}
 
 
-@contextmanager
-def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """A program that listens on a port until it has answered one connection with each answer; yields the requests."""
-    asked: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with listener:
-            for answer in answers:
-                client, _ = listener.accept()
-                with client:
-                    asked.append(client.recv(100))
-                    client.sendall(answer)
-
-    serving = threading.Thread(target=serve)
-    serving.start()
-    yield listener.getsockname()[1], asked
-    serving.join()
-
-
 def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """When mqtool stops a RabbitMQ node that it has started, it also stops the node's epmd, Erlang's port mapper, even
     if the program `epmd` is not on the PATH. mqtool repeats the request to stop until epmd accepts it.
     """
     monkeypatch.setenv("PATH", "")
-    with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
+    with epmd([b"NO", b"NO", b"OK"]) as (port, asked):
         node.stop_epmd(port)
         assert is_free(port)
-    assert asked == [b"\x00\x01k"] * 3
+    assert asked == [KILL] * 3
 
 
 def test_another_program_on_the_port_of_epmd_is_asked_only_once_to_stop() -> None:
@@ -112,6 +89,6 @@ def test_another_program_on_the_port_of_epmd_is_asked_only_once_to_stop() -> Non
     request until epmd accepts it. If the answer shows that another program uses the port of epmd, mqtool does not
     repeat the request.
     """
-    with daemon([b"SSH-2.0-"]) as (port, asked):
+    with epmd([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)
     assert len(asked) == 1

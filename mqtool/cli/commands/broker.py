@@ -12,7 +12,7 @@ import typer
 
 from mqtool.amqp import Connection, TlsFiles, parse_addresses
 from mqtool.broker import background, ports, readiness, state
-from mqtool.broker.choice import BrokerKind, starter_of
+from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.broker_access import chosen
@@ -109,8 +109,8 @@ def rm(
         ask(f"remove broker {name!r} with all its messages", yes=yes)
     with state.locked(name):
         found = _stopped(name)
-        if found.kind == BrokerKind.NODE and state.load(name) is not None:
-            starter_of(found).stop(found)  # it was killed, and its epmd still runs
+        if state.load(name) is not None:
+            starter_of(found).clear_up(found)
         if purge:
             _check_unused(found)
             starter_of(found).discard(found)

@@ -111,6 +111,8 @@ def up(
         locked.enter_context(ports.reserving())
         if _is_up_again(kind, wanted, foreground=foreground):
             return
+        if (killed := state.load(name)) is not None:
+            starter_of(killed).clear_up(killed)
         if kind is BrokerKind.AUTO and wanted == Wanted() and not foreground:
             state.forget(name)  # the recorded broker no longer runs, so do not try its URL
             access = access_to(options)
