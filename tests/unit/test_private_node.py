@@ -64,7 +64,7 @@ def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
 def test_statistics_of_a_private_node_and_of_a_broker_in_docker_are_equally_new(conf: Launch) -> None:
     """A RabbitMQ node that mqtool starts collects its statistics as often as a broker that mqtool starts in Docker:
     each second. Otherwise, counts in `list` and `top` would lag by five seconds, and `queue convert`, which waits for
-    new counts, would take four times as long.
+    new counts, would take several times as long.
     """
     in_docker = (Path(node.__file__).parent / "image" / "rabbitmq.conf").read_text().splitlines()
     statistics = ("collect_statistics_interval", "management.rates_mode", "management.sample_retention_policies")
