@@ -62,6 +62,23 @@ names = st.sampled_from((*OTHERS, *HERS, "", "amq.topic"))
 hers = st.sampled_from(HERS)
 
 
+class Repeated(dict[str, Any]):
+    """A table that a client sends with all of these pairs, even if several have the same name."""
+
+    def __init__(self, *pairs: tuple[str, Any]) -> None:
+        super().__init__(pairs)
+        self._pairs = pairs
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+def twice(tables: st.SearchStrategy[Mapping[str, Any]]) -> st.SearchStrategy[Mapping[str, Any]]:
+    """Return such tables, and sometimes two of them in one, in which a name can have two values."""
+    both = st.builds(lambda one, other: Repeated(*one.items(), *other.items()), tables, tables)
+    return st.one_of(tables, tables, tables, both)
+
+
 def nested(depth: int) -> dict[str, Any]:
     """Return tables nested this many levels deep."""
     table: dict[str, Any] = {}
@@ -144,6 +161,12 @@ queue_arguments = st.fixed_dictionaries(
         "x-max-length": waits,
     },
 )
+#: The same, or with a second dead-letter exchange, to which she may not write. RabbitMQ uses the first one.
+declared_arguments = queue_arguments | st.builds(
+    lambda arguments, other: Repeated(*arguments.items(), ("x-dead-letter-exchange", other)),
+    queue_arguments.filter(lambda arguments: "x-dead-letter-exchange" in arguments),
+    names,
+)
 exchange_types = st.sampled_from(("direct", "fanout", "topic", "headers", DELAYED))
 exchange_arguments = st.fixed_dictionaries({}, optional={"alternate-exchange": hers, "x-delayed-type": exchange_types})
 deaths = st.lists(
@@ -205,7 +228,7 @@ class Declared:
     arguments: Mapping[str, Any]
 
     def do(self, channel: BlockingChannel) -> None:
-        channel.queue_declare(self.name, durable=True, arguments=dict(self.arguments))
+        channel.queue_declare(self.name, durable=True, arguments=self.arguments)
 
 
 @dataclass(frozen=True)
@@ -253,11 +276,12 @@ class Published:
         return replace(self, body=body, exchange=exchange if self.exchange == "mallory" else self.exchange)
 
     def do(self, channel: BlockingChannel) -> None:
-        properties = BasicProperties(headers=dict(self.headers), **self.properties)
+        properties = BasicProperties(headers=self.headers, **self.properties)
         if self.room is not None:
-            properties.headers["padding"] = ""
+            properties.headers = Repeated(*self.headers.items(), ("padding", ""))
             used = 12 + len(b"".join(properties.encode()))  # the class, the weight and the size of the body come first
-            properties.headers["padding"] = "x" * (FRAME_MAX_SIZE - 8 - used - self.room)
+            padding = "x" * (FRAME_MAX_SIZE - 8 - used - self.room)
+            properties.headers = Repeated(*self.headers.items(), ("padding", padding))
         channel.basic_publish(self.exchange, self.key, self.body, properties)
 
 
@@ -349,7 +373,7 @@ bodies = mostly(
     st.just(Published.body),
     headers.map(CLIENT.encode_table) | st.sampled_from((b"", b"\0\0\0\x0b\1aF\0\0\0\4\1bXX", b"\xff" * 9)),
 )
-written = st.builds(Published, st.just("mallory"), hers, headers, properties, rooms, bodies)
+written = st.builds(Published, st.just("mallory"), hers, twice(headers), properties, rooms, bodies)
 #: A forged conversion of her queue that seems to be under way, and its messages, which seem to be held.
 CONVERTED = ConversionPlan("mallory", Definition("classic", True, {}), Definition("quorum", True, {}))
 INTO, HELD, MEANWHILE = CONVERTED.names.into, CONVERTED.names.held, CONVERTED.names.meanwhile
@@ -418,7 +442,7 @@ WAITING = Declared(
         "x-dead-letter-routing-key": "mallory",
     },
 )
-declared = st.builds(Declared, hers, queue_arguments)
+declared = st.builds(Declared, hers, declared_arguments)
 #: What she does: mostly, she declares a queue and publishes a message to it.
 steps: st.SearchStrategy[list[Step]] = st.one_of(
     declared.flatmap(lambda queue: st.builds(lambda message: [queue, replace(message, key=queue.name)], written)),

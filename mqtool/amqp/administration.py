@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
+from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, NotFound, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -174,6 +174,28 @@ def expect(channel: Asks, thing: Exchange | Queue) -> None:
         NotFound: it does not exist.
     """
     channel.ask(declare_request(thing, passive=True))
+
+
+def has_arguments(channel: Asks, queue: Queue) -> bool:
+    """True if the broker itself uses these arguments of an existing queue. If it does not, the channel is closed.
+
+    A client may declare a queue with two values of one argument: RabbitMQ checks the permission to use the first one,
+    and uses it, but its management API shows the last one.
+
+    The queue is declared again with a length limit that no queue can have. Of an existing queue, the broker compares
+    the arguments with it in turn, so that it objects to the limit only if those before it are the same: those for
+    expiry and dead letters. If somebody has just deleted the queue, nothing is declared.
+    """
+    limit = "x-max-length"
+    impossible = queue._replace(arguments={**queue.arguments, limit: "none"})
+    try:
+        channel.ask(declare_request(impossible))
+    except DeclaredDifferently as error:
+        differs = Difference.reported_in(str(error))
+        return differs is not None and differs.setting == limit
+    except (AccessRefused, UsageError):
+        pass
+    return False
 
 
 def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:

@@ -230,7 +230,8 @@ class FieldTables:
         table: dict[str, Any] = {}
         while offset < end:
             name, offset = decode_short_string(data, offset)
-            table[name], offset = self._value(data, offset, end, depth)
+            value, offset = self._value(data, offset, end, depth)
+            table.setdefault(name, value)  # RabbitMQ, too, uses the first of several values with the same name
         if offset != end:
             raise ValueError("field table overruns its length")
         return table

@@ -7,12 +7,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mqtool import management
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, administration
 from mqtool.delays.wait_queues import WaitQueue, wait_queue_of
 from mqtool.errors import BadData, HeadersTooLarge, MqtoolError, NotConfirmed, NotFound
 from mqtool.management import Management
+from mqtool.management.api_client import Json
 from mqtool.message import Delivery, Message
-from mqtool.topology import DELAYED
+from mqtool.topology import DELAYED, Queue
 from mqtool.work import history, peeking
 from mqtool.work.transfer import NotMoved, move, name_of
 
@@ -55,8 +56,8 @@ class WaitingMessages:
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
-        views = [*management.queues(self._api, self._vhost, ("name", "arguments", "exclusive", "type"))]
-        dead_letters_to = {view["name"]: (view.get("arguments") or {}).get("x-dead-letter-exchange") for view in views}
+        columns = ("name", "arguments", "durable", "exclusive", "type")
+        views = {view["name"]: view for view in management.queues(self._api, self._vhost, columns)}
 
         @cache
         def onward(exchange: str) -> set[Any]:
@@ -66,9 +67,12 @@ class WaitingMessages:
             except NotFound:
                 return set()
             to = [(each["destination"], each["destination_type"] == "exchange") for each in bound]
-            return {name if is_exchange else dead_letters_to.get(name) for name, is_exchange in to}
+            return {name if is_exchange else self._dead_letters_to(views.get(name)) for name, is_exchange in to}
 
-        for view in views:
+        for view in views.values():
+            if view["name"].startswith("mqtool.amq."):  # a name that proves nothing: see wait_queue_of()
+                proof = {"x-dead-letter-exchange": self._dead_letters_to(view)}
+                view = {**view, "arguments": {**(view.get("arguments") or {}), **proof}}
             queue = wait_queue_of(view, onward)
             # In a stream, which no wait queue is, anyone may have written the exchange and key of a message.
             if queue is None or view.get("type") == "stream":
@@ -81,6 +85,15 @@ class WaitingMessages:
                 count = self._channel.depth_of(queue.name)
             if count:
                 yield queue, count
+
+    def _dead_letters_to(self, view: Json | None) -> str | None:
+        """Return a queue's dead-letter exchange; None if it has none, or if the broker does not confirm it."""
+        arguments = (view or {}).get("arguments") or {}
+        if view is None or not isinstance(exchange := arguments.get("x-dead-letter-exchange"), str):
+            return None
+        with closing(self._channel.connection.channel()) as asking:
+            is_true = administration.has_arguments(asking, Queue(view["name"], view["durable"], arguments=arguments))
+        return exchange if is_true else None
 
     @contextmanager
     def _skipping(self, queue: WaitQueue) -> Iterator[None]:

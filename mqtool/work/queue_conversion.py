@@ -29,7 +29,7 @@ prefetch, so a quorum queue delivers all messages that a killed run had received
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -88,6 +88,11 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     Declares nothing that stays: the declaration is exclusive. The broker refuses that for quorum queues and streams,
     but checks the arguments first.
     """
+    if not has_shown_dead_letters(connection, plan.source, plan.queue):
+        return Refusal(
+            "the broker does not confirm the dead-letter exchange and routing key that the management API shows",
+            "were they declared twice, with different values? Then declare a new queue",
+        )
     trial = plan.target.named(plan.names.trial)._replace(exclusive=True)
     channel = connection.channel(strict=True)
     try:
@@ -101,6 +106,17 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     finally:
         channel.close()
     return None
+
+
+def has_shown_dead_letters(connection: Connection, definition: Definition, queue: str) -> bool:
+    """True if a queue's dead letters go where its definition says, which is the management API's.
+
+    A conversion declares queues with these arguments. Whoever has declared the queue may have no right to write there.
+    """
+    if not dead_letters(definition):
+        return True
+    with closing(connection.channel(strict=True)) as channel:
+        return administration.has_arguments(channel, definition.named(queue))
 
 
 def inexact_binding(connection: Connection, api: Management, vhost: str, found: Prospect) -> Refusal | None:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
 from tests.cli.test_replay import forged as forge_in_stream
-from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
+from tests.mallory import KNOWN, Attack, Published, Repeated, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "2"))
@@ -176,6 +177,45 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     assert arguments_of(broker, "mallory")["x-dead-letter-exchange"] == "x"
 
 
+@pytest.mark.parametrize("argument", ["x-dead-letter-exchange", "x-dead-letter-routing-key"])
+def test_queue_convert_redirects_no_dead_letters_of_a_queue_whose_argument_has_two_values(
+    shell: Shell, broker: TestBroker, argument: str
+) -> None:
+    """A client can declare a queue with two values of x-dead-letter-exchange or x-dead-letter-routing-key. The broker
+    checks permissions for the first value and uses it, but RabbitMQ's management API shows the last one. `queue
+    convert` does not give the new queue another value than the broker uses: if the API shows another one, the queue is
+    not converted, nor does `queue convert --resume` continue its conversion unless the queue is named.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for queue in ("payroll", "mallory.dead"):
+        declare(broker, queue)
+    true = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "mallory.dead"}
+    false = {"x-dead-letter-exchange": "amq.fanout", "x-dead-letter-routing-key": "payroll"}
+    broker.api("POST", f"bindings/{broker.vhost}/e/amq.fanout/q/payroll", {})
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        both = Repeated(("x-max-length", 7), *true.items(), (argument, false[argument]))
+        channel.queue_declare("mallory", durable=True, arguments=both)
+        is_shown = arguments_of(broker, "mallory")[argument] == false[argument]
+
+        result = shell.run("mqtool", "queue", "convert", "mallory", "--to", "quorum", "--yes")
+
+        assert is_shown == ("dead-letter exchange and routing key that the management API shows" in result.stderr)
+        assert result.code == (2 if is_shown else 0), result.stderr
+        if is_shown:
+            plan = forged_plan("mallory", **arguments_of(broker, "mallory"))
+            declare(broker, "mallory.mqtool-convert", x_queue_type="quorum", x_mqtool_convert=plan)
+            resumed = shell.run("mqtool", "queue", "convert", "--resume", "--yes")
+            assert "'mallory' is not converted, because its dead letters would go elsewhere" in resumed.stderr
+        channel.basic_publish("", "mallory", b"rejected")
+        wait_until(lambda: depth(broker, "mallory") == 1, "the message in the queue")
+        method, _, _ = channel.basic_get("mallory")
+        assert method is not None
+        channel.basic_reject(method.delivery_tag, requeue=False)
+        wait_until(lambda: depth(broker, "mallory.dead") == 1, "the dead letter")
+    assert depth(broker, "payroll") == 0
+
+
 def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", **headers: Any) -> None:
     """Publish a message, with these headers, as any client may."""
     with Connection(parse_addresses(broker.url)) as connection:
@@ -203,6 +243,34 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
         assert "says that it came from 'payroll', which does not dead-letter to 'mallory.dlq'" in result.stderr
         assert "says that it came from 'nowhere', which does not exist" in result.stderr
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
+
+
+def test_dlq_redrive_moves_a_message_with_two_x_death_headers_only_to_the_queue_that_the_broker_wrote_into_one(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A publisher sends a message with two headers x-death, the second of which names another user's queue. When the
+    message becomes a dead letter, the broker updates the first one. `dlq redrive` goes by that one, and moves the
+    message back to the queue from which it came.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "graveyard")
+    for queue in ("wages", "mallory"):
+        declare(broker, queue, x_dead_letter_exchange="", x_dead_letter_routing_key="graveyard")
+    forged = [{"queue": "wages", "reason": "rejected", "exchange": "", "routing-keys": ["wages"], "count": 1}]
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        headers = Repeated(("x-death", []), ("x-death", forged))
+        channel.basic_publish("", "mallory", b"hers", pika.BasicProperties(headers=headers))
+        wait_until(lambda: depth(broker, "mallory") == 1, "the message in the queue")
+        method, _, _ = channel.basic_get("mallory")
+        assert method is not None
+        channel.basic_reject(method.delivery_tag, requeue=False)
+        wait_until(lambda: depth(broker, "graveyard") == 1, "the dead letter")
+
+    result = shell.run("mqtool", "dlq", "redrive", "any", "--from", "graveyard", "--yes")
+
+    assert (depth(broker, "wages"), depth(broker, "mallory")) == (0, 1), result.stderr
+    assert result.code == 0
 
 
 def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
@@ -469,6 +537,36 @@ def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_n
         assert f"stays in '{queue}', which says that its messages are for 'amq.topic'" in result.stderr
     assert shell.run("mqtool", "receive", "-q", "orders", "-c", "1", "--raw").stdout == "genuine\n"
     assert depth(broker, "orders") == 0
+
+
+def test_delayed_now_delivers_nothing_from_a_wait_queue_whose_dead_letter_exchange_the_broker_does_not_confirm(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A client declares a wait queue for amq.topic with two values of x-dead-letter-exchange. The first one, which the
+    broker uses, is another exchange. RabbitMQ's management API shows the second one, amq.topic. `delayed now` leaves
+    the messages in the wait queue, and exits with 3.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "orders")
+    broker.api("POST", f"bindings/{broker.vhost}/e/amq.topic/q/orders", {"routing_key": "#"})
+    broker.api("PUT", f"exchanges/{broker.vhost}/mqtool.x", {"type": "fanout", "durable": True})
+    wait = (("x-message-ttl", 300_000), ("x-expires", 300_000 + GRACE))
+    both = Repeated(*wait, ("x-dead-letter-exchange", "mqtool.x"), ("x-dead-letter-exchange", "amq.topic"))
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("mqtool.amq.topic.exchange.delay.5m", durable=True, arguments=both)
+        router = Repeated(*wait, ("x-dead-letter-exchange", "mqtool.amq.topic.exchange.delay"))
+        channel.queue_declare("mqtool.amq.topic.exchange.delay.6h.more", durable=True, arguments=router)
+        channel.exchange_declare("mqtool.amq.topic.exchange.delay", "fanout", durable=True)
+        channel.queue_bind("mqtool.amq.topic.exchange.delay.5m", "mqtool.amq.topic.exchange.delay")
+    for queue in ("mqtool.amq.topic.exchange.delay.5m", "mqtool.amq.topic.exchange.delay.6h.more"):
+        publish(broker, "", queue)
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
+
+    assert (result.code, depth(broker, "orders")) == (3, 0), result.stderr
+    for queue in ("mqtool.amq.topic.exchange.delay.5m", "mqtool.amq.topic.exchange.delay.6h.more"):
+        assert f"stays in '{queue}', which says that its messages are for 'amq.topic'" in result.stderr
 
 
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(

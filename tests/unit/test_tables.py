@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from mqtool.codecs.field_tables import CLIENT, EXACT, NoFieldType, decode_properties, decode_short_string
+from mqtool.codecs.field_tables import CLIENT, EXACT, FieldTables, NoFieldType, decode_properties, decode_short_string
 from mqtool.message import MAX_DEPTH, UNREADABLE, Timestamp, Undecoded
 from tests.hostile import VALUES, headers_of, nested, short, sized
 
@@ -88,6 +88,15 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
     while not isinstance(value, Undecoded):
         value = value["n"]
     assert value == nested(1)
+
+
+@pytest.mark.parametrize("codec", [CLIENT, EXACT])
+def test_of_two_headers_with_the_same_name_the_first_one_counts(codec: FieldTables) -> None:
+    """If a message has two headers with the same name, the first value counts, as it does for RabbitMQ: it replaces the
+    first `x-death` and the first `x-delivery-count`, and delivers the others as the publisher wrote them.
+    """
+    table = sized(short(b"x") + b"S" + sized(b"first") + short(b"y") + b"V" + short(b"x") + b"S" + sized(b"second"))
+    assert codec.decode_table(table) == ({"x": "first", "y": None}, len(table))
 
 
 @given(some.binary(max_size=60))

@@ -31,7 +31,14 @@ from mqtool.topology import Exchange
 from mqtool.where import parse
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
-from mqtool.work.queue_conversion import Conversion, Stopped, inexact_binding, left_behind, refused_by_broker
+from mqtool.work.queue_conversion import (
+    Conversion,
+    Stopped,
+    has_shown_dead_letters,
+    inexact_binding,
+    left_behind,
+    refused_by_broker,
+)
 
 part = typer.Typer()
 
@@ -220,12 +227,21 @@ def _continue(
         output.status(f"no conversion is under way in vhost {access.vhost!r}")
     for plan in chosen:
         output.status(f"{plan.queue}: {_named(plan.source)} -> {_named(plan.target)}")
-        if not names and plan.redirects(conversion_plan.view_of(api, access.vhost, plan.queue)):
+        if not names and _redirects(access, api, plan):
             resume = pasteable("queue convert --resume", plan.queue)
             output.warning(f"{plan.queue!r} is not converted, because its dead letters would go elsewhere: {resume}")
             continue
         ask(f"{'undo' if undo else 'continue'} the conversion of {plan.queue!r}", access, yes=yes)
         _carry_out(access, api, plan, is_new=False, undo=undo, force=force, as_json=as_json)
+
+
+def _redirects(access: Access, api: Management, plan: ConversionPlan) -> bool:
+    """True if a plan makes the dead letters of a queue go elsewhere, or somewhere that the broker does not confirm."""
+    view = conversion_plan.view_of(api, access.vhost, plan.queue)
+    if view is None or plan.redirects(view):
+        return plan.redirects(view)
+    with access.connect() as connection:
+        return not has_shown_dead_letters(connection, conversion_plan.Definition.of(view), plan.queue)
 
 
 def _remove_leftovers(access: Access, name: str) -> None:
