@@ -11,7 +11,7 @@ from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_paylo
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
-from mqtool.message import COPIES, Delivery, Message
+from mqtool.message import COPIES, Delivery, Message, without_direct_reply
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -42,6 +42,7 @@ class HeldMessages:
 
     Attributes:
         users: the number of messages whose property user_id was removed.
+        replies: the number of messages whose property reply_to was removed, because no client may publish it.
 
     Args:
         queue: the queue to convert.
@@ -52,7 +53,7 @@ class HeldMessages:
     """
 
     def __init__(self, queue: str, into: str, back: str, user: str | None, frame_max: int) -> None:
-        self.users = 0
+        self.users = self.replies = 0
         self._queue = queue
         self._into = into
         self._back = back
@@ -159,7 +160,9 @@ class HeldMessages:
         settings: Mapping[str, Any],
         body: bytes,
     ) -> Message:
-        properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
+        properties = without_direct_reply(delivery.properties)
+        self.replies += ("reply_to" in delivery.properties) - ("reply_to" in properties)
+        properties.pop("message_id", None)
         properties |= {"headers": headers or None, **{name: settings.get(name) for name in _SETTINGS}}
         if self._user is not None and properties.get("user_id") not in (None, self._user):
             properties["user_id"] = None

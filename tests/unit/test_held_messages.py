@@ -385,6 +385,19 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
     assert conversion.users == (0 if kept else 2)
 
 
+@pytest.mark.parametrize(("reply_to", "kept"), [("amq.rabbitmq.reply-to", False), ("replies", True)])
+def test_a_conversion_removes_a_reply_to_that_no_client_may_publish(reply_to: str, kept: bool) -> None:
+    """A message that was published over AMQP 1.0 may have the reply_to amq.rabbitmq.reply-to. The broker would close
+    the channel of `queue convert`, so the command removes this reply_to, and counts the messages that had it.
+    """
+    conversion = converting()
+    held = conversion.held(delivery(reply_to=reply_to))
+    assert (held.properties.get("reply_to"), conversion.replies) == (reply_to if kept else None, 0 if kept else 1)
+    assert conversion.returned(taken(held)).properties.get("reply_to") == (reply_to if kept else None)
+    assert conversion.returned(delivery(reply_to=reply_to)).properties.get("reply_to") == (reply_to if kept else None)
+    assert conversion.replies == (0 if kept else 2)
+
+
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
     """`queue convert` raises HeadersTooLarge if a message's headers and properties do not fit into one frame of the
