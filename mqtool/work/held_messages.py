@@ -20,11 +20,12 @@ from mqtool.work import history
 #: and headers that would prove, once it is published again, where it was first published (work/history.py). If there is
 #: no room for it, or it would nest these headers too deeply, its entry _PACKED says that all headers of the message are
 #: at the start of the body, as an encoded table.
-_HEADER, _PACKED = "mqtool-convert", "packed"
+_HEADER, _PACKED = history.HELD, "packed"
 #: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
-#: CC and BCC are kept because the broker made the copies when the message was first published.
-_KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
+#: CC and BCC are kept because the broker made the copies when the message was first published; and x-death, because
+#: nothing proves the header of a dead letter.
+_KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, "x-death", _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
@@ -108,9 +109,7 @@ class HeldMessages:
         with which the message could not be published is left as it is: it would stop the conversion for good.
         """
         settings, body = delivery.headers.get(_HEADER), delivery.body
-        is_ours = delivery.exchange == self._into or (
-            delivery.exchange == "" and delivery.routing_key == delivery.queue
-        )
+        is_ours = delivery.exchange == self._into or history.is_published_again(delivery)
         if not is_ours or not isinstance(settings, dict):
             return None
         if not settings.get(_PACKED):

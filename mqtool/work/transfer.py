@@ -89,7 +89,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
-    headers = _without(delivery.headers, ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery), ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
