@@ -452,9 +452,9 @@ def wait_queue_of(view: Mapping[str, Any], onward: Callable[[str], AbstractSet[s
         if key.startswith("amq.") and dead_letters_to != "":
             return WaitQueue(name, None, None, wait / 1000, kind, claimed)
         return WaitQueue(name, "", key, wait / 1000, kind)
-    if not suffix["exchange"]:
-        return None
     target = name[: suffix.start()]
+    if not suffix["exchange"] or not target:  # a message for the default exchange waits in a queue's wait queue
+        return None
     if not target.startswith("mqtool.amq."):
         return WaitQueue(name, target, None, wait / 1000, kind)
     claimed = Claimed(target.removeprefix("mqtool."))

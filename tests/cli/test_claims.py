@@ -471,6 +471,24 @@ def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_n
     assert depth(broker, "orders") == 0
 
 
+def test_delayed_now_publishes_nothing_from_a_wait_queue_that_names_the_default_exchange(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """The name .exchange.delay.5m would mean that the queue's messages are for the default exchange, which delivers
+    each to the queue that its routing key names. mqtool never gives this name to a queue, so `delayed now` ignores it.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "payroll")
+    declare(broker, ".exchange.delay.5m", x_message_ttl=300_000, x_expires=300_000 + GRACE)
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "topic", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/.exchange.delay.5m", {"routing_key": "#"})
+    publish(broker, "public", "payroll")
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
+
+    assert (depth(broker, "payroll"), depth(broker, ".exchange.delay.5m")) == (0, 1), result.stderr
+
+
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
