@@ -25,6 +25,10 @@ LONGEST_EXPIRATION = 315_360_000_000
 #: The headers with more routing keys. Over AMQP 1.0, mqtool reads the annotation x-cc as CC, and writes CC as x-cc.
 COPIES = ("CC", "BCC")
 
+#: As reply_to of a request, it asks for direct replies to the channel that publishes the request.
+#: https://www.rabbitmq.com/docs/direct-reply-to
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+
 #: The header of a delayed message with its due time, in milliseconds since 1970.
 DUE = "mqtool-due"
 
@@ -120,6 +124,16 @@ class Receipt(NamedTuple):
     confirmation: Confirmation
     reason: str = ""
     sequence: int = 0
+
+
+def without_direct_reply(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the properties of a delivery, to publish it again, without a reply_to that is DIRECT_REPLY_TO.
+
+    The broker replaces this name with an address when a client publishes a request, so nobody waits for replies to it.
+    But a message of a stream, or one published over AMQP 1.0, may have it. The broker would close our channel.
+    """
+    is_refused = properties.get("reply_to") == DIRECT_REPLY_TO
+    return {name: value for name, value in properties.items() if not (is_refused and name == "reply_to")}
 
 
 @dataclass(slots=True)

@@ -14,15 +14,13 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.publisher import Publisher
 from mqtool.amqp.unconfirmed import WINDOW, Route
 from mqtool.errors import NotConfirmed
-from mqtool.message import LostReplies, Message, error_reply
+from mqtool.message import DIRECT_REPLY_TO, LostReplies, Message, error_reply
 from mqtool.spelling import counted
 
 #: Seconds to wait for the confirm of a reply that is published alone. An internal error would come at once.
 _PATIENCE = 1.0
 #: Seconds for which replies to a queue are dropped. Each attempt to publish one may cost a reconnection.
 _DROP_SECONDS = 60.0
-#: RabbitMQ before 4.2 returns each mandatory message for a client that consumes direct replies, although it gets it.
-_DIRECT = "amq.rabbitmq.reply-to"
 
 
 class Replies:
@@ -60,7 +58,8 @@ class Replies:
         if is_current:
             self._publisher.unconfirmed.dropped = 0  # the channel is open: the broker redelivers their requests
         until = self._suspects.get(queue)
-        mandatory = not (queue or "").startswith(_DIRECT)
+        # RabbitMQ before 4.2 returns each mandatory message for a client that consumes direct replies, which gets it.
+        mandatory = not (queue or "").startswith(DIRECT_REPLY_TO)
         if until is None:
             self._publisher.add(reply, mandatory=mandatory)
         elif not is_current:

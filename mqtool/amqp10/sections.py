@@ -3,6 +3,7 @@
 https://www.rabbitmq.com/docs/conversions
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from datetime import datetime
@@ -26,7 +27,8 @@ from mqtool.codecs.amqp10_message import (
     section_at,
 )
 from mqtool.codecs.amqp10_spans import find
-from mqtool.codecs.amqp10_values import NULL, compound, section, variable
+from mqtool.codecs.amqp10_values import NULL, Room, compound, section, variable
+from mqtool.codecs.amqp10_values import decode as decode_any
 from mqtool.codecs.amqp10_values import encode as encode_any
 from mqtool.errors import BadData
 from mqtool.message import PERSISTENT, UNREADABLE, Delivery, Message, time_to_live
@@ -108,7 +110,8 @@ def encode(message: Message, *, to: str | None = None, persistent: bool = False)
         return before + data
     headers = given.get("headers") or {}
     annotations = [part for name, value in headers.items() if _is_annotation(name) for part in _annotation(name, value)]
-    if given.get("type") is not None and given["type"] != _TYPE_OF_VALUES:
+    is_encoded = given.get("type") == _TYPE_OF_VALUES and _is_value(body)
+    if given.get("type") is not None and not is_encoded:
         annotations += [variable(0xA3, _TYPE.encode()), _text(given["type"])]
     application = [part for name, value in headers.items() if not _is_annotation(name) for part in _header(name, value)]
     fields = _fields(given, message.message_id, to)
@@ -118,9 +121,30 @@ def encode(message: Message, *, to: str | None = None, persistent: bool = False)
             section(MESSAGE_ANNOTATIONS, compound(0xC1, annotations)) if annotations else b"",
             section(PROPERTIES, compound(0xC0, fields)) if fields else b"",
             section(APPLICATION_PROPERTIES, compound(0xC1, application)) if application else b"",
-            body if given.get("type") == _TYPE_OF_VALUES else data,
+            body if is_encoded else data,
         )
     )
+
+
+def _is_value(body: bytes) -> bool:
+    """True if an encoded body is a value or sequences, as decode() leaves them, perhaps with a footer.
+
+    Any publisher can set the type that says so. Other sections in the body would become those of the new message, with
+    a user_id or the annotation x-cc, for which the broker would check the permissions of whoever sends it again.
+    """
+    kinds, at = [], 0
+    try:
+        while at < len(body):
+            kind, at = section_at(body, at)
+            value, at = decode_any(body, at, room=Room(math.inf))
+            if not isinstance(value, {SEQUENCE: list, FOOTER: dict}.get(kind, object)):
+                return False
+            kinds.append(kind)
+    except (ValueError, IndexError):
+        return False
+    if kinds[-1:] == [FOOTER]:
+        kinds.pop()
+    return kinds == [VALUE] or {*kinds} == {SEQUENCE}
 
 
 def _text(value: object) -> bytes:

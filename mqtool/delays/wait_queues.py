@@ -27,7 +27,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live
+from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live, without_direct_reply
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -379,9 +379,9 @@ class WaitQueue(NamedTuple):
 
         The broker drops CC and BCC if it dead-letters to a queue. With them, the message would get into others as well.
         """
-        properties = {
-            name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
-        }
+        properties = without_direct_reply(delivery.properties)
+        for name in ("expiration", "user_id"):
+            properties.pop(name, None)
         dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS.union(COPIES)
         properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in dropped}
         key = delivery.routing_key if self.routing_key is None else self.routing_key
@@ -452,9 +452,9 @@ def wait_queue_of(view: Mapping[str, Any], onward: Callable[[str], AbstractSet[s
         if key.startswith("amq.") and dead_letters_to != "":
             return WaitQueue(name, None, None, wait / 1000, kind, claimed)
         return WaitQueue(name, "", key, wait / 1000, kind)
-    if not suffix["exchange"]:
-        return None
     target = name[: suffix.start()]
+    if not suffix["exchange"] or not target:  # a message for the default exchange waits in a queue's wait queue
+        return None
     if not target.startswith("mqtool.amq."):
         return WaitQueue(name, target, None, wait / 1000, kind)
     claimed = Claimed(target.removeprefix("mqtool."))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mqtool import ndjson
 from mqtool.duration import parse_duration
 from mqtool.errors import BadData
-from mqtool.message import Message
+from mqtool.message import Message, without_direct_reply
 from mqtool.where import Where
 
 
@@ -123,7 +123,7 @@ def recorded(
 
     A message without an exchange goes to its original queue, and so does one that was read from a stream. A line
     without a timestamp gets the timestamp of the previous line. The property user_id is removed, since a broker accepts
-    only the name of the user who publishes.
+    only the name of the user who publishes, and so is a reply_to for direct replies.
 
     Args:
         lines: lines of the file. None means that no line is available right now; a None is then yielded.
@@ -153,8 +153,10 @@ def recorded(
         changes.apply(message)
         if message.exchange is None or not (message.exchange or message.routing_key):
             raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
-        if "user_id" in message.properties:
-            message.properties = {key: value for key, value in message.properties.items() if key != "user_id"}
+        if not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
+            given = without_direct_reply(message.properties)
+            given.pop("user_id", None)
+            message.properties = given
         yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
             message.delay, message.due, message.received, moment=moment, opens=opens, place=place,

@@ -11,7 +11,7 @@ from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_paylo
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
-from mqtool.message import COPIES, Delivery, Message
+from mqtool.message import COPIES, Delivery, Message, without_direct_reply
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -20,11 +20,12 @@ from mqtool.work import history
 #: and headers that would prove, once it is published again, where it was first published (work/history.py). If there is
 #: no room for it, or it would nest these headers too deeply, its entry _PACKED says that all headers of the message are
 #: at the start of the body, as an encoded table.
-_HEADER, _PACKED = "mqtool-convert", "packed"
+_HEADER, _PACKED = history.HELD, "packed"
 #: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
-#: CC and BCC are kept because the broker made the copies when the message was first published.
-_KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
+#: CC and BCC are kept because the broker made the copies when the message was first published; and x-death, because
+#: nothing proves the header of a dead letter.
+_KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, "x-death", _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
@@ -42,6 +43,7 @@ class HeldMessages:
 
     Attributes:
         users: the number of messages whose property user_id was removed.
+        replies: the number of messages whose property reply_to was removed, because no client may publish it.
 
     Args:
         queue: the queue to convert.
@@ -52,7 +54,7 @@ class HeldMessages:
     """
 
     def __init__(self, queue: str, into: str, back: str, user: str | None, frame_max: int) -> None:
-        self.users = 0
+        self.users = self.replies = 0
         self._queue = queue
         self._into = into
         self._back = back
@@ -107,9 +109,7 @@ class HeldMessages:
         with which the message could not be published is left as it is: it would stop the conversion for good.
         """
         settings, body = delivery.headers.get(_HEADER), delivery.body
-        is_ours = delivery.exchange == self._into or (
-            delivery.exchange == "" and delivery.routing_key == delivery.queue
-        )
+        is_ours = delivery.exchange == self._into or history.is_published_again(delivery)
         if not is_ours or not isinstance(settings, dict):
             return None
         if not settings.get(_PACKED):
@@ -159,7 +159,9 @@ class HeldMessages:
         settings: Mapping[str, Any],
         body: bytes,
     ) -> Message:
-        properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
+        properties = without_direct_reply(delivery.properties)
+        self.replies += ("reply_to" in delivery.properties) - ("reply_to" in properties)
+        properties.pop("message_id", None)
         properties |= {"headers": headers or None, **{name: settings.get(name) for name in _SETTINGS}}
         if self._user is not None and properties.get("user_id") not in (None, self._user):
             properties["user_id"] = None

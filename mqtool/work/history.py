@@ -28,6 +28,8 @@ FIRST_FAILURE = "mqtool-first-failure"
 RETURNS = "mqtool-redrives"
 #: The queue from which the message was consumed when it failed; the message's original exchange and routing key.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
+#: The header of a message that `queue convert` holds (work/held_messages.py); its name once nothing proves it any more.
+HELD, ONCE_HELD = "mqtool-convert", "mqtool-claimed"
 
 #: Upper bound for counts in headers.
 _MOST = 2**31 - 2
@@ -86,7 +88,7 @@ def origin_of(delivery: Delivery) -> Origin:
     its queue: the broker says that it came through the default exchange. Anyone who may write to the default exchange
     can still forge them.
     """
-    if not _is_published_again(delivery):
+    if not is_published_again(delivery):
         return Origin(delivery.exchange, delivery.routing_key)
     exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
@@ -99,9 +101,12 @@ def headers_with_origin(delivery: Delivery) -> dict[str, Any]:
     """Return a message's headers, to publish it to another queue, where they would prove where it was first published.
 
     If they name an exchange and a routing key, these become what origin_of() returns. If the broker has dead-lettered
-    the message, they are removed, because nothing then proves them.
+    the message, they are removed, because nothing then proves them. `queue convert` would believe the header HELD, so
+    it gets another name unless it is proven. It is not removed, because it may describe what the body contains.
     """
     headers = dict(delivery.headers)
+    if HELD in headers and not is_published_again(delivery):
+        headers[ONCE_HELD] = headers.pop(HELD)
     if EXCHANGE in headers or ROUTING_KEY in headers:
         for name in (EXCHANGE, ROUTING_KEY):
             headers.pop(name, None)
@@ -111,7 +116,7 @@ def headers_with_origin(delivery: Delivery) -> dict[str, Any]:
     return headers
 
 
-def _is_published_again(delivery: Delivery) -> bool:
+def is_published_again(delivery: Delivery) -> bool:
     """True if mqtool published the message to its queue: directly, or through a wait queue for a retry."""
     return delivery.exchange == "" and delivery.routing_key == delivery.queue and not _is_dead_letter(delivery)
 
@@ -119,14 +124,15 @@ def _is_published_again(delivery: Delivery) -> bool:
 def _is_dead_letter(delivery: Delivery) -> bool:
     """True if the broker has dead-lettered the message anywhere else than in its queue's own wait queues.
 
-    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows where.
+    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows where. mqtool
+    publishes to these wait queues through the default exchange; somebody may have bound another exchange to them.
     """
     deaths = delivery.headers.get("x-death")
     if isinstance(deaths, bytes):  # cannot be decoded
         return True
     newest = deaths[0] if isinstance(deaths, list) and deaths else {}
     last = newest.get("queue", "") if isinstance(newest, dict) else ""
-    return bool(last) and not is_retry_queue(str(last), delivery.queue)
+    return bool(last) and not (is_retry_queue(str(last), delivery.queue) and newest.get("exchange") == "")
 
 
 def _name(value: object) -> str | None:

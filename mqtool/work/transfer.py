@@ -20,7 +20,7 @@ from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt
+from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt, without_direct_reply
 from mqtool.topology import Queue
 from mqtool.work import history
 
@@ -89,7 +89,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
-    headers = _without(delivery.headers, ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery), ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
@@ -121,7 +121,7 @@ def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Mes
 
     Headers that name its origin are left out if they do not fit: what a publisher has forged may be shorter.
     """
-    properties = _without(delivery.properties, {"message_id"})
+    properties = _without(without_direct_reply(delivery.properties), {"message_id"})
     if properties.get("user_id") != user:
         properties["user_id"] = None
     message = Message(delivery.body, to, "", properties, delivery.message_id)
@@ -152,7 +152,7 @@ def stays(delivery: Delivery, message: Message, frame_max: int) -> str | None:
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
     # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
-    properties = _without(delivery.properties, {"message_id", "expiration", "user_id"})
+    properties = _without(without_direct_reply(delivery.properties), {"message_id", "expiration", "user_id"})
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
     return Message(delivery.body, to, "", properties, delivery.message_id)
 

@@ -1,6 +1,8 @@
 """Commands with --protocol amqp1.0, on every broker that speaks AMQP 1.0."""
 
+import base64
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +15,7 @@ import pytest
 from mqtool.address import parse_addresses
 from mqtool.amqp10.link_session import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTATIONS, data_section
+from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTATIONS, Amqp10Message, data_section
 from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
 from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Queue
@@ -666,3 +668,65 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
         shell.run("mqtool", "exchange", "declare", "new", "fanout", "--transient")
     allowed = shell.run(*command, *["--idle-timeout", "10ms"] * ("receive" in words))
     assert (allowed.code, "protected" in allowed.stderr) == (0, False), allowed.stderr
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "worker -q jobs -c 2 --retries 0 --protocol amqp0.9.1 --exec false",
+        "move jobs --to jobs.dlq --yes",
+        "dlq redrive jobs --from jobs --to jobs.dlq --yes",
+        "queue convert jobs --to classic --yes",
+        "peek jobs",
+    ],
+)
+def test_a_reply_to_that_no_client_may_publish_over_amqp_0_9_1_does_not_stop_commands(
+    shell: Shell, broker: TestBroker, typed: str
+) -> None:
+    """The broker refuses the reply_to amq.rabbitmq.reply-to from a client of AMQP 0-9-1 that waits for no direct
+    replies, but accepts it over AMQP 1.0. Commands that publish such a message again leave this reply_to out, and
+    handle the next messages as well. Commands that do not publish it keep the reply_to.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for queue in ("jobs", "jobs.dlq"):
+        shell.run("mqtool", "queue", "declare", queue)
+    shell.run("mqtool", "send", *OVER_1_0, "-q", "jobs", "--property", "reply-to=amq.rabbitmq.reply-to", "request")
+    shell.run("mqtool", "send", *OVER_1_0, "-q", "jobs", "next")
+    del shell.environment["MQTOOL_PROTOCOL"]
+
+    result = shell.run("mqtool", *typed.split())
+
+    assert result.code == (1 if "worker" in typed else 0), result.stderr
+    assert ("1 message lost the property reply_to" in result.stderr) is ("convert" in typed)
+    queue = "jobs" if re.match("peek|queue", typed) else "jobs.dlq"
+    found = shell.run("mqtool", "receive", "-q", queue, "-c", "2", "--json").stdout.splitlines()
+    kept = "peek" in typed
+    assert [(json.loads(line)["body"], "reply_to" in json.loads(line)["properties"]) for line in found] == [
+        ("request", kept),
+        ("next", False),
+    ]
+
+
+def test_the_type_amqp_1_0_gives_a_publisher_no_rights_of_whoever_publishes_the_message_again(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Over AMQP 0-9-1, any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If the
+    body contains the annotation x-cc, or cannot be decoded, `send --json` and `worker` publish it over AMQP 1.0 as
+    bytes: no copy goes to the queue that x-cc names, and the worker goes on with the next message.
+    """
+    for queue in ("inbox", "copies", "payroll"):
+        shell.run("mqtool", "queue", "declare", queue)
+    annotations = {Symbol("x-cc"): ["payroll"]}
+    evil = Amqp10Message(message_annotations=annotations, body=data_section(b"pay")).encode()
+    lines = ""
+    for body, properties in ((evil, {"type": "amqp-1.0"}), (b"x", {"type": "amqp-1.0"}), (b"honest", {})):
+        encoded = base64.b64encode(body).decode()
+        line = {"body_base64": encoded, "exchange": "", "routing_key": "inbox", "properties": properties}
+        lines += json.dumps(line) + "\n"
+    shell.run("mqtool", "send", "--json", "--protocol", "amqp0.9.1", stdin=lines)
+
+    sent = shell.run("mqtool", "send", "--json", "-q", "copies", *OVER_1_0, stdin=lines)
+    worked = shell.run("mqtool", "worker", "-q", "inbox", *OVER_1_0, "-c", "3", "--retries", "0", "--exec", "false")
+
+    assert (sent.code, worked.code) == (0, 1), sent.stderr + worked.stderr
+    assert [depth(broker, queue) for queue in ("inbox", "copies", "inbox.dlq", "payroll")] == [0, 3, 3, 0]

@@ -569,6 +569,24 @@ def test_delayed_now_delivers_nothing_from_a_wait_queue_whose_dead_letter_exchan
         assert f"stays in '{queue}', which says that its messages are for 'amq.topic'" in result.stderr
 
 
+def test_delayed_now_publishes_nothing_from_a_wait_queue_that_names_the_default_exchange(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """The name .exchange.delay.5m would mean that the queue's messages are for the default exchange, which delivers
+    each to the queue that its routing key names. mqtool never gives this name to a queue, so `delayed now` ignores it.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "payroll")
+    declare(broker, ".exchange.delay.5m", x_message_ttl=300_000, x_expires=300_000 + GRACE)
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "topic", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/.exchange.delay.5m", {"routing_key": "#"})
+    publish(broker, "public", "payroll")
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
+
+    assert (depth(broker, "payroll"), depth(broker, ".exchange.delay.5m")) == (0, 1), result.stderr
+
+
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -676,6 +694,53 @@ def test_worker_ignores_a_forged_exchange_and_routing_key_after_another_command_
     lines = shell.run("mqtool", "worker", *worker).stdout.splitlines()
 
     assert lines == (["", "jobs"] if command == "dlq redrive of an expired message" else ["public", "k"])
+
+
+@pytest.mark.parametrize("way", ["move", "retry", "dead-letter"])
+def test_worker_ignores_an_exchange_and_routing_key_that_a_forged_header_of_a_conversion_names(
+    shell: Shell, broker: TestBroker, way: str
+) -> None:
+    """`queue convert` writes a header into the messages that it holds, and believes it in a message that was published
+    to its queue through the default exchange. If `move` or `worker` publishes a message in this way again, or the
+    broker dead-letters it there, a forged header has no effect: `worker` passes to its program where the message came
+    from.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    dying = {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs"}
+    declare(broker, "jobs")
+    declare(broker, "inbox", **(dying if way == "dead-letter" else {}))
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/{'jobs' if way == 'retry' else 'inbox'}", {})
+    origin = {"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"}
+    publish(broker, "public", "k", **{"mqtool-convert": {"exchange": "", "routing_key": "jobs", **origin}})
+    if way == "move":
+        assert shell.run("mqtool", "move", "inbox", "--to", "jobs", "--yes").code == 0
+    if way == "retry":
+        shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--retries", "1", "--backoff", "10ms", "--exec", "false")
+    wait_until(lambda: depth(broker, "jobs") == 1, "the message")
+
+    # RabbitMQ may still report that `move` has just published to the queue.
+    assert shell.run("mqtool", "queue", "convert", "jobs", "--to", "quorum", "--yes", "--force").code == 0
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    lines = shell.run("mqtool", "worker", *worker).stdout.splitlines()
+
+    assert lines == (["public", "k"] if way == "retry" else ["", "jobs"])
+
+
+def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_that_others_route_to_its_wait_queue(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`worker` lets a message wait for its retry in a queue of its own. If others bind an exchange to this queue, and
+    publish a message with a forged origin to it, `worker` does not pass this origin to its program.
+    """
+    declare(broker, "jobs")
+    declare(broker, "jobs.wait.1ms", x_message_ttl=1, x_dead_letter_exchange="", x_dead_letter_routing_key="jobs")
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/jobs.wait.1ms", {})
+    publish(broker, "public", "k", **{"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"})
+
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    assert shell.run("mqtool", "worker", *worker).stdout.splitlines() == ["", "jobs"]
 
 
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(

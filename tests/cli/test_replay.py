@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.codecs.amqp10_message import Amqp10Message
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
@@ -140,7 +140,7 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     assert (nowhere.code, "no exchange 'nope'" in nowhere.stderr) == (75, True), nowhere.stderr
 
 
-def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
+def forged(broker: TestBroker, stream: str, headers: dict[str, Any], reply_to: str | None = None) -> None:
     """Publish a message to a stream over the stream protocol, as every client that can write to the stream may do. The
     message has these headers, and its annotations claim that it was published to the queue payroll.
     """
@@ -151,7 +151,12 @@ def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
     assert client.create(stream) in (1, 5)
     client.declare_publisher(1, stream)
     claims: dict[Any, Any] = {Symbol("x-exchange"): "", Symbol("x-routing-key"): "payroll"}
-    message = Amqp10Message(message_annotations=claims, application_properties=headers, body=b"\0Su\xa0\6forged")
+    message = Amqp10Message(
+        message_annotations=claims,
+        properties=BareProperties(reply_to=reply_to) if reply_to else (),
+        application_properties=headers,
+        body=b"\0Su\xa0\6forged",
+    )
     client.publish(1, 1, message.encode())
     client.confirmed(1)
     client.close()
@@ -248,6 +253,28 @@ def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Sh
     given = shell.run("mqtool", "send", "--json", "-q", "jobs", "--property", f"user-id={user}", stdin=lines)
     assert given.code == 0, given.stderr
     assert [message["properties"] for message in received(shell)] == [{}, {}, *[{"user_id": user}] * 2]
+
+
+@pytest.mark.parametrize("command", ["recording replay", "send --json"])
+def test_a_reply_to_in_a_stream_that_no_client_may_publish_does_not_stop_commands(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """The broker refuses the reply_to amq.rabbitmq.reply-to from a client that waits for no direct replies, but whoever
+    writes to a stream can write it there. `recording replay` and `send --json` publish such a message without this
+    property, and the next ones, too.
+    """
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    forged(broker, "news", {}, "amq.rabbitmq.reply-to")
+    forged(broker, "news", {})
+    lines = shell.run("mqtool", "receive", "-q", "news", "--offset", "first", "-c", "2", "--json").stdout
+    assert json.loads(lines.splitlines()[0])["properties"]["reply_to"] == "amq.rabbitmq.reply-to"
+
+    result = shell.run("mqtool", *command.split(), stdin=lines)
+
+    assert result.code == 0, result.stderr
+    found = shell.run("mqtool", "receive", "-q", "news", "--offset", "first", "-c", "4", "--json").stdout.splitlines()
+    assert ["reply_to" in json.loads(line)["properties"] for line in found] == [True, False, False, False]
 
 
 @on_any_broker

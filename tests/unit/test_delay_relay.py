@@ -299,6 +299,17 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
     assert broker.published[0].properties["user_id"] == kept
 
 
+def test_delayed_relay_removes_a_reply_to_that_no_client_may_publish() -> None:
+    """If a message that was published over AMQP 1.0 has the reply_to amq.rabbitmq.reply-to, `delayed relay` removes it:
+    the broker would otherwise close the channel.
+    """
+    delivery = job(1)
+    cast(dict[str, Any], delivery.properties)["reply_to"] = "amq.rabbitmq.reply-to"
+    broker = FakeBroker(delivery)
+    Relayed(broker).run()
+    assert "reply_to" not in broker.published[0].properties
+
+
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
     """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it is
     due. In the published message, another header contains the time at which the message is due, and x-delay contains

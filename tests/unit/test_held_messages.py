@@ -385,6 +385,41 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
     assert conversion.users == (0 if kept else 2)
 
 
+def test_a_held_message_that_is_put_back_keeps_the_x_death_of_the_broker() -> None:
+    """`queue convert` may have to put a held message back into its queue, and recognises it later. So x-death, which
+    shows that a message is a dead letter and its header mqtool-convert not proven, is held with the other headers.
+    """
+    headers = {"a": 1, "x-death": [{"queue": "other", "reason": "rejected", "exchange": "logs"}]}
+    held = converting().held(delivery(headers))
+    again = converting().restored(taken(held))
+    back = converting().returned(taken(again, "jobs.held"))
+    assert set_ones(back) == {"headers": headers}
+    found = delivery(headers, exchange="", key="jobs")
+    restored = taken(converting().restored(found), "jobs")
+    assert set_ones(converting().returned(taken(converting().held(restored)))) == {"headers": headers}
+
+
+def test_a_conversion_leaves_a_forged_header_in_a_dead_letter_as_it_is() -> None:
+    """A dead letter may come through the default exchange, so that does not prove its header mqtool-convert."""
+    forged = {HEADER: {"exchange": "", "routing_key": "jobs", "mqtool-exchange": "payments"}}
+    headers = {**forged, "x-death": [{"queue": "other", "reason": "expired", "exchange": "mallory"}]}
+    held = converting().held(delivery(headers, exchange="", key="jobs"))
+    assert set_ones(converting().returned(taken(held))) == {"headers": headers}
+
+
+@pytest.mark.parametrize(("reply_to", "kept"), [("amq.rabbitmq.reply-to", False), ("replies", True)])
+def test_a_conversion_removes_a_reply_to_that_no_client_may_publish(reply_to: str, kept: bool) -> None:
+    """A message that was published over AMQP 1.0 may have the reply_to amq.rabbitmq.reply-to. The broker would close
+    the channel of `queue convert`, so the command removes this reply_to, and counts the messages that had it.
+    """
+    conversion = converting()
+    held = conversion.held(delivery(reply_to=reply_to))
+    assert (held.properties.get("reply_to"), conversion.replies) == (reply_to if kept else None, 0 if kept else 1)
+    assert conversion.returned(taken(held)).properties.get("reply_to") == (reply_to if kept else None)
+    assert conversion.returned(delivery(reply_to=reply_to)).properties.get("reply_to") == (reply_to if kept else None)
+    assert conversion.replies == (0 if kept else 2)
+
+
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
     """`queue convert` raises HeadersTooLarge if a message's headers and properties do not fit into one frame of the

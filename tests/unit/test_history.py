@@ -20,7 +20,7 @@ def delivery(headers: dict[str, Any] | None = None, exchange: str = "", key: str
 
 def dead_in(queue: object, **more: Any) -> dict[str, Any]:
     """Return the header that the broker adds to a dead letter."""
-    return {"x-death": [{"queue": queue, "reason": "expired", **more}]}
+    return {"x-death": [{"queue": queue, "reason": "expired", "exchange": "", **more}]}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,7 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         (_PUBLISHED | dead_in("jobs.wait.1s"), "", "jobs", Origin("orders", "eu")),
         (_PUBLISHED | dead_in("jobs.wait.1m30s"), "", "jobs", Origin("orders", "eu")),
         (_PUBLISHED | dead_in("other.wait.1s"), "", "jobs", Origin("", "jobs")),
+        (_PUBLISHED | dead_in("jobs.wait.1s", exchange="public"), "", "jobs", Origin("", "jobs")),
         (_PUBLISHED | dead_in("jobs"), "", "jobs", Origin("", "jobs")),
         (_PUBLISHED | dead_in("jobs.wait.1s", count=2) | {"x-death": []}, "", "jobs", Origin("orders", "eu")),
         (_PUBLISHED | {"x-death": "jobs.wait.1s"}, "", "jobs", Origin("orders", "eu")),
@@ -85,6 +86,7 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         "wait queue",
         "wait queue with a longer delay",
         "another queue's wait queue",
+        "wait queue to which another exchange leads",
         "dead-lettered by its queue",
         "empty x-death",
         "x-death is text",

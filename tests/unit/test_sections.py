@@ -19,6 +19,7 @@ from mqtool.codecs.amqp10_message import (
     FOOTER,
     HEADER,
     MESSAGE_ANNOTATIONS,
+    SEQUENCE,
     Amqp10Message,
     BareProperties,
     MessageHeader,
@@ -425,6 +426,43 @@ def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
     if kind:
         again = encode(Message(found.body, properties={"type": kind, "app_id": "a"}))
         assert Amqp10Message.decode(again) == Amqp10Message(properties=BareProperties(group_id="a"), body=body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"x",
+        b"plain",
+        b"\x00",
+        b"\x00\x53\x77",
+        section(MESSAGE_ANNOTATIONS, encode_value({Symbol("x-cc"): ["payroll"]})) + value_section(5),
+        value_section(5) + section(MESSAGE_ANNOTATIONS, encode_value({Symbol("x-cc"): ["payroll"]})),
+        Amqp10Message(properties=BareProperties(user_id=b"guest"), body=value_section(5)).encode(),
+        data_section(b"x"),
+        value_section(5) * 2,
+        value_section([1, 2])[:-1],
+        section(SEQUENCE, encode_value(5)),
+        section(FOOTER, encode_value({})),
+        value_section(5) + section(FOOTER, encode_value(5)),
+    ],
+)
+def test_a_forged_type_cannot_make_a_body_into_sections_of_a_message(body: bytes) -> None:
+    """Any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If mqtool publishes
+    such a message over AMQP 1.0, and the body is not an encoded value or sequence, the new message has the same body
+    and type, and no other sections of the publisher's.
+    """
+    again = encode(Message(body, properties={"type": "amqp-1.0"}))
+    annotations = {Symbol("x-basic-type"): "amqp-1.0"}
+    assert Amqp10Message.decode(again) == Amqp10Message(message_annotations=annotations, body=data_section(body))
+    found = decode(again, "jobs", 1, 0)
+    assert (found.body, found.properties) == (body, {"type": "amqp-1.0"})
+
+
+def test_an_encoded_value_with_a_footer_stays_encoded() -> None:
+    """decode() leaves a footer behind a value that stays encoded, and encode() writes both again."""
+    body = value_section(5) + section(FOOTER, encode_value({Symbol("a"): 1}))
+    assert encode(Message(body, properties={"type": "amqp-1.0"})) == body
 
 
 #: The annotations that the broker adds.

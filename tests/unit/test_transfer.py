@@ -120,6 +120,33 @@ def test_a_message_for_another_broker_keeps_its_properties() -> None:
     assert elsewhere(JOB, "other", "you").properties == {**kept, "user_id": None}
 
 
+def test_a_moved_message_has_its_unproven_header_of_a_conversion_under_another_name() -> None:
+    """A message that was published to its queue through the default exchange proves its header mqtool-convert. If a
+    message with this header came in another way, the header gets another name when the message is published again.
+    """
+    headers = {"mqtool-convert": {"exchange": "", "routing_key": "jobs", "packed": True}}
+    proven, forged = with_headers(headers), replace(with_headers(headers), exchange="mallory", routing_key="k")
+    for kept, renamed in (
+        (failed(proven, "e", "wait"), failed(forged, "e", "wait")),
+        (redriven(proven, "jobs"), redriven(forged, "jobs")),
+        (elsewhere(proven, "other", "me"), elsewhere(forged, "other", "me")),
+    ):
+        found, claimed = kept.properties["headers"], renamed.properties["headers"]
+        assert (found["mqtool-convert"], "mqtool-claimed" in found) == (headers["mqtool-convert"], False)
+        assert (claimed["mqtool-claimed"], "mqtool-convert" in claimed) == (headers["mqtool-convert"], False)
+
+
+def test_a_moved_message_loses_a_reply_to_that_no_client_may_publish() -> None:
+    """A message of a stream, or one published over AMQP 1.0, may have the reply_to amq.rabbitmq.reply-to. The broker
+    closes the channel of a client that publishes it, so moved, redriven and retried messages do not have it.
+    """
+    request = replace(JOB, properties={"reply_to": "amq.rabbitmq.reply-to", "correlation_id": "1"})
+    for message in (failed(request, "e", "wait"), redriven(request, "jobs"), elsewhere(request, "other", "me")):
+        assert ("reply_to" in message.properties, message.properties["correlation_id"]) == (False, "1")
+    answered = replace(JOB, properties={"reply_to": "amq.rabbitmq.reply-to.x"})
+    assert elsewhere(answered, "other", "me").properties["reply_to"] == "amq.rabbitmq.reply-to.x"
+
+
 def test_a_message_for_another_broker_loses_the_headers_with_its_origin_if_they_do_not_fit() -> None:
     """When `move` moves a message to another broker, it writes the exchange and the routing key with which the message
     was published to the headers mqtool-exchange and mqtool-routing-key. It replaces values that a publisher may have

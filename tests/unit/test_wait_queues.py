@@ -604,6 +604,8 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     assert found == Message(b"x", "jobs", "", {"type": "t", "headers": {"a": 1}}, "m")
     found = _TO_EXCHANGE.original(delivery)
     assert found == Message(b"x", "key", "logs", {"type": "t", "headers": {**copies, "a": 1}}, "m")
+    request = waiting({}, reply_to="amq.rabbitmq.reply-to")  # over AMQP 1.0; the broker would refuse it
+    assert _TO_QUEUE.original(request).properties == {"headers": {}}
     unproven = _TO_EXCHANGE._replace(exchange=None)
     assert unproven.original(waiting({})) == Message(b"x", "key", "in", {"headers": {}})
     assert unproven.to == ""

@@ -26,6 +26,7 @@ from mqtool.duration import compact_duration
 from mqtool.errors import MqtoolError, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.message import DIRECT_REPLY_TO
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange
 from mqtool.where import parse
@@ -336,6 +337,11 @@ def _report(conversion: Conversion, plan: ConversionPlan, *, as_json: bool, undo
         output.notice(
             f"{counted(conversion.messages.users)} lost the property user_id; only a user with the tag 'impersonator' "
             "can keep it"
+        )
+    if conversion.messages.replies:
+        output.notice(
+            f"{counted(conversion.messages.replies)} lost the property reply_to '{DIRECT_REPLY_TO}', to which nobody "
+            "can reply"
         )
     if tally.deleted:
         raise SomeFailed(
