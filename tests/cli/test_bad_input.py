@@ -115,6 +115,9 @@ COMMAND_LINE = [
     # What to publish.
     Case("send -l some words", 2, "the message 'some words' is on the command line", "use either message words"),
     Case("send -f . words", 2, "the message 'words' is on the command line", "use either message words"),
+    Case("send -q jobs -e logs -r info x", 2, "--queue cannot be combined with --exchange", "-q QUEUE"),
+    Case("send -q jobs -r info x", 2, "--queue cannot be combined with --exchange", "-q QUEUE"),
+    Case("send -e logs --ttl 1m x", 2, "settings of a new queue cannot be combined", "queue declare"),
     Case("send -l -0", 2, "--lines, --null, --delimiter and --json cannot be combined", "only one"),
     Case("send --json -l", 2, "--lines, --null, --delimiter and --json cannot be combined", "only one"),
     Case("send -D ", 2, "--delimiter is empty", "leave it out"),
