@@ -49,6 +49,8 @@ def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, broke
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
     sends = name in ("send", "new-task")
     shell.run("mqtool", "queue", "declare", "jobs")
+    if name == "receive-delayed":
+        shell.run("mqtool", "send-delayed", "declares the exchange")
     if not sends:
         shell.run("mqtool", "send", "-q", "jobs", "3")
     used = shell.run("mqtool", name, "-q", "jobs", "--no-declare", *rest)
