@@ -1,5 +1,6 @@
 """The errors that users see: one exception per case, with its exit code and a hint."""
 
+import errno
 import re
 from enum import IntEnum
 from typing import NamedTuple
@@ -39,6 +40,13 @@ class MqtoolError(Exception):
 def reason_of(error: Exception) -> str:
     """Return the text of an exception; that of an OSError without its number and its file, which the caller names."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def is_full(error: Exception) -> bool:
+    """True if a file cannot be written because a disk, a quota or the largest size of a file is used up."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "disk is full" in str(error) or str(error) == "disk I/O error"  # of SQLite
 
 
 class UsageError(MqtoolError):

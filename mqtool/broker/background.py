@@ -88,11 +88,18 @@ def terminate(processes: Iterable[Process], patience: float, *, again: float = m
 
 
 def append_to_log(path: Path) -> BinaryIO:
-    """Open a broker's log for appending, and add a line that marks its start. A long log is renamed to log.1 first."""
-    if path.exists() and path.stat().st_size > _LONG_LOG:
-        path.replace(path.with_name("log.1"))
-    log = path.open("ab", buffering=0)
-    log.write(_STARTING + f" {datetime.now(UTC):%F %T}\n".encode())
+    """Open a broker's log for appending, and add a line that marks its start. A long log is renamed to log.1 first.
+
+    Raises:
+        MqtoolError: the log cannot be written.
+    """
+    try:
+        if path.exists() and path.stat().st_size > _LONG_LOG:
+            path.replace(path.with_name("log.1"))
+        log = path.open("ab", buffering=0)
+        log.write(_STARTING + f" {datetime.now(UTC):%F %T}\n".encode())
+    except OSError as error:
+        raise MqtoolError(f"cannot write {path}: {error.strerror}") from error
     return log
 
 

@@ -224,13 +224,19 @@ def save(started: Started) -> None:
     """Save a broker to its state file. Only the file's owner can read it, since the URL may contain a password.
 
     Other processes see either the old file or the whole new one, even if this process is killed meanwhile.
+
+    Raises:
+        MqtoolError: the file cannot be written.
     """
     path = Path(started.directory) / _STARTED
     partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)  # a process that was killed may have left one
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(asdict(started), indent=2) + "\n")
-    partial.replace(path)
+    try:
+        partial.unlink(missing_ok=True)  # a process that was killed may have left one
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(asdict(started), indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise MqtoolError(f"cannot write {path}: {error.strerror}") from error
 
 
 def forget(name: str) -> None:

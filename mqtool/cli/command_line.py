@@ -35,6 +35,9 @@ _EVERYTHING = "mqtool.help_all"
 #: Below this width, the text of an option is below its name, not beside it.
 _NARROW = 60
 _INDENT = 6
+#: What the value of an option names if the option can be given only once. If it were given twice, the command would
+#: ignore the first, for example a file of messages. Other options override earlier ones, as aliases of shells expect.
+_GIVEN_ONCE = {"CONDITION", "DIRECTORY", "EXCHANGE", "FILE", "KEY", "QUEUE"}
 
 
 def show_all(context: typer.Context, wanted: bool) -> None:
@@ -55,12 +58,31 @@ class Command(TyperCommand):
         """Parse the arguments, and record whose they are, for explaining an error in them."""
         current().parsing = ctx
         typed = args[: args.index("--")] if "--" in args else [*args]
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, [*args])
+        if not ctx.resilient_parsing:
+            self._refuse_repeated(ctx, args)
         for option in self.params:
             value = ctx.params.get(option.name or "")
             if isinstance(value, str) and value.startswith("=") and option.name != "delimiter":
                 self._refuse_equals_sign(ctx, option, value, typed)
         return rest
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
+        """Refuse -f one -f two, which would read only the file "two".
+
+        Raises:
+            UsageError: such an option is given more than once.
+        """
+        _, _, order = self.make_parser(ctx).parse_args([*args])
+        for option in self.params:
+            panel = getattr(option, "rich_help_panel", None)
+            if option.metavar not in _GIVEN_ONCE or option.multiple or panel == "Broker":
+                continue
+            if order.count(option) > 1:
+                flag = max(option.opts, key=len)
+                raise UsageError(
+                    f"{flag} can be given only once", f"only the last {flag} would count: leave the others out"
+                )
 
     def _refuse_equals_sign(self, ctx: Any, option: Any, value: str, typed: list[str]) -> None:
         """Refuse -q=jobs, which would name the queue "=jobs".

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.errors import MqtoolError, UsageError, reason_of
+from mqtool.errors import MqtoolError, UsageError, is_full, reason_of
 from mqtool.work.history import is_moved_back_since
 
 #: Seconds between checks of another worker's claim, and seconds to wait for SQLite's lock.
@@ -102,7 +102,8 @@ class HandledMessages:
             self._store.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             hint = "--dedup-store names another file"
-            raise UsageError(f"cannot use the store {path}: {reason_of(error)}", hint) from error
+            failure = MqtoolError if is_full(error) else UsageError
+            raise failure(f"cannot use the store {path}: {reason_of(error)}", hint) from error
 
     def begin(
         self, key: MessageKey, give_up: Callable[[], bool] = lambda: False, *, returns: int = 0

@@ -322,7 +322,8 @@ def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
     this line only if commands connect to a broker other than the one that it has started, for example because AMQP_URL
     is set.
     """
-    assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
+    status = home.run("mqtool", "broker", "status").stdout
+    assert status.startswith("commands use amqp://guest@localhost:5672, the default\n")
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
     status = home.run("mqtool", "broker", "status").stdout
     assert f"  commands use amqp://guest@127.0.0.1:{port}, from 'mqtool broker up'\n" in status
@@ -332,6 +333,17 @@ def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
     again = home.run("mqtool", "broker", "up", environment=elsewhere)
     assert "commands use amqp://ann@192.0.2.1:5672, from AMQP_URL; for this broker: eval" in again.stderr
     assert "commands use" not in home.run("mqtool", "broker", "up").stderr
+
+
+def test_broker_status_checks_the_default_broker_if_none_was_started(home: Shell) -> None:
+    """If no broker was started with `broker up`, and none is named, `broker status` connects to localhost:5672. It says
+    "running" and exits with 0 if a broker answers there, and otherwise says why not and exits with 69.
+    """
+    status = home.run("mqtool", "broker", "status")
+    if status.stdout.endswith("\n  running\n"):
+        assert status.code == 0
+    else:
+        assert (status.code, "localhost:5672" in status.stderr) == (69, True), status.stderr
 
 
 def test_commands_use_the_broker_that_broker_up_started(home: Shell, at_port: str) -> None:

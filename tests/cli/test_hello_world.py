@@ -49,10 +49,27 @@ def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, broke
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
     sends = name in ("send", "new-task")
     shell.run("mqtool", "queue", "declare", "jobs")
+    if name == "receive-delayed":
+        shell.run("mqtool", "send-delayed", "declares the exchange")
     if not sends:
         shell.run("mqtool", "send", "-q", "jobs", "3")
     used = shell.run("mqtool", name, "-q", "jobs", "--no-declare", *rest)
     assert (used.code, depth(broker, "jobs")) == (0, int(sends)), used.stderr
+
+
+@pytest.mark.parametrize("command", ["receive-log fanout", "receive-log topic a.#", "receive-delayed -q jobs"])
+def test_a_receiver_with_no_declare_declares_no_exchange(shell: Shell, broker: TestBroker, command: str) -> None:
+    """If the exchange does not exist, a receiving command with --no-declare exits with 69 and declares nothing, as for
+    a queue. If the exchange exists, the command receives from it.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs")
+    receive = ("mqtool", *command.split(), "--no-declare", "--idle-timeout", "10ms", "-e", "evnets")
+    refused = shell.run(*receive)
+    assert (refused.code, "exchange 'evnets' does not exist" in refused.stderr) == (69, True), refused.stderr
+    assert "hint: --declare declares it" in refused.stderr
+    assert "evnets" not in shell.run("mqtool", "list", "exchanges", "name").stdout
+    shell.run("mqtool", *command.split(), "--idle-timeout", "10ms", "-e", "evnets")
+    assert shell.run(*receive).code == 0
 
 
 _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-log topic a.#", "receive-delayed"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.ports import free_port
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import closable_terminal
@@ -237,3 +238,39 @@ def test_closing_the_terminal_after_ctrl_c_does_not_kill_receive_to_a_file(
         terminal.wait_for("^C\r\n")
         terminal.close()
         assert terminal.wait() == 0
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    ("limit", "command", "names"),
+    [
+        (0, "worker --exec true --deduplicate --dedup-store handled -c 1", "cannot use the store handled: "),
+        (0, "tutorial show repair --copy-to repair", "cannot write to repair: "),
+        (0, "context add staging --url amqp://ann@staging", "config.toml: "),
+        (1, "bench -c 100 --plot chart.svg", "cannot write chart.svg: "),
+    ],
+)
+def test_a_command_that_cannot_write_its_file_names_the_file_and_exits_with_1(
+    shell: Shell, limit: int, command: str, names: str
+) -> None:
+    """If a file cannot grow, as on a full disk, the command that writes the file exits with 1, and names the file or
+    its directory. It leaves no incomplete chart or program.
+    """
+    shell.start_cold()
+    # Python would write truncated .pyc files.
+    shell.environment |= {"XDG_CONFIG_HOME": str(shell.directory), "PYTHONDONTWRITEBYTECODE": "1"}
+    full = shell.script(f"ulimit -f {limit}; mqtool {command}")  # in blocks
+    assert (full.code, names in full.stderr) == (1, True), full.stderr
+    assert not (shell.directory / "chart.svg").exists()
+    assert not list((shell.directory / "repair").glob("*"))
+
+
+def test_broker_up_names_the_log_that_it_cannot_write(lonely_shell: Shell) -> None:
+    """If `broker up` cannot write the broker's log, it exits with 1, and names the log."""
+    lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
+    log = lonely_shell.directory / "mqtool" / "brokers" / "full" / "log"
+    log.mkdir(parents=True)
+    ports = [word for name in ("port", "management-port", "stream-port") for word in (f"--{name}", str(free_port()))]
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "full", *ports)
+    failed = lonely_shell.run(*up)
+    assert (failed.code, f"cannot write {log}: Is a directory" in failed.stderr) == (1, True), failed.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -80,6 +81,9 @@ class Report:
             with self.plot.open("x", encoding="utf-8") as file:  # somebody may have created it during the run
                 file.write(drawn)
         except OSError as error:
+            if not isinstance(error, FileExistsError):
+                with suppress(OSError):
+                    self.plot.unlink()
             raise MqtoolError(f"cannot write {self.plot}: {error.strerror}") from error
 
 

@@ -58,7 +58,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     choice = chosen(which)
     if (started := state.load(name)) is None:
         output.show(f"commands use {choice.description()}")
-        if choice.is_named and "name" not in which.call.typed:
+        if "name" not in which.call.typed and (choice.is_named or state.load_stopped(name) is None):
             Connection(resolve_addresses(choice), tls=choice.tls(TlsFiles())).close()
             output.show("  running")
             return

@@ -238,10 +238,14 @@ def _draft(path: Path, text: str) -> Path:
         descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        Path(name).unlink()
+        raise MqtoolError(f"cannot write {path}: {error.strerror}") from error
     return Path(name)
 
 

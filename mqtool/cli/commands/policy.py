@@ -34,7 +34,9 @@ def definition(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
+    if found == {}:
+        raise ValueError('a policy needs at least one setting, such as {"max-length": 1000}')
+    if not isinstance(found, dict):
         raise ValueError(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
     return found
 

@@ -13,7 +13,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, TutorialBroker, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import tutorials_exchange, tutorials_queue
 from mqtool.cli.options.receiving_options import ReceivingOptions, WhereOption
-from mqtool.cli.pipe.existence import checked
+from mqtool.cli.pipe.existence import check_exchange, checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.delays.delay_plugin import LOSES
 from mqtool.message import Delivery
@@ -55,10 +55,11 @@ def receive_delayed(
     key = names.delay_queue.name if routing_key is None else routing_key
 
     with receiving_channel(receiving, broker, _received, opened=Access.channel) as (channel, incoming):
+        target = checked(target, queue, channel, broker, incoming.access)
+        check_exchange(delaying, channel, incoming.access, declares=queue.declare)
         known = as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
-        target = checked(target, queue, channel, broker, incoming.access)
         if exchange is not None and routing_key is None:
             output.notice(
                 f"queue {target.name!r} is bound to exchange {exchange!r} with key {key!r}; to use another key: -r"

@@ -14,6 +14,7 @@ from mqtool.cli.options.queue_options import tutorials_queue
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import Addressing
+from mqtool.errors import UsageError
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import hello_world
 from mqtool.tutorials.dialects import NAMES, Dialect
@@ -47,14 +48,16 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
+    is_declared = exchange is None and routing_key is None
+    if not is_declared:
+        _check_no_queue_options(queue)
     names = dialect_names(publishing.broker)
     target: Queue | Exchange = queue.of(names.queue(queue.queue, names.hello))
-    if exchange is not None or routing_key is not None:
+    if not is_declared:
         target = Exchange(exchange or "", durable=True)
 
     lines = publishing.broker.lines
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
-    is_declared = isinstance(target, Queue)
     default = lines.hello if is_declared and queue.queue is None else None
     with publishing_channel(
         publishing, target, addressing, opened=Access.channel_or_session, is_declared=is_declared, default=default
@@ -70,3 +73,17 @@ def send(
         else:
             receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
         outgoing.report(receipts, lines.sent)
+
+
+def _check_no_queue_options(queue: UsedQueueOptions) -> None:
+    """Raise UsageError if an option describes a queue: with --exchange or --routing-key, `send` uses none."""
+    if queue.queue is not None:
+        raise UsageError(
+            "--queue cannot be combined with --exchange or --routing-key",
+            "-q QUEUE publishes to a queue, and -e EXCHANGE -r KEY to an exchange",
+        )
+    if queue.has_settings:
+        raise UsageError(
+            "settings of a new queue cannot be combined with --exchange or --routing-key",
+            "declare the queue first: mqtool queue declare QUEUE",
+        )

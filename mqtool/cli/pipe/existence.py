@@ -76,6 +76,19 @@ def check_new(
         output.notice(f"{kind} {name!r} is new{'' if meant is None else f'; did you mean {meant!r}?'}")
 
 
+def check_exchange(exchange: Exchange, channel: ChannelOrSession, access: Access, *, declares: bool | None) -> None:
+    """Check that an exchange exists if it must not be declared.
+
+    Args:
+        declares: the value of --declare.
+
+    Raises:
+        NotFound: the exchange does not exist.
+    """
+    if declares is False and exchange.name and not _is_there(channel, access, exchange):
+        refuse(exchange.name, access, kind="exchange")
+
+
 def ask_to_declare(channel: ChannelOrSession, access: Access, *things: Exchange | Queue) -> None:
     """In a protected context, ask before a command that only sends or shows messages declares what does not exist.
 

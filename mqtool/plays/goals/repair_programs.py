@@ -6,7 +6,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, UsageError, is_full
 
 
 def _originals() -> Iterator[Traversable]:
@@ -26,6 +26,7 @@ def copy_to(directory: Path) -> tuple[list[Path], list[Path]]:
 
     Raises:
         UsageError: the directory or a copy cannot be written.
+        MqtoolError: the disk is full.
     """
     new, kept = [], []
     try:
@@ -37,10 +38,14 @@ def copy_to(directory: Path) -> tuple[list[Path], list[Path]]:
                     file.write(each.read_text("utf-8"))
             except FileExistsError:
                 kept.append(copy)
+            except OSError:
+                copy.unlink(missing_ok=True)  # the next run would keep an incomplete copy
+                raise
             else:
                 new.append(copy)
     except OSError as error:
-        raise UsageError(
+        failure = MqtoolError if is_full(error) else UsageError
+        raise failure(
             f"cannot write to {directory}: {error.strerror}", "name a directory that you can write to"
         ) from error
     return new, kept
