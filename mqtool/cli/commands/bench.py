@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -79,11 +78,13 @@ class Report:
         drawn = charts.svg(result) if self.plot.suffix == ".svg" else charts.html(result, bench_report.lines(result))
         try:
             with self.plot.open("x", encoding="utf-8") as file:  # somebody may have created it during the run
-                file.write(drawn)
-        except OSError as error:
-            if not isinstance(error, FileExistsError):
-                with suppress(OSError):
+                try:
+                    file.write(drawn)
+                    file.flush()
+                except OSError:
                     self.plot.unlink()
+                    raise
+        except OSError as error:
             raise MqtoolError(f"cannot write {self.plot}: {error.strerror}") from error
 
 
