@@ -35,9 +35,9 @@ _EVERYTHING = "mqtool.help_all"
 #: Below this width, the text of an option is below its name, not beside it.
 _NARROW = 60
 _INDENT = 6
-#: What the value of an option names if the option can be given only once. If it were given twice, the command would
-#: ignore the first, for example a file of messages. Other options override earlier ones, as aliases of shells expect.
-_GIVEN_ONCE = {"CONDITION", "DIRECTORY", "EXCHANGE", "FILE", "KEY", "QUEUE"}
+#: What the value of an option names if the option can be given only once: of two files, users expect both to be sent,
+#: and of two conditions, both to hold. Other options override earlier ones, as scripts and aliases of shells expect.
+_GIVEN_ONCE = {"CONDITION", "FILE"}
 
 
 def show_all(context: typer.Context, wanted: bool) -> None:

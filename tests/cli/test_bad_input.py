@@ -120,8 +120,6 @@ COMMAND_LINE = [
     Case("send -e logs --ttl 1m x", 2, "settings of a new queue cannot be combined", "queue declare"),
     Case("send -f one -f two", 2, "--file can be given only once", "only the last"),
     Case("send -lf one -ftwo", 2, "--file can be given only once", "only the last"),
-    Case("send -q jobs --queue=logs x", 2, "--queue can be given only once", "only the last"),
-    Case("send -r info x -r error", 2, "--routing-key can be given only once", "only the last"),
     Case("receive -o one -o two", 2, "--output can be given only once", "only the last"),
     Case("move a --to b --where body=x --where body=y", 2, "--where can be given only once", "only the last"),
     Case("send -l -0", 2, "--lines, --null, --delimiter and --json cannot be combined", "only one"),
