@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, NotFound, UsageError
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -185,15 +185,17 @@ def has_arguments(channel: Asks, queue: Queue) -> bool:
     The queue is declared again with a length limit that no queue can have. Of an existing queue, the broker compares
     the arguments with it in turn, so that it objects to the limit only if those before it are the same: those for
     expiry and dead letters. If somebody has just deleted the queue, nothing is declared.
+
+    Raises:
+        AccessRefused: the user may not configure the queue.
     """
     limit = "x-max-length"
     impossible = queue._replace(arguments={**queue.arguments, limit: "none"})
     try:
         channel.ask(declare_request(impossible))
     except DeclaredDifferently as error:
-        differs = Difference.reported_in(str(error))
-        return differs is not None and differs.setting == limit
-    except (AccessRefused, UsageError):
+        return f"inequivalent arg '{limit}' for queue" in str(error)  # the rest is cut if the name is long
+    except (NotFound, UsageError):  # such as "invalid arg 'x-max-length'", if the queue does not exist
         pass
     return False
 

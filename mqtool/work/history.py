@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from mqtool.claims import Claimed
+from mqtool.delays.destinations import derived_name
 from mqtool.delays.wait_queues import is_retry_queue
 from mqtool.message import Delivery
 
@@ -97,15 +98,15 @@ def origin_of(delivery: Delivery) -> Origin:
     )
 
 
-def headers_with_origin(delivery: Delivery) -> dict[str, Any]:
-    """Return a message's headers, to publish it to another queue, where they would prove where it was first published.
+def headers_with_origin(delivery: Delivery, to: str) -> dict[str, Any]:
+    """Return a message's headers, to publish it to the queue `to`, where they would prove where it was first published.
 
     If they name an exchange and a routing key, these become what origin_of() returns. If the broker has dead-lettered
     the message, they are removed, because nothing then proves them. `queue convert` would believe the header HELD, so
     it gets another name unless it is proven. It is not removed, because it may describe what the body contains.
     """
     headers = dict(delivery.headers)
-    if HELD in headers and not is_published_again(delivery):
+    if HELD in headers and not _is_held(delivery, to):
         headers[ONCE_HELD] = headers.pop(HELD)
     if EXCHANGE in headers or ROUTING_KEY in headers:
         for name in (EXCHANGE, ROUTING_KEY):
@@ -114,6 +115,19 @@ def headers_with_origin(delivery: Delivery) -> dict[str, Any]:
             origin = origin_of(delivery)
             headers |= {EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     return headers
+
+
+def _is_held(delivery: Delivery, to: str) -> bool:
+    """True if the header HELD is proven, and the queue `to` may rely on it.
+
+    A message in a holding queue may return to that queue, as `peek` makes it do, or go to the queue that is converted.
+    For any other queue, it proves nothing: whoever may use the names of a conversion could have written it.
+    """
+    if not delivery.queue.removesuffix(".meanwhile").endswith(f".{HELD}"):
+        return is_published_again(delivery)
+    holders = (derived_name(to, HELD), derived_name(to, f"{HELD}.meanwhile"))
+    is_ours = delivery.exchange.endswith(f".{HELD}.into") or is_published_again(delivery)
+    return is_ours and delivery.queue in (to, *holders)
 
 
 def is_published_again(delivery: Delivery) -> bool:

@@ -1,7 +1,7 @@
 """List and cancel delayed messages and retries that wait on the broker, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mqtool import management
 from mqtool.amqp import Channel, administration
 from mqtool.delays.wait_queues import WaitQueue, wait_queue_of
-from mqtool.errors import BadData, HeadersTooLarge, MqtoolError, NotConfirmed, NotFound
+from mqtool.errors import AccessRefused, BadData, HeadersTooLarge, MqtoolError, NotConfirmed, NotFound
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.message import Delivery, Message
@@ -91,9 +91,10 @@ class WaitingMessages:
         arguments = (view or {}).get("arguments") or {}
         if view is None or not isinstance(exchange := arguments.get("x-dead-letter-exchange"), str):
             return None
-        with closing(self._channel.connection.channel()) as asking:
-            is_true = administration.has_arguments(asking, Queue(view["name"], view["durable"], arguments=arguments))
-        return exchange if is_true else None
+        queue = Queue(view["name"], view["durable"], arguments=arguments)
+        with suppress(AccessRefused), closing(self._channel.connection.channel()) as asking:
+            return exchange if administration.has_arguments(asking, queue) else None
+        return None
 
     @contextmanager
     def _skipping(self, queue: WaitQueue) -> Iterator[None]:
@@ -189,5 +190,6 @@ class WaitingMessages:
 
 def _waiting(queue: WaitQueue, delivery: Delivery) -> Waiting:
     # Published to its queue, the message would prove any origin that its headers name.
-    proven = replace(delivery, properties={**delivery.properties, "headers": history.headers_with_origin(delivery)})
+    headers = history.headers_with_origin(delivery, queue.to)
+    proven = replace(delivery, properties={**delivery.properties, "headers": headers})
     return Waiting(queue, delivery, queue.original(proven))

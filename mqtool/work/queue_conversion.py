@@ -88,11 +88,6 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     Declares nothing that stays: the declaration is exclusive. The broker refuses that for quorum queues and streams,
     but checks the arguments first.
     """
-    if not has_shown_dead_letters(connection, plan.source, plan.queue):
-        return Refusal(
-            "the broker does not confirm the dead-letter exchange and routing key that the management API shows",
-            "were they declared twice, with different values? Then declare a new queue",
-        )
     trial = plan.target.named(plan.names.trial)._replace(exclusive=True)
     channel = connection.channel(strict=True)
     try:
@@ -108,15 +103,23 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     return None
 
 
-def has_shown_dead_letters(connection: Connection, definition: Definition, queue: str) -> bool:
-    """True if a queue's dead letters go where its definition says, which is the management API's.
+def unconfirmed(connection: Connection, definition: Definition, queue: str) -> Refusal | None:
+    """Ask the broker whether a queue's dead letters go where the management API says; return a refusal if they do not.
 
     A conversion declares queues with these arguments. Whoever has declared the queue may have no right to write there.
     """
     if not dead_letters(definition):
-        return True
-    with closing(connection.channel(strict=True)) as channel:
-        return administration.has_arguments(channel, definition.named(queue))
+        return None
+    try:
+        with closing(connection.channel(strict=True)) as channel:
+            if administration.has_arguments(channel, definition.named(queue)):
+                return None
+    except AccessRefused as error:
+        return Refusal(str(error), "a conversion needs this permission")
+    return Refusal(
+        "the broker does not confirm the dead-letter exchange and routing key that the management API shows",
+        "were they declared twice, with different values? Then declare a new queue",
+    )
 
 
 def inexact_binding(connection: Connection, api: Management, vhost: str, found: Prospect) -> Refusal | None:
@@ -239,9 +242,14 @@ class Conversion:
         Raises:
             Unavailable: the queue has more messages now than the new definition allows, a policy would remove
                 messages meanwhile, or a binding cannot be kept. Nothing was changed.
-            MqtoolError: the broker refuses the new definition, or the user lacks a permission. Nothing was changed.
+            MqtoolError: the broker refuses the new definition or does not confirm the present one, or the user lacks a
+                permission. Nothing was changed.
         """
         self.lock()
+        for name in (self._plan.queue, self._names.meanwhile):
+            view = view_of(self._api, self._vhost, name)
+            if view is not None and (refusal := unconfirmed(self._connection, Definition.of(view), name)):
+                raise BadData(f"queue {name!r}: {refusal.what}", refusal.hint)
         trial = self._plan.target.named(self._names.trial)
         administration.delete_queue(self._channel, trial.name)
         try:

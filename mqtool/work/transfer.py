@@ -89,7 +89,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
-    headers = _without(history.headers_with_origin(delivery), ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery, to), ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
@@ -111,7 +111,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
     A header counts how many times it has been moved back.
     """
-    headers = _without(history.headers_with_origin(delivery), _OURS | ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery, to), _OURS | ADDED_BY_BROKER | _COUNTS | _COPIES)
     headers[history.RETURNS] = history.next_return(delivery)
     return _moved(delivery, headers, to)
 
@@ -126,7 +126,7 @@ def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Mes
         properties["user_id"] = None
     message = Message(delivery.body, to, "", properties, delivery.message_id)
     if delivery.headers:
-        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
+        properties["headers"] = _without(history.headers_with_origin(delivery, to), _COUNTS | _COPIES)
         if history.EXCHANGE in properties["headers"] and not fits(message, frame_max):
             properties["headers"] = _without(properties["headers"], {history.EXCHANGE, history.ROUTING_KEY})
     return message

@@ -207,6 +207,13 @@ def test_queue_convert_redirects_no_dead_letters_of_a_queue_whose_argument_has_t
             declare(broker, "mallory.mqtool-convert", x_queue_type="quorum", x_mqtool_convert=plan)
             resumed = shell.run("mqtool", "queue", "convert", "--resume", "--yes")
             assert "'mallory' is not converted, because its dead letters would go elsewhere" in resumed.stderr
+            # Seemingly a conversion whose holding queue has been deleted.
+            assert shell.run("mqtool", "queue", "delete", "mallory.mqtool-convert", "--yes").code == 0
+            channel.exchange_declare("mallory.mqtool-convert.through", "fanout", durable=True)
+            channel.exchange_bind("mallory.mqtool-convert.through", "amq.direct")
+            resumed = shell.run("mqtool", "queue", "convert", "--resume", "mallory", "--yes")
+            assert (resumed.code, "'mallory': the broker does not confirm" in resumed.stderr) == (65, True)
+            assert shell.run("mqtool", "queue", "show", "mallory.mqtool-convert.meanwhile").code == 69
         channel.basic_publish("", "mallory", b"rejected")
         wait_until(lambda: depth(broker, "mallory") == 1, "the message in the queue")
         method, _, _ = channel.basic_get("mallory")

@@ -676,6 +676,29 @@ def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestB
     check_all_is_there(broker)
 
 
+def test_a_conversion_restores_messages_that_were_moved_out_of_its_holding_queue(
+    managed: Shell, broker: TestBroker
+) -> None:
+    """`queue convert` is killed while all messages are in its holding queue, and `move` moves them from there to the
+    queue that is converted. `queue convert --undo` then restores every message as it was published.
+    """
+    fill(broker)
+    api = Management(broker.management, "guest", "guest")
+    found = conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}, not_counted)
+    with Connection(parse_addresses(broker.url)) as connection:
+        conversion = Conversion(connection, api, broker.vhost, found.plan, user="guest", young=0.0, quiet=0.0)
+        conversion.begin()
+        steps = conversion.run()
+        assert next(steps) == COUNT
+    wait_until(lambda: depth(broker, "jobs.mqtool-convert") == COUNT, "the messages in the holding queue")
+
+    moved = managed.run("mqtool", "move", "jobs.mqtool-convert", "--to", "jobs", "--yes")
+    assert moved.code == 0, moved.stderr
+    assert convert(broker, undo=True) is not None
+
+    check_all_is_there(broker)
+
+
 def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published during the
     conversion.
@@ -1336,6 +1359,40 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
     assert definitions(broker) == before
     left_out = ("-a", "x-max-priority:=null", "--dry-run")
     assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
+
+
+@on_any_broker
+def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
+    managed: Shell, broker: TestBroker
+) -> None:
+    """`queue convert` accepts a queue that has a dead-letter exchange even if its name is so long that the broker cuts
+    the message with which it confirms the exchange.
+    """
+    name = "q" * 200
+    declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
+    assert managed.run(*declared).code == 0
+    planned = managed.run("mqtool", "queue", "convert", name, "--dry-run")
+    assert (planned.code, "nothing was changed: --dry-run" in planned.stderr) == (0, True), planned.stderr
+
+
+@on_any_broker
+def test_queue_convert_says_that_a_user_may_not_configure_a_queue_with_a_dead_letter_exchange(
+    managed: Shell, broker: TestBroker
+) -> None:
+    """If a user may not configure a queue that has a dead-letter exchange, `queue convert --dry-run` says so."""
+    fill(broker, x_dead_letter_exchange="amq.topic")
+    user = f"u{uuid.uuid4().hex}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "monitoring"})
+    try:
+        rights = {"configure": r"^jobs\.", "write": ".*", "read": ".*"}
+        broker.api("PUT", f"permissions/{quote(broker.vhost, safe='')}/{user}", rights)
+        address = broker.url.replace("guest:guest@", f"{user}:secret@")
+        planned = managed.run("mqtool", "queue", "convert", "jobs", "--dry-run", "-u", address)
+    finally:
+        broker.api("DELETE", f"users/{user}")
+    assert planned.code == 2, planned.stderr
+    assert "access to queue 'jobs'" in planned.stderr
+    assert "declared twice" not in planned.stderr
 
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:

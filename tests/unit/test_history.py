@@ -112,6 +112,33 @@ def test_origin_headers_count_only_in_messages_from_the_default_exchange_or_a_wa
 
 
 @pytest.mark.parametrize(
+    ("queue", "exchange", "to", "is_kept"),
+    [
+        ("jobs", "", "archive", True),
+        ("jobs", "logs", "archive", False),
+        ("jobs", "jobs.mqtool-convert.into", "archive", False),
+        ("jobs.mqtool-convert", "jobs.mqtool-convert.into", "jobs", True),
+        ("jobs.mqtool-convert", "jobs.mqtool-convert.into", "jobs.mqtool-convert", True),
+        ("jobs.mqtool-convert.meanwhile", "jobs.mqtool-convert.into", "jobs", True),
+        ("jobs.mqtool-convert", "", "jobs", True),
+        ("jobs.mqtool-convert", "logs", "jobs", False),
+        ("jobs.mqtool-convert", "jobs.mqtool-convert.into", "archive", False),
+        ("jobs.mqtool-convert", "", "archive", False),
+    ],
+)
+def test_a_moved_message_keeps_the_header_of_a_conversion_only_if_it_is_proven(
+    queue: str, exchange: str, to: str, *, is_kept: bool
+) -> None:
+    """`queue convert` believes the header mqtool-convert of a message that came through the default exchange, or
+    through the conversion's own exchange. When mqtool moves a message whose header is not proven, it renames the
+    header. A message of a conversion's holding queue keeps it only in that queue and in the queue that is converted.
+    """
+    properties = {"headers": {"mqtool-convert": {"exchange": "orders"}}}
+    held = Delivery(b"job", exchange, queue, queue, redelivered=False, properties=properties, delivery_tag=1)
+    assert ("mqtool-convert" in history.headers_with_origin(held, to)) == is_kept
+
+
+@pytest.mark.parametrize(
     ("headers", "exchange", "kept"),
     [
         (None, "", {}),
@@ -144,7 +171,7 @@ def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     than a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has none.
     """
     given = dict(headers or {})
-    assert history.headers_with_origin(delivery(headers, exchange)) == kept
+    assert history.headers_with_origin(delivery(headers, exchange), "elsewhere") == kept
     assert (headers or {}) == given, "the delivery itself was changed"
 
 

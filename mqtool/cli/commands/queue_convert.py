@@ -35,10 +35,10 @@ from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospec
 from mqtool.work.queue_conversion import (
     Conversion,
     Stopped,
-    has_shown_dead_letters,
     inexact_binding,
     left_behind,
     refused_by_broker,
+    unconfirmed,
 )
 
 part = typer.Typer()
@@ -160,7 +160,11 @@ def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Pro
         return
     with connection:
         for each in found:
-            refusal = refused_by_broker(connection, each.plan) or inexact_binding(connection, api, access.vhost, each)
+            refusal = (
+                refused_by_broker(connection, each.plan)
+                or unconfirmed(connection, each.plan.source, each.plan.queue)
+                or inexact_binding(connection, api, access.vhost, each)
+            )
             if refusal is not None:
                 each.refusals.append(refusal)
 
@@ -242,7 +246,7 @@ def _redirects(access: Access, api: Management, plan: ConversionPlan) -> bool:
     if view is None or plan.redirects(view):
         return plan.redirects(view)
     with access.connect() as connection:
-        return not has_shown_dead_letters(connection, conversion_plan.Definition.of(view), plan.queue)
+        return unconfirmed(connection, conversion_plan.Definition.of(view), plan.queue) is not None
 
 
 def _remove_leftovers(access: Access, name: str) -> None:
