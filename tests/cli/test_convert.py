@@ -1365,8 +1365,8 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert` accepts a queue that has a dead-letter exchange even if its name is so long that the broker cuts
-    the message with which it confirms the exchange.
+    """`queue convert` accepts a queue that has a dead-letter exchange even if the queue's name is so long that the
+    broker's error messages contain only part of it.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
