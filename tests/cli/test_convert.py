@@ -1365,8 +1365,8 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert` accepts a queue that has a dead-letter exchange even if the queue's name is so long that the
-    broker's error messages contain only part of it.
+    """`queue convert` accepts a queue with a name of 200 bytes and a dead-letter exchange. The broker's error message
+    about such a queue is cut off.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
