@@ -718,15 +718,19 @@ def test_the_type_amqp_1_0_gives_a_publisher_no_rights_of_whoever_publishes_the_
         shell.run("mqtool", "queue", "declare", queue)
     annotations = {Symbol("x-cc"): ["payroll"]}
     evil = Amqp10Message(message_annotations=annotations, body=data_section(b"pay")).encode()
-    lines = ""
-    for body, properties in ((evil, {"type": "amqp-1.0"}), (b"x", {"type": "amqp-1.0"}), (b"honest", {})):
+    lines = []
+    for body, properties in ((evil, {"type": "amqp-1.0"}), (b"honest", {}), (b"x", {"type": "amqp-1.0"})):
         encoded = base64.b64encode(body).decode()
         line = {"body_base64": encoded, "exchange": "", "routing_key": "inbox", "properties": properties}
-        lines += json.dumps(line) + "\n"
-    shell.run("mqtool", "send", "--json", "--protocol", "amqp0.9.1", stdin=lines)
+        lines.append(json.dumps(line) + "\n")
+    # RabbitMQ 4 ends the session of each AMQP 1.0 consumer to which it would deliver the undecodable body.
+    for_worker = lines[:2] if broker.kind == "rabbitmq" else lines
+    shell.run("mqtool", "send", "--json", "--protocol", "amqp0.9.1", stdin="".join(for_worker))
+    worker = ("mqtool", "worker", "-q", "inbox", *OVER_1_0, "-c", str(len(for_worker)), "--retries", "0")
 
-    sent = shell.run("mqtool", "send", "--json", "-q", "copies", *OVER_1_0, stdin=lines)
-    worked = shell.run("mqtool", "worker", "-q", "inbox", *OVER_1_0, "-c", "3", "--retries", "0", "--exec", "false")
+    sent = shell.run("mqtool", "send", "--json", "-q", "copies", *OVER_1_0, stdin="".join(lines))
+    worked = shell.run(*worker, "--exec", "false")
 
     assert (sent.code, worked.code) == (0, 1), sent.stderr + worked.stderr
-    assert [depth(broker, queue) for queue in ("inbox", "copies", "inbox.dlq", "payroll")] == [0, 3, 3, 0]
+    depths = [depth(broker, queue) for queue in ("inbox", "copies", "inbox.dlq", "payroll")]
+    assert depths == [0, 3, len(for_worker), 0]
