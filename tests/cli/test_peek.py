@@ -94,7 +94,7 @@ def test_peek_shows_the_messages_of_a_queue_with_a_single_active_consumer(
     assert [delivery.message_id for delivery in taken(broker, "jobs", 300)] == ids
 
 
-@pytest.mark.differs_since("4.3", "the waiting consumer with the largest prefetch becomes the active one")
+@pytest.mark.differs_since("4.0", "the waiting consumer with the largest prefetch becomes the active one")
 def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     broker: TestBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
