@@ -126,14 +126,15 @@ class Receipt(NamedTuple):
     sequence: int = 0
 
 
-def without_direct_reply(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the properties of a delivery, to publish it again, without a reply_to that is DIRECT_REPLY_TO.
+def to_publish_again(properties: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
+    """Return the properties of a delivery without those that are left out, and without a reply_to for direct replies.
 
-    The broker replaces this name with an address when a client publishes a request, so nobody waits for replies to it.
-    But a message of a stream, or one published over AMQP 1.0, may have it. The broker would close our channel.
+    The broker replaces DIRECT_REPLY_TO with an address when a client publishes a request, so nobody waits for replies
+    to it. But a message of a stream, or one published over AMQP 1.0, may have it. The broker would close our channel.
     """
-    is_refused = properties.get("reply_to") == DIRECT_REPLY_TO
-    return {name: value for name, value in properties.items() if not (is_refused and name == "reply_to")}
+    if properties.get("reply_to") == DIRECT_REPLY_TO:
+        left_out = (*left_out, "reply_to")
+    return {name: value for name, value in properties.items() if name not in left_out}
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live, without_direct_reply
+from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live, to_publish_again
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -379,9 +379,7 @@ class WaitQueue(NamedTuple):
 
         The broker drops CC and BCC if it dead-letters to a queue. With them, the message would get into others as well.
         """
-        properties = without_direct_reply(delivery.properties)
-        for name in ("expiration", "user_id"):
-            properties.pop(name, None)
+        properties = to_publish_again(delivery.properties, "expiration", "user_id")
         dropped = _NOT_THEIRS if self.routing_key is None else _NOT_THEIRS.union(COPIES)
         properties["headers"] = {name: value for name, value in delivery.headers.items() if name not in dropped}
         key = delivery.routing_key if self.routing_key is None else self.routing_key

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mqtool import ndjson
 from mqtool.duration import parse_duration
 from mqtool.errors import BadData
-from mqtool.message import Message, without_direct_reply
+from mqtool.message import Message, to_publish_again
 from mqtool.where import Where
 
 
@@ -154,9 +154,7 @@ def recorded(
         if message.exchange is None or not (message.exchange or message.routing_key):
             raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
         if not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
-            given = without_direct_reply(message.properties)
-            given.pop("user_id", None)
-            message.properties = given
+            message.properties = to_publish_again(message.properties, "user_id")
         yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
             message.delay, message.due, message.received, moment=moment, opens=opens, place=place,

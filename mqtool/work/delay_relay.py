@@ -34,7 +34,7 @@ from mqtool.delays.wait_queues import AT_LEAST_ONCE, LONGEST_IN_QUEUES, RELAY, Y
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, Difference, HeadersTooLarge, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
-from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt, without_direct_reply
+from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.routing import checked_delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
@@ -396,8 +396,7 @@ class Relay:
         self._on_their_way[self._sequence] = delivery, 0.0
         dropped = _NOT_THEIRS | ADDED_BY_BROKER if delivery.delivery_tag in self._too_large else _NOT_THEIRS
         headers = {name: value for name, value in delivery.headers.items() if name not in dropped}
-        properties = without_direct_reply(delivery.properties)
-        properties.pop("message_id", None)
+        properties = to_publish_again(delivery.properties, "message_id")
         if properties.get("user_id") != self._user:
             properties["user_id"] = None
         message = Message(delivery.body, delivery.routing_key, self._names.out.name, properties, delivery.message_id)

@@ -11,7 +11,7 @@ from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_paylo
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
-from mqtool.message import COPIES, Delivery, Message, without_direct_reply
+from mqtool.message import COPIES, Delivery, Message, to_publish_again
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -159,9 +159,8 @@ class HeldMessages:
         settings: Mapping[str, Any],
         body: bytes,
     ) -> Message:
-        properties = without_direct_reply(delivery.properties)
+        properties = to_publish_again(delivery.properties, "message_id")
         self.replies += ("reply_to" in delivery.properties) - ("reply_to" in properties)
-        properties.pop("message_id", None)
         properties |= {"headers": headers or None, **{name: settings.get(name) for name in _SETTINGS}}
         if self._user is not None and properties.get("user_id") not in (None, self._user):
             properties["user_id"] = None

@@ -20,7 +20,7 @@ from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt, without_direct_reply
+from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.topology import Queue
 from mqtool.work import history
 
@@ -121,7 +121,7 @@ def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Mes
 
     Headers that name its origin are left out if they do not fit: what a publisher has forged may be shorter.
     """
-    properties = _without(without_direct_reply(delivery.properties), {"message_id"})
+    properties = to_publish_again(delivery.properties, "message_id")
     if properties.get("user_id") != user:
         properties["user_id"] = None
     message = Message(delivery.body, to, "", properties, delivery.message_id)
@@ -152,7 +152,7 @@ def stays(delivery: Delivery, message: Message, frame_max: int) -> str | None:
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
     # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
-    properties = _without(without_direct_reply(delivery.properties), {"message_id", "expiration", "user_id"})
+    properties = to_publish_again(delivery.properties, "message_id", "expiration", "user_id")
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
     return Message(delivery.body, to, "", properties, delivery.message_id)
 

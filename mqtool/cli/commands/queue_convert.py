@@ -243,8 +243,10 @@ def _continue(
 def _redirects(access: Access, api: Management, plan: ConversionPlan) -> bool:
     """True if a plan makes the dead letters of a queue go elsewhere, or somewhere that the broker does not confirm."""
     view = conversion_plan.view_of(api, access.vhost, plan.queue)
-    if view is None or plan.redirects(view):
-        return plan.redirects(view)
+    if plan.redirects(view):
+        return True
+    if view is None:
+        return False
     with access.connect() as connection:
         return unconfirmed(connection, conversion_plan.Definition.of(view), plan.queue) is not None
 

@@ -14,7 +14,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, MqtoolError, UsageError
-from mqtool.message import InBatches, Message, new_message_id, new_message_ids, without_direct_reply
+from mqtool.message import InBatches, Message, new_message_id, new_message_ids, to_publish_again
 from mqtool.spelling import counted
 
 Thing = TypeVar("Thing")
@@ -496,9 +496,8 @@ class _Making:
             if self._exchange is not None or self._routing_key is not None:
                 message.properties = ndjson.without_copies(message.properties)
             if message.received and not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
-                given = without_direct_reply(message.properties)
-                given.pop("user_id", None)  # it names who published the original
-                message.properties = given
+                # user_id names who published the original
+                message.properties = to_publish_again(message.properties, "user_id")
             self._overrule(message, has_properties=b'"properties"' in line)
             self._latest = message, line, place
             yield [message]
