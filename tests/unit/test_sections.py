@@ -443,6 +443,7 @@ def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
         value_section(5) * 2,
         value_section([1, 2])[:-1],
         section(SEQUENCE, encode_value(5)),
+        section(SEQUENCE, encode_value({})),
         section(FOOTER, encode_value({})),
         value_section(5) + section(FOOTER, encode_value(5)),
     ],
@@ -459,10 +460,23 @@ def test_a_forged_type_cannot_make_a_body_into_sections_of_a_message(body: bytes
     assert (found.body, found.properties) == (body, {"type": "amqp-1.0"})
 
 
-def test_an_encoded_value_with_a_footer_stays_encoded() -> None:
-    """decode() leaves a footer behind a value that stays encoded, and encode() writes both again."""
-    body = value_section(5) + section(FOOTER, encode_value({Symbol("a"): 1}))
-    assert encode(Message(body, properties={"type": "amqp-1.0"})) == body
+@pytest.mark.parametrize(
+    "body",
+    [
+        value_section(5) + section(FOOTER, encode_value({Symbol("a"): 1})),
+        b"\x00\x53\x76\x45" + b"\x00\x53\x76" + encode_value([1]),
+        b"\x00\x53\x77\xc1\x13\x02\x98" + bytes(16) + b"\x40",
+        b"\x00\x53\x77\x00\xa3\x01t\x45",
+    ],
+    ids=["a value with a footer", "two sequences", "a map whose key is a UUID", "a described value"],
+)
+def test_an_encoded_body_is_published_again_unchanged(body: bytes) -> None:
+    """decode() leaves a value or sequences encoded, with the footer behind them, and encode() writes the same bytes
+    again, whatever the value contains.
+    """
+    again = encode(Message(body, properties={"type": "amqp-1.0"}))
+    assert again == body
+    assert decode(again, "jobs", 1, 0).body == body
 
 
 #: The annotations that the broker adds.
