@@ -19,7 +19,7 @@ _STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 4
 #: The beginning of the response, with status 400, to a request for a queue that is exclusive to another connection.
 _LOCKED = "cannot obtain exclusive access to locked queue "
 #: Conditions with which connections are closed by an operator, or by a broker that is shutting down.
-_FORCED = ("amqp:connection:forced", "amqp:internal-error")
+_FORCED = ("amqp:connection:forced", _INTERNAL := "amqp:internal-error")
 #: The reason, with amqp:resource-limit-exceeded, for closing the connection of a client that has missed heartbeats.
 _SILENT = "no frame received from client within idle timeout threshold"
 
@@ -34,6 +34,7 @@ class ClosedByBroker(Exception):
     Attributes:
         condition: such as "amqp:not-found"; empty for a management response.
         reply_code, reply_text: as in AMQP 0-9-1, for pika_errors.
+        ends_session: True if it is the error with which the broker has ended the session.
     """
 
     def __init__(self, condition: str, reply_text: str, reply_code: int = 0) -> None:
@@ -41,13 +42,16 @@ class ClosedByBroker(Exception):
         self.condition = condition
         self.reply_text = reply_text or condition
         self.reply_code = reply_code or _CODES.get(condition, 0)
+        self.ends_session = False
 
     @classmethod
-    def from_error(cls, error: Any) -> "ClosedByBroker":
+    def from_error(cls, error: Any, *, ends_session: bool = False) -> "ClosedByBroker":
         """Convert the error of a Close, End or Detach, which may be None."""
         if error is None:
             return cls("", "the broker gave no reason")
-        return cls(str(error.condition), str(error.description or ""))
+        refusal = cls(str(error.condition), str(error.description or ""))
+        refusal.ends_session = ends_session
+        return refusal
 
     @classmethod
     def from_response(cls, status: int, body: object) -> "ClosedByBroker":
@@ -59,6 +63,11 @@ class ClosedByBroker(Exception):
     def is_temporary(self) -> bool:
         """True if a new connection might succeed."""
         return self.condition in _FORCED or self.reply_text == _SILENT or not (self.condition or self.reply_code)
+
+    @property
+    def has_crashed(self) -> bool:
+        """True if the broker's session has ended because of a fault in the broker."""
+        return self.ends_session and self.condition == _INTERNAL
 
     @property
     def is_of_deleted_vhost(self) -> bool:
@@ -79,6 +88,14 @@ class ClosedByBroker(Exception):
         if self.reply_code:
             return pika_errors.closed_by_broker(self)
         return Unavailable(f"the broker closed the connection: {self}" if self.condition else str(self))
+
+
+def crashed(error: ClosedByBroker) -> MqtoolError:
+    """The error for a session that the broker has ended several times in a row because of a fault in the broker."""
+    return Unavailable(
+        f"a fault in the broker has ended the session several times in a row: {error}",
+        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
+    )
 
 
 def not_amqp10(address: Address) -> MqtoolError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mqtool.address import connection_name
 from mqtool.amqp import Address, Backoff
-from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
+from mqtool.amqp10.refusals import ClosedByBroker, Lost, crashed, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 
@@ -28,6 +28,8 @@ _BRIEFLY = 0.1
 LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 #: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
+#: The connection is not opened again after this many sessions in a row that have crashed before it was stable.
+_CRASHES = 3
 
 
 class ReopeningTransport:
@@ -70,6 +72,7 @@ class ReopeningTransport:
         self._addresses, self._context, self._backoff, self._notice = list(addresses), context, backoff, notice
         self._attempts: Iterator[tuple[int, float]] = iter(())
         self._closing = threading.Event()
+        self._crashes = 0
         self._opened_at = time.monotonic()
         self._reader: int | None = threading.get_ident()  # the thread that reads frames
         self.transport = self._opened(again=False)
@@ -219,8 +222,8 @@ class ReopeningTransport:
             try:
                 self._handle(self.transport.read(1.0 if self.due_at is None else _BRIEFLY))
             except ClosedByBroker as error:
-                if not error.is_temporary:
-                    self._fail(error.translated(), refused=True)
+                if (refusal := self._refusal(error)) is not None:
+                    self._fail(refusal, refused=True)
                     return
                 if not self._reopened(error):
                     return
@@ -228,6 +231,7 @@ class ReopeningTransport:
                 self._fail(failure)
                 return
             except LOST as error:
+                self._crashes = 0
                 if self._closing.is_set() or not self._reopened(error):
                     return
 
@@ -241,6 +245,17 @@ class ReopeningTransport:
             finally:
                 self.changed.notify_all()
             self.taken()
+
+    def _refusal(self, error: ClosedByBroker) -> MqtoolError | None:
+        """The error to raise if it would occur again on a new connection; None if it might not.
+
+        RabbitMQ's session crashes each time it is about to deliver a message that it cannot convert to AMQP 1.0.
+        """
+        if not error.is_temporary:
+            return error.translated()
+        is_young = time.monotonic() - self._opened_at < _STEADY
+        self._crashes = (self._crashes if is_young else 0) + 1 if error.has_crashed else 0
+        return crashed(error) if self._crashes == _CRASHES else None
 
     # Reconnecting.
 

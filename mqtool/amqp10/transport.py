@@ -184,7 +184,7 @@ class Transport:
             self.wake()
 
     def _write(self) -> None:
-        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError, OSError):
+        with contextlib.suppress(OSError):  # such as BlockingIOError or ssl.SSLWantWriteError: the socket is full
             while self._outbox:
                 with memoryview(self._outbox) as rest:
                     sent = self._socket.send(rest[:_READ])

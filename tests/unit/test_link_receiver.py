@@ -13,7 +13,7 @@ from mqtool.codecs.amqp10_frames import SETTLED, Accepted, Attach, Flow, Source,
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol, ULong
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
-from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start
+from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start, StreamPosition
 
 QUEUE = "/queues/q"
 OFFSET = Symbol("rabbitmq:stream-offset-spec")
@@ -119,11 +119,12 @@ def attached(
         (Offset(Start.OFFSET, 0), 0),
         (Offset(Start.TIMESTAMP, 86_400_000), Milliseconds(86_400_000)),
         (Offset(Start.TIMESTAMP, 0), Milliseconds(0)),
+        ("12s", "12s"),
     ],
 )
-def test_an_offset_is_sent_as_a_filter_of_a_stream(offset: Offset, expected: object) -> None:
+def test_an_offset_is_sent_as_a_filter_of_a_stream(offset: Offset | str, expected: object) -> None:
     """An AMQP 1.0 receiver sends the offset at which reading a stream begins as the filter rabbitmq:stream-offset-spec.
-    The filter's value is a number, a timestamp, or one of first, last and next.
+    The filter's value is a number, a timestamp, an age, or one of first, last and next.
     """
     found = offset_filter(offset)
     assert found == Described(OFFSET, expected)
@@ -437,6 +438,16 @@ def test_a_receiver_of_a_stream_continues_after_the_last_received_offset(broker:
         broker.deliver(receiver, b"", **{"x-stream-offset": value})
         assert len(receiver.arrived()) == 1
         assert receiver.attach(5).source.filter == found
+    broker.deliver(receiver, b"", **{"x-stream-offset": 0})
+    assert len(receiver.arrived()) == 1
+    assert receiver.attach(5).source.filter[OFFSET] == offset_filter(Offset(Start.OFFSET, 1))
+
+
+def test_a_receiver_of_a_stream_starts_at_its_position(broker: Broker) -> None:
+    """The attach frame of an AMQP 1.0 receiver of a stream contains the position at which the caller wants to start."""
+    position = StreamPosition("q", Offset(Start.OFFSET, 7))
+    receiver = Receiver(broker, "name", QUEUE, Receiving(), {}, position)
+    assert receiver.attach(5).source.filter == {OFFSET: offset_filter(Offset(Start.OFFSET, 7))}
 
 
 def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
@@ -575,6 +586,20 @@ def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
     next(deliveries)
     assert broker.waits == [1.0, 1.0, 1.0]
     assert written == [1]
+
+
+def test_a_receiver_of_settled_deliveries_grants_credit_while_messages_keep_arriving(broker: Broker) -> None:
+    """An AMQP 1.0 receiver whose deliveries are settled by the broker grants new credit when half of its prefetch is
+    free, even if the caller never has to wait for a message.
+    """
+    for receiver in (attached(broker, prefetch=8, auto_ack=True), attached(broker, None, prefetch=8)):
+        broker.bodies, broker.credits = [b"x"] * 100, []
+        deliveries = receiver.deliveries()
+        for _ in range(20):
+            next(deliveries)
+            broker.now += 1
+        assert broker.waits == []
+        assert len(broker.credits) >= 3
 
 
 def test_consecutive_delivery_ids_are_settled_as_one_range() -> None:

@@ -13,11 +13,14 @@ from mqtool.amqp import Address, Backoff
 from mqtool.amqp10 import reopening_transport
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import ReopeningTransport
+from mqtool.codecs.amqp10_frames import Error
+from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import AccessRefused, MqtoolError, StoppedWaiting, Unavailable
 
 ONE, TWO = Address("one"), Address("two")
 AT_ONCE = Backoff(first=0, attempts=2)
 FORCED = ClosedByBroker("amqp:connection:forced", "shutdown")
+CRASHED = ClosedByBroker.from_error(Error(Symbol("amqp:internal-error"), "function clause"), ends_session=True)
 FORBIDDEN = ClosedByBroker("amqp:unauthorized-access", "no permission")
 HELLO, WORK = b"hello", b"work"
 #: Seconds to wait for what the I/O thread does.
@@ -504,6 +507,33 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
     assert isinstance(session.failed(), AccessRefused)
     assert (session.refused, session.is_lost) == (True, False)
     assert session.notices == []
+
+
+def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: Broker, connect: Connect) -> None:
+    """If a fault in the broker ends an AMQP 1.0 session, mqtool reconnects. If this happens three times in a row, each
+    time within 60 s of the reconnection, mqtool gives up, and its error contains the broker's and a hint. RabbitMQ does
+    so whenever it is about to deliver a message that it cannot convert to AMQP 1.0.
+    """
+    session = connect([ONE], Backoff(first=0))
+    events = [CRASHED, CRASHED, EOFError(), CRASHED, CRASHED, FORCED, CRASHED, CRASHED]
+    for epoch, event in enumerate(events, 1):
+        session.has_progressed = True
+        broker.tells(event, HELLO)
+        session.has(("reopened", epoch, False))
+        session.reaches(lambda: not session.is_lost)
+    broker.now += 60
+    broker.tells(CRASHED, HELLO)
+    session.has(("reopened", 9, False))
+    broker.tells(CRASHED, HELLO)
+    session.has(("reopened", 10, False))
+    broker.now += 59
+    broker.tells(CRASHED)
+    failure = session.failed()
+    assert str(failure) == "a fault in the broker has ended the session several times in a row: function clause"
+    assert failure.hint == "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1"
+    assert isinstance(failure, Unavailable)
+    assert session.refused
+    assert len(broker.asked) == 11
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:

@@ -297,6 +297,14 @@ def test_a_connection_is_opened_if_the_brokers_answers_arrive_in_pieces(broker: 
     assert connected.frame_max == 4096
 
 
+def test_a_connection_is_opened_if_the_brokers_frames_have_extended_headers(broker: Broker) -> None:
+    """mqtool opens an AMQP 1.0 connection even if the frames of the login have extended headers, which it skips."""
+    answer = frame(0, SaslOutcome(0), SASL)
+    extended = (len(answer) + 4).to_bytes(4, "big") + b"\3\1\0\0" + b"more" + answer[8:]
+    assert len(extended) < 5 * 5
+    broker.connect(SASL_HEADER + MECHANISMS + extended + opened().removeprefix(LOGGED_IN))
+
+
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_socket_that_is_closed_during_a_reconnection_is_a_network_failure(broker: Broker, data: bytes) -> None:
     """If the broker closes the socket during a reconnection over AMQP 1.0, before the connection is open, mqtool raises
@@ -348,6 +356,8 @@ def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
     extended = (len(FLOW) + 4).to_bytes(4, "big") + b"\3\0\0\0" + b"more" + FLOW[8:]
     broker.arrives(extended)
     assert connected.read(1) == [FLOW[8:]]
+    broker.arrives(b"\0\0\0\x0e\3\0\0\0moreAB")
+    assert connected.read(1) == [b"AB"]
     largest = (131_072).to_bytes(4, "big") + b"\2\0\0\0" + bytes(131_064)
     bodies: list[bytes] = []
     broker.socket.sendall(largest)
@@ -445,6 +455,15 @@ def test_a_connection_is_lost_if_the_broker_sends_nothing_for_the_heartbeat_inte
     with pytest.raises(TimeoutError, match="the broker sent nothing, not even a heartbeat") as raised:
         connected.read(0)
     assert isinstance(raised.value, LOST)
+    assert raised.value.strerror == "the broker sent nothing, not even a heartbeat"
+
+
+def test_frames_that_are_sent_together_arrive_unchanged(broker: Broker) -> None:
+    """send() with several AMQP 1.0 frames sends these frames, in order, and nothing else."""
+    connected = broker.connect(opened())
+    broker.received()
+    connected.send([FLOW, HEARTBEAT, FLOW])
+    assert broker.received() == FLOW + HEARTBEAT + FLOW
 
 
 def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,11 +533,13 @@ def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> No
     connected.send([FLOW])
 
 
-@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError, ValueError])
 def test_a_connection_that_is_lost_while_it_is_closed_raises_no_error(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """If an AMQP 1.0 connection is lost while mqtool closes it, mqtool closes the socket and raises no error."""
+    """If an AMQP 1.0 connection is lost while mqtool closes it, or the broker sends a malformed frame meanwhile, mqtool
+    closes the socket and raises no error.
+    """
 
     def read(_: float) -> list[bytes]:
         raise error
