@@ -303,12 +303,20 @@ def _precondition_failed(said: str, text: str) -> MqtoolError:
     if "inequivalent arg" in text:
         return DeclaredDifferently(said, _hint_for_difference(text))
     if any(sign in text for sign in _IMPOSSIBLE):
-        return UsageError(said, "see --queue-type, --durable, --transient and --argument")
+        return UsageError(said, _hint_for_invalid_declaration(text))
     if "timeout" in text:
         return Unavailable(
             said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
         )
     return BadData(said, _hint_for_refused_message(text))
+
+
+def _hint_for_invalid_declaration(text: str) -> str:
+    if "invalid arg 'x-stream-offset'" in text:
+        return "only streams have offsets: leave out --offset"
+    if re.search("(unacceptable_type,|got )longstr", text):
+        return "text is neither a number nor true or false; write those as JSON, as in --argument KEY:=true"
+    return "see --queue-type, --durable, --transient and --argument"
 
 
 def _hint_for_difference(text: str) -> str:

@@ -109,6 +109,27 @@ def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_st
     ]
 
 
+def test_a_receiver_that_consumes_again_on_its_channel_is_one_receiver() -> None:
+    """`receive -c 3` consumes with a new consumer tag after it has acknowledged a message, so that it never holds more
+    messages than it may receive. `tutorial try` does not count this as a second receiver.
+    """
+    goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
+    seen = Seen()
+    seen.take({"kind": "topology", "queues": [{"name": "hello"}], "exchanges": [], "links": [], "consumers": []})
+    for number, consumer in enumerate(["1.1.1.1:1 -> 1.1.1.1:5672 (1)/a", *["1.1.1.1:1 -> 1.1.1.1:5672 (1)/b"] * 2]):
+        about = {"queue": "hello", "copy": number, "message": number, "t": number}
+        details = {"exchange": "", "routing_key": "hello", "body": f"message {number}"}
+        for event in (
+            {"what": "published", "from": {"connection": "sender"}},
+            {"what": "routed"},
+            {"what": "delivered", "consumer": consumer, "no_ack": False},
+            {"what": "acknowledged"},
+        ):
+            seen.take({"kind": "event", "details": details, **about, **event})
+    assert [mistake(seen) for mistake in goal.mistakes if "shared" in mistake(seen)] == []
+    assert "receiver 1 was waiting" in goal.reached(seen)
+
+
 @pytest.mark.parametrize(("milliseconds", "is_reached"), [(700, True), (1500, False)])
 def test_a_receiver_counts_as_waiting_even_if_a_busy_broker_delivers_late(milliseconds: int, is_reached: bool) -> None:
     """For the goal "at-once", a receiver must already be waiting when three messages are sent. `tutorial try` assumes

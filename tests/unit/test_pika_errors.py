@@ -39,6 +39,7 @@ RAISE_TIMEOUT = (
 )
 DIALECT = "another --dialect may match it; without --strict it is used as it is"
 PLUGIN = "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has"
+AS_JSON = "text is neither a number nor true or false; write those as JSON, as in --argument KEY:=true"
 IMPOSSIBLE = "see --queue-type, --durable, --transient and --argument"
 
 
@@ -106,6 +107,13 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
         (406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'x'", DeclaredDifferently,
          "inequivalent arg 'type' for exchange 'x'",
          "an exchange of another type routes differently; name another with --exchange"),
+        *((406, f"PRECONDITION_FAILED - {text}", UsageError, text, hint)
+          for text, hint in (
+              ("invalid arg 'x-single-active-consumer' for queue 'q' in vhost '/': {unacceptable_type,longstr}", AS_JSON),
+              ("invalid arg 'x-max-length' for queue 'q' in vhost '/': \"expected integer, got longstr\"", AS_JSON),
+              ("invalid arg 'x-stream-offset' for queue 'q' in vhost '/' of queue type rabbit_quorum_queue",
+               "only streams have offsets: leave out --offset"),
+          )),
         *((406, f"PRECONDITION_FAILED - {sign}", UsageError, sign, IMPOSSIBLE)
           for sign in ("invalid arg 'x'", "invalid property 'exclusive'", "invalid 'x-dead-letter-strategy' argument",
                        "server-named queue")),

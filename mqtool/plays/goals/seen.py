@@ -12,6 +12,7 @@ acknowledged. A few seconds later, a queue's counters show that all its deliveri
 immediately, RabbitMQ may not count its acknowledgements; then a queue that stays empty shows that nothing is left.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy as shallow_copy
@@ -32,6 +33,8 @@ _AT_ONCE_ON_A_BUSY_MACHINE = 1000
 _TOPOLOGY_LATE = 3000
 #: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
 _EMPTY_LOOKS = 8
+#: The embedded broker's name for an AMQP 0-9-1 consumer: its connection and channel; behind them, its consumer tag.
+_CONSUMER = re.compile(r"(\S+ -> \S+ \(\d+\))/")
 
 
 @dataclass
@@ -39,7 +42,8 @@ class SeenDelivery:
     """A delivery of a message to a receiver.
 
     Attributes:
-        receiver: a name for the consumer or, on RabbitMQ, for its connection; empty for basic.get.
+        receiver: a name for the consumer's channel or, on RabbitMQ, for its connection; empty for basic.get. A program
+            that consumes again on its channel, as `receive -c 3` does, is still the same receiver.
         protocol: the consumer's protocol; empty on RabbitMQ and for basic.get.
         at, ended_at: the sequence numbers of the events that began and ended the delivery; `ended_at` is 0 before
             the end.
@@ -498,6 +502,8 @@ class Seen:
         if copy is None:
             return
         receiver, no_ack = record.get("connection") or record["consumer"] or "", bool(record.get("no_ack"))
+        if (consumer := _CONSUMER.match(receiver)) is not None:
+            receiver = consumer[1]
         to = record.get("to") or {}
         protocol = to.get("protocol", "")
         if protocol == AMQP_1_0:  # the consumer's name does not contain the connection
