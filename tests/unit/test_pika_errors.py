@@ -109,7 +109,7 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
          "an exchange of another type routes differently; name another with --exchange"),
         *((406, f"PRECONDITION_FAILED - {text}", UsageError, text, hint)
           for text, hint in (
-              ("invalid arg 'x-single-active-consumer' for queue 'q' in vhost '/': {unacceptable_type,longstr}", AS_JSON),
+              ("invalid arg 'x-single-active-consumer' for queue 'q': {unacceptable_type,longstr}", AS_JSON),
               ("invalid arg 'x-max-length' for queue 'q' in vhost '/': \"expected integer, got longstr\"", AS_JSON),
               ("invalid arg 'x-stream-offset' for queue 'q' in vhost '/' of queue type rabbit_quorum_queue",
                "only streams have offsets: leave out --offset"),
