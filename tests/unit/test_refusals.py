@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from mqtool.address import Address
-from mqtool.amqp10.refusals import ClosedByBroker, not_amqp10, too_old, vhost_refused
+from mqtool.amqp10.refusals import ClosedByBroker, crashed, not_amqp10, too_old, vhost_refused
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable
 
+LOCKED = "cannot obtain exclusive access to locked queue"
 #: RabbitMQ's reason for closing the connection of a client that has missed heartbeats.
 SILENT = "no frame received from client within idle timeout threshold"
 
@@ -69,6 +70,7 @@ def test_a_condition_becomes_the_same_error_as_the_reply_code_of_amqp_0_9_1(
     [
         (400, "bad", 406, "bad"), (401, "no", 403, "no"), (403, "no", 403, "no"), (404, "none", 404, "none"),
         (409, "differs", 406, "differs"), (500, None, 0, "status 500"), (500, "", 0, "status 500"),
+        (400, f"{LOCKED} 'q'", 405, f"{LOCKED} 'q'"),
     ],
 )  # fmt: skip
 def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_code(
@@ -106,6 +108,26 @@ def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     response has the status 503, which is temporary, but not if it has the status 404.
     """
     assert refusal.is_temporary is is_temporary
+
+
+def test_only_an_internal_error_that_ends_a_session_is_a_crash_of_the_session() -> None:
+    """If RabbitMQ ends an AMQP 1.0 session with the error amqp:internal-error, its session has crashed. The same error
+    for a connection, or another error for a session, has other causes, such as an operator. The error for a session
+    that has crashed again and again contains the broker's text, and its hint names the usual cause and a way out.
+    """
+    for condition, options, has_crashed in (
+        ("amqp:internal-error", {"ends_session": True}, True),
+        ("amqp:internal-error", {}, False),
+        ("amqp:not-found", {"ends_session": True}, False),
+    ):
+        assert ClosedByBroker.from_error(told(condition, "why"), **options).has_crashed is has_crashed
+    assert ClosedByBroker("amqp:internal-error", "why").has_crashed is False
+    error = crashed(ClosedByBroker("amqp:internal-error", "why"))
+    assert (type(error), str(error), error.hint) == (
+        Unavailable,
+        "a fault in the broker has ended the session several times in a row: why",
+        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
+    )
 
 
 def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
