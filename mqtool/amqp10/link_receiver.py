@@ -289,8 +289,6 @@ class Receiver:
         self._settled_at = time.monotonic()
         if handled:
             self._session.settle(handled, Accepted())
-        elif self._limits.auto_ack or self._is_dynamic:
-            self._session.give_credit(self)
 
 
 def ranges(ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -588,20 +588,6 @@ def test_output_is_written_once_before_a_receiver_waits(broker: Broker) -> None:
     assert written == [1]
 
 
-def test_a_receiver_of_settled_deliveries_grants_credit_while_messages_keep_arriving(broker: Broker) -> None:
-    """An AMQP 1.0 receiver whose deliveries are settled by the broker grants new credit when half of its prefetch is
-    free, even if the caller never has to wait for a message.
-    """
-    for receiver in (attached(broker, prefetch=8, auto_ack=True), attached(broker, None, prefetch=8)):
-        broker.bodies, broker.credits = [b"x"] * 100, []
-        deliveries = receiver.deliveries()
-        for _ in range(20):
-            next(deliveries)
-            broker.now += 1
-        assert broker.waits == []
-        assert len(broker.credits) >= 3
-
-
 def test_consecutive_delivery_ids_are_settled_as_one_range() -> None:
     """An AMQP 1.0 receiver settles consecutive delivery ids as one range, whatever the order in which the deliveries
     were handled.
