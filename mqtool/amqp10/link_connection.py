@@ -348,7 +348,7 @@ class LinkConnection(ReopeningTransport):
             case Detach():
                 self._take_detach(told)
             case End() | Close():
-                raise ClosedByBroker.from_error(told.error, ends_session=isinstance(told, End))
+                raise ClosedByBroker.from_error(told.error)
 
     def _take_detach(self, told: Detach) -> None:
         link = self._incoming.pop(told.handle, None)

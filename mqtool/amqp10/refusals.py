@@ -19,7 +19,9 @@ _STATUS = {400: pika_errors.PRECONDITION_FAILED, 401: 403, 403: 403, 404: 404, 4
 #: The beginning of the response, with status 400, to a request for a queue that is exclusive to another connection.
 _LOCKED = "cannot obtain exclusive access to locked queue "
 #: Conditions with which connections are closed by an operator, or by a broker that is shutting down.
-_FORCED = ("amqp:connection:forced", _INTERNAL := "amqp:internal-error")
+_FORCED = ("amqp:connection:forced", "amqp:internal-error")
+#: The beginning of the reason, with amqp:internal-error, for closing a connection whose session has crashed.
+_CRASH = "Session error: "
 #: The reason, with amqp:resource-limit-exceeded, for closing the connection of a client that has missed heartbeats.
 _SILENT = "no frame received from client within idle timeout threshold"
 
@@ -34,7 +36,6 @@ class ClosedByBroker(Exception):
     Attributes:
         condition: such as "amqp:not-found"; empty for a management response.
         reply_code, reply_text: as in AMQP 0-9-1, for pika_errors.
-        ends_session: True if it is the error with which the broker has ended the session.
     """
 
     def __init__(self, condition: str, reply_text: str, reply_code: int = 0) -> None:
@@ -42,16 +43,13 @@ class ClosedByBroker(Exception):
         self.condition = condition
         self.reply_text = reply_text or condition
         self.reply_code = reply_code or _CODES.get(condition, 0)
-        self.ends_session = False
 
     @classmethod
-    def from_error(cls, error: Any, *, ends_session: bool = False) -> "ClosedByBroker":
+    def from_error(cls, error: Any) -> "ClosedByBroker":
         """Convert the error of a Close, End or Detach, which may be None."""
         if error is None:
             return cls("", "the broker gave no reason")
-        refusal = cls(str(error.condition), str(error.description or ""))
-        refusal.ends_session = ends_session
-        return refusal
+        return cls(str(error.condition), str(error.description or ""))
 
     @classmethod
     def from_response(cls, status: int, body: object) -> "ClosedByBroker":
@@ -67,7 +65,7 @@ class ClosedByBroker(Exception):
     @property
     def has_crashed(self) -> bool:
         """True if the broker's session has ended because of a fault in the broker."""
-        return self.ends_session and self.condition == _INTERNAL
+        return self.reply_text.startswith(_CRASH)
 
     @property
     def is_of_deleted_vhost(self) -> bool:
@@ -91,9 +89,9 @@ class ClosedByBroker(Exception):
 
 
 def crashed(error: ClosedByBroker) -> MqtoolError:
-    """The error for a session that the broker has ended several times in a row because of a fault in the broker."""
+    """The error for a session that has crashed several times in a row, because of a fault in the broker."""
     return Unavailable(
-        f"a fault in the broker has ended the session several times in a row: {error}",
+        f"the broker's session has crashed several times in a row: {error}",
         "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
     )
 

@@ -735,3 +735,24 @@ def test_the_type_amqp_1_0_gives_a_publisher_no_rights_of_whoever_publishes_the_
     assert (sent.code, worked.code) == (0, 1), sent.stderr + worked.stderr
     depths = [depth(broker, queue) for queue in ("inbox", "copies", "inbox.dlq", "payroll")]
     assert depths == [0, 3, len(for_worker), 0]
+
+
+def test_a_message_that_rabbitmq_cannot_convert_ends_its_consumers_over_amqp_1_0(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """RabbitMQ 4's session crashes each time it is about to deliver a message that it cannot convert to AMQP 1.0, such
+    as one of the type amqp-1.0 with an undecodable body. After three crashes, `receive` exits with 69, and its hint
+    names AMQP 0-9-1, over which `receive` gets the message. The embedded broker delivers the message over AMQP 1.0.
+    """
+    shell.run("mqtool", "queue", "declare", "inbox")
+    line = {"body": "x", "exchange": "", "routing_key": "inbox", "properties": {"type": "amqp-1.0"}}
+    shell.run("mqtool", "send", "--json", "--protocol", "amqp0.9.1", stdin=json.dumps(line) + "\n")
+
+    if broker.kind == "rabbitmq":
+        result = shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *OVER_1_0)
+        assert result.code == 69
+        assert "the broker's session has crashed several times in a row: Session error: " in result.stderr
+        assert result.stderr.count("lost the connection to ") == 2
+        assert result.stderr.endswith(": try --protocol amqp0.9.1\n")
+    over = ("--protocol", "amqp0.9.1") if broker.kind == "rabbitmq" else OVER_1_0
+    assert shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *over).stdout == " [x] Received x\n"

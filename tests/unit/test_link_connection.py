@@ -913,9 +913,8 @@ def test_the_brokers_error_is_raised_if_the_broker_ends_a_session(
     text.
     """
     broker.tell(performative(Error(Symbol("amqp:internal-error"), "the reason")))
-    with pytest.raises(ClosedByBroker, match="the reason") as raised:
+    with pytest.raises(ClosedByBroker, match="the reason"):
         session.run(0)
-    assert raised.value.has_crashed is (performative is End)
 
 
 def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, session: LinkConnection) -> None:

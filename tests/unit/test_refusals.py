@@ -110,22 +110,19 @@ def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     assert refusal.is_temporary is is_temporary
 
 
-def test_only_an_internal_error_that_ends_a_session_is_a_crash_of_the_session() -> None:
-    """If RabbitMQ ends an AMQP 1.0 session with the error amqp:internal-error, its session has crashed. The same error
-    for a connection, or another error for a session, has other causes, such as an operator. The error for a session
-    that has crashed again and again contains the broker's text, and its hint names the usual cause and a way out.
+def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
+    """If RabbitMQ closes an AMQP 1.0 connection because its session has crashed, it says "Session error". Other closes
+    with the same condition have other causes, such as an operator. The error for a session that has crashed again and
+    again contains the broker's text, and its hint names the usual cause and a way out.
     """
-    for condition, options, has_crashed in (
-        ("amqp:internal-error", {"ends_session": True}, True),
-        ("amqp:internal-error", {}, False),
-        ("amqp:not-found", {"ends_session": True}, False),
-    ):
-        assert ClosedByBroker.from_error(told(condition, "why"), **options).has_crashed is has_crashed
-    assert ClosedByBroker("amqp:internal-error", "why").has_crashed is False
-    error = crashed(ClosedByBroker("amqp:internal-error", "why"))
+    refusal = ClosedByBroker.from_error(told("amqp:internal-error", "Session error: why"))
+    operator = ClosedByBroker.from_error(told("amqp:internal-error", 'Connection forced: "Session error: why"'))
+    assert (refusal.has_crashed, refusal.is_temporary) == (True, True)
+    assert (operator.has_crashed, operator.is_temporary) == (False, True)
+    error = crashed(refusal)
     assert (type(error), str(error), error.hint) == (
         Unavailable,
-        "a fault in the broker has ended the session several times in a row: why",
+        "the broker's session has crashed several times in a row: Session error: why",
         "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
     )
 

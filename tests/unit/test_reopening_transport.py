@@ -13,14 +13,12 @@ from mqtool.amqp import Address, Backoff
 from mqtool.amqp10 import reopening_transport
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import ReopeningTransport
-from mqtool.codecs.amqp10_frames import Error
-from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import AccessRefused, MqtoolError, StoppedWaiting, Unavailable
 
 ONE, TWO = Address("one"), Address("two")
 AT_ONCE = Backoff(first=0, attempts=2)
 FORCED = ClosedByBroker("amqp:connection:forced", "shutdown")
-CRASHED = ClosedByBroker.from_error(Error(Symbol("amqp:internal-error"), "function clause"), ends_session=True)
+CRASHED = ClosedByBroker("amqp:internal-error", "Session error: bad_return_value")
 FORBIDDEN = ClosedByBroker("amqp:unauthorized-access", "no permission")
 HELLO, WORK = b"hello", b"work"
 #: Seconds to wait for what the I/O thread does.
@@ -529,7 +527,7 @@ def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: 
     broker.now += 59
     broker.tells(CRASHED)
     failure = session.failed()
-    assert str(failure) == "a fault in the broker has ended the session several times in a row: function clause"
+    assert str(failure) == "the broker's session has crashed several times in a row: Session error: bad_return_value"
     assert failure.hint == "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1"
     assert isinstance(failure, Unavailable)
     assert session.refused
