@@ -17,7 +17,8 @@ def parse_duration(text: str) -> float:
     """Parse a duration such as 1m30s; return seconds. Raises ValueError if that is not possible."""
     parts = re.findall(_PART, text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m")
+        why = ": it has no unit" if re.fullmatch(r"[0-9.]+", text) else ""
+        raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m{why}")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 

@@ -246,6 +246,8 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     said = _plain(error) if code is None else _in_short(text) or f"reply code {code}"
     if code == ACCESS_REFUSED:
         return AccessRefused(said, _hint_for_refused_access(text))
+    if code == NOT_FOUND and "no exchange 'amq.default'" in text:
+        return NotFound(said, "the name of the default exchange is empty: 'mqtool send -q QUEUE' publishes to it")
     if code == NOT_FOUND:
         return NotFound(said, "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists")
     if code == RESOURCE_LOCKED and "cannot obtain access" in text:  # after a long name, the rest may be cut off

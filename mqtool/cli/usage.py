@@ -20,11 +20,13 @@ _TLS = "--url amqps://HOST, and --tls-ca FILE to trust its certificate"
 _FORCE = "--yes answers yes, if the command asks"
 _SECRET = "--password-file FILE, or - to read it from stdin"  # noqa: S105
 _BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
+_KEY_TO_EMIT = "the routing key is an argument: mqtool emit-log topic KEY MESSAGE"
 _COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
 #: command; "" as the hint: the option is what was meant. The first row that fits counts.
 OTHER_OPTIONS = (
     ("--filter", "--where", "--where, such as --where 'messages_ready>0'"),
+    ("-b", "--url", _URL),
     ("--host", "--url", _URL),
     ("--hostname", "--url", _URL),
     ("--server", "--url", _URL),
@@ -37,6 +39,7 @@ OTHER_OPTIONS = (
     ("--declare", "", "'mqtool queue declare NAME' declares a queue"),
     *((limit, "--count", "--count N") for limit in ("--limit", "--max", "--max-messages", "--num")),
     *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
+    *((key, "--key-pattern", _KEY_TO_EMIT) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
     *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
     ("--from-beginning", "--offset", "--offset first"),
     ("--sort-by", "--sort", ""),
@@ -130,17 +133,24 @@ def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | No
     if "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
+    program = f"to run a program: {context.command_path} --exec {quoted(typed)}" if _has("--exec", context) else ""
     for flag, noun in (("-q", "queue"), ("--name", "broker")):
-        if " " not in typed and _names_only_with(flag, context):
-            return what, f"to name a {noun}: {context.command_path} {flag} {quoted(typed)}"
+        if " " not in typed and flag not in sys.argv and _names_only_with(flag, context):
+            name = f"to name a {noun}: {context.command_path} {flag} {quoted(typed)}"
+            return what, f"{name}; {program}" if program else name
+    if program:
+        return what, program
     return None
+
+
+def _has(flag: str, context: Any) -> bool:
+    return any(flag in each.opts for each in (context.command.params if context else ()))
 
 
 def _names_only_with(flag: str, context: Any) -> bool:
     """True if a command has this option, and no arguments."""
-    parameters = context.command.params if context else []
-    has_arguments = any(each.param_type_name == "argument" for each in parameters)
-    return not has_arguments and any(flag in each.opts for each in parameters)
+    has_arguments = any(each.param_type_name == "argument" for each in (context.command.params if context else ()))
+    return not has_arguments and _has(flag, context)
 
 
 def _command_hint(context: Any, word: str) -> str | None:

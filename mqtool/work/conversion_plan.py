@@ -500,6 +500,8 @@ def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[st
             yield f"{argument} is left out: {to} queues do not have it"
     if plan.target.durable != plan.source.durable:
         yield "it becomes durable"
+    if to == "stream":
+        yield "a stream keeps the messages that were read, and it cannot be converted back"
     if to == "classic" != plan.source.type:
         peek = f"{pasteable('peek', name)} --where 'not delivery_mode=2'"
         yield (

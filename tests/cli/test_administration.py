@@ -217,6 +217,8 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
     admin.run(*send, "kern.info", "-H", "format=pdf", "too late")
     assert depth(broker, "jobs") == 1
     assert admin.run("mqtool", "exchange", "bind", "none", "jobs").code == 69
+    keyless = admin.run("mqtool", "exchange", "bind", "in", "jobs")
+    assert keyless.stderr == "bound queue 'jobs' to exchange 'in' with an empty key\n"
     assert admin.run("mqtool", "exchange", "unbind", "in", "by-header", "auth.#", "--to-exchange").code == 0
 
     assert admin.run("mqtool", "exchange", "delete", "in").code == 2

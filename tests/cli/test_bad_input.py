@@ -133,7 +133,7 @@ COMMAND_LINE = [
     # What to receive, and how.
     Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "hint: mqtool receive --count N"),
     Case("receive -c many", 2, "Invalid value for '--count' / '-c' / '-n': 'many'"),
-    Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms"),
+    Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms, 5s, 2m or 1h30m: it has no unit"),
     Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
     Case("receive --idle-timeout soon", 2, "Invalid value for '--idle-timeout': 'soon' is not a duration"),
     Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),
@@ -184,6 +184,10 @@ COMMAND_LINE = [
     Case("receive jobs", 2, "unexpected argument 'jobs'", "to name a queue: mqtool receive -q jobs"),
     Case("queue declare a durable=true", 2, "unexpected argument 'durable=true'", "for example: mqtool queue declare"),
     Case("receive a b", 2, "unexpected arguments 'a b'", "for example: mqtool receive"),
+    Case("worker a", 2, "argument 'a'", "name a queue: mqtool worker -q a; to run a program: mqtool worker --exec a"),
+    Case("worker -q jobs -- cat f", 2, "arguments 'cat f'", "to run a program: mqtool worker --exec 'cat f'"),
+    Case("exchange declare fanout logs", 2, "exchange type 'logs'", "'mqtool exchange declare logs fanout'?"),
+    Case("tap amq.default", 2, "only the broker's firehose shows the default exchange", "add --firehose"),
     Case("broker rm second", 2, "unexpected argument 'second'", "to name a broker: mqtool broker rm --name second"),
     Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
     Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek [OPTIONS] {QUEUE}"),
@@ -262,6 +266,7 @@ BROKER = [
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
     Case("list queues --vhost nowhere", 69, "does not exist, or user 'guest' has no permissions in it", "list vhosts"),
+    Case("send -e amq.default -r jobs x", 69, "no exchange 'amq.default'", "'mqtool send -q QUEUE' publishes to it"),
     Case("tap nowhere", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("route nowhere key", 69, "exchange 'nowhere' does not exist in vhost", "'mqtool list exchanges' shows them"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),

@@ -274,6 +274,8 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("receive --key a.b", "'mqtool receive-log topic PATTERN' receives by routing key"),
         ("receive --topic a.b", "'mqtool receive-log topic PATTERN' receives by routing key"),
         ("receive-log topic --topic a.b", "it is an argument: mqtool receive-log topic [OPTIONS] [PATTERN...]"),
+        ("emit-log topic -r a.b x", "the routing key is an argument: mqtool emit-log topic KEY MESSAGE"),
+        ("send -b shop x", "--url, such as amqp://user:password@host:5672/vhost"),
         ("send --key a.b x", "did you mean '--routing-key'?"),
         ("send -k a.b x", "did you mean '--routing-key'?"),
         ("send --topic a.b x", "did you mean '--routing-key'?"),

@@ -304,6 +304,9 @@ def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: T
     assert missing.code == 69
     assert "queue 'b' does not exist" in missing.stderr
     assert "hint: nothing was moved" in missing.stderr
+    exchange = shell.run("mqtool", "move", "a", "--to", "amq.topic")
+    assert exchange.code == 69
+    assert exchange.stderr.endswith("nothing was moved; --to takes the name of a queue, not of an exchange\n")
     for more in ((), ("--to-url", broker.url)):
         same = shell.run("mqtool", "move", "a", "--to", "a", *more)
         assert (same.code, same.stderr.splitlines()[0]) == (2, "mqtool: --to names the same queue, 'a'")

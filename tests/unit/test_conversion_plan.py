@@ -88,6 +88,8 @@ def found(
     return prospect(api_with(**api), "v", "jobs", to, changes, lambda _: depth)
 
 
+#: What a plan says because of the new type, before anything else.
+ONE_WAY = {"quorum": [], "stream": ["a stream keeps the messages that were read, and it cannot be converted back"]}
 TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECONDITION_FAILED"
 
 
@@ -235,7 +237,7 @@ def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicit
     assert found(to, queue=queue).refusals == [
         Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
     ]
-    assert found(to, queue=queue).remarks == [TOLD]
+    assert found(to, queue=queue).remarks == [*ONE_WAY[to], TOLD]
     assert found(to, {argument: None}, queue=queue).refusals == []
 
 
@@ -771,7 +773,11 @@ def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_
     policy's settings, a remark of `queue convert` names these settings. If such a setting prevents the whole policy
     from applying, the remark says so.
     """
-    assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
+    assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [
+        *ONE_WAY[to],
+        text.format(what, to),
+        TOLD,
+    ]
 
 
 def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> None:
@@ -785,6 +791,15 @@ def test_a_remark_says_which_messages_a_classic_queue_loses_in_a_restart() -> No
     assert found("classic", queue=view("quorum")).remarks == [remark, TOLD]
     assert found("classic", {"app": 1}).remarks == [TOLD]
     assert found("quorum", {"app": 1}, queue=view("quorum")).remarks == [TOLD]
+
+
+def test_a_remark_says_that_a_stream_cannot_be_converted_back() -> None:
+    """If `queue convert` converts a queue to a stream, a remark says that this cannot be undone, since a stream keeps
+    the messages that were read.
+    """
+    [remark] = ONE_WAY["stream"]
+    assert remark in found("stream").remarks
+    assert remark not in found("quorum").remarks
 
 
 # Bindings

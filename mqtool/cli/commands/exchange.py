@@ -51,9 +51,12 @@ def declare_exchange(
     if_not_exists: IfNotExists = False,
 ) -> None:
     """Declare an exchange; by default a durable one."""
-    if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):
-        raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
+    if kind not in _TYPES and not kind.startswith("x-"):
+        is_swapped = wanted.name in _TYPES
+        meant = pasteable("exchange declare", kind, wanted.name) if is_swapped else nearest(kind, _TYPES)
+        if meant:
+            raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     try:
         declare_as(broker, wanted, if_not_exists=if_not_exists)
     except UnknownExchangeType as error:
@@ -143,7 +146,8 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
     with access_to(broker).channel() as channel:
         for key in bindings.keys or [""]:
             administration.bind(channel, bindings.by(key))
-            output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
+            how = _by(key) or ("" if bindings.headers or bindings.arguments else " with an empty key")
+            output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{how}")
 
 
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)

@@ -120,6 +120,8 @@ def move(
 
 
 def _how_to_declare(destination: DestinationOptions, other: Access | None) -> str:
+    if destination.to.startswith("amq."):
+        return "--to takes the name of a queue, not of an exchange"
     there = ""
     if destination.to_context is not None:
         there = f" -C {quoted(destination.to_context)}"

@@ -68,8 +68,9 @@ class What:
 
     @property
     def names(self) -> list[str]:
-        """The names of the exchanges to tap."""
-        return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
+        """The names of the exchanges to tap. The management API calls the default exchange amq.default."""
+        names = [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
+        return ["" if name == "amq.default" else name for name in names]
 
     def check(self) -> None:
         """Raise UsageError if the options cannot be combined."""
