@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -234,6 +235,22 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
         assert lonely_shell.script(f"{way}; mqtool send 'Hello World!'").code == 0
         running.wait_for_stdout("which has no consumer")
         running.interrupt().wait()
+
+
+def test_tutorial_try_prints_a_complete_url_for_a_broker_that_was_given_as_host_and_port(lonely_shell: Shell) -> None:
+    """If `tutorial try --url HOST:PORT` is given without a scheme, the URL that it prints for other terminals has the
+    scheme, the host and the port. A shell passes the options of the URL on unchanged.
+    """
+    with EmbeddedBroker(management_port=0) as used:
+        lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
+        host_and_port = f"127.0.0.1:{urlsplit(used.url).port}"
+        given = f"{host_and_port}?heartbeat=9&connection_timeout=4000"
+        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", given)
+        running.wait_for_stdout("Goal 1 of 3")
+        (way,) = re.findall(r"unset MQTOOL_URL.*", running.stdout)
+        exported = lonely_shell.script(f"{way}; echo $AMQP_URL").stdout
+        running.interrupt().wait()
+    assert re.fullmatch(rf"amqp://{host_and_port}/mqtool-try-\w+\?heartbeat=9&connection_timeout=4000\n", exported)
 
 
 def test_the_key_r_deletes_the_learners_queue_and_restarts_the_goal(lonely_shell: Shell) -> None:
