@@ -141,7 +141,8 @@ def _list() -> None:
             }
             for tutorial, goals in GOALS.items()
         ]
-        layout.show_rows(for_people, ("tutorial", "reached", "goals"))
+        columns = ("tutorial", "reached", "goals")
+        layout.show_rows(for_people, columns, narrower=[columns[:2], columns[:1]], prose="goals")
         left = _first_left([*GOALS])
         how = "To continue:" if any(done.values()) else "To begin:"
         output.status(f"{how} mqtool tutorial try {left}" if left else "You have reached all of them.")
