@@ -239,8 +239,8 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
 
 def test_a_narrow_terminal_does_not_break_the_commands_that_tutorial_try_prints(lonely_shell: Shell) -> None:
     """On a terminal of 40 columns, `tutorial try` prints each command for other terminals on one line, so that it can
-    be copied: the one that selects its broker, those of a hint, and, at the end, the one that continues and the one that
-    forgets the broker. It breaks sentences between words.
+    be copied: the one that selects its broker, those of a hint, and, at the end, the ones that continue and
+    forget the broker. It breaks sentences between words.
     """
     with EmbeddedBroker(management_port=0) as used:
         lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
