@@ -103,12 +103,21 @@ def parse_addresses(urls: str) -> list[Address]:
     Raises:
         UsageError: one of them is not an AMQP URL. The error shows the URL without its password.
     """
-    may_have_password = "://" in urls or "@" in urls  # a password may contain a comma
-    each = re.split(_BETWEEN_URLS, urls) if "," in urls and may_have_password else urls.split(",")
-    addresses = [parse_address(url.strip()) for url in each if url.strip()]
+    addresses = [parse_address(url) for url in _split(urls)]
     if not addresses:
         raise UsageError("the broker's URL is empty", _EXAMPLE)
     return addresses
+
+
+def _split(urls: str) -> list[str]:
+    may_have_password = "://" in urls or "@" in urls  # a password may contain a comma
+    each = re.split(_BETWEEN_URLS, urls) if "," in urls and may_have_password else urls.split(",")
+    return [url.strip() for url in each if url.strip()]
+
+
+def _with_scheme(url: str) -> str:
+    """Add the default scheme to a URL without one."""
+    return f"amqp://{url}" if "://" not in url and re.fullmatch(_WITHOUT_SCHEME, url) else url
 
 
 def parse_address(url: str) -> Address:
@@ -117,8 +126,7 @@ def parse_address(url: str) -> Address:
     Raises:
         UsageError: this is not an AMQP URL.
     """
-    if "://" not in url and re.fullmatch(_WITHOUT_SCHEME, url):
-        url = f"amqp://{url}"
+    url = _with_scheme(url)
     scheme, separator, _ = url.partition("://")
     if not separator or not scheme.isalnum():  # the text before "://" may be part of a password
         raise _bad(url, "it has no scheme", _EXAMPLE)
@@ -182,6 +190,14 @@ def _query_options(query: str, url: str) -> dict[str, str]:
 
 def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
     return UsageError(f"bad broker URL {_without_password(url)!r}: {what}", hint)
+
+
+def in_virtual_host(urls: str, name: str) -> str:
+    """Return the first of comma-separated valid URLs, without its password, and with another virtual host."""
+    parts = urlsplit(_with_scheme(_split(urls)[0]))
+    credentials, at, place = parts.netloc.rpartition("@")
+    netloc = f"{credentials.partition(':')[0]}{at}{place or 'localhost'}"
+    return parts._replace(netloc=netloc, path=f"/{quote(name, safe='')}").geturl()
 
 
 def without_passwords(urls: str) -> str:

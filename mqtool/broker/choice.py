@@ -43,9 +43,7 @@ def candidates(kind: BrokerKind, *, cluster: bool = False) -> list[Starter]:
     starters = CLUSTERS if cluster else STARTERS
     if kind is not BrokerKind.AUTO:
         if kind not in starters:
-            raise UsageError(
-                "the embedded broker cannot be a cluster", "use --kind docker or --kind node with --cluster"
-            )
+            raise UsageError("the embedded broker cannot be a cluster", "use --kind docker or --kind node")
         return [starters[kind]]
     available = [starter for starter in starters.values() if starter.is_available()]
     if not available:

@@ -223,3 +223,16 @@ def test_the_help_of_each_drill_has_an_example(lonely_shell: Shell, name: str) -
     said = lonely_shell.run("mqtool", "drill", name, "--help")
     assert said.code == 0
     assert f"mqtool drill {name}" in said.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--ui"]], ids=["lines", "page"])
+def test_a_drill_for_a_cluster_refuses_the_embedded_broker_before_it_begins(
+    lonely_shell: Shell, options: list[str]
+) -> None:
+    """`drill kill-node --kind embedded` prints only an error, and a hint with options that the drill has."""
+    refused = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "embedded", *options)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines() == [
+        "mqtool: the embedded broker cannot be a cluster",
+        "hint: use --kind docker or --kind node",
+    ]

@@ -48,6 +48,8 @@ def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
         assert any(command in line for line in lines), lines
     long = "mqtool exchange bind orders everything " + "key " * 20 + "last"
     assert long in "".join(shown(lonely_shell, f"to bind it: {long}"))
+    selecting = "unset MQTOOL_URL; export AMQP_URL=amqp://127.0.0.1:5673"
+    assert selecting in shown(lonely_shell, f"a tutorial runs at {'x' * 20}; to use it, type: {selecting}")[1]
 
 
 def test_an_error_is_wrapped_between_words(lonely_shell: Shell) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -234,6 +235,46 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
         assert lonely_shell.script(f"{way}; mqtool send 'Hello World!'").code == 0
         running.wait_for_stdout("which has no consumer")
         running.interrupt().wait()
+
+
+def test_a_narrow_terminal_does_not_break_the_commands_that_tutorial_try_prints(lonely_shell: Shell) -> None:
+    """On a terminal of 40 columns, `tutorial try` prints each command for other terminals on one line, so that it can
+    be copied: the one that selects its broker, those of a hint, and, at the end, the ones that continue and
+    forget the broker. It breaks sentences between words.
+    """
+    with EmbeddedBroker(management_port=0) as used:
+        lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
+        watched = Watched(lonely_shell, 40, 24, "mqtool", "tutorial", "try", "1", "--no-color", "--url", used.url)
+        watched.wait_for("Goal 1 of 3")
+        for said in ("think: ", "concept: ", GOALS["hello-world"][0].hints[2]):
+            watched.press("h")
+            watched.wait_for(said)
+        watched.press("q")
+        assert watched.end() == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", watched.seen).splitlines()
+    assert any(re.fullmatch(r"  unset MQTOOL_URL; export AMQP_URL=\S+", line) for line in lines), lines
+    assert any(line.endswith("unset AMQP_URL") for line in lines)
+    for command in GOALS["hello-world"][0].hints[2].splitlines():
+        assert not command.startswith("  ") or command in lines
+    assert any(line.endswith("mqtool tutorial try hello-world") for line in lines)
+    others = [line for line in lines if "mqtool" not in line and "unset" not in line and "─" not in line]
+    assert max(map(len, others)) <= 40
+
+
+def test_tutorial_try_prints_a_complete_url_for_a_broker_that_was_given_as_host_and_port(lonely_shell: Shell) -> None:
+    """If `tutorial try --url HOST:PORT` is given without a scheme, the URL that it prints for other terminals has the
+    scheme, the host and the port. A shell passes the options of the URL on unchanged.
+    """
+    with EmbeddedBroker(management_port=0) as used:
+        lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
+        host_and_port = f"127.0.0.1:{urlsplit(used.url).port}"
+        given = f"{host_and_port}?heartbeat=9&connection_timeout=4000"
+        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", given)
+        running.wait_for_stdout("Goal 1 of 3")
+        (way,) = re.findall(r"unset MQTOOL_URL.*", running.stdout)
+        exported = lonely_shell.script(f"{way}; echo $AMQP_URL").stdout
+        running.interrupt().wait()
+    assert re.fullmatch(rf"amqp://{host_and_port}/mqtool-try-\w+\?heartbeat=9&connection_timeout=4000\n", exported)
 
 
 def test_the_key_r_deletes_the_learners_queue_and_restarts_the_goal(lonely_shell: Shell) -> None:

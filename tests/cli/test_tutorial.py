@@ -17,10 +17,12 @@ import pytest
 
 from mqtool import plays
 from mqtool.amqp import Connection
+from mqtool.plays.goals import GOALS
 from mqtool.topology import Queue
 from mqtool.tutorials import pages
 from tests.brokers import TestBroker, large, only_in_ci, speaks_amqp10
 from tests.cli.shell import PATIENCE, Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_demo import left_behind
 
 #: The longest play takes half a minute; on a busy machine, several times that.
@@ -97,6 +99,18 @@ def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
     ]
     assert [f"{each['name']}\t{each['summary']}" for each in as_json] == listed
     assert not any(line.endswith(".") for line in listed)
+
+
+@pytest.mark.parametrize("columns", [80, 60, 40, 28], ids="{} columns".format)
+def test_a_narrow_terminal_does_not_break_the_names_of_tutorials(lonely_shell: Shell, columns: int) -> None:
+    """On a narrow terminal, `tutorial list` and `tutorial try` wrap the summaries or the goals, or leave them out, but
+    print the name of each tutorial on one line. No line is too long for the terminal.
+    """
+    for command, names in (("list", plays.PLAYS), ("try", GOALS)):
+        lines = on_terminal(lonely_shell, "mqtool", "tutorial", command, "--no-color", columns=columns).stdout
+        assert set(names) <= set(lines.split())
+        assert max(map(len, lines.splitlines()[: len(names)])) <= columns
+        assert ("summary" in lines or "goals" in lines) == (columns >= 60)
 
 
 @pytest.mark.parametrize("name", pages.NAMES)

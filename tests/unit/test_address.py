@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pika import spec
 from pika.exceptions import ConnectionClosedByBroker
 
-from mqtool.address import Address, TlsFiles, connection_name, parse_address, parse_addresses, without_passwords
+from mqtool.address import (
+    Address,
+    TlsFiles,
+    connection_name,
+    in_virtual_host,
+    parse_address,
+    parse_addresses,
+    without_passwords,
+)
 from mqtool.amqp import pika_errors
 from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.cli.access import Access
@@ -295,3 +303,23 @@ def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> No
     assert hint == "as an administrator: mqtool permission set --vhost=shop orders"
     assert Access([address], TlsFiles(cert=Path("cert.pem"))).user == ""
     assert Access([address], TlsFiles()).user == "guest"
+
+
+@pytest.mark.parametrize(
+    ("urls", "url"),
+    [
+        ("localhost", "amqp://localhost/new"),
+        ("127.0.0.1", "amqp://127.0.0.1/new"),
+        ("localhost:5673", "amqp://localhost:5673/new"),
+        ("[::1]:5673/shop", "amqp://[::1]:5673/new"),
+        ("one:5672,two:5672", "amqp://one:5672/new"),
+        ("ann:1,2@host:5673/shop", "amqp://ann@host:5673/new"),
+        ("amqps://ann:secret@host/shop?heartbeat=5", "amqps://ann@host/new?heartbeat=5"),
+        ("amqp://", "amqp://localhost/new"),
+    ],
+)
+def test_a_url_for_another_virtual_host_reaches_the_same_broker(urls: str, url: str) -> None:
+    """The URL for another virtual host that mqtool makes from a broker's URL has a scheme and no password. Its host,
+    port, user and options are those of the broker's URL; if there are several URLs, of the first one.
+    """
+    assert in_virtual_host(urls, "new") == url

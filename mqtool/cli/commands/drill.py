@@ -67,9 +67,9 @@ def _add(
         current().quiet = quiet
         guard = Guard()
 
-        def shown_by(audience: PlayLines | PlayPage, kind: BrokerKind) -> Verdict:
+        def shown_by(audience: PlayLines | PlayPage, scene: DrillScene) -> Verdict:
             with audience.watching(f"drill {name}", about):
-                with DrillScene(kind, url, audience, guard, cluster=on_cluster, image=image) as scene:
+                with scene:
                     verdict = perform(scene, count)
                 audience.say(verdict.sums())
                 if verdict.twice:
@@ -84,11 +84,15 @@ def _add(
         if page.ui:
             # Only the embedded broker can show single messages.
             quick = BrokerKind.EMBEDDED if kind is BrokerKind.AUTO and image is None and not on_cluster else kind
-            with PlayPage([], broker=page_broker(url), port=page.port, open_page=page.open_page) as shown:
-                verdict = shown_by(shown, quick)
+            in_page = PlayPage([], broker=page_broker(url), port=page.port, open_page=page.open_page)
+            scene = DrillScene(quick, url, in_page, guard, cluster=on_cluster, image=image)
+            with in_page as shown:
+                verdict = shown_by(shown, scene)
                 shown.stay(verdict.rows())
         else:
-            verdict = shown_by(PlayLines(TypingPace(auto=True, watched=False), aside=True, quiet=quiet), kind)
+            lines = PlayLines(TypingPace(auto=True, watched=False), aside=True, quiet=quiet)
+            scene = DrillScene(kind, url, lines, guard, cluster=on_cluster, image=image)
+            verdict = shown_by(lines, scene)
         if verdict.is_inconclusive:
             raise SomeFailed(
                 f"{verdict.lost:,} of {verdict.sent:,} messages are missing, perhaps behind other publishers' messages",

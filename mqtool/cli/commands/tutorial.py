@@ -58,7 +58,8 @@ def list_(
     columns = (
         ("number", "name", "summary") if is_read else ("name", "title", "summary") if as_json else ("name", "summary")
     )
-    layout.show_rows(map(_row, plays.PLAYS), columns, as_json=as_json)
+    narrower = (("number", "name"), ("name",))
+    layout.show_rows(map(_row, plays.PLAYS), columns, narrower=narrower, prose="summary", as_json=as_json)
     if is_read:
         output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read it.")
 
@@ -117,7 +118,7 @@ def _show_repair(copy_to: Path | None) -> None:
     """Print which programs there are to repair, or copy them to a directory."""
     if copy_to is None:
         rows = [{"program": name, "summary": summary} for name, summary in repair_programs.summaries().items()]
-        layout.show_rows(rows, ("program", "summary"))
+        layout.show_rows(rows, ("program", "summary"), narrower=[("program",)], prose="summary")
         output.status(f"To get them: mqtool tutorial show {_REPAIR} --copy-to DIRECTORY")
         return
     new, kept = repair_programs.copy_to(copy_to)

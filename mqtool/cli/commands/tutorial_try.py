@@ -2,18 +2,18 @@
 
 import os
 import secrets
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, NamedTuple
-from urllib.parse import urlsplit
 
 import typer
 
 from mqtool import plays
-from mqtool.address import without_passwords
+from mqtool.address import in_virtual_host
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.broker import background, ports, tutorial_broker
 from mqtool.broker.tutorial_broker import AnnouncedBroker
@@ -141,7 +141,8 @@ def _list() -> None:
             }
             for tutorial, goals in GOALS.items()
         ]
-        layout.show_rows(for_people, ("tutorial", "reached", "goals"))
+        columns = ("tutorial", "reached", "goals")
+        layout.show_rows(for_people, columns, narrower=[columns[:2], columns[:1]], prose="goals")
         left = _first_left([*GOALS])
         how = "To continue:" if any(done.values()) else "To begin:"
         output.status(f"{how} mqtool tutorial try {left}" if left else "You have reached all of them.")
@@ -275,7 +276,7 @@ def _vhost_at(url: str) -> Iterator[_Place]:
     given = Access(addresses, TlsFiles(), os.environ.get(MANAGEMENT_VARIABLE))
     api = given.management()
     access = Access([each._replace(virtual_host=name) for each in addresses], TlsFiles())
-    shown = urlsplit(without_passwords(url.partition(",")[0]))._replace(path=f"/{name}").geturl()
+    shown = in_virtual_host(url, name)
     with own_vhost(api, name, access.user):
         first = _way(shown)
         broker = TrialBroker(given.management, name, access.connect, is_embedded(api), way=first)
@@ -284,4 +285,4 @@ def _vhost_at(url: str) -> Iterator[_Place]:
 
 def _way(url: str) -> str:
     """Return the command that leads a terminal to a broker. MQTOOL_URL would take precedence over AMQP_URL."""
-    return f"unset MQTOOL_URL; export AMQP_URL={url}"
+    return f"unset MQTOOL_URL; export AMQP_URL={shlex.quote(url)}"

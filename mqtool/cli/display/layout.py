@@ -21,28 +21,36 @@ if TYPE_CHECKING:
 _MANY = 500
 #: The minimum width of a column whose values are shortened.
 _NARROWEST = 8
+#: The minimum width of a column of sentences.
+_NARROWEST_PROSE = 20
 _BETWEEN = r"[\t\n\r\\]"
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 def show_rows(
-    rows: "Iterable[Row]", columns: Sequence[str], *, narrower: Sequence[Sequence[str]] = (), as_json: bool = False
+    rows: "Iterable[Row]",
+    columns: Sequence[str],
+    *,
+    narrower: Sequence[Sequence[str]] = (),
+    prose: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Print rows on stdout; return their number. In a pipe, each row is written as soon as it is read.
 
     Args:
         narrower: the columns to show on a terminal that is too narrow for all columns: the first choice that fits, or
             the last one.
+        prose: the only column to wrap on a terminal, if any, since its values need not be copied.
     """
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)
         if narrower:
-            columns = next((each for each in (columns, *narrower) if _fits(found, each)), narrower[-1])
+            columns = next((each for each in (columns, *narrower) if _fits(found, each, prose)), narrower[-1])
         if len(found) > _MANY:
             _draw_many(found, columns)
         elif found:
-            draw(table(found, columns))
+            draw(table(found, columns, prose=prose))
         return len(found)
     for row in rows:
         count += 1
@@ -53,9 +61,12 @@ def show_rows(
     return count
 
 
-def _fits(rows: "Sequence[Row]", columns: Sequence[str]) -> bool:
+def _fits(rows: "Sequence[Row]", columns: Sequence[str], prose: str | None) -> bool:
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
-    return sum(_widths(columns, cells)) <= _room(columns)
+    widths = dict(zip(columns, _widths(columns, cells), strict=True))
+    if prose in widths:
+        widths[prose] = min(widths[prose], _NARROWEST_PROSE)
+    return sum(widths.values()) <= _room(columns)
 
 
 def _widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
@@ -71,8 +82,17 @@ def _tabbed(value: Any) -> str:
     return re.sub(_BETWEEN, lambda match: _WRITTEN[match[0]], as_text(value))
 
 
-def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """Build a table. The column `warning`, if any, is red. Long values are wrapped if `folded`, otherwise shortened."""
+def table(
+    rows: "Sequence[Row]",
+    columns: Sequence[str],
+    warning: str | None = None,
+    *,
+    folded: bool = True,
+    prose: str | None = None,
+) -> "Table":
+    """Build a table. The column `warning`, if any, is red. Long values are wrapped if `folded`, otherwise shortened. If
+    the column `prose` is shown, only its values are wrapped.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -90,7 +110,7 @@ def table(rows: "Sequence[Row]", columns: Sequence[str], warning: str | None = N
         drawn.add_column(
             name.replace("_", "_\n") if is_wide else name,
             justify="right" if numbers else "left",
-            no_wrap=numbers or not folded,
+            no_wrap=numbers or not folded or (prose in columns and name != prose),
             overflow="fold" if folded else "ellipsis",
             style="bold red" if name == warning else "",
         )

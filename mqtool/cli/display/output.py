@@ -30,7 +30,7 @@ _EXCERPT = 200
 _NO_TEXT = "[\ud800-\udc7f\udd00-\udfff]"
 
 #: A word, or a command, with the space before it.
-_UNBROKEN = r"""^\s*mqtool .*|\s*(?:'mqtool [^']*'|eval "[^"]*"|(?<=: )mqtool .*|\S)+"""
+_UNBROKEN = r"""^\s*mqtool .*|\s*(?:'mqtool [^']*'|eval "[^"]*"|(?<=: )(?:mqtool|unset) .*|\S)+"""
 _STYLE = r"\x1b\[[0-9;]*m"
 
 #: The lock held by the thread that writes to stdout.

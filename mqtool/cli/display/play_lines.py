@@ -254,8 +254,12 @@ class PlayLines:
         self._print(Text())
 
     def note(self, text: str) -> None:
-        """Print a note."""
-        self._print(Text(text, "dim"))
+        """Print a note. Commands in it are never broken, so that they can be copied."""
+        if self._console.is_terminal:
+            width = self._console.width
+            lines = [each if each.startswith("  ") else output.broken(each, 0, width) for each in text.split("\n")]
+            text = "\n".join(lines)
+        self._print(Text(text, "dim"), is_broken=True)
 
     def goal(self, text: str) -> None:
         """Print the goal that the learner has to reach."""
@@ -284,13 +288,17 @@ class PlayLines:
         for piece in pieces:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
-    def _print(self, what: RenderableType) -> None:
-        """Print a renderable. If nobody reads stdout any more, the next call from the main thread raises ReaderGone."""
+    def _print(self, what: RenderableType, *, is_broken: bool = False) -> None:
+        """Print a renderable. If nobody reads stdout any more, the next call from the main thread raises ReaderGone.
+
+        Args:
+            is_broken: True for a text that is already broken into lines.
+        """
         with self._lock:
             if not self._reader_gone:
                 try:
                     piped_text = isinstance(what, Text) and not self._console.is_terminal
-                    self._console.print(what, soft_wrap=piped_text)
+                    self._console.print(what, soft_wrap=piped_text or is_broken)
                 except (SystemExit, BrokenPipeError):  # rich turns BrokenPipeError into SystemExit
                     self._reader_gone = True
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
