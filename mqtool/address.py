@@ -14,6 +14,8 @@ _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F,
 #: A comma that separates two URLs; a comma within a password does not.
 _BETWEEN_URLS = r",(?=\s*(?:\w+://|,|$))"
 _HIDDEN_PARAMETER = r"(?i)([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*"
+#: A host that is an IPv6 address, whose colons do not begin a port.
+_IPV6 = r"(?i)^\[[\da-f:.]+\]"
 #: An amqp:// URL without its scheme: [user:password@]host[:port][/vhost].
 _WITHOUT_SCHEME = r"(?ia)(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?"
 #: A heartbeat is negotiated in 16 bits.
@@ -214,5 +216,6 @@ def _without_password(url: str, mark: str = ":***") -> str:
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
     if not at:  # if no port follows the colon, it may be a password without a host
-        place = re.sub(r":(?!\d+(?:[/?#]|$)).*", mark, place)
+        host = "".join(re.findall(_IPV6, place))
+        place = host + re.sub(r":(?!\d+(?:[/?#]|$)).*", mark, place.removeprefix(host))
     return f"{scheme}{separator}{user}{mark if ':' in credentials else ''}{at}{place}"

@@ -156,6 +156,10 @@ def test_the_smallest_and_largest_values_in_a_url_are_valid() -> None:
         ("host:5672", "host:5672"),
         ("host:secret", "host"),
         ("x://a:b://c@d", "x://a@d"),
+        ("[::1]:5672", "[::1]:5672"),
+        ("http://[fe80::1]:15672/?password=x", "http://[fe80::1]:15672/?password="),
+        ("me:pw@[::1]:5672/v", "me@[::1]:5672/v"),
+        ("[::1]:secret", "[::1]"),
     ],
 )
 def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -> None:
