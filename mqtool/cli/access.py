@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.address import Address, TlsFiles, connection_name, parse_addresses, without_passwords
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import is_same_node
+from mqtool.cli.chosen_broker import is_same_node, running_at
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.duration import Backoff
@@ -404,9 +404,8 @@ def _parsed(url: str) -> SplitResult:
 
 def _started_with(address: Address, what: str = "management") -> str | None:
     """Return a broker's "management" or "streams" URL, as recorded when mqtool started it; None if it did not."""
-    from mqtool.broker import state
-
-    for started in state.load_all():
-        if is_same_node(parse_addresses(started.url)[0], address) and what in started.details:
-            return str(started.details[what])
-    return None
+    started = running_at(address)
+    # Those of a cluster are its first node's.
+    if started is None or not is_same_node(parse_addresses(started.url)[0], address) or what not in started.details:
+        return None
+    return str(started.details[what])

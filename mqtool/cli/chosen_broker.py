@@ -4,12 +4,15 @@ import os
 from collections.abc import Collection
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.address import Address, TlsFiles, parse_addresses
 from mqtool.cli import contexts
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, URL_VARIABLES, Context, Protocol
 from mqtool.errors import MqtoolError, UsageError
+
+if TYPE_CHECKING:
+    from mqtool.broker.state import Started
 
 _DEFAULT_URL = "amqp://localhost"
 
@@ -190,6 +193,30 @@ def is_same_node(one: Address, other: Address) -> bool:
     """Return True if two addresses are those of the same node."""
     hosts = {one.host, other.host}
     return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
+
+
+def running_at(address: Address) -> "Started | None":
+    """Return the broker at an address if 'broker up' has started it, and it is still running; None if not.
+
+    If a broker was killed, another one may listen at its address, whose management API is elsewhere, and which mqtool
+    must not treat as its own.
+    """
+    from mqtool.broker import state
+
+    for started in state.load_all():
+        if any(is_same_node(each, address) for each in parse_addresses(started.url)) and _is_running(started):
+            return started
+    return None
+
+
+def _is_running(started: "Started") -> bool:
+    from mqtool.broker import background
+
+    if started.pid:
+        return background.is_running(background.Process(started.pid, started.born))
+    from mqtool.broker.choice import starter_of  # slow to import, so only for Docker and clusters
+
+    return starter_of(started).running(started) > 0
 
 
 def read_password(path: Path) -> str:

@@ -26,9 +26,21 @@ ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False,
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Shell]:
     """A shell whose user has never started a broker; brokers started in the test are stopped afterwards."""
-    with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
+    yield from _shell(tmp_path, "mine", "default")
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path) -> Iterator[Shell]:
+    """A shell of another user; the brokers "one" and "two" that are started in it are stopped afterwards."""
+    directory = tmp_path / "neighbour"
+    directory.mkdir()
+    yield from _shell(directory, "one", "two")
+
+
+def _shell(directory: Path, *brokers: str) -> Iterator[Shell]:
+    with Shell(directory, {"XDG_STATE_HOME": str(directory / "state")}) as shell:
         yield shell
-        for name in ("mine", "default"):
+        for name in brokers:
             shell.run("mqtool", "broker", "down", "--name", name)
 
 
@@ -450,6 +462,28 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
     assert not children_of(pid)
     assert home.run("mqtool", "broker", "down").code == 0
     assert foreground.wait().code == 0
+
+
+def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
+    home: Shell, neighbour: Shell, at_port: str
+) -> None:
+    """If the broker that `broker up` started was killed, and a broker that somebody else started listens at its
+    address, commands use the other broker's management API, even if yet another broker has the killed one's, and
+    `bench` asks before it puts load on the other broker.
+    """
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    management = f"--management-port={free_port()}"
+    home.run(*up, at_port, management)
+    pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the broker to end")
+    neighbour.run(*up, "--name", "one", at_port)
+    neighbour.run(*up, "--name", "two", f"--port={free_port()}", management)
+    url = ("-u", f"amqp://127.0.0.1:{at_port.partition('=')[2]}")
+    assert home.run("mqtool", "queue", "declare", "jobs", *url).code == 0
+    assert home.run("mqtool", "list", "queues", *url).stdout.startswith("jobs\t")
+    asked = home.run("mqtool", "bench", *url, "--duration", "1s")
+    assert (asked.code, "this would put load on" in asked.stderr) == (2, True), asked.stderr
 
 
 def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:

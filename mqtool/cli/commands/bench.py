@@ -9,16 +9,15 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from mqtool.amqp import Address, parse_addresses
+from mqtool.amqp import Address
 from mqtool.benching import charts, comparison
 from mqtool.benching.plan import PROTOCOLS, STREAM, BenchPlace, BenchPlan, Timed
 from mqtool.benching.result import Result, Snapshot
 from mqtool.benching.run import Run
-from mqtool.broker import state
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, protocol_in_use
-from mqtool.cli.chosen_broker import is_same_node
+from mqtool.cli.chosen_broker import running_at
 from mqtool.cli.command_line import Command, command
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
@@ -149,8 +148,7 @@ def bench(
 
 def _ask(access: Access, plan: BenchPlan, *, yes: bool) -> None:
     """Ask for confirmation before putting load on a broker that mqtool did not start."""
-    nodes = [address for started in state.load_all() for address in parse_addresses(started.url)]
-    is_own = any(is_same_node(access.address, node) for node in nodes)
+    is_own = running_at(access.address) is not None
     how_long = f"for {plan.duration:g} s" if plan.duration is not None else f"with {plan.messages:,} messages"
     ask(f"put load on {access.address} {how_long}", access, yes=yes, is_safe=is_own)
 

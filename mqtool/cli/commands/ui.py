@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mqtool.address import without_passwords
-from mqtool.amqp import parse_addresses
-from mqtool.broker import state
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.chosen_broker import is_same_node
+from mqtool.cli.chosen_broker import running_at
 from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
@@ -128,7 +126,7 @@ _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    started = next((each for each in state.load_all() if _is_at(each, access)), None)
+    started = running_at(access.address)
     kinds = set()
     if started is not None:
         kinds |= {"own"}
@@ -154,10 +152,6 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
     management = broker.management if "management" in options.call.typed else None
     name = started.name if started else ""
     return Actions(typed, kinds, url=url, environment=environment, name=name, management=management or "")
-
-
-def _is_at(started: state.Started, access: Access) -> bool:
-    return any(is_same_node(each, access.address) for each in parse_addresses(started.url))
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
