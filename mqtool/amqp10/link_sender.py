@@ -364,7 +364,7 @@ class Sender:
             left = patience if deadline is None else min(patience, deadline - time.monotonic())
             if left <= 0:
                 return
-            session.wait(self._has_outcome, left)
+            session.wait(lambda: self._has_outcome() or session.hopeless is not None, left)
         if not self._outstanding and at_most is not None:
             session.wait(lambda: session.stopping, at_most)
 

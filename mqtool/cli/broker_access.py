@@ -5,7 +5,7 @@ import logging
 from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
+from mqtool.cli.chosen_broker import Choice, choose, resolve_addresses
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
@@ -97,9 +97,9 @@ def print_as_script(broker: BrokerOptions, *, on_stderr: bool | None = None) -> 
 
 
 def access_to_destination(destination: DestinationOptions, source: Access) -> Access | None:
-    """Resolve how to reach the broker of the queue that messages are moved to.
+    """Resolve how to reach the broker of the queue that messages are moved to; None if no option names it.
 
-    Return None if it is the source's broker and virtual host.
+    It may be the source's broker: with another user there, or in a protected context.
 
     Raises:
         UsageError: an option is not valid, or both --to-url and --to-context are given.
@@ -116,8 +116,5 @@ def access_to_destination(destination: DestinationOptions, source: Access) -> Ac
     addresses = resolve_addresses(choice)
     uses_tls = any(address.tls for address in addresses)
     tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
-    other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
-    if other.vhost == source.vhost and is_same_node(other.address, source.address):
-        return None
     current().url_source = None  # from here on, an error may be about the destination
-    return other
+    return source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)

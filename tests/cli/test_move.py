@@ -18,6 +18,7 @@ from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 from tests.proxy import Proxy
 
@@ -440,6 +441,57 @@ def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBro
     assert depth(other, "a") == 1
     both = shell.run(*move, "--to-url", other.url)
     assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context cannot be combined")
+
+
+@on_any_broker
+def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own_broker(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If --to-context names a protected context with the URL of the source queue's own broker, `move` asks as for any
+    other broker. If --context names this context as well, it asks once. A name given with --confirm is enough for both.
+    """
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    assert shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected").code == 0
+    fill(broker, Queue("a"), numbered(3), Queue("b"))
+    move = ("mqtool", "move", "a", "--to", "b", "--to-context", "prod", "-c", "1")
+    refused = shell.run(*move)
+    assert (refused.code, "in the protected context 'prod'" in refused.stderr) == (2, True), refused.stderr
+    assert depth(broker, "a") == 3
+    assert shell.run(*move, "--confirm", "prod").code == 0
+    both = (*move, "--context", "prod")
+    assert shell.run(*both, "--confirm", "prod").code == 0
+    asked = on_terminal(shell, *both, keys=["y\n"], cue="[y/N]")
+    assert (asked.code, asked.stdout.count("[y/N]")) == (0, 1), asked.stdout
+    assert depth(broker, "b") == 3
+
+
+@on_any_broker
+def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(shell: Shell, broker: TestBroker) -> None:
+    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url, and not as the user
+    who consumes. If the password in --to-url is wrong, `move` exits with 77, and moves nothing. If --to names the
+    source queue, `move` exits with 2, even if the users may not declare queues.
+    """
+    fill(broker, Queue("a"), numbered(3), Queue("b"))
+    here, run = urlsplit(broker.url), uuid.uuid4().hex[:8]
+    users = {f"{action}r-{run}": action for action in ("read", "write")}
+    reader, writer = (f"amqp://{name}:secret@{here.hostname}:{here.port}{here.path}" for name in users)
+    move = ("mqtool", "move", "a", "--url", reader)
+    try:
+        for name, action in users.items():
+            broker.api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
+            allowed = {"configure": "", "read": "", "write": "", action: ".*"}
+            broker.api("PUT", f"permissions/{broker.vhost}/{name}", allowed)
+        wrong = shell.run("mqtool", "move", "a", "--to", "b", "--to-url", writer.replace("secret", "wrong"))
+        assert wrong.code == 77, wrong.stderr
+        same = shell.run(*move, "--to", "a", "--to-url", writer)
+        assert (same.code, same.stderr.splitlines()[0]) == (2, "mqtool: --to names the same queue, 'a'")
+        assert (depth(broker, "a"), depth(broker, "b")) == (3, 0)
+        moved = shell.run(*move, "--to", "b", "--to-url", writer)
+        assert (moved.code, moved.stderr.startswith("3 moved from a to b at ")) == (0, True), moved.stderr
+    finally:
+        for name in users:
+            broker.api("DELETE", f"users/{name}")
+    assert bodies(taken(broker, "b", 3)) == [0, 1, 2]
 
 
 #: The size of a message's largest headers and properties, in bytes, without those of AMQP's header frame.

@@ -665,6 +665,29 @@ def test_sigterm_or_sighup_ends_send_while_the_broker_is_down_or_blocks_publishe
     assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_send_over_amqp_1_0_at_once_while_the_broker_blocks_publishers(
+    own_shell: Shell, amqp_vhost: Vhost, number: int
+) -> None:
+    """If `send --protocol amqp1.0` has read all its input, and waits because the broker blocks publishers, Ctrl-C or
+    SIGTERM ends it with exit code 75. It does not wait until --confirm-timeout has passed. FILE of `--failed-to FILE`
+    keeps the messages.
+    """
+    amqp_vhost.faults.block_publishers("low")
+    options = ("--protocol", "amqp1.0", "--confirm-timeout", "1h", "--failed-to", "failed")
+    reading, writing = os.pipe()
+    os.write(writing, b"first\nsecond\n")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as lines:
+        sender = own_shell.start("mqtool", "send", "-l", *options, stdin=lines.fileno())
+        wait_until(lambda: _unread(lines) == 0, "both lines are read")
+    sender.process.send_signal(number)
+    result = sender.wait()
+    assert result.code == 75, result.stderr
+    assert "stopped with 2 messages unconfirmed: the broker takes no messages" in result.stderr
+    assert _bodies(own_shell, "failed") == ["first", "second"]
+
+
 def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """If the terminal is closed while the broker blocks publishers, `send -l --failed-to FILE` writes the messages to
     FILE, although it can no longer print anything.

@@ -476,6 +476,25 @@ def test_a_sender_that_was_told_to_stop_does_not_wait_for_outcomes_that_cannot_a
     assert broker.waits == []
 
 
+def test_a_sender_that_is_told_to_stop_while_it_waits_stops_at_once_if_the_broker_takes_no_messages(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a command is told to stop while an AMQP 1.0 sender waits for outcomes, and the broker takes no messages,
+    send() raises NotConfirmed at once. It does not wait until the confirm timeout has passed.
+    """
+
+    def wait(done: Callable[[], bool], timeout: float | None) -> None:
+        assert not done()
+        broker.hopeless = "the broker takes no messages"
+        if not done():
+            broker.now += timeout or 0
+
+    monkeypatch.setattr(broker, "wait", wait)
+    with pytest.raises(NotConfirmed, match=r"^stopped with 1 message unconfirmed: the broker takes no messages$"):
+        [*Sender(broker, QUEUE, persistent=False).send(messages(b"1"))]
+    assert broker.now == 1000.0
+
+
 def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
     """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
     returns once every message has an outcome.

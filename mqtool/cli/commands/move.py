@@ -10,6 +10,7 @@ from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, access_to_destination
+from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
@@ -73,7 +74,7 @@ def move(
     access = access_to(broker, reconnects=False)
     other = access_to_destination(destination, access)
     same_queue = UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
-    if other is None and destination.to == queue:
+    if destination.to == queue and (other is None or _are_at_same_address(access, other)):
         raise same_queue
     with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
         require(queue, source, access)
@@ -83,8 +84,8 @@ def move(
         if is_same:
             raise same_queue
         what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
-        protected = [each for each in (access, other) if each is not None and each.protected]
-        for each in protected or [access]:
+        protected = {each.protected: each for each in (access, other) if each is not None and each.protected}
+        for each in protected.values() or [access]:
             ask(what, each, yes=yes, is_safe=True)
         user, skipped = (other or access).user, 0
         gets = check_source(access, source, queue, requeues=where is not None)
@@ -117,6 +118,10 @@ def move(
                 f"to take {'it' if skipped == 1 else 'them'} out: "
                 + pasteable(f"receive --json -c {skipped}{chosen} --queue=", queue),
             )
+
+
+def _are_at_same_address(one: Access, other: Access) -> bool:
+    return one.vhost == other.vhost and is_same_node(one.address, other.address)
 
 
 def _how_to_declare(destination: DestinationOptions, other: Access | None) -> str:
