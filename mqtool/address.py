@@ -15,7 +15,7 @@ _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F,
 _BETWEEN_URLS = r",(?=\s*(?:\w+://|,|$))"
 _HIDDEN_PARAMETER = r"(?i)([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*"
 #: A host that is an IPv6 address, whose colons do not begin a port.
-_IPV6 = r"(?i)^\[[\da-f:.]+\]"
+_IPV6 = r"(?i)^\[[\da-f:.]+\](?=[:/?#]|$)"
 #: An amqp:// URL without its scheme: [user:password@]host[:port][/vhost].
 _WITHOUT_SCHEME = r"(?ia)(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?"
 #: A heartbeat is negotiated in 16 bits.

@@ -28,6 +28,9 @@ _LABEL = "mqtool.directory"
 _STOP_PATIENCE = 60
 _LOG_PAUSE = 0.2
 
+#: States of a container whose broker runs.
+_RUNNING = ("running", "paused")
+
 
 class Docker(Starter):
     kind = "docker"
@@ -94,9 +97,14 @@ class Docker(Starter):
     def running(self, started: Started) -> int:
         try:
             with daemon_of_this_machine() as daemon:
-                return sum(container.status in ("running", "paused") for container in _containers(daemon, started))
+                return sum(container.status in _RUNNING for container in _containers(daemon, started))
         except Unavailable:  # the daemon does not respond
             return 0
+
+    def runs(self, started: Started, number: int) -> bool:
+        name = started.details["containers"][number]
+        with daemon_of_this_machine() as daemon:
+            return any(each.name == name and each.status in _RUNNING for each in _containers(daemon, started))
 
     def is_ready(self, started: Started) -> bool:
         with daemon_of_this_machine() as daemon:

@@ -272,6 +272,9 @@ class PrivateNodes(Starter):
     def running(self, started: Started) -> int:
         return sum(map(background.is_running, _processes(started)))
 
+    def runs(self, started: Started, number: int) -> bool:
+        return background.is_running(_processes(started)[number])
+
     def is_ready(self, started: Started) -> bool:
         return not any(ports.is_free(each.port) for each in nodes_of(started))
 

@@ -60,6 +60,10 @@ class Starter(ABC):
         """True if all nodes are running."""
         return self.running(started) == started.nodes
 
+    def runs(self, started: Started, number: int) -> bool:  # noqa: ARG002
+        """True if a node is running. The first node of a cluster has number 0."""
+        return self.is_running(started)
+
     @abstractmethod
     def stop(self, started: Started) -> None:
         """Stop a broker, but keep its messages and logs."""

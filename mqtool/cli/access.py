@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.address import Address, TlsFiles, connection_name, parse_addresses, without_passwords
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import is_same_node, running_at
+from mqtool.cli.chosen_broker import is_same_node, recorded_at, running_at
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.duration import Backoff
@@ -32,6 +32,8 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
+#: The name under which 'broker up' records the URL of a broker's management API.
+_API = "management"
 #: Seconds to wait for a connection to the management API, and for its response, when only a hint depends on it.
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds after which a terminal shows what is being waited for.
@@ -313,10 +315,12 @@ class Access(NamedTuple):
             return at(f"https://{host}:{_TLS_PORT}")
         self._check_tls()
         usual = at(f"http://{host}:{_PORT}")
+        # Those of a broker that may have ended are tried last: another program may listen there.
+        recorded = [at(str(each.details[_API])) for each in recorded_at(address) if _API in each.details]
         if address.port == _AMQP_PORT:
-            return usual
+            return self._of_this_broker([usual, *recorded]) if recorded else usual
         beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual
-        return self._of_this_broker([beside, usual])
+        return self._of_this_broker([beside, usual, *recorded])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
         """Return the first of several APIs that belongs to this broker. If none does, raise an error that says why."""
@@ -402,8 +406,8 @@ def _parsed(url: str) -> SplitResult:
     return parts
 
 
-def _started_with(address: Address, what: str = "management") -> str | None:
-    """Return a broker's "management" or "streams" URL, as recorded when mqtool started it; None if it did not."""
+def _started_with(address: Address, what: str = _API) -> str | None:
+    """Return a broker's "management" or "streams" URL, if mqtool has started it, and it is still running."""
     started = running_at(address)
     # Those of a cluster are its first node's.
     if started is None or not is_same_node(parse_addresses(started.url)[0], address) or what not in started.details:

@@ -2,10 +2,10 @@
 
 import logging
 
-from mqtool.address import TlsFiles
+from mqtool.address import Address, TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import Choice, choose, resolve_addresses
+from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
@@ -113,8 +113,16 @@ def access_to_destination(destination: DestinationOptions, source: Access) -> Ac
         choice = Choice(found.url, f"from --to-context {found.name}", found, is_typed=True)
     else:
         return None
-    addresses = resolve_addresses(choice)
+    addresses = [_with_login_of(source, each, choice) for each in resolve_addresses(choice)]
     uses_tls = any(address.tls for address in addresses)
     tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
     current().url_source = None  # from here on, an error may be about the destination
     return source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
+
+
+def _with_login_of(source: Access, address: Address, choice: Choice) -> Address:
+    """Return an address with the source's login if it is the source's node, and its URL names no user."""
+    if address.names_user or choice.context is not None or not is_same_node(address, source.address):
+        return address
+    here = source.address
+    return address._replace(user=here.user, password=here.password, names_user=here.names_user)

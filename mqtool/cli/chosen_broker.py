@@ -199,24 +199,35 @@ def running_at(address: Address) -> "Started | None":
     """Return the broker at an address if 'broker up' has started it, and it is still running; None if not.
 
     If a broker was killed, another one may listen at its address, whose management API is elsewhere, and which mqtool
-    must not treat as its own.
+    must not treat as its own. If it cannot be known whether a broker runs, it counts as not running.
     """
+    return next((started for started in recorded_at(address) if _is_running(started, address)), None)
+
+
+def recorded_at(address: Address) -> "list[Started]":
+    """Return the brokers at an address that 'broker up' has started, whether they are still running or not."""
     from mqtool.broker import state
 
-    for started in state.load_all():
-        if any(is_same_node(each, address) for each in parse_addresses(started.url)) and _is_running(started):
-            return started
-    return None
+    return [
+        started
+        for started in state.load_all()
+        if any(is_same_node(each, address) for each in parse_addresses(started.url))
+    ]
 
 
-def _is_running(started: "Started") -> bool:
+def _is_running(started: "Started", address: Address) -> bool:
+    """True if the broker's node at this address certainly runs."""
     from mqtool.broker import background
 
     if started.pid:
         return background.is_running(background.Process(started.pid, started.born))
     from mqtool.broker.choice import starter_of  # slow to import, so only for Docker and clusters
 
-    return starter_of(started).running(started) > 0
+    number = [is_same_node(each, address) for each in parse_addresses(started.url)].index(True)
+    try:
+        return starter_of(started).runs(started, number)
+    except MqtoolError:  # such as no permission to ask the Docker daemon
+        return False
 
 
 def read_password(path: Path) -> str:

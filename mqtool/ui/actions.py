@@ -213,6 +213,7 @@ class Actions:
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
         management: the URL of the management API, if the user typed it; added to the commands that use the API.
+        is_still: asked before each change: True if the broker is still one of these kinds.
     """
 
     def __init__(
@@ -224,7 +225,9 @@ class Actions:
         environment: Mapping[str, str],
         name: str = "",
         management: str = "",
+        is_still: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_still = is_still
         self._chosen = chosen
         self._management = management
         self._url = ["--url", url] if url else []
@@ -260,6 +263,9 @@ class Actions:
     def run(self, wanted: Json) -> Iterator[Json | None]:
         """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
         words, named = self._words_of(wanted), _named(wanted)
+        action = ACTIONS[wanted["action"]]
+        if action.changes and action.only != "own" and self._is_still is not None and not self._is_still():
+            raise UsageError("the page was started for another broker than this one", "start 'mqtool ui' again")
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")
         try:

@@ -6,8 +6,10 @@ import random
 import re
 import signal
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -484,6 +486,57 @@ def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
     assert home.run("mqtool", "list", "queues", *url).stdout.startswith("jobs\t")
     asked = home.run("mqtool", "bench", *url, "--duration", "1s")
     assert (asked.code, "this would put load on" in asked.stderr) == (2, True), asked.stderr
+
+
+def test_commands_find_the_management_api_of_a_broker_in_docker_if_the_docker_daemon_does_not_answer(
+    home: Shell, neighbour: Shell, at_port: str, tmp_path: Path
+) -> None:
+    """If the Docker daemon does not answer, commands cannot know if the broker that `broker up` started in Docker still
+    runs. They use the management API that `broker up` recorded if it belongs to the broker at this address, and no API
+    of another broker.
+    """
+    port, management = int(at_port.partition("=")[2]), free_port()
+    # The first broker stands in for the one in Docker. The API of the second one is where mqtool looks first.
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    neighbour.run(*up, "--name", "one", at_port, f"--management-port={management}")
+    neighbour.run(*up, "--name", "two", f"--port={free_port()}", f"--management-port={port + 10_000}")
+    directory = tmp_path / "state/mqtool/brokers/default"
+    directory.mkdir(parents=True)
+    details = {"management": f"http://127.0.0.1:{management}", "containers": ["none"]}
+    url = f"amqp://guest:guest@127.0.0.1:{port}"
+    state.save(state.Started("default", "docker", url, 0, str(directory), details))
+    environment = {"DOCKER_HOST": "unix:///nonexistent"}
+    assert home.run("mqtool", "queue", "declare", "jobs", environment=environment).code == 0
+    assert home.run("mqtool", "list", "queues", environment=environment).stdout.startswith("jobs\t")
+
+
+def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
+    home: Shell, neighbour: Shell, at_port: str
+) -> None:
+    """If the broker for which `mqtool ui` was started is killed, and a broker that somebody else started listens at its
+    address, the page refuses to change this broker.
+    """
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
+    home.run(*up)
+    ui = home.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    url, _, secret = ui.stdout.strip().partition("#")
+
+    def declared(queue: str) -> dict[str, Any]:
+        action = {"action": "declare-queue", "fields": {"name": queue, "type": "classic"}}
+        request = urllib.request.Request(
+            f"{url}run", json.dumps(action).encode(), {"Authorization": f"Bearer {secret}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return dict(json.loads([*answer][-1]))
+
+    assert declared("own") == {"code": 0}
+    pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the broker to end")
+    neighbour.run(*up, "--name", "one")
+    assert str(declared("foreign")["error"]).startswith("the page was started for another broker than this one")
+    assert neighbour.run("mqtool", "list", "queues", "-u", f"localhost:{at_port.partition('=')[2]}").stdout == ""
+    ui.interrupt().wait()
 
 
 def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:

@@ -468,8 +468,8 @@ def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own
 @on_any_broker
 def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(shell: Shell, broker: TestBroker) -> None:
     """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url, and not as the user
-    who consumes. If the password in --to-url is wrong, `move` exits with 77, and moves nothing. If --to names the
-    source queue, `move` exits with 2, even if the users may not declare queues.
+    who consumes, unless --to-url names no user. If the password in --to-url is wrong, `move` exits with 77, and moves
+    nothing. If --to names the source queue, `move` exits with 2, even if the users may not declare queues.
     """
     fill(broker, Queue("a"), numbered(3), Queue("b"))
     here, run = urlsplit(broker.url), uuid.uuid4().hex[:8]
@@ -485,6 +485,8 @@ def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(sh
         assert wrong.code == 77, wrong.stderr
         same = shell.run(*move, "--to", "a", "--to-url", writer)
         assert (same.code, same.stderr.splitlines()[0]) == (2, "mqtool: --to names the same queue, 'a'")
+        plain = shell.run(*move, "--to", "b", "--to-url", f"amqp://{here.hostname}:{here.port}{here.path}")
+        assert (plain.code, f"refused for user 'readr-{run}'" in plain.stderr) == (77, True), plain.stderr
         assert (depth(broker, "a"), depth(broker, "b")) == (3, 0)
         moved = shell.run(*move, "--to", "b", "--to-url", writer)
         assert (moved.code, moved.stderr.startswith("3 moved from a to b at ")) == (0, True), moved.stderr

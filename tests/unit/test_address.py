@@ -160,6 +160,7 @@ def test_the_smallest_and_largest_values_in_a_url_are_valid() -> None:
         ("http://[fe80::1]:15672/?password=x", "http://[fe80::1]:15672/?password="),
         ("me:pw@[::1]:5672/v", "me@[::1]:5672/v"),
         ("[::1]:secret", "[::1]"),
+        ("amqp://[feed:beef]secret", "amqp://[feed"),
     ],
 )
 def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -> None:

@@ -22,7 +22,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.tapping import switched_on
-from mqtool.errors import AccessRefused, NotFound, UsageError
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
 from mqtool.spelling import pasteable
 from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
@@ -126,17 +126,10 @@ _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    started = running_at(access.address)
-    kinds = set()
-    if started is not None:
-        kinds |= {"own"}
-    try:
-        list(api.items("mqtool/faults"))
-        kinds |= {"embedded"}
-    except (NotFound, AccessRefused):
-        pass
+    started, kinds = running_at(access.address), _kinds(access, api)
+    is_still = None if allow_changes else functools.partial(_is_still, kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
-        kinds |= {"change"}
+        kinds = {*kinds, "change"}
     options, environment, url = broker.options, {}, ""
     typed = [
         word
@@ -151,7 +144,27 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
         environment[STREAM_PORT_VARIABLE] = ""
     management = broker.management if "management" in options.call.typed else None
     name = started.name if started else ""
-    return Actions(typed, kinds, url=url, environment=environment, name=name, management=management or "")
+    return Actions(
+        typed, kinds, url=url, environment=environment, name=name, management=management or "", is_still=is_still
+    )
+
+
+def _kinds(access: Access, api: "Management") -> set[str]:
+    kinds = set() if running_at(access.address) is None else {"own"}
+    try:
+        list(api.items("mqtool/faults"))
+        kinds |= {"embedded"}
+    except (NotFound, AccessRefused):
+        pass
+    return kinds
+
+
+def _is_still(kinds: set[str], access: Access, api: "Management") -> bool:
+    """True if the broker is still one that the page may change, since another one may listen at its address by now."""
+    try:
+        return _kinds(access, api) >= kinds
+    except MqtoolError:
+        return False
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
