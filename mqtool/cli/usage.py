@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -143,13 +143,17 @@ def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | No
     return None
 
 
+def _parameters(context: Any) -> Sequence[Any]:
+    return context.command.params if context else ()
+
+
 def _has(flag: str, context: Any) -> bool:
-    return any(flag in each.opts for each in (context.command.params if context else ()))
+    return any(flag in each.opts for each in _parameters(context))
 
 
 def _names_only_with(flag: str, context: Any) -> bool:
     """True if a command has this option, and no arguments."""
-    has_arguments = any(each.param_type_name == "argument" for each in (context.command.params if context else ()))
+    has_arguments = any(each.param_type_name == "argument" for each in _parameters(context))
     return not has_arguments and _has(flag, context)
 
 

@@ -30,6 +30,7 @@ from mqtool.ui.page_server import PageServer, single_file
 from mqtool.ui.records import records
 
 if TYPE_CHECKING:
+    from mqtool.broker.state import Started
     from mqtool.management import Management
     from mqtool.taps import Tap
     from mqtool.ui.actions import Actions
@@ -126,7 +127,8 @@ _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    started, kinds = running_at(access.address), _kinds(access, api)
+    started = running_at(access.address)
+    kinds = _kinds(started, api)
     is_still = None if allow_changes else functools.partial(_is_still, kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
@@ -149,8 +151,9 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
     )
 
 
-def _kinds(access: Access, api: "Management") -> set[str]:
-    kinds = set() if running_at(access.address) is None else {"own"}
+def _kinds(started: "Started | None", api: "Management") -> set[str]:
+    """Return why the page may change a broker: it is "own" if mqtool has started it, or "embedded"."""
+    kinds = set() if started is None else {"own"}
     try:
         list(api.items("mqtool/faults"))
         kinds |= {"embedded"}
@@ -162,7 +165,7 @@ def _kinds(access: Access, api: "Management") -> set[str]:
 def _is_still(kinds: set[str], access: Access, api: "Management") -> bool:
     """True if the broker is still one that the page may change, since another one may listen at its address by now."""
     try:
-        return _kinds(access, api) >= kinds
+        return _kinds(running_at(access.address), api) >= kinds
     except MqtoolError:
         return False
 
