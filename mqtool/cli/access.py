@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.address import Address, TlsFiles, connection_name, parse_addresses, without_passwords
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import is_same_node, recorded_at, running_at
+from mqtool.cli.chosen_broker import is_same_node, perhaps_running_at, running_at
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.duration import Backoff
@@ -315,8 +315,8 @@ class Access(NamedTuple):
             return at(f"https://{host}:{_TLS_PORT}")
         self._check_tls()
         usual = at(f"http://{host}:{_PORT}")
-        # Those of a broker that may have ended are tried last: another program may listen there.
-        recorded = [at(str(each.details[_API])) for each in recorded_at(address) if _API in each.details]
+        # That of a broker that may have ended is tried last: another program may listen there.
+        recorded = [at(str(each.details[_API])) for each in perhaps_running_at(address) if _API in each.details]
         if address.port == _AMQP_PORT:
             return self._of_this_broker([usual, *recorded]) if recorded else usual
         beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual

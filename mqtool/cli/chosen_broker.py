@@ -201,11 +201,15 @@ def running_at(address: Address) -> "Started | None":
     If a broker was killed, another one may listen at its address, whose management API is elsewhere, and which mqtool
     must not treat as its own. If it cannot be known whether a broker runs, it counts as not running.
     """
-    return next((started for started in recorded_at(address) if _is_running(started, address)), None)
+    return next((started for started in _recorded_at(address) if _is_running(started, address)), None)
 
 
-def recorded_at(address: Address) -> "list[Started]":
-    """Return the brokers at an address that 'broker up' has started, whether they are still running or not."""
+def perhaps_running_at(address: Address) -> "list[Started]":
+    """Return the brokers at an address that 'broker up' has started, if it cannot be known whether they still run."""
+    return [started for started in _recorded_at(address) if _is_running(started, address) is None]
+
+
+def _recorded_at(address: Address) -> "list[Started]":
     from mqtool.broker import state
 
     return [
@@ -215,8 +219,8 @@ def recorded_at(address: Address) -> "list[Started]":
     ]
 
 
-def _is_running(started: "Started", address: Address) -> bool:
-    """True if the broker's node at this address certainly runs."""
+def _is_running(started: "Started", address: Address) -> bool | None:
+    """Return whether the broker's node at this address runs; None if that cannot be known."""
     from mqtool.broker import background
 
     if started.pid:
@@ -227,7 +231,7 @@ def _is_running(started: "Started", address: Address) -> bool:
     try:
         return starter_of(started).runs(started, number)
     except MqtoolError:  # such as no permission to ask the Docker daemon
-        return False
+        return None
 
 
 def read_password(path: Path) -> str:

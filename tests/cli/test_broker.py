@@ -471,7 +471,7 @@ def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
 ) -> None:
     """If the broker that `broker up` started was killed, and a broker that somebody else started listens at its
     address, commands use the other broker's management API, even if yet another broker has the killed one's, and
-    `bench` asks before it puts load on the other broker.
+    `bench` asks before it puts load on the other broker. No password is sent to the killed one's management port.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
     management = f"--management-port={free_port()}"
@@ -479,6 +479,12 @@ def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid), "the broker to end")
+    url = ("-u", f"amqp://ann:secret@127.0.0.1:{at_port.partition('=')[2]}")
+    with socket.create_server(("127.0.0.1", int(management.partition("=")[2]))) as listener:
+        listener.setblocking(False)
+        assert home.run("mqtool", "list", "queues", *url).code != 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
     neighbour.run(*up, "--name", "one", at_port)
     neighbour.run(*up, "--name", "two", f"--port={free_port()}", management)
     url = ("-u", f"amqp://127.0.0.1:{at_port.partition('=')[2]}")
