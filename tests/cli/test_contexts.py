@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from docs.generate import described
+from mqtool.broker.background import birth
 from mqtool.broker.state import Started, save
 from mqtool.cli.chosen_broker import choose
 from mqtool.cli.contexts import Effect
@@ -157,6 +158,14 @@ def has_known_stream_port(broker: TestBroker) -> bool:
     """True if the management API lists the stream port, as mqtool expects unless Docker maps it to another one."""
     listeners = broker.api("GET", "overview")["listeners"]  # type: ignore[index]
     return urlsplit(broker.streams).port in [each["port"] for each in listeners if each["protocol"] == "stream"]
+
+
+def record_as_started(home: Shell, broker: TestBroker, born: str | None = None) -> None:
+    """Write the record that `broker up` would have written for a broker, with this process as the broker's."""
+    directory = home.directory / "mqtool" / "brokers" / "default"
+    directory.mkdir(parents=True)
+    recorded = {"management": broker.management, "streams": broker.streams}
+    save(Started("default", "embedded", broker.url, os.getpid(), str(directory), recorded, born=born or birth(os.getpid())))
 
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
@@ -510,9 +519,7 @@ def test_the_url_option_ignores_the_management_url_in_the_environment_if_another
         home.run("mqtool", "context", "add", "one", "--url", broker.url)
         home.run("mqtool", "context", "use", "one")
     else:
-        directory = home.directory / "mqtool" / "brokers" / "default"
-        directory.mkdir(parents=True)
-        save(Started("default", "embedded", broker.url, 0, str(directory), {"management": broker.management}))
+        record_as_started(home, broker)
     assert home.run("mqtool", "list", "queues", "--url", broker.url).code == 0
     other = home.run("mqtool", "list", "queues", "--url", "amqp://127.0.0.1:2")
     assert other.code == 69
@@ -555,10 +562,7 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker
     even if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT name others.
     """
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
-    directory = home.directory / "mqtool" / "brokers" / "default"
-    directory.mkdir(parents=True)
-    recorded = {"management": broker.management, "streams": broker.streams}
-    save(Started("default", "embedded", broker.url, 0, str(directory), recorded))
+    record_as_started(home, broker)
     listed, sent = home.run("mqtool", "list", "queues"), home.run("mqtool", "send-stream", "x")
     assert (listed.code, sent.code) == (0, 0), listed.stderr + sent.stderr
 
@@ -570,10 +574,7 @@ def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that
     listens on its port, MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT apply to that broker.
     """
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
-    directory = home.directory / "mqtool" / "brokers" / "default"
-    directory.mkdir(parents=True)
-    recorded = {"management": broker.management, "streams": broker.streams}
-    save(Started("default", "embedded", broker.url, os.getpid(), str(directory), recorded, born="long ago"))
+    record_as_started(home, broker, born="long ago")
     listed, sent = home.run("mqtool", "list", "queues"), home.run("mqtool", "send-stream", "x")
     assert "no management API answers at http://127.0.0.1:1" in listed.stderr
     assert "nothing answers at 127.0.0.1:1," in sent.stderr
