@@ -82,6 +82,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/transactions.py": ("tests/unit/test_transactions.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
+    "mqtool/amqp10/broker_window.py": ("tests/unit/test_link_connection.py",),
     "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
     "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
     "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),

@@ -4,15 +4,18 @@ After a reconnection, it repeats the declarations, attaches the links again, and
 outcome yet. https://www.rabbitmq.com/docs/amqp
 """
 
+import math
 import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp.unconfirmed import LEADERLESS
+from mqtool.amqp10.broker_window import BrokerWindow
 from mqtool.amqp10.link_receiver import Receiver, ranges
 from mqtool.amqp10.link_sender import OutgoingTransfer, SendingLink, is_unavailable
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
@@ -32,7 +35,6 @@ from mqtool.codecs.amqp10_frames import (
     decode_performative,
     disposed,
     frame,
-    transfer_frames,
 )
 from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Delivery
@@ -97,7 +99,8 @@ class LinkConnection(ReopeningTransport):
         self._sent: dict[int, OutgoingTransfer] = {}  # messages without an outcome, by delivery id
         self._refused: list[OutgoingTransfer] = []  # rejected by a queue that may have no leader yet; to be republished
         self._leaderless_until = 0.0
-        self._next_id = self._next_out = self._next_in = self._room = self._broker_window = 0
+        self._broker = BrokerWindow(notice)
+        self._next_in = self._room = 0
         self._has_begun = False
         self._last_outcome = time.monotonic()
         super().__init__(addresses, context, backoff, notice, threaded=threaded)
@@ -109,15 +112,15 @@ class LinkConnection(ReopeningTransport):
         """Why a stopping command should not wait for the broker; None if it may wait."""
         if self.must_stop and not self.is_lost and not self._sent:
             lacks_credit = any(link.waiting and link.credit <= 0 for link in self._senders.values())
-            if lacks_credit or self._broker_window <= 0:
+            if lacks_credit or self._broker.room <= 0:
                 return "the broker takes no messages"
         return super().hopeless
 
     # Links.
 
     def begin(self) -> None:
-        self._next_id = self._next_out = self._next_in = 0
-        self._room, self._has_begun = _WINDOW, False
+        self._broker.begin()
+        self._next_in, self._room, self._has_begun = 0, _WINDOW, False
         with self.changed:
             for link in self._links.values():  # of an attempt to reconnect that has failed halfway
                 link.is_attached = False
@@ -167,23 +170,12 @@ class LinkConnection(ReopeningTransport):
 
     def transfers(self, handle: int, outgoing: OutgoingTransfer) -> list[bytes] | None:
         """Encode the frames of a message; None if the broker has no room for them. Called under the lock."""
-        number = self._next_id
-        frames = self._frames(handle, outgoing.data)
+        number = self._broker.next_id
+        frames = self._broker.frames(handle, outgoing.data, self.transport.frame_max, settled=False)
         if frames is not None:
             if not self._sent:
                 self._last_outcome = time.monotonic()
             self._sent[number] = outgoing
-        return frames
-
-    def _frames(self, handle: int, data: bytes, *, settled: bool = False) -> list[bytes] | None:
-        frames = transfer_frames(
-            0, handle, self._next_id, self._next_id, data, self.transport.frame_max, settled=settled
-        )
-        if len(frames) > self._broker_window and not settled:
-            return None
-        self._next_id = add(self._next_id, 1)
-        self._next_out = add(self._next_out, len(frames))
-        self._broker_window -= len(frames)
         return frames
 
     def pump(self) -> None:
@@ -191,18 +183,34 @@ class LinkConnection(ReopeningTransport):
         with self.changed:
             if self.is_lost:
                 return
-            frames = [
-                each for link in self._links.values() if isinstance(link, SendingLink) for each in link.pump(self)
-            ]
-            if frames:
+            links = [link for link in self._links.values() if isinstance(link, SendingLink)]
+            if frames := [each for link in links for each in link.pump(self)]:
                 self.transport.send(frames)
+            if any(link.waiting for link in links):
+                self._broker.tell()
 
-    def send_request(self, handle: int, data: bytes) -> None:
-        """Send a settled message on a link, at once."""
-        with self.changed:
-            if self.is_lost and not self.reads_here:
-                raise Lost
-            self.transport.send(self._frames(handle, data, settled=True) or [])
+    def send_request(self, handle: int, data: bytes, epoch: int, patience: float = math.inf) -> None:
+        """Send a settled message on a link as soon as the broker has room for it, which it has not during an alarm.
+
+        Args:
+            epoch: the value of `epoch` when the link was attached.
+
+        Raises:
+            Lost: the connection is lost.
+            StoppedWaiting: the command must stop.
+            Unavailable: the broker has had no room for `patience` seconds.
+        """
+        while True:
+            with self.changed:
+                if self.epoch != epoch or (self.is_lost and not self.reads_here):
+                    raise Lost
+                frames = self._broker.frames(handle, data, self.transport.frame_max, settled=True)
+                if frames is not None:
+                    self.transport.send(frames)
+                    return
+                self._broker.tell()
+                room = self._broker.room
+            self.until(partial(self._broker.has_more_than, room), epoch, patience)
 
     # Receiving.
 
@@ -225,7 +233,9 @@ class LinkConnection(ReopeningTransport):
             if self.is_lost and not self.reads_here:
                 return
             self._room = _WINDOW
-            flow = Flow(self._next_in, _WINDOW, self._next_out, _WINDOW, handle, delivery_count, credit, echo=echo)
+            flow = Flow(
+                self._next_in, _WINDOW, self._broker.next_out, _WINDOW, handle, delivery_count, credit, echo=echo
+            )
             self.transport.send([frame(0, flow)])
 
     def settle(self, deliveries: Sequence[Delivery], state: Any) -> None:
@@ -329,7 +339,8 @@ class LinkConnection(ReopeningTransport):
         match told:
             case Begin():
                 self._has_begun = True
-                self._next_in, self._broker_window = told.next_outgoing_id, told.incoming_window
+                self._next_in = told.next_outgoing_id
+                self._broker.begun(told)
             case Attach():
                 link = next(
                     (each for each in self._links.values() if each.name == told.name and each.is_for(told.role)), None
@@ -339,8 +350,7 @@ class LinkConnection(ReopeningTransport):
                 self._incoming[told.handle] = link
                 link.attached(told)
             case Flow():
-                if told.next_incoming_id is not None:
-                    self._broker_window = told.incoming_window - add(self._next_out, -told.next_incoming_id)
+                self._broker.flow(told)
                 if (known := self._incoming.get(told.handle if told.handle is not None else -1)) is not None:
                     known.flow(told)
                 if told.echo:

@@ -4,6 +4,7 @@ A request is a message with a method and a path, and its response has a status, 
 https://www.rabbitmq.com/client-libraries/amqp-client-libraries#topology-management
 """
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -111,7 +112,7 @@ class ManagementLink:
                 if self._links.epoch != epoch:  # a link may have been attached on a connection that is lost
                     raise Lost
                 self._links.send_flow(receiver.handle, receiver.delivery_count, _CREDIT)
-                self._links.send_request(sender.handle, request.encode())
+            self._links.send_request(sender.handle, request.encode(), epoch, within or math.inf)
             self._links.until(lambda: self._response is not None, epoch, within or PATIENCE)
             assert self._response is not None
             status, answer = self._response

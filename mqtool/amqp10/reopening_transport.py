@@ -177,12 +177,14 @@ class ReopeningTransport:
         deadline = time.monotonic() + patience
         if self.reads_here:  # the I/O thread itself, or the one that opens the connection
             while not done():
+                if self._closing.is_set():
+                    raise Lost
                 if time.monotonic() > deadline:
                     raise TimeoutError(0, "the broker does not answer")
                 self._handle(self.transport.read(_TICK))
             return
         while True:
-            self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK)
+            self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK if patience < math.inf else None)
             if self.is_lost or self.epoch != epoch:
                 raise Lost
             if done():

@@ -165,7 +165,11 @@ def record_as_started(home: Shell, broker: TestBroker, born: str | None = None) 
     directory = home.directory / "mqtool" / "brokers" / "default"
     directory.mkdir(parents=True)
     recorded = {"management": broker.management, "streams": broker.streams}
-    save(Started("default", "embedded", broker.url, os.getpid(), str(directory), recorded, born=born or birth(os.getpid())))
+    save(
+        Started(
+            "default", "embedded", broker.url, os.getpid(), str(directory), recorded, born=born or birth(os.getpid())
+        )
+    )
 
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)

@@ -669,23 +669,46 @@ def test_sigterm_or_sighup_ends_send_while_the_broker_is_down_or_blocks_publishe
 def test_a_signal_ends_send_over_amqp_1_0_at_once_while_the_broker_blocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, number: int
 ) -> None:
-    """If `send --protocol amqp1.0` has read all its input, and waits because the broker blocks publishers, Ctrl-C or
-    SIGTERM ends it with exit code 75. It does not wait until --confirm-timeout has passed. FILE of `--failed-to FILE`
-    keeps the messages.
+    """If `send --protocol amqp1.0` has sent messages, and then waits because the broker blocks publishers, it says so.
+    Ctrl-C or SIGTERM ends it with exit code 75. It does not wait until --confirm-timeout has passed. FILE of
+    `--failed-to FILE` keeps the message that waits.
     """
-    amqp_vhost.faults.block_publishers("low")
     options = ("--protocol", "amqp1.0", "--confirm-timeout", "1h", "--failed-to", "failed")
-    reading, writing = os.pipe()
-    os.write(writing, b"first\nsecond\n")
-    os.close(writing)
-    with os.fdopen(reading, "rb") as lines:
-        sender = own_shell.start("mqtool", "send", "-l", *options, stdin=lines.fileno())
-        wait_until(lambda: _unread(lines) == 0, "both lines are read")
+    sender = own_shell.start("mqtool", "send", "-l", "-v", *options, stdin=PIPE)
+    sender.write(b"first\n")
+    sender.wait_for_stderr("Sent 'first'")
+    amqp_vhost.faults.block_publishers("low")
+    sender.write(b"second\n")
+    sender.wait_for_stderr("Sent 'second'")  # after the first message that the broker gets, it closes the window
+    sender.write(b"third\n")
+    sender.wait_for_stderr("the broker blocks publishers")
     sender.process.send_signal(number)
     result = sender.wait()
     assert result.code == 75, result.stderr
-    assert "stopped with 2 messages unconfirmed: the broker takes no messages" in result.stderr
-    assert _bodies(own_shell, "failed") == ["first", "second"]
+    assert "stopped with 1 message unconfirmed: the broker takes no messages" in result.stderr
+    assert _bodies(own_shell, "failed") == ["third"]
+
+
+@pytest.mark.parametrize("ends", ["the alarm is over", "the command is stopped"])
+def test_commands_over_amqp_1_0_wait_with_declarations_while_the_broker_blocks_publishers(
+    own_shell: Shell, amqp_vhost: Vhost, ends: str
+) -> None:
+    """If `send --protocol amqp1.0` starts while the broker blocks publishers, it says that it waits. Once the broker
+    unblocks publishers, it declares the queue and sends its message. If it is stopped before, it exits with 69.
+    """
+    with amqp_vhost.faults.block_publishers("low"):
+        sender = own_shell.start("mqtool", "send", "--protocol", "amqp1.0", "x", ready=False)
+        sender.wait_for_stderr("blocks publishers, and takes no declarations; waiting until it unblocks them")
+        if ends == "the command is stopped":
+            sender.process.send_signal(signal.SIGINT)
+            result = sender.wait()
+            assert result.code == 69
+            assert result.stderr.splitlines()[1:] == ["mqtool: stopped: the broker takes no messages"]
+            return
+    result = sender.wait()
+    assert result.code == 0, result.stderr
+    assert "the broker has unblocked publishers" in result.stderr
+    assert own_shell.run("mqtool", "receive", "-c", "1", "--timeout", "10s").code == 0
 
 
 def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, amqp_vhost: Vhost) -> None:

@@ -1,6 +1,6 @@
 """An AMQP 1.0 session and its links: windows, ids, outcomes and reconnections, with frames in place of a socket."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +32,7 @@ from mqtool.codecs.amqp10_frames import (
     frame,
 )
 from mqtool.codecs.amqp10_values import Symbol
-from mqtool.errors import NotConfirmed, NotFound, Unavailable
+from mqtool.errors import NotConfirmed, NotFound, StoppedWaiting, Unavailable
 from mqtool.message import Message
 
 QUEUE, OTHER = "/queues/q", "/queues/other"
@@ -149,10 +149,8 @@ def session(broker: Broker) -> LinkConnection:
     return connect()
 
 
-def connect(url: str = "amqp://127.0.0.1") -> LinkConnection:
-    return LinkConnection(
-        parse_addresses(url), None, backoff=None, confirm_timeout=5.0, notice=lambda _: None, threaded=False
-    )
+def connect(notice: Callable[[str], None] = lambda _: None, url: str = "amqp://127.0.0.1") -> LinkConnection:
+    return LinkConnection(parse_addresses(url), None, backoff=None, confirm_timeout=5.0, notice=notice, threaded=False)
 
 
 def lose(session: LinkConnection) -> Any:
@@ -390,7 +388,7 @@ def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection
     range that contains both of these ids.
     """
     sender = published(session, b"1", b"2", b"3")
-    session._next_id = session._next_out = 0xFFFF_FFFE
+    session._broker.next_id = session._broker.next_out = 0xFFFF_FFFE
     broker.credit(0, 0, 9, next_id=0xFFFF_FFFE)
     session.run(0)
     assert [each.delivery_id for each in broker.of(Transfer)] == [0xFFFF_FFFE, 0xFFFF_FFFF, 0]
@@ -398,7 +396,7 @@ def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection
     broker.credit(0, 3, 9, next_id=0xFFFF_FFFF)
     session.run(0)
     assert told(sender) == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
-    assert session._broker_window == broker.window - 2
+    assert session._broker.room == broker.window - 2
 
 
 def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds(
@@ -457,7 +455,7 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
         return broker
 
     monkeypatch.setattr(reopening_transport, "Transport", transport)
-    session = connect("amqp://127.0.0.1:5001,amqp://127.0.0.1:5002")
+    session = connect(url="amqp://127.0.0.1:5001,amqp://127.0.0.1:5002")
     sender = published(session, b"1")
     broker.credit(0, 0, 9)
     session.run(0)
@@ -930,23 +928,96 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, s
 
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
-    """An AMQP 1.0 session sends a management request settled and immediately, even if the broker's incoming window is
-    closed. It does not keep the request, so the caller must send it again after a reconnection. While the connection is
-    lost, only the thread that reopens it can send a request. In other threads, the error Lost is raised.
+    """An AMQP 1.0 session sends a management request settled, and does not keep it, so the caller must send it again
+    after a reconnection. While the connection is lost, only the thread that reopens it can send a request. In other
+    threads, and for a link of an earlier connection, the error Lost is raised.
     """
-    session._broker_window = 0
-    session.send_request(7, b"request")
+    session.send_request(7, b"request", 0)
     [transfer] = broker.of(Transfer)
     assert (transfer.handle, transfer.delivery_id, transfer.settled, broker.payloads) == (7, 0, True, [b"request"])
     assert session._sent == {}
     session.is_lost = True
-    session.send_request(7, b"while the connection is set up again")
+    session.send_request(7, b"while the connection is set up again", 0)
     assert len(broker.of(Transfer)) == 1
+    with pytest.raises(Lost):
+        session.send_request(7, b"request", 1)
     session._reader = None  # the I/O thread sets the connection up, not this one
     with pytest.raises(Lost):
-        session.send_request(7, b"request")
+        session.send_request(7, b"request", 0)
     session.send_flow(7, 0, 100)
     assert broker.received == []
+
+
+def flow_of_window(window: int) -> bytes:
+    """The body of a session's flow frame."""
+    return frame(0, Flow(0, window, 70, 5000))[8:]
+
+
+def test_a_management_request_waits_until_the_broker_has_room_for_it(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During a resource alarm, RabbitMQ accepts no transfers, and ends a session in which it gets one. So an AMQP 1.0
+    session sends a management request only when the broker's incoming window has room for all of its frames.
+    """
+    broker.window = 0
+    session = connect()
+    flows = [flow_of_window(window) for window in (2, 1, 0)]
+
+    def read(_timeout: float) -> list[bytes]:
+        assert broker.payloads == []
+        return [flows.pop()]
+
+    monkeypatch.setattr(broker, "read", read)
+    session.send_request(7, b"x" * 600, 0)
+    assert (len(broker.payloads), b"".join(broker.payloads), flows) == (2, b"x" * 600, [])
+
+
+def test_a_management_request_does_not_wait_for_ever(broker: Broker) -> None:
+    """If the broker has no room for a management request, a command that has been told to stop does not wait for it,
+    nor does the thread that reconnects when the session is closed. A caller can also limit the time.
+    """
+    broker.window = 0
+    session = connect()
+    with pytest.raises(TimeoutError, match="the broker does not answer"):
+        session.send_request(7, b"request", 0, 5)
+    session._reader = None
+    session.stopping = True
+    with pytest.raises(StoppedWaiting, match=r"^stopped: the broker takes no messages$"):
+        session.send_request(7, b"request", 0)
+    reconnecting = connect()
+    reconnecting._closing.set()
+    with pytest.raises(Lost):
+        reconnecting.send_request(7, b"request", 0)
+    assert broker.payloads == []
+
+
+def test_notices_say_that_the_broker_blocks_and_unblocks_publishers(broker: Broker) -> None:
+    """If messages or requests of an AMQP 1.0 session wait because an alarm has closed the broker's incoming window, a
+    notice says so, once for each alarm, and another notice says when the alarm is over. If nothing waits, or the window
+    is only used up, there is no notice.
+    """
+    told: list[str] = []
+    session = connect(told.append)
+    blocks = "the broker blocks publishers, and takes no declarations; waiting until it unblocks them"
+    for _ in range(2):
+        broker.bodies += [flow_of_window(0), flow_of_window(1)]
+        session.run(0)
+    assert told == []
+    sender = Sender(session, QUEUE, persistent=False)
+    sender.add(Message(b"1"))
+    broker.credit(0, 0, 3, window=1)
+    session.run(0)
+    sender.add(Message(b"2"))
+    session.pump()  # its window is used up
+    assert told == []
+    for _ in range(2):
+        broker.bodies += [flow_of_window(0)]
+        session.run(0)
+    assert told == [blocks]
+    broker.credit(0, 1, 2, next_id=1, window=1)
+    session.run(0)
+    assert told == [blocks, "the broker has unblocked publishers"]
+    assert len(broker.of(Transfer)) == 2
 
 
 def test_the_names_of_links_are_random() -> None:

@@ -1,5 +1,6 @@
 """AMQP 1.0's management node: requests, responses, and what is declared, with a broker in place of a connection."""
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -88,8 +89,8 @@ class Broker:
     def send_flow(self, handle: int, delivery_count: int, credit: int) -> None:
         self.flows.append((handle, delivery_count, credit))
 
-    def send_request(self, handle: int, data: bytes) -> None:
-        assert handle == self._halves[False].handle
+    def send_request(self, handle: int, data: bytes, epoch: int, patience: float) -> None:
+        assert (handle, epoch, patience) == (self._halves[False].handle, self.epoch, math.inf)
         request = Amqp10Message.decode(data)
         number, path, method = request.properties.message_id, request.properties.to, request.properties.subject
         assert request.properties == BareProperties(message_id=number, to=path, subject=method, reply_to="$me")

@@ -159,6 +159,7 @@ class SessionState(ABC):
         self._remote_outgoing_window: int = begin.outgoing_window
         self._is_shut = bool(connection.broker.alarms)
         self._window = 0 if self._is_shut else INCOMING_WINDOW
+        self._margin = 0
         # Outcomes that can be sent now; and those whose messages are not on disk yet, one list per commit group.
         self._settled: list[Settlement] = []
         self._stored: deque[list[Settlement]] = deque()
@@ -208,14 +209,13 @@ class SessionState(ABC):
         """
         if self.connection.broker.alarms and not self._is_shut:
             # Tolerate transfers that the client sent before it learned of this: up to another full window.
-            self._is_shut, self._window = True, 0
+            self._is_shut, self._window, self._margin = True, 0, INCOMING_WINDOW
             self.flow()
         self._window -= 1
         self._next_incoming = add(self._next_incoming, 1)
-        # RabbitMQ has the misspelling, too.
-        margin = INCOMING_WINDOW if self._is_shut else 0
-        if self._window < -margin:
-            raise SessionError(WINDOW_VIOLATION, f"incoming window violation (tolerated excess tranfers: {margin})")
+        if self._window < -self._margin:
+            misspelt = f"incoming window violation (tolerated excess tranfers: {self._margin})"  # as RabbitMQ spells it
+            raise SessionError(WINDOW_VIOLATION, misspelt)
         if self._window <= INCOMING_WINDOW // 2 and not self._is_shut:
             self._window = INCOMING_WINDOW
             self.flow()
@@ -223,7 +223,7 @@ class SessionState(ABC):
     def reopen_window(self) -> None:
         """Reopen the window after an alarm."""
         if self._is_shut:
-            self._is_shut, self._window = False, INCOMING_WINDOW
+            self._is_shut, self._window, self._margin = False, INCOMING_WINDOW, 0
             self.flow()
 
     def receive_windows(self, flow: Flow) -> None:
