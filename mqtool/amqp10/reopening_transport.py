@@ -28,7 +28,7 @@ _BRIEFLY = 0.1
 LOST = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 #: Seconds after which a connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
-#: The connection is not opened again after this many sessions in a row that have crashed before it was stable.
+#: The connection is not opened again after this many sessions in a row that have crashed before they were of use.
 _CRASHES = 3
 
 
@@ -255,8 +255,8 @@ class ReopeningTransport:
         """
         if not error.is_temporary:
             return error.translated()
-        is_young = time.monotonic() - self._opened_at < _STEADY
-        self._crashes = (self._crashes if is_young else 0) + 1 if error.has_crashed else 0
+        was_of_use = self.has_progressed or time.monotonic() - self._opened_at >= _STEADY
+        self._crashes = (0 if was_of_use else self._crashes) + 1 if error.has_crashed else 0
         return crashed(error) if self._crashes == _CRASHES else None
 
     # Reconnecting.

@@ -28,6 +28,8 @@ _LABEL = "mqtool.directory"
 _STOP_PATIENCE = 60
 _LOG_PAUSE = 0.2
 
+#: Seconds in which the daemon must say whether a broker runs. Many commands ask.
+_BRIEFLY = 3
 #: States of a container whose broker runs.
 _RUNNING = ("running", "paused")
 
@@ -103,8 +105,11 @@ class Docker(Starter):
 
     def runs(self, started: Started, number: int) -> bool:
         name = started.details["containers"][number]
-        with daemon_of_this_machine() as daemon:
-            return any(each.name == name and each.status in _RUNNING for each in _containers(daemon, started))
+        with daemon_of_this_machine(_BRIEFLY) as daemon:
+            return any(
+                each.name == name and each.status in _RUNNING and each.labels.get(_LABEL) == started.directory
+                for each in _containers(daemon, started)
+            )
 
     def is_ready(self, started: Started) -> bool:
         with daemon_of_this_machine() as daemon:

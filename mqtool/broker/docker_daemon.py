@@ -33,8 +33,11 @@ _PROGRESS_PAUSE = 5.0
 
 
 @contextmanager
-def daemon_of_this_machine() -> Iterator["DockerClient"]:
+def daemon_of_this_machine(patience: float = _ANSWER_PATIENCE) -> Iterator["DockerClient"]:
     """Connect to the Docker daemon. Inside the `with` block, Docker's errors are translated into mqtool's.
+
+    Args:
+        patience: seconds to wait for each answer.
 
     Raises:
         Unavailable: the daemon does not respond or is on another machine, or a port is in use.
@@ -52,7 +55,7 @@ def daemon_of_this_machine() -> Iterator["DockerClient"]:
             f"the Docker daemon is on another machine, {host}; mqtool only uses a local one", _OTHER_KINDS
         )
     try:
-        client = DockerClient.from_env(environment={**os.environ, "DOCKER_HOST": host}, timeout=_ANSWER_PATIENCE)
+        client = DockerClient.from_env(environment={**os.environ, "DOCKER_HOST": host}, timeout=patience)
     except (DockerException, RequestException) as error:
         raise _no_daemon(error, host) from error
     try:

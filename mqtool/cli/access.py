@@ -318,22 +318,28 @@ class Access(NamedTuple):
         # That of a broker that may have ended is tried last: another program may listen there.
         recorded = [at(str(each.details[_API])) for each in perhaps_running_at(address) if _API in each.details]
         if address.port == _AMQP_PORT:
-            return self._of_this_broker([usual, *recorded]) if recorded else usual
+            return self._of_this_broker([usual], recorded) if recorded else usual
         beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual
-        return self._of_this_broker([beside, usual, *recorded])
+        return self._of_this_broker([beside, usual], recorded)
 
-    def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """Return the first of several APIs that belongs to this broker. If none does, raise an error that says why."""
+    def _of_this_broker(self, guesses: Sequence["Management"], recorded: Sequence["Management"]) -> "Management":
+        """Return the first API that belongs to this broker. If none does, raise an error that says why.
+
+        Args:
+            guesses: the APIs at the usual ports.
+            recorded: the APIs of brokers in Docker, which listen on the default port in their container.
+        """
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
-        for guess in guesses:
+        port = self.address.port
+        for guess in (*guesses, *recorded):
             try:
-                is_ours = listens_on(guess, self.address.port)
+                is_ours = listens_on(guess, port, *([_AMQP_PORT] if guess in recorded else []))
             except MqtoolError as error:
                 failure = failure or error
                 continue
-            if is_ours:
+            if is_ours or (is_ours is None and port == _AMQP_PORT):  # only some users may see the listeners
                 return guess
             hint = self._hint_at_management() or HOW_TO_ENABLE
             what = f"the management API at {guess.url} does not belong to the broker at {self.address}"

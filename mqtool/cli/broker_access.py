@@ -5,7 +5,7 @@ import logging
 from mqtool.address import Address, TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
+from mqtool.cli.chosen_broker import Choice, choose, resolve_addresses
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
@@ -122,7 +122,8 @@ def access_to_destination(destination: DestinationOptions, source: Access) -> Ac
 
 def _with_login_of(source: Access, address: Address, choice: Choice) -> Address:
     """Return an address with the source's login if it is the source's node, and its URL names no user."""
-    if address.names_user or choice.context is not None or not is_same_node(address, source.address):
-        return address
     here = source.address
+    is_same = (address.host, address.port, address.tls) == (here.host, here.port, here.tls)
+    if address.names_user or choice.context is not None or not is_same:
+        return address
     return address._replace(user=here.user, password=here.password, names_user=here.names_user)

@@ -1,7 +1,9 @@
 """Choose the broker that a command uses: from an option, the environment, a context or `broker up`."""
 
 import os
-from collections.abc import Collection
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from mqtool.broker.state import Started
 
 _DEFAULT_URL = "amqp://localhost"
+#: Seconds to wait for a connection to localhost.
+_BRIEFLY = 3.0
 
 
 class Choice(NamedTuple):
@@ -201,33 +205,44 @@ def running_at(address: Address) -> "Started | None":
     If a broker was killed, another one may listen at its address, whose management API is elsewhere, and which mqtool
     must not treat as its own. If it cannot be known whether a broker runs, it counts as not running.
     """
-    return next((started for started in _recorded_at(address) if _is_running(started, address)), None)
+    return next((started for started, number in _recorded_at(address) if _is_running(started, number)), None)
 
 
 def perhaps_running_at(address: Address) -> "list[Started]":
     """Return the brokers at an address that 'broker up' has started, if it cannot be known whether they still run."""
-    return [started for started in _recorded_at(address) if _is_running(started, address) is None]
+    return [started for started, number in _recorded_at(address) if _is_running(started, number) is None]
 
 
-def _recorded_at(address: Address) -> "list[Started]":
+def _recorded_at(address: Address) -> "Iterator[tuple[Started, int]]":
+    """Yield the recorded brokers that have a node at an address, each with the node's number."""
     from mqtool.broker import state
 
-    return [
-        started
-        for started in state.load_all()
-        if any(is_same_node(each, address) for each in parse_addresses(started.url))
-    ]
+    if (recorded := state.load_all()) and address.host == "localhost":
+        address = address._replace(host=_host_at_localhost(address.port))
+    for started in recorded:
+        for number, node in enumerate(parse_addresses(started.url)):
+            if is_same_node(node, address):
+                yield started, number
 
 
-def _is_running(started: "Started", address: Address) -> bool | None:
-    """Return whether the broker's node at this address runs; None if that cannot be known."""
+def _host_at_localhost(port: int) -> str:
+    """Return the address at which a client that connects to localhost finds a listener; "localhost" if there is none.
+
+    On many machines, localhost is ::1 first, where another broker may listen.
+    """
+    with suppress(OSError), socket.create_connection(("localhost", port), _BRIEFLY) as probe:
+        return str(probe.getpeername()[0])
+    return "localhost"
+
+
+def _is_running(started: "Started", number: int) -> bool | None:
+    """Return whether a node of a recorded broker runs; None if that cannot be known."""
     from mqtool.broker import background
 
     if started.pid:
         return background.is_running(background.Process(started.pid, started.born))
     from mqtool.broker.choice import starter_of  # slow to import, so only for Docker and clusters
 
-    number = [is_same_node(each, address) for each in parse_addresses(started.url)].index(True)
     try:
         return starter_of(started).runs(started, number)
     except MqtoolError:  # such as no permission to ask the Docker daemon

@@ -120,10 +120,10 @@ def _below(vhost: str | None, kind: str) -> str:
     return kind if vhost is None else path("vhosts", vhost, kind)
 
 
-def listens_on(management: Management, port: int) -> bool:
-    """True if the API's broker has a listener on this port."""
-    listeners = management.get("overview").get("listeners") or []
-    return any(listener.get("port") == port for listener in listeners)
+def listens_on(management: Management, *ports: int) -> bool | None:
+    """True if the API's broker has a listener on one of these ports; None if the API does not show this user any."""
+    listeners = management.get("overview").get("listeners")
+    return None if listeners is None else any(listener.get("port") in ports for listener in listeners)
 
 
 def stream_port_beside(management: Management, port: int, *, tls: bool) -> int | None:

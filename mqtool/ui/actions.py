@@ -213,7 +213,7 @@ class Actions:
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
         management: the URL of the management API, if the user typed it; added to the commands that use the API.
-        is_still: returns True if the broker is still of these kinds; asked before each change. None if it need not be.
+        is_still: returns True if the broker is still the same; asked before each change. None if it need not be.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
 from tests.brokers import TestBroker, large, own_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Running, Shell, wait_until
 from tests.epmd import KILL, epmd
 from tests.processes import children_of, is_alive, only_on_linux
 
@@ -516,6 +516,15 @@ def test_commands_find_the_management_api_of_a_broker_in_docker_if_the_docker_da
     assert home.run("mqtool", "list", "queues", environment=environment).stdout.startswith("jobs\t")
 
 
+def declare_in_page(ui: Running, queue: str) -> dict[str, Any]:
+    """Declare a queue in the page of `mqtool ui`; return the last line of the answer."""
+    url, _, secret = ui.stdout.strip().partition("#")
+    action = {"action": "declare-queue", "fields": {"name": queue, "type": "classic"}}
+    request = urllib.request.Request(f"{url}run", json.dumps(action).encode(), {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return dict(json.loads([*answer][-1]))
+
+
 def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
@@ -525,23 +534,43 @@ def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run(*up)
     ui = home.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
-    url, _, secret = ui.stdout.strip().partition("#")
-
-    def declared(queue: str) -> dict[str, Any]:
-        action = {"action": "declare-queue", "fields": {"name": queue, "type": "classic"}}
-        request = urllib.request.Request(
-            f"{url}run", json.dumps(action).encode(), {"Authorization": f"Bearer {secret}"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return dict(json.loads([*answer][-1]))
-
-    assert declared("own") == {"code": 0}
+    assert declare_in_page(ui, "own") == {"code": 0}
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid), "the broker to end")
     neighbour.run(*up, "--name", "one")
-    assert str(declared("foreign")["error"]).startswith("the page was started for another broker than this one")
+    refused = declare_in_page(ui, "foreign")
+    assert str(refused["error"]).startswith("the page was started for another broker than this one")
     assert neighbour.run("mqtool", "list", "queues", "-u", f"localhost:{at_port.partition('=')[2]}").stdout == ""
+    ui.interrupt().wait()
+
+
+@pytest.mark.parametrize("first", ["broker up", "context use"])
+def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
+    home: Shell, neighbour: Shell, at_port: str, first: str
+) -> None:
+    """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows. If
+    the URL of this broker's context has changed, the page refuses to change anything.
+    """
+    home.environment["XDG_CONFIG_HOME"] = str(home.directory)
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    home.run(*up, at_port)
+    own = f"amqp://127.0.0.1:{at_port.partition('=')[2]}"
+    other = f"amqp://127.0.0.1:{free_port()}"
+    neighbour.run(*up, "--name", "one", f"--port={other.rpartition(':')[2]}")
+    home.run("mqtool", "context", "add", "mine", "--url", own)
+    home.run("mqtool", "context", "add", "other", "--url", other)
+    if first == "context use":
+        home.run("mqtool", "context", "use", "mine")
+    ui = home.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    home.run("mqtool", "context", "use", "other")
+    assert declare_in_page(ui, "jobs") == {"code": 0}
+    assert home.run("mqtool", "list", "queues", "name", "-u", own).stdout == "jobs\n"
+    if first == "context use":
+        home.run("mqtool", "context", "rm", "mine")
+        home.run("mqtool", "context", "add", "mine", "--url", other)
+        assert str(declare_in_page(ui, "jobs")["error"]).startswith("the page was started for another broker")
+    assert home.run("mqtool", "list", "queues", "name", "-u", other).stdout == ""
     ui.interrupt().wait()
 
 

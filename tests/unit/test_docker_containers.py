@@ -1,7 +1,8 @@
 """The containers of a broker in Docker."""
 
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -34,3 +35,26 @@ def test_another_container_that_is_removed_meanwhile_is_ignored(monkeypatch: pyt
         monkeypatch.setattr(docker, "daemon_of_this_machine", daemon)
         started = Started("default", "docker", "amqp://127.0.0.1", 0, "/nowhere", {"containers": ["mqtool-default"]})
         assert Docker(print).running(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "directory", "runs"),
+    [
+        ("mqtool-default", "running", "/mine", True),
+        ("mqtool-default", "paused", "/mine", True),
+        ("mqtool-default", "exited", "/mine", False),
+        ("mqtool-default", "running", "/somebody/elses", False),
+        ("mqtool-other", "running", "/mine", False),
+    ],
+)
+def test_a_container_of_another_user_is_not_taken_for_the_one_of_broker_up(
+    monkeypatch: pytest.MonkeyPatch, name: str, status: str, directory: str, runs: bool
+) -> None:
+    """A broker in Docker runs if a container with its name is running that was started from its directory. If it was
+    removed, another user's broker may have a container of the same name.
+    """
+    container = Namespace(name=name, status=status, labels={"mqtool.directory": directory})
+    client = Namespace(containers=Namespace(list=lambda **_: [container]))
+    monkeypatch.setattr(docker, "daemon_of_this_machine", lambda _patience: nullcontext(client))
+    started = Started("default", "docker", "amqp://127.0.0.1", 0, "/mine", {"containers": ["mqtool-default"]})
+    assert Docker(print).runs(started, 0) is runs

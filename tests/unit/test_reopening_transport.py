@@ -509,21 +509,29 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: Broker, connect: Connect) -> None:
     """If a fault in the broker ends an AMQP 1.0 session, mqtool reconnects. If this happens three times in a row, each
-    time within 60 s of the reconnection, mqtool gives up, and its error contains the broker's and a hint. RabbitMQ does
-    so whenever it is about to deliver a message that it cannot convert to AMQP 1.0.
+    time within 60 s of the reconnection and before a message was confirmed or settled, mqtool gives up, and its error
+    contains the broker's and a hint. RabbitMQ does so whenever it is about to deliver a message that it cannot convert
+    to AMQP 1.0.
     """
     session = connect([ONE], Backoff(first=0))
     events = [CRASHED, CRASHED, EOFError(), CRASHED, CRASHED, FORCED, CRASHED, CRASHED]
     for epoch, event in enumerate(events, 1):
-        session.has_progressed = True
         broker.tells(event, HELLO)
         session.has(("reopened", epoch, False))
         session.reaches(lambda: not session.is_lost)
     broker.now += 60
     broker.tells(CRASHED, HELLO)
     session.has(("reopened", 9, False))
+    session.reaches(lambda: not session.is_lost)
     broker.tells(CRASHED, HELLO)
     session.has(("reopened", 10, False))
+    session.reaches(lambda: not session.is_lost)
+    session.has_progressed = True
+    broker.tells(CRASHED, HELLO)
+    session.has(("reopened", 11, False))
+    session.reaches(lambda: not session.is_lost)
+    broker.tells(CRASHED, HELLO)
+    session.has(("reopened", 12, False))
     broker.now += 59
     broker.tells(CRASHED)
     failure = session.failed()
@@ -531,7 +539,7 @@ def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: 
     assert failure.hint == "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1"
     assert isinstance(failure, Unavailable)
     assert session.refused
-    assert len(broker.asked) == 11
+    assert len(broker.asked) == 13
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mqtool.address import without_passwords
-from mqtool.cli import stopping
+from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
-from mqtool.cli.chosen_broker import running_at
+from mqtool.cli.broker_access import access_to, chosen
+from mqtool.cli.chosen_broker import Choice, running_at
 from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
@@ -129,7 +129,8 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
     """Return the actions that the page offers."""
     started = running_at(access.address)
     kinds = _kinds(started, api)
-    is_still = None if allow_changes else functools.partial(_is_still, kinds, access, api)
+    choice = chosen(broker.options)
+    is_still = functools.partial(_is_still, choice, set() if allow_changes else kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
     options, environment, url = broker.options, {}, ""
@@ -139,8 +140,11 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
         if name in options.call.typed
         for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
     ]
-    if options.url is not None and "url" in options.call.typed:
-        environment["MQTOOL_URL"], url = options.url, without_passwords(options.url)
+    # Another context may be in use later, or another broker be started, but the page shows this one.
+    if choice.context is None:
+        environment["MQTOOL_URL"], url = choice.url, without_passwords(choice.url) if choice.is_typed else ""
+    else:
+        environment[contexts.VARIABLE] = choice.context.name
     environment[MANAGEMENT_VARIABLE] = access.management_url or ""
     if access.ignores_stream_variable:
         environment[STREAM_PORT_VARIABLE] = ""
@@ -162,10 +166,14 @@ def _kinds(started: "Started | None", api: "Management") -> set[str]:
     return kinds
 
 
-def _is_still(kinds: set[str], access: Access, api: "Management") -> bool:
-    """True if the broker is still one that the page may change, since another one may listen at its address by now."""
+def _is_still(choice: Choice, kinds: set[str], access: Access, api: "Management") -> bool:
+    """True if the broker is still one that the page may change.
+
+    By now, its context may have another URL, or another broker may listen at its address.
+    """
     try:
-        return _kinds(running_at(access.address), api) >= kinds
+        is_same = choice.context is None or contexts.load().named(choice.context.name).url == choice.url
+        return is_same and (not kinds or _kinds(running_at(access.address), api) >= kinds)
     except MqtoolError:
         return False
 
