@@ -224,13 +224,17 @@ def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -
 
 def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting) -> None:
     """If the destination exchange of a message no longer exists, `delayed now` names the exchange, keeps the message
-    waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3.
+    waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3. It also
+    names an id that no message has.
     """
     waiting.shell.run("mqtool", "exchange", "delete", "logs", "--yes")
     stays = "message m-4 stays in 'logs.exchange.delay.1h.classic': no exchange 'logs'"
     assert stays in waiting.run("now", "m-4", code=75).stderr
     said = waiting.run("now", "m-4", "m-3", code=3).stderr
     assert "1 delivered\n" in said
+    assert stays in said
+    said = waiting.run("now", "m-4", "m-9", code=3).stderr
+    assert "1 message could not be delivered; no waiting message has the id 'm-9'" in said
     assert stays in said
     assert waiting.shown() == ["m-1", "m-2", "m-4"]
 

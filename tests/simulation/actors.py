@@ -250,7 +250,7 @@ class Getter(Role):
 
 
 class Sender10(Role):
-    """Publishes over AMQP 1.0, within its credit or, on purpose, beyond it."""
+    """Publishes over AMQP 1.0, within its credit and the session's window or, on purpose, beyond them."""
 
     new_client = Client10
 
@@ -258,7 +258,7 @@ class Sender10(Role):
         client: Client10 = self.client
         await client.attach_sender(queue)
         for _ in range(count):
-            await client.until(lambda: client.credit > 0, "credit")
+            await client.until(lambda: client.credit > 0 and client.window > 0, "credit")
             if client.error is not None:
                 break
             sent = self.judge.published(client.name, [queue], persistent=self.random.random() < 0.9)

@@ -55,6 +55,7 @@ class Client10(Client):
 
     Attributes:
         credit: how many more messages may be sent on the sender, or received on the receiver.
+        window: how many more transfers the broker accepts in the session.
         waiting: the published messages without an outcome, by delivery id.
         error: the condition with which the broker detached the link, ended the session or closed the connection.
     """
@@ -78,7 +79,7 @@ class Client10(Client):
         self._handle = 0
         self.is_sending = False
         self._theirs = 0
-        self._window = 0
+        self.window = 0
         self.overdrawn = False
         self._first_taken = self._limit = 0
 
@@ -97,7 +98,7 @@ class Client10(Client):
             await self.within(outcome, "sasl.outcome")
         await self._ask(OPEN, OPEN, self.name, "vhost:/")
         begun = await self._ask(BEGIN, BEGIN, None, UInt32(0), UInt32(2048), UInt32(2048))
-        self._theirs, self._window = int(begun[1]), int(begun[2])
+        self._theirs, self.window = int(begun[1]), int(begun[2])
         # The broker checks twice in each interval, and then waits for the reply to its close.
         self.side.peer.silence_limit = _IDLE_SECONDS * 1.5 + _CLOSE_SECONDS + 2
         asyncio.get_running_loop().create_task(self._beat())
@@ -155,7 +156,7 @@ class Client10(Client):
             future.set_result(fields)
 
     def _flow(self, fields: list[Any]) -> None:
-        self._window = (int(fields[0] or 0) + int(fields[1]) - self._sent) % _SERIAL
+        self.window = int(fields[0] or 0) + int(fields[1]) - self._sent
         if fields[4] is not None and self.is_sending:
             taken = (int(fields[5]) - self._first_taken) % _SERIAL
             if taken > self._limit:
@@ -211,6 +212,7 @@ class Client10(Client):
         self._sent += 1
         self._count += 1
         self.credit -= 1
+        self.window -= 1
 
     async def until(self, condition: Callable[[], bool], about: str) -> None:
         """Wait until a condition holds, or the link has ended. Raises Gone if the connection is lost."""

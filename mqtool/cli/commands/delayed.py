@@ -208,13 +208,15 @@ def _take(
                 break
         _say_what_is_hidden(waiting)
     output.status(f"{count:,} {done}")
-    if not count and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
+    if not (count or missing) and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
         raise stays[0]
     for error in stays[:_SAID]:
         output.warning(str(error))
-    if stays:
-        raise SomeFailed(f"{counted(len(stays))} could not be delivered")
+    failed = [f"{counted(len(stays))} could not be delivered"] if stays else []
     if missing:
-        raise SomeFailed(f"no waiting message has the id {sorted(missing)[0]!r}", "'mqtool delayed show' lists them")
+        failed.append(f"no waiting message has the id {sorted(missing)[0]!r}")
+        raise SomeFailed("; ".join(failed), "'mqtool delayed show' lists them")
+    if failed:
+        raise SomeFailed(failed[0])
     if not ids:
         skipped.check()
