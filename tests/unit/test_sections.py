@@ -216,6 +216,8 @@ def test_a_message_without_properties_consists_of_its_body_only(properties: dict
          "put it into the body; headers that start with x- may be lists and objects"),
         ({"headers": {"h": {"a": 1}}}, "the header 'h' is an object, which AMQP 1.0 does not allow",
          "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"x-cc": ["k"]}}, "the header 'x-cc' is a list, which AMQP 1.0 does not allow",
+         "routing keys for copies are in the header CC"),
         *(
             ({"headers": {name: value}}, f"the header '{name}' must be a list of routing keys",
              f"write it as JSON: -H '{name}:=[\"KEY\"]'")
