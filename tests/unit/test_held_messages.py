@@ -5,12 +5,14 @@ from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp import ChannelOwner, Connection
+from mqtool.amqp import ChannelOwner, Connection, Receiving, parse_addresses
 from mqtool.codecs.field_tables import CLIENT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
+from mqtool.testing import Vhost
+from mqtool.topology import Queue
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, has_leader, is_empty
 
 FRAME_MAX = 131_072
@@ -503,6 +505,29 @@ def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> 
     assert is_empty(channel.owner, "jobs") is (message is None)
     assert channel.asked == [("jobs", 15.0)]
     assert not channel.is_open
+
+
+@pytest.mark.parametrize("other_consumer", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_no_message_is_ready(
+    amqp_vhost: Vhost, count: int, *, other_consumer: bool
+) -> None:
+    """The broker refuses basic.get for a quorum queue with x-single-active-consumer. `queue convert` therefore consumes
+    from it to find out whether it is empty. It takes no message out of the queue. A queue whose only message is held by
+    another consumer has no ready message, so it delivers none.
+    """
+    arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True, arguments=arguments))
+        consumer = channel.consumer(Queue("jobs"), Receiving(1)) if other_consumer else None
+        list(channel.publish([Message(b"m")] * count, routing_key="jobs"))
+        held = int(consumer is not None and count > 0)
+        if consumer is not None and held:
+            assert consumer.arrives(5)
+        assert amqp_vhost.wait_for(lambda: channel.depth_of("jobs") == count - held)
+        assert is_empty(connection, "jobs") is (count == held)
+        assert amqp_vhost.wait_for(lambda: channel.depth_of("jobs") == count - held)
 
 
 def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
