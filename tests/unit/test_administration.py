@@ -1,7 +1,7 @@
 """Declaring, checking, purging, deleting, binding and unbinding, on an embedded broker in this process."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -280,6 +280,29 @@ def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
             assert administration.have_same_queues(channel, other) is is_same
             assert administration.have_same_queues(other, channel) is is_same
         assert [*management.queues(api, amqp_vhost.name)] == [*management.queues(api, elsewhere.name)] == []
+
+
+def test_the_queue_that_shows_whether_two_channels_have_the_same_queues_is_not_one_of_the_users(
+    channel: Channel, amqp_vhost: Vhost, api: Management
+) -> None:
+    """To find out whether two connections use the same virtual host, mqtool declares a queue whose name the broker
+    chooses, so that it cannot be one of the user's. It is exclusive, so that nobody else can use it, and the broker
+    deletes it if mqtool is killed.
+    """
+    seen: list[Any] = []
+    other = channel.connection.channel()
+
+    class Observed:
+        """A channel that looks at the queues before each request."""
+
+        def ask(self, *given: Any) -> Any:
+            seen.extend(management.queues(api, amqp_vhost.name))
+            return other.ask(*given)
+
+    administration.have_same_queues(channel, cast(Channel, Observed()))
+    [queue] = seen
+    assert queue["name"].startswith("amq.gen-")
+    assert queue["exclusive"]
 
 
 ARGUMENTS = {"x-expires": 3_600_000, "x-message-ttl": 60_000, "x-dead-letter-exchange": "x"}
