@@ -321,8 +321,8 @@ ARGUMENTS = {"x-expires": 3_600_000, "x-message-ttl": 60_000, "x-dead-letter-exc
 def test_the_broker_confirms_the_arguments_of_a_queue_only_if_it_uses_them(
     channel: Channel, amqp_vhost: Vhost, api: Management, arguments: dict[str, Any], *, has_them: bool
 ) -> None:
-    """mqtool asks the broker whether a queue really has certain arguments, such as its dead-letter exchange, because the
-    management API may show others. The broker confirms them only if they are the queue's. The queue stays as it is.
+    """mqtool asks the broker whether a queue really has certain arguments, such as its dead-letter exchange, because
+    the management API may show others. The broker confirms them only if they are the queue's. The queue stays as it is.
     """
     channel.declare(Queue("q", durable=True, arguments=ARGUMENTS))
     asking = channel.connection.channel()
