@@ -1,7 +1,7 @@
 """Declaring, checking, purging, deleting, binding and unbinding, on an embedded broker in this process."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -264,3 +264,76 @@ def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Cha
             channel.acknowledge(found)
     channel.closing()
     amqp_vhost.wait_for(lambda: amqp_vhost.queue("q").acked.bodies == [b"second"])
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
+    channel: Channel, amqp_broker: EmbeddedBroker, amqp_vhost: Vhost, api: Management, *, is_same: bool
+) -> None:
+    """mqtool finds out whether two connections use the same broker and virtual host, even if their URLs differ, such as
+    those of two nodes. It deletes the queue that it declares to find out.
+    """
+    with amqp_broker.fresh_vhost() as elsewhere:
+        url = (amqp_vhost if is_same else elsewhere).url
+        with Connection(parse_addresses(url)) as connection:
+            other = connection.channel()
+            assert administration.have_same_queues(channel, other) is is_same
+            assert administration.have_same_queues(other, channel) is is_same
+        assert [*management.queues(api, amqp_vhost.name)] == [*management.queues(api, elsewhere.name)] == []
+
+
+def test_the_queue_that_shows_whether_two_channels_have_the_same_queues_is_not_one_of_the_users(
+    channel: Channel, amqp_vhost: Vhost, api: Management
+) -> None:
+    """To find out whether two connections use the same virtual host, mqtool declares a queue whose name the broker
+    chooses, so that it cannot be one of the user's. It is exclusive, so that nobody else can use it, and the broker
+    deletes it if mqtool is killed.
+    """
+    seen: list[Any] = []
+    other = channel.connection.channel()
+
+    class Observed:
+        """A channel that looks at the queues before each request."""
+
+        def ask(self, *given: Any) -> Any:
+            seen.extend(management.queues(api, amqp_vhost.name))
+            return other.ask(*given)
+
+    administration.have_same_queues(channel, cast(Channel, Observed()))
+    [queue] = seen
+    assert queue["name"].startswith("amq.gen-")
+    assert queue["exclusive"]
+
+
+ARGUMENTS = {"x-expires": 3_600_000, "x-message-ttl": 60_000, "x-dead-letter-exchange": "x"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "has_them"),
+    [
+        (ARGUMENTS, True),
+        (ARGUMENTS | {"x-dead-letter-exchange": "y"}, False),
+        (ARGUMENTS | {"x-expires": 5}, False),
+        ({"x-expires": 3_600_000}, False),
+    ],
+    ids=["same", "another exchange", "another expiry", "no exchange"],
+)
+def test_the_broker_confirms_the_arguments_of_a_queue_only_if_it_uses_them(
+    channel: Channel, amqp_vhost: Vhost, api: Management, arguments: dict[str, Any], *, has_them: bool
+) -> None:
+    """mqtool asks the broker whether a queue really has certain arguments, such as its dead-letter exchange, because
+    the management API may show others. The broker confirms them only if they are the queue's. The queue stays as it is.
+    """
+    channel.declare(Queue("q", durable=True, arguments=ARGUMENTS))
+    asking = channel.connection.channel()
+    assert administration.has_arguments(asking, Queue("q", durable=True, arguments=arguments)) is has_them
+    assert ARGUMENTS.items() <= api.get(path("queues", amqp_vhost.name, "q"))["arguments"].items()
+
+
+def test_the_arguments_of_a_queue_that_has_just_been_deleted_are_not_confirmed(channel: Channel) -> None:
+    """If a queue was deleted before mqtool asks the broker for its arguments, they are not confirmed, and mqtool does
+    not declare the queue again.
+    """
+    asking = channel.connection.channel()
+    assert not administration.has_arguments(asking, Queue("q", durable=True, arguments=ARGUMENTS))
+    assert not administration.exists(channel, Queue("q"))

@@ -606,7 +606,8 @@ def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_needs_x_over
     )
     assert found(**asked).refusals == [refused] * is_refused
     assert found(changes={"x-overflow": "drop-head"}, **asked).refusals == []
-    assert refused not in found("stream", **asked).refusals + found("classic", {"x-expires": 5}, **asked).refusals
+    others = found("stream", **asked).refusals + found("classic", {"x-expires": 5}, **asked).refusals
+    assert not any("would drop the oldest" in each.what for each in others)
 
 
 @pytest.mark.parametrize("by", ["argument", "policy"])

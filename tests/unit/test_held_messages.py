@@ -5,12 +5,14 @@ from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp import ChannelOwner, Connection
+from mqtool.amqp import ChannelOwner, Connection, Receiving, parse_addresses
 from mqtool.codecs.field_tables import CLIENT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
+from mqtool.testing import Vhost
+from mqtool.topology import Queue
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, has_leader, is_empty
 
 FRAME_MAX = 131_072
@@ -505,6 +507,29 @@ def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> 
     assert not channel.is_open
 
 
+@pytest.mark.parametrize("other_consumer", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_no_message_is_ready(
+    amqp_vhost: Vhost, count: int, *, other_consumer: bool
+) -> None:
+    """The broker refuses basic.get for a quorum queue with x-single-active-consumer. `queue convert` therefore consumes
+    from it to find out whether it is empty. It takes no message out of the queue. A queue whose only message is held by
+    another consumer has no ready message, so it delivers none.
+    """
+    arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True, arguments=arguments))
+        consumer = channel.consumer(Queue("jobs"), Receiving(1)) if other_consumer else None
+        list(channel.publish([Message(b"m")] * count, routing_key="jobs"))
+        held = int(consumer is not None and count > 0)
+        if consumer is not None and held:
+            assert consumer.arrives(5)
+        assert amqp_vhost.wait_for(lambda: channel.depth_of("jobs") == count - held)
+        assert is_empty(connection, "jobs") is (count == held)
+        assert amqp_vhost.wait_for(lambda: channel.depth_of("jobs") == count - held)
+
+
 def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
     """If a quorum queue has no leader, `queue convert` stops with an error that names the queue. The hint says to start
     stopped nodes, or to delete the queue if RabbitMQ was killed just after it had declared the queue.
@@ -548,10 +573,12 @@ class FakeApi:
     def ask(self) -> None:
         self.asked += 1
 
-    def check(self, *, is_embedded: bool = False) -> float:
+    def check(self, *, is_embedded: bool = False, patience: float | None = None) -> float:
         """Wait until no messages are unacknowledged; return how long that took, in seconds."""
-        api = cast(Management, self)
-        check_acknowledged(api, "v", "jobs", self.ask, "again", self.notices.append, is_embedded=is_embedded)
+        notice = self.notices.append
+        check_acknowledged(
+            cast(Management, self), "v", "jobs", self.ask, "again", notice, is_embedded=is_embedded, patience=patience
+        )
         return self.now - 1000.0
 
 
@@ -596,6 +623,16 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
     assert str(refused.value) == f"{text} unacknowledged, and would be lost"
     assert refused.value.hint == "stop the clients, then: again"
     assert api.now == 1020.25
+
+
+def test_queue_delete_stops_at_the_second_count_of_unacknowledged_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`queue delete --if-empty --if-unused` does not wait 20 seconds for acknowledgements, as `queue convert` does. It
+    stops with an error if messages are still unacknowledged a quarter of a second later.
+    """
+    api = FakeApi(monkeypatch, (1, None))
+    with pytest.raises(Unavailable, match="1 message of 'jobs' is unacknowledged"):
+        api.check(is_embedded=True, patience=0.0)
+    assert api.now == 1000.25
 
 
 @pytest.mark.parametrize(("view", "seconds"), [((None, None), 30.25), ((None, 1), 30.25), ((0, 1), 180.25)])

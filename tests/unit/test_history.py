@@ -55,6 +55,35 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
     assert history.returns_of(delivery(headers)) == returns
 
 
+def test_a_redrive_counts_one_more_return_than_the_dead_letter_has() -> None:
+    """When a dead letter is moved back, its count of returns grows by one, whether mqtool or the broker dead-lettered
+    it. After the largest number that the header can have, which a publisher may have set, the count starts again at 0.
+    """
+    most = 2**31 - 2
+    for count, after in ((0, 1), (1, 2), (most - 1, most), (most, 0)):
+        by_mqtool = delivery({"mqtool-redrives": count, "mqtool-reason": "rejected"})
+        assert history.next_return(by_mqtool) == after
+        assert history.next_return(delivery({"mqtool-redrives": count} | dead_in("jobs"))) == after
+    assert history.next_return(delivery()) == 1
+
+
+@pytest.mark.parametrize(
+    ("returns", "dead", "is_later"),
+    [
+        (0, 0, False), (1, 0, True), (0, 1, False), (5, 3, True), (3, 5, False),
+        (0, 2**31 - 2, True), (2**31 - 2, 0, False), (1, 2**31 - 2, True),
+        (2**30 - 1, 0, True), (2**30, 0, False), (2**30 - 2, 2**31 - 2, True), (2**30 - 1, 2**31 - 2, False),
+    ],
+)  # fmt: skip
+def test_a_message_was_moved_back_after_a_dead_letter_with_a_smaller_count(
+    returns: int, dead: int, *, is_later: bool
+) -> None:
+    """A message with a larger count of returns than a dead letter was moved back later, and one with the same count was
+    not. As the count starts again at 0 after 2147483646, a count that is larger by more than half of this is earlier.
+    """
+    assert history.is_moved_back_since(returns, dead) is is_later
+
+
 @pytest.mark.parametrize(
     ("headers", "exchange", "key", "origin"),
     [

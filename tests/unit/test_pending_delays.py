@@ -1,5 +1,6 @@
 """Waiting messages on an embedded broker in this process: which are found, cancelled and delivered, and which stay."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from mqtool.errors import (
     Unavailable,
 )
 from mqtool.management import Management
-from mqtool.message import Message
+from mqtool.message import DUE, Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work.pending_delays import Exclusive, Waiting, WaitingMessages
@@ -107,8 +108,10 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
     with amqp_broker.fresh_vhost() as other:
         elsewhere = Place(amqp_broker, other)
         elsewhere.declare("jobs.delay.1h", "x")
+        elsewhere.connect().declare(wait_queue("e.delay.1h", 3_600_000, "", "e")._replace(exclusive=True))
         found = [*place.waiting().queues()]
-        elsewhere.connections[0].close()
+        for each in elsewhere.connections:
+            each.close()
     assert sorted(found, key=str) == [
         (WaitQueue("jobs.delay.1h", "", "jobs", 3600.0, "delay"), 2),
         (WaitQueue("jobs.wait.30m", "", "jobs", 1800.0, "retry"), 1),
@@ -273,6 +276,49 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
             "a queue can say that; if it is true, the broker delivers it when it is due"
         )
         assert place.has(first.name, "x")
+
+
+@pytest.mark.parametrize(("used", "shown"), [("due", "due"), ("other", "other"), ("other", "due")])
+def test_a_message_for_amq_topic_is_delivered_only_if_its_wait_queue_dead_letters_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch, used: str, shown: str
+) -> None:
+    """A wait queue for `amq.topic` has a name that anyone may use. `delayed now` delivers its messages to `amq.topic`
+    only if the broker itself would bring them there, through the queue's dead-letter exchange. That the management API
+    shows this exchange is not enough: if a queue was declared with two, RabbitMQ uses one and shows the other.
+    """
+    place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
+    exchanges = {"due": "mqtool.amq.topic.due", "other": "mqtool.amq.topic.other"}
+    for each in exchanges.values():
+        place.channel.declare(Exchange(each, "fanout"))
+    place.channel.bind(Exchange("amq.topic", "topic"), Exchange(exchanges["due"]))
+    name = "mqtool.amq.topic.exchange.delay.1h"
+    place.channel.declare(wait_queue(name, 3_600_000, exchanges[used]))
+    place.fill(name, Message(b"x", message_id="m"))
+    listed = management.queues
+
+    def showing(*given: Any) -> Iterator[dict[str, Any]]:
+        for view in listed(*given):
+            is_wait_queue = view["name"] == name
+            changed = {"x-dead-letter-exchange": exchanges[shown]} if is_wait_queue else {}
+            yield {**view, "arguments": {**view["arguments"], **changed}}
+
+    monkeypatch.setattr(management, "queues", showing)
+    is_proven = used == "due"
+    assert [queue.exchange for queue, _ in place.waiting().queues()] == ["amq.topic" if is_proven else None]
+    assert place.now() == ["x"] * is_proven
+    assert place.has("jobs", *["x"] * is_proven)
+
+
+def test_a_message_behind_one_that_is_due_later_is_shown_as_due_later(place: Place) -> None:
+    """Messages leave a wait queue in their order. `delayed show` therefore marks a message with a shorter delay of its
+    own as waiting behind the message in front of it, if that one is due later.
+    """
+    place.declare("jobs.delay.1h")
+    now = round(time.time() * 1000)
+    first = Message(b"first", properties={"headers": {DUE: now + 3_600_000}})
+    second = Message(b"second", properties={"headers": {DUE: now + 60_000}, "expiration": "60000"})
+    place.fill("jobs.delay.1h", first, second)
+    assert [each.is_behind for each in place.waiting().messages()] == [False, True]
 
 
 def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:

@@ -137,7 +137,7 @@ def test_properties_that_only_amqp_1_0_has_are_kept_if_a_message_is_sent_again()
     fields = BareProperties(
         subject="s",
         absolute_expiry_time=Milliseconds(1_700_000_000_000),
-        group_sequence=UInt32(7),
+        group_sequence=UInt32(4_294_967_295),
         reply_to_group_id="r",
     )
     found = received(properties=fields)
@@ -216,6 +216,8 @@ def test_a_message_without_properties_consists_of_its_body_only(properties: dict
          "put it into the body; headers that start with x- may be lists and objects"),
         ({"headers": {"h": {"a": 1}}}, "the header 'h' is an object, which AMQP 1.0 does not allow",
          "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"x-cc": ["k"]}}, "the header 'x-cc' is a list, which AMQP 1.0 does not allow",
+         "routing keys for copies are in the header CC"),
         *(
             ({"headers": {name: value}}, f"the header '{name}' must be a list of routing keys",
              f"write it as JSON: -H '{name}:=[\"KEY\"]'")
@@ -426,6 +428,16 @@ def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
     if kind:
         again = encode(Message(found.body, properties={"type": kind, "app_id": "a"}))
         assert Amqp10Message.decode(again) == Amqp10Message(properties=BareProperties(group_id="a"), body=body)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_body_of_sequences_with_a_footer_is_published_again_unchanged(count: int) -> None:
+    """If the body of an AMQP 1.0 message consists of one or more sequences, and a footer follows them, a retry or a
+    dead letter has the same sequences and the same footer.
+    """
+    body = section(SEQUENCE, encode_value([1, "two"])) * count + section(FOOTER, encode_value({Symbol("x-sum"): 1}))
+    found = received(body=body)
+    assert encode(Message(found.body, properties=found.properties)) == body
 
 
 @pytest.mark.parametrize(
