@@ -339,7 +339,8 @@ class Access(NamedTuple):
             except MqtoolError as error:
                 failure = failure or error
                 continue
-            if is_ours or (is_ours is None and port == _AMQP_PORT):  # only some users may see the listeners
+            # Only some users may see the listeners.
+            if is_ours or (is_ours is None and port == _AMQP_PORT and guess in guesses):
                 return guess
             hint = self._hint_at_management() or HOW_TO_ENABLE
             what = f"the management API at {guess.url} does not belong to the broker at {self.address}"

@@ -44,9 +44,7 @@ from mqtool.work.transfer import NotMoved, elsewhere, fits, move, name_of, wait_
 #: message in bytes.
 AT_ONCE, FIRST_BATCH, _GROWTH, _BATCH, _OVERHEAD = 65_535, 100, 10, 16 << 20, 1000
 #: Seconds without a delivery after which a queue is considered read to its end, and the same for a stream.
-_PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
-#: How often to wait again, each time twice as long, for messages that the broker is delivering.
-_RETRIES = 3
+_PATIENCE, _STREAM_PATIENCE = 5.0, 1.0
 #: The default delivery limit of a quorum queue from RabbitMQ 4.0 on.
 _DEFAULT_LIMIT = 20
 
@@ -248,7 +246,6 @@ class Look:
         self._is_certain = kind.is_certain
         self._ready = channel.depth_of(queue)
         self._has_more = True
-        self._late = 0
         self._bytes = 0
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
@@ -260,7 +257,7 @@ class Look:
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
         """Yield messages, oldest first. Raises Unavailable and MqtoolError as peek() does."""
         wanted = self._ready if most is None else min(most, self._ready)
-        while not self.count and wanted and self._limit is not None and self._has_more:
+        if wanted and self._limit is not None:
             for head in self._take(1):
                 self._check_head(head, self._limit)
                 yield head
@@ -292,24 +289,14 @@ class Look:
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        patience = _PATIENCE * 2**self._late  # ends early if others get the messages
-        receiving = Receiving(size, acknowledge=False, idle_timeout=patience)
+        receiving = Receiving(size, acknowledge=False, idle_timeout=_PATIENCE)  # ends early if others get the messages
         earlier = [*self._consumers.values()][-1:] if self._is_single else []
         self._consumers[channel] = channel.consumer(Queue(self._queue), receiving)
         for consumer in earlier:  # nothing is in transit to it, because its batch is complete
             consumer.cancel()
         self._on_their_way = islice(self._consumers[channel].deliveries(), size)
         yield from self._rest()
-        self._has_more = last == self.count or (last - size == self.count and self._comes_late())
-
-    def _comes_late(self) -> bool:
-        """If the broker was delivering messages, but none came in time, requeue them; return True to try once more."""
-        channel, ready = self._newest_channel, self._channel.depth_of(self._queue)
-        channel.close()
-        del self._held[channel], self._consumers[channel]
-        self._on_their_way = iter(())
-        self._late += 1
-        return self._late <= _RETRIES and self._channel.depth_of(self._queue) > ready
+        self._has_more = last == self.count
 
     def _rest(self) -> Iterator[Delivery]:
         for delivery in self._on_their_way:

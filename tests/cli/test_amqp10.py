@@ -367,6 +367,15 @@ def test_rpc_client_and_server_may_use_different_protocols(
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
+@pytest.mark.parametrize(("program", "code"), [("echo hi", 0), ("exit 3", 3)])
+def test_rpc_client_exits_with_the_exit_status_of_the_servers_program(shell: Shell, program: str, code: int) -> None:
+    """Over AMQP 1.0, `rpc-client` exits with the exit status of the program that `rpc-server --exec` ran."""
+    serving = shell.start("mqtool", "rpc-server", "-c", "1", "--shell", "--exec", program).wait_until_ready()
+    asked = shell.run("mqtool", "rpc-client", "--text", "x", "--raw")
+    assert (asked.code, asked.stdout) == (code, "" if code else "hi\n"), asked.stderr
+    serving.wait()
+
+
 def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
     """If a request's reply-to is the address of an exchange, `rpc-server` over AMQP 1.0 sends no reply, prints a
     notice, and accepts the request. It then answers the next request.

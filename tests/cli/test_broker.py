@@ -545,12 +545,13 @@ def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
     ui.interrupt().wait()
 
 
-@pytest.mark.parametrize("first", ["broker up", "context use"])
+@pytest.mark.parametrize("first", ["broker up", "context use", "url option"])
 def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
-    """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows. If
-    the URL of this broker's context has changed, the page refuses to change anything.
+    """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows; a
+    context beside --url does not matter. If the URL of this broker's context has changed, the page refuses to change
+    anything.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -562,7 +563,8 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home.run("mqtool", "context", "add", "other", "--url", other)
     if first == "context use":
         home.run("mqtool", "context", "use", "mine")
-    ui = home.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    words = ("-u", own, "-C", "other") if first == "url option" else ()
+    ui = home.start("mqtool", "ui", *words, ready=False).wait_for_stdout("\n")
     home.run("mqtool", "context", "use", "other")
     assert declare_in_page(ui, "jobs") == {"code": 0}
     assert home.run("mqtool", "list", "queues", "name", "-u", own).stdout == "jobs\n"

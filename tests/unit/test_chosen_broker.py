@@ -1,6 +1,7 @@
 """Which broker a command uses, which settings belong to it, and which brokers of `broker up` still run."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -457,6 +458,30 @@ def test_a_broker_of_broker_up_is_found_at_its_address_while_its_process_runs() 
     assert running_at(address) == running
     assert running_at(parse_address("amqp://localhost:3")) is None
     assert perhaps_running_at(address) == []
+
+
+def test_a_broker_of_broker_up_is_not_found_at_localhost_if_localhost_leads_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`broker up` starts brokers at 127.0.0.1. If localhost is also ::1, another broker may listen there at the same
+    port, and connections to localhost lead to that one. mqtool does not take it for the one that it has started.
+    """
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        started = record(f"amqp://127.0.0.1:{port}")
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda *asked: [both[1], both[0]] if asked[:2] == ("localhost", port) else []
+        )
+        both = [
+            (family, socket.SOCK_STREAM, 6, "", where)
+            for family, where in ((socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port, 0, 0)))
+        ]
+        assert running_at(parse_address(f"amqp://localhost:{port}")) == started
+        with socket.create_server(("::1", port), family=socket.AF_INET6):
+            assert running_at(parse_address(f"amqp://localhost:{port}")) is None
+            assert running_at(parse_address(f"amqp://127.0.0.1:{port}")) == started
 
 
 def test_a_running_node_of_a_cluster_does_not_vouch_for_another_node() -> None:

@@ -511,31 +511,6 @@ def test_a_message_that_arrives_while_peek_looks_at_an_empty_queue_causes_no_err
     assert list(peek(place.connection.channel(), "jobs", kind)) == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"arguments": QUORUM}], ids=["classic", "quorum"])
-def test_peek_waits_again_for_messages_that_come_late(
-    monkeypatch: pytest.MonkeyPatch, place: Place, settings: dict[str, Any]
-) -> None:
-    """If none of a queue's messages arrives in time, although the broker has delivered them to `peek`, `peek` requeues
-    them, and waits again. It shows all messages, and they stay in order.
-    """
-    place.fill(*NUMBERS[:3], **settings)
-    real, late = Channel.consumer, [True, True]
-
-    def consumer(channel: Channel, queue: Queue, receiving: Receiving) -> Any:
-        ready, found = place.channel.depth_of("jobs"), real(channel, queue, receiving)
-        if not late:
-            return found
-        late.pop()
-        begun = found.deliveries()
-        place.wait_for(max(ready - receiving.prefetch, 0))
-        return SimpleNamespace(deliveries=lambda: iter(()), cancel=begun.close)
-
-    monkeypatch.setattr(Channel, "consumer", consumer)
-    assert place.peeked() == NUMBERS[:3]
-    assert late == []
-    assert place.delivered() == NUMBERS[:3]
-
-
 def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
     one, `peek` fails with an error that says so.

@@ -194,7 +194,7 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int | str:
     Return its exit status; if this is invalid, return a sentence that says so.
     """
     status: int | str = reply.headers[rpc_functions.EXIT_STATUS]
-    if not (type(status) is int and 0 <= status <= 255):  # a boolean is an int as well
+    if not (isinstance(status, int) and not isinstance(status, bool) and 0 <= status <= 255):
         status = f"the exit status in the reply is invalid: {_excerpt(as_json(status).encode())}"
     if status == 0 or reply.body.strip() or output.speaks_as_script():
         if raw:

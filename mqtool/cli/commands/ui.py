@@ -127,17 +127,16 @@ _CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    started = running_at(access.address)
+    options, environment, url = broker.options, {}, ""
+    choice, started = chosen(options), running_at(access.address)
     kinds = _kinds(started, api)
-    choice = chosen(broker.options)
     is_still = functools.partial(_is_still, choice, set() if allow_changes else kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
-    options, environment, url = broker.options, {}, ""
     typed = [
         word
         for name in _CHOOSING
-        if name in options.call.typed
+        if name in options.call.typed and (name != "context" or choice.context is not None)
         for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
     ]
     # Another context may be in use later, or another broker be started, but the page shows this one.
