@@ -1016,8 +1016,30 @@ def test_notices_say_that_the_broker_blocks_and_unblocks_publishers(broker: Brok
     assert told == [blocks]
     broker.credit(0, 1, 2, next_id=1, window=1)
     session.run(0)
-    assert told == [blocks, "the broker has unblocked publishers"]
+    unblocked = "the broker has unblocked publishers"
+    assert told == [blocks, unblocked]
     assert len(broker.of(Transfer)) == 2
+    sender.add(Message(b"3"))
+    broker.bodies += [flow_of_window(1), flow_of_window(0)]  # both messages are on their way, so there is no room
+    session.run(0)
+    assert told == [blocks, unblocked, blocks]
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_a_session_that_begins_during_an_alarm_tells_of_it(broker: Broker, window: int) -> None:
+    """If the broker begins an AMQP 1.0 session with a closed window, a notice says that the broker blocks publishers
+    once a message waits for the window. If the session has only used its window up, there is no notice.
+    """
+    broker.window = window
+    told: list[str] = []
+    session = connect(told.append)
+    sender = Sender(session, QUEUE, persistent=False)
+    session.sending_link(QUEUE).credit = 5
+    for body in (b"1", b"2"):
+        sender.add(Message(body))
+        session.pump()
+    assert len(broker.of(Transfer)) == window
+    assert [text[:28] for text in told] == ["the broker blocks publishers"] * (window == 0)
 
 
 def test_the_names_of_links_are_random() -> None:
