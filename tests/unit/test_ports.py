@@ -12,11 +12,16 @@ from mqtool.broker.ports import choose, free_port, keep
 from mqtool.broker.state import Started
 
 
-def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """When a port is chosen at random for a new broker, it is not the port of a broker that is being restarted,
     although nothing listens on that port for a moment.
     """
-    reserved, other = free_port(), free_port()
+    # Other tests start brokers, too: these must not take the ports meanwhile.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("mqtool.broker.ports.is_free", lambda *_: True)
+    reserved, other = 11_000, 11_002
     keep(Started("mine", "embedded", f"amqp://localhost:{reserved}", 0, "", {}))
     monkeypatch.setattr("mqtool.broker.ports._given", set())
     drawn = iter([reserved, other])
