@@ -25,13 +25,9 @@ class BrokerWindow:
         self._notice = notice
         self._is_shut = self._has_told = False
 
-    def begin(self) -> None:
-        """Reset the ids for a new session."""
-        self.next_id = self.next_out = 0
-
     def begun(self, answer: Begin) -> None:
-        """Process the broker's begin frame, which contains its window."""
-        self.room = answer.incoming_window
+        """Process the broker's begin frame, which contains its window. The ids of the new session start at 0."""
+        self.room, self.next_id, self.next_out = answer.incoming_window, 0, 0
         self._is_shut, self._has_told = not self.room, False
 
     def flow(self, flow: Flow) -> None:

@@ -119,7 +119,6 @@ class LinkConnection(ReopeningTransport):
     # Links.
 
     def begin(self) -> None:
-        self._broker.begin()
         self._next_in, self._room, self._has_begun = 0, _WINDOW, False
         with self.changed:
             for link in self._links.values():  # of an attempt to reconnect that has failed halfway

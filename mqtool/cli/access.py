@@ -334,13 +334,14 @@ class Access(NamedTuple):
         failure: MqtoolError | None = None
         port = self.address.port
         for guess in (*guesses, *recorded):
+            in_container = guess in recorded
             try:
-                is_ours = listens_on(guess, port, *([_AMQP_PORT] if guess in recorded else []))
+                is_ours = listens_on(guess, port, *([_AMQP_PORT] if in_container else []))
             except MqtoolError as error:
                 failure = failure or error
                 continue
             # Only some users may see the listeners.
-            if is_ours or (is_ours is None and port == _AMQP_PORT and guess in guesses):
+            if is_ours or (is_ours is None and port == _AMQP_PORT and not in_container):
                 return guess
             hint = self._hint_at_management() or HOW_TO_ENABLE
             what = f"the management API at {guess.url} does not belong to the broker at {self.address}"
