@@ -576,9 +576,12 @@ def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Sh
     first = shell.start("mqtool", "receive", "--raw").wait_until_ready().wait_for_stdout("100\n")
     first.process.kill()
     first.process.wait()
-    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", IDLE)
-    assert rest.code == 0
-    assert confirmed <= {*first.stdout.split("\n"), *rest.stdout.split()}
+    rest = shell.start("mqtool", "receive", "--raw").wait_until_ready()
+    wait_until(
+        lambda: confirmed <= {*first.stdout.split("\n"), *rest.stdout.split()},
+        lambda: f"{sorted(confirmed - {*first.stdout.split(), *rest.stdout.split()})[:9]} to be received",
+    )
+    assert rest.interrupt().wait().code == 0
 
 
 def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> None:
