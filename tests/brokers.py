@@ -194,6 +194,15 @@ def only_in_ci(why: str) -> None:
         pytest.skip(f"{why}; runs only if CI is set")
 
 
+def has_ipv6() -> bool:
+    """Whether a server can listen at ::1. Containers often have no such address, although their kernel knows IPv6."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
 def skip_or_fail(reason: str) -> None:
     """Skip the test if a broker is missing; in CI, fail it."""
     if IN_CI:

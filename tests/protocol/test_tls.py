@@ -17,6 +17,7 @@ from mqtool.broker.embedded import EmbeddedBroker, Tls
 from mqtool.broker.embedded.sockets import listener
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.management import Management
+from tests.brokers import has_ipv6
 from tests.protocol.raw_stream import RawStream
 
 
@@ -159,22 +160,13 @@ def test_an_encrypted_tls_key_is_refused(amqp_tls: Authority, tmp_path: Path) ->
         EmbeddedBroker(tls=Tls(amqp_tls.cert, encrypted)).start()
 
 
-def ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
     """A broker with the host `::` or `localhost` listens for IPv4 and IPv6 on the same port. Starting a second broker
     on this port with the host `::1` raises OSError.
     """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
-    if not ipv6() or (host == "localhost" and "::1" not in names):
+    if not has_ipv6() or (host == "localhost" and "::1" not in names):
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host=host, management_port=0) as broker:
         for protocol in ("amqp", "http"):
@@ -193,7 +185,7 @@ def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
 
 def test_the_url_of_an_ipv6_address_has_brackets() -> None:
     """EmbeddedBroker(host="::1").url has brackets around the address, and pika can connect to this URL."""
-    if not ipv6():
+    if not has_ipv6():
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):
         assert broker.url.startswith("amqp://guest:guest@[::1]:")

@@ -25,6 +25,7 @@ from mqtool.cli.chosen_broker import (
 )
 from mqtool.cli.contexts import Context, Protocol
 from mqtool.errors import UsageError
+from tests.brokers import has_ipv6
 
 API = "http://api:15672"
 CONTEXTS = """
@@ -466,8 +467,8 @@ def test_a_broker_of_broker_up_is_not_found_at_localhost_if_localhost_leads_to_a
     """`broker up` starts brokers at 127.0.0.1. If localhost is also ::1, another broker may listen there at the same
     port, and connections to localhost lead to that one. mqtool does not take it for the one that it has started.
     """
-    if not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
+    if not has_ipv6():
+        pytest.skip("there is no IPv6 here")
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         started = record(f"amqp://127.0.0.1:{port}")
