@@ -58,8 +58,8 @@ _LACKING = (
 )
 LACKS_PERMISSION = "the user lacks a permission; an administrator can grant it with 'mqtool permission set'"
 
-_START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
-
+#: The hosts at which 'mqtool broker up' starts a broker.
+_HERE = ("localhost", "127.0.0.1")
 
 #: Errors of an address that this machine cannot reach, such as IPv6 on a machine without it.
 _NO_WAY_THERE = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT)
@@ -89,7 +89,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
             f"{where} does not accept the client certificate: {why}",
             "name a certificate that the broker trusts with --tls-cert and --tls-key",
         )
-    for kind, what, hint in _meanings():
+    for kind, what, hint in _meanings(address):
         if isinstance(cause, kind):
             is_nobody = kind in (ConnectionRefusedError, socket.gaierror)
             error_type = NothingAnswers if is_nobody else Unavailable
@@ -100,7 +100,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         return _open_refused(address, cause)
     if isinstance(cause, exceptions.AMQPError):
         return not_amqp(address)
-    return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
+    return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _if_none_answers(address))
 
 
 #: In the text of an error, the TLS alert for a client certificate that is missing or not trusted. With TLS 1.3, it
@@ -113,9 +113,17 @@ _SILENT = (
 )
 
 
-def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
+def _if_none_answers(address: Address) -> str:
+    """Return what a user can do if no broker listens at an address: start one, if `broker up` can start it there."""
+    if address.host not in _HERE or address.tls:
+        return "check the host and the port, and whether the broker is running"
+    port = "" if address.port == 5672 else f" --port {address.port}"
+    return f"start one with 'mqtool broker up{port}', or name another with --url"
+
+
+def _meanings(address: Address) -> Iterator[tuple[type[BaseException], str, str]]:
     """Yield exception types with error text and hint, the most specific types first."""
-    yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
+    yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _if_none_answers(address)
     yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
     yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"
     yield (
@@ -130,7 +138,7 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
     )
     yield connection_workflow.AMQPConnectorStackTimeout, *_SILENT
     yield exceptions.ConnectionOpenAborted, *_SILENT  # pika's own time limit has passed
-    yield connection_workflow.AMQPConnectorAborted, "connecting to {where} was aborted", _START_A_BROKER
+    yield connection_workflow.AMQPConnectorAborted, "connecting to {where} was aborted", _if_none_answers(address)
     yield TimeoutError, "{where} does not answer: timed out", "check the address, and whether a firewall blocks it"
 
 

@@ -10,7 +10,8 @@ import pytest
 from pika import exceptions
 from pika.adapters.utils import connection_workflow as workflow
 
-from mqtool.amqp import Address, pika_errors
+from mqtool.address import Address, parse_address
+from mqtool.amqp import pika_errors
 from mqtool.codecs.field_tables import NoFieldType
 from mqtool.errors import (
     AccessRefused,
@@ -29,7 +30,7 @@ from mqtool.errors import (
 
 ONE = Address("one", 5672, "v", "ann")
 TIMEOUT = "delivery acknowledgement on channel 1 timed out"
-START = "start one with 'mqtool broker up', or name another with --url"
+ELSEWHERE = "check the host and the port, and whether the broker is running"
 TLS_TEXT = "name the authority that signed it with --tls-ca, and the broker by the name in its certificate"
 PORTS = "check the port: AMQP's is 5672, with TLS 5671"
 NOT_IN_TIME = "one:5672 accepted the connection but did not answer as an AMQP broker in time"
@@ -169,9 +170,26 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
 
 
 @pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("amqp://localhost", "start one with 'mqtool broker up', or name another with --url"),
+        ("amqp://127.0.0.1:5673", "start one with 'mqtool broker up --port 5673', or name another with --url"),
+        ("amqp://one", ELSEWHERE),
+        ("amqp://[::1]", ELSEWHERE),
+        ("amqps://localhost", ELSEWHERE),
+    ],
+)
+def test_if_no_broker_answers_the_hint_says_how_to_start_one_at_that_address(url: str, hint: str) -> None:
+    """If no broker answers at a port of this machine, the hint is the `mqtool broker up` command that starts one there.
+    For another host, and with TLS, `broker up` starts no broker at that address, and the hint does not name it.
+    """
+    assert pika_errors.connecting(ConnectionRefusedError(), parse_address(url)).hint == hint
+
+
+@pytest.mark.parametrize(
     ("cause", "kind", "words", "hint"),
     [
-        (ConnectionRefusedError(), NothingAnswers, "no broker answers at one:5672: connection refused", START),
+        (ConnectionRefusedError(), NothingAnswers, "no broker answers at one:5672: connection refused", ELSEWHERE),
         (socket.gaierror(-2, "Name or service not known"), NothingAnswers,
          "cannot find the host 'one': name or service not known", "check the host name in --url"),
         (UnicodeError(), Unavailable, "cannot find the host 'one': not a valid host name", "check it in --url"),
@@ -188,7 +206,7 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
          "name a certificate that the broker trusts with --tls-cert and --tls-key"),
         (workflow.AMQPConnectorStackTimeout(), Unavailable, NOT_IN_TIME, PORTS),
         (exceptions.ConnectionOpenAborted(), Unavailable, NOT_IN_TIME, PORTS),
-        (workflow.AMQPConnectorAborted(), Unavailable, "connecting to one:5672 was aborted", START),
+        (workflow.AMQPConnectorAborted(), Unavailable, "connecting to one:5672 was aborted", ELSEWHERE),
         (TimeoutError(), Unavailable, "one:5672 does not answer: timed out",
          "check the address, and whether a firewall blocks it"),
         (exceptions.ProbableAuthenticationError("closed"), AccessRefused,
@@ -223,7 +241,7 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
         (exceptions.StreamLostError("x"), Unavailable,
          "one:5672 accepted the connection, but is not an AMQP 0-9-1 broker",
          "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"),
-        (OSError(113, "No route to host"), Unavailable, "cannot connect to one:5672: no route to host", START),
+        (OSError(113, "No route to host"), Unavailable, "cannot connect to one:5672: no route to host", ELSEWHERE),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
