@@ -138,7 +138,7 @@ def notation() -> str:
     """The page of the small languages that options are written in: the same texts as in `mqtool help`."""
     parts = [
         "# Conditions, templates and durations\n",
-        "`mqtool help where`, `mqtool help output` and `mqtool help durations` print the parts of this page.\n",
+        "`mqtool help where`, `mqtool help output` and `mqtool help durations` print the sections of this page.\n",
     ]
     for name, heading in _NOTATION.items():
         _, text = topic_text(name)
@@ -147,7 +147,7 @@ def notation() -> str:
             if paragraph.startswith("  "):
                 lines = [line.strip().partition("  ") for line in paragraph.splitlines()]
                 rows = [f"| `{written}` | {about.strip()} |" for written, _, about in lines]
-                parts.append("\n".join(["| written | means |", "|---|---|", *rows]) + "\n")
+                parts.append("\n".join(["| notation | meaning |", "|---|---|", *rows]) + "\n")
             else:
                 parts.append(re.sub(r"\\[nt\\]", lambda found: f"`{found[0]}`", paragraph) + "\n")
     return "\n".join(parts)
@@ -169,18 +169,23 @@ def dialects() -> str:
     parts += [
         "## Printed lines, and default messages",
         "Without `--dialect`, lines with received data go to stdout, and all other lines go to stderr. With "
-        "`--dialect`, all lines go where the scripts print them: to stderr if the row `on stderr` says `yes`. The "
-        "scripts for Go and Elixir begin each line with the time; mqtool does not. `!r` means that the value is quoted "
-        "as by Python's `repr()`. The rows from `hello` to `number add100` show the messages, routing keys or requests "
-        "that commands use if you give none. The rows `usage code` and `usage code topic` show the exit codes of "
-        "`receive-log direct` and `receive-log topic` without arguments.",
+        "`--dialect`, all lines go where the scripts print them. If the row `on stderr` says `yes`, this is stderr, "
+        "except for the lines `requesting add100` and, if the row `emits on stdout` says `yes`, the lines of "
+        "`emit-log`. The scripts for Go and Elixir begin each line with the time; mqtool does not. `!r` means that the "
+        "value is printed as by Python's `repr()`. The rows from `hello` to `number add100` show the messages, routing "
+        "keys or requests that commands use if you give none. The rows `usage code` and `usage code topic` show the "
+        "exit codes of `receive-log direct` and `receive-log topic` without arguments.",
+        "The other rows say what the commands do in a dialect. `key in body`: `emit-log direct` and `emit-log topic` "
+        "put the routing key in front of the body. `key of two words`: `emit-log topic` takes the first two of three "
+        "or more words as the routing key. `fib of negatives`: the RPC server answers requests for negative numbers "
+        "with 0. `purges requests`: the RPC server purges its queue when it starts.",
     ]
     spoken = [name for name in vars(DialectLines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",
         "`send-stream`, `receive-stream`, `offset send` and `offset receive` have the dialects in this table. A "
-        "command that creates the stream also sets the size limit given here.",
+        "command that creates a stream also sets its size limit from the table.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),

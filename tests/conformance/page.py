@@ -13,7 +13,7 @@ _TOP = """\
 
 Some client libraries for RabbitMQ publish their tests in their source archives. `make conformance` downloads these
 archives from the package index and checks their hashes. It then runs the tests that need a broker, both on the embedded
-broker (in its default profile) and on RabbitMQ, and writes this page.
+broker (with the default `--like`) and on RabbitMQ, and writes this page.
 
 """
 
@@ -32,7 +32,8 @@ _COLUMNS = (
 _COUNTS = """
 *Tests* and *Passed* are the numbers of tests that ran and that passed on the embedded broker; skipped tests are not
 counted. A dash means that no available version of RabbitMQ was new enough for the suite. If RabbitMQ's version is older
-than the embedded broker's, some tests fail only on the embedded broker because RabbitMQ has changed since.
+than the version that the embedded broker reports, some tests fail only on the embedded broker, because RabbitMQ has
+changed between these versions.
 """
 
 _BOTTOM = """\
@@ -107,7 +108,7 @@ def written(suites: Sequence[Suite], results: Mapping[str, Mapping[str, Mapping[
     """Return the text of the page. Suites without results are left out."""
     rows = [(suite, compared(results[suite.name])) for suite in suites if "embedded" in results[suite.name]]
     profiles = sorted({each.embedded for _, each in rows})
-    lines = [f"The embedded broker reports version {', '.join(profiles)}.\n"]
+    lines = [f"The embedded broker reported version {', '.join(profiles)}.\n"]
     lines += ["| " + " | ".join(_COLUMNS) + " |", "| --- | --- |" + " ---: |" * 5 + " --- | --- |"]
     lines += [_row(suite, each) for suite, each in rows]
     parts = [_TOP, "\n".join(lines), "\n", _COUNTS, "\n## Tests that fail only on the embedded broker\n\n"]
