@@ -106,9 +106,9 @@ mqtool tutorial run work-queues --ui
 ```
 
 With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
-messages as they move. The link "Watch it", below each title, opens [a recording of the
+messages as they move. The link "Watch it", below each tutorial's title, opens [a recording of all
 tutorials](pictures/tutorials.html). The recording is a single file, which any browser can play without mqtool and
-without a network. It is part of the documentation site; in a checkout, run `make docs` to create it.
+without a network connection. The documentation site contains it; in a checkout, run `make docs` to create it.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
 `tutorial show` prints a script that does the same with a client library instead of mqtool.
@@ -136,8 +136,8 @@ set the protocol in each terminal:
 export MQTOOL_PROTOCOL=amqp1.0
 ```
 
-Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show the addresses. [AMQP
-1.0](how-to/amqp10.md) compares AMQP 1.0 with AMQP 0-9-1.
+Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show the addresses. The page
+[AMQP 1.0](how-to/amqp10.md) compares AMQP 1.0 with AMQP 0-9-1.
 """
 _TAIL = """\
 ## Why queues?

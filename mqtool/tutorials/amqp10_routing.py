@@ -1,4 +1,4 @@
-"""Routing, over AMQP 1.0: receivers choose by severity.
+"""Routing, over AMQP 1.0: receivers choose messages by severity.
 
                                              ┌─ error ────────────────> disk
     emit-log ─> /exchanges/direct_logs/error ┤

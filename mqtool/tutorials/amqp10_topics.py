@@ -1,4 +1,4 @@
-"""Topics, over AMQP 1.0: receivers choose by pattern.
+"""Topics, over AMQP 1.0: receivers choose messages by pattern.
 
                                                  ┌─ kern.* ─────> receive-log
     emit-log ──> /exchanges/topic_logs/kern.info ┤

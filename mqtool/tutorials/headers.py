@@ -1,4 +1,4 @@
-"""Headers: receivers choose by several attributes at once.
+"""Headers: receivers choose messages by several headers.
 
                                ┌─ all: format=pdf, type=report ─> [amq.gen-1]
     emit-log ──> (headers_logs)┤

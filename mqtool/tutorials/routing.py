@@ -1,4 +1,4 @@
-"""Routing: receivers choose by severity.
+"""Routing: receivers choose messages by severity.
 
                               ┌─ error ────────────────> [amq.gen-1] ─> disk
     emit-log ──> (direct_logs)┤

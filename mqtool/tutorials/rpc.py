@@ -1,4 +1,4 @@
-"""RPC: a request goes over one queue, and its reply over another.
+"""RPC: a request goes through one queue, and its reply through another.
 
     rpc-client ─── reply_to, correlation_id=42 ───> [rpc_queue] ──> rpc-server
         ^                                                               │

@@ -1,4 +1,4 @@
-"""Offset tracking: the broker stores how far a reader has read, so that the reader can continue from there.
+"""Offset tracking: the broker stores a reader's offset, so that the reader can continue from there.
 
     send ──> [0|1|2| … |98|99] ──> receive
                      └ subscriber_1: 42

@@ -1,4 +1,4 @@
-"""Topics: receivers choose by pattern.
+"""Topics: receivers choose messages by pattern.
 
                              ┌─ kern.* ─────> [amq.gen-1] ──> receive-log
     emit-log ──> (topic_logs)┤

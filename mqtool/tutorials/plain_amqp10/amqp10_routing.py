@@ -1,4 +1,4 @@
-"""Routing, over AMQP 1.0: receivers choose by severity.
+"""Routing, over AMQP 1.0: receivers choose messages by severity.
 
 python logs.py receive warning error
 python logs.py emit error Run. Run. Or it will explode.

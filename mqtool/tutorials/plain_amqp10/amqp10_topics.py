@@ -1,4 +1,4 @@
-"""Topics, over AMQP 1.0: receivers choose by pattern.
+"""Topics, over AMQP 1.0: receivers choose messages by pattern.
 
 python logs.py receive 'kern.*' '*.critical'
 python logs.py emit kern.critical A critical kernel error

@@ -1,4 +1,4 @@
-"""Publisher confirms: three ways to wait for confirms, and the cost of each.
+"""Publisher confirms: publishers can wait for confirms in three ways, at different costs.
 
 python confirms.py 50000
 """

@@ -1,4 +1,4 @@
-"""Routing: receivers choose by severity.
+"""Routing: receivers choose messages by severity.
 
 python logs.py receive warning error
 python logs.py emit error Run. Run. Or it will explode.

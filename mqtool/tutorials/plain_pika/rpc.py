@@ -1,4 +1,4 @@
-"""RPC: a request goes over one queue, and its reply over another.
+"""RPC: a request goes through one queue, and its reply through another.
 
 python rpc.py server
 python rpc.py client 30

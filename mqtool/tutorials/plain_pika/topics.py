@@ -1,4 +1,4 @@
-"""Topics: receivers choose by pattern. * is one word of the routing key, # any number of words.
+"""Topics: receivers choose messages by pattern. * is one word of the routing key, # any number of words.
 
 python logs.py receive 'kern.*' '*.critical'
 python logs.py emit kern.critical A critical kernel error

@@ -1,4 +1,4 @@
-"""Offset tracking: the broker stores how far a reader has read, so that the next one can continue from there.
+"""Offset tracking: the broker stores a reader's offset, so that the next one can continue from there.
 
 python tracking.py send
 python tracking.py receive
