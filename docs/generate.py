@@ -274,7 +274,7 @@ _ABOUT_PYTHON = """\
 # Python interface
 
 Programs may import the names on this page from mqtool, and use the attributes and methods described here. From version
-1.0 on, these names, attributes and methods will not change their meaning before the next major version. Before a name
+1.0 on, these names, attributes and methods will not change their meaning until the next major version. Before a name
 is removed, its use causes a `DeprecationWarning` in at least one minor version. CHANGELOG.md lists every change to this
 interface. Everything else in mqtool is private and may change in any release.
 

@@ -26,7 +26,7 @@ class MqtoolError(Exception):
     """An error that a user can understand and act on.
 
     Attributes:
-        exit_code: the exit code of the process.
+        exit_code: the exit code of a command that fails with this error.
         hint: what the user can do about the error, if known.
     """
 

@@ -1,11 +1,12 @@
-"""An embedded AMQP broker for learning, demonstrations and tests. It behaves like RabbitMQ 4.2.
+"""An embedded AMQP broker for learning, demonstrations and tests. By default, it behaves like RabbitMQ 4.2.
 
     from mqtool.broker.embedded import EmbeddedBroker
 
     with EmbeddedBroker() as broker:
         ...  # any AMQP client can connect to broker.url
 
-The broker is a single node, so quorum queues and streams have one replica. To use a RabbitMQ broker, change the URL.
+The broker is a single node, so quorum queues and streams have one replica. To use RabbitMQ instead, change the URL
+that your program connects to.
 """
 
 from importlib import import_module

@@ -174,7 +174,7 @@ class EmbeddedBroker(Questions):
         """Stop the broker. Connections are closed with 320 CONNECTION_FORCED.
 
         Raises:
-            TimeoutError: the broker does not stop within 60 seconds. The error says what its thread is doing.
+            TimeoutError: the broker does not stop within 60 seconds. The error shows what the broker's thread is doing.
         """
         if self._thread is None or self._loop is None or self._stop is None:
             return

@@ -346,7 +346,7 @@ async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Ser
 
 
 def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: None) -> None:
-    """Run a broker until the process receives SIGTERM, SIGINT or, unless it is ignored, SIGHUP.
+    """Run a broker until the process receives SIGTERM, SIGINT or (unless the process ignores it) SIGHUP.
 
     Args:
         settings: the broker's settings.

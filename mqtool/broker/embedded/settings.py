@@ -40,7 +40,7 @@ class Settings:
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
         listen: the addresses for AMQP and streams; if empty, `host` is used.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
-        tls: PEM files for TLS. If given, the broker also accepts TLS connections, on the port number below each plain
+        tls: PEM files for TLS. If given, the broker also accepts TLS connections, on the port one below each plain
             port, such as 5671 for 5672. None for plain TCP only.
         like: the RabbitMQ version to behave like: 3.10, 4.0, 4.2, 4.3, 4.3.5 (refuses transient queues) or 4.4.
         memory_limit: block publishers when messages take more bytes than this; None for 40% of the machine's memory.

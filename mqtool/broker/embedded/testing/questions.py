@@ -180,7 +180,7 @@ class Questions(ABC):
     def reset(self) -> None:
         """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay.
 
-        As when RabbitMQ purges a queue, unacknowledged messages stay too, and are requeued when the consumer's channel
+        As in RabbitMQ, purging does not remove unacknowledged messages, which are requeued when the consumer's channel
         closes. Therefore, close the connections of the program under test first.
         """
         self.now(lambda broker, vhost: broker.reset(vhost))
@@ -202,7 +202,7 @@ class AskBroker(Protocol):
 
 
 class BegunFault:
-    """A fault that was started. It ends when the `with` block or the test ends, when its time is up, or on undo().
+    """An injected fault. It ends when the `with` block or the test ends, when its time is up, or when undo() is called.
 
     Attributes:
         met: how many connections, channels or consumers the fault affected.
@@ -285,7 +285,7 @@ class Faults:
         return self.begin(BlockPublishers(reason, seconds))
 
     def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:
-        """Simulate a restart: close all connections, and later listen on the same ports again.
+        """Simulate a restart: close all connections, then listen on the same ports again.
 
         Args:
             seconds: refuse new connections for this long.

@@ -50,7 +50,7 @@ def replay(
         path: the recording.
         speed: a multiple of the recorded speed; "max" publishes without pauses.
         where: a condition, as for `--where`; only matching messages are published.
-        patience: the longest time in seconds to wait until a message can be routed; the program under test may still be
+        patience: maximum wait in seconds until a message can be routed, for example while the program under test is
             starting.
 
     Returns:

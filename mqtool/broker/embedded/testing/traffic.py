@@ -93,7 +93,7 @@ class Closed:
 
 
 class Messages(list[Recorded]):
-    """A list of messages. The `repr` of an empty list, in a failed assertion for example, shows the latest events."""
+    """A list of messages. The `repr` of an empty list, as in a failed assertion, shows the latest events."""
 
     def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
         super().__init__(found)
