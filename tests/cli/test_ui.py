@@ -124,6 +124,15 @@ def do(shell: Shell, command: str) -> None:
     assert done.code == 0, done.stderr
 
 
+def run_action(ui: Running, action: str, **fields: str) -> list[dict[str, Any]]:
+    """Run an action as the page does, and return what the server says about it: command, output and exit code."""
+    url, _, secret = ui.stdout.strip().partition("#")
+    wanted = json.dumps({"action": action, "fields": fields}).encode()
+    request = urllib.request.Request(f"{url}run", wanted, {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return [json.loads(line) for line in answer]
+
+
 @pytest.fixture
 def ui(shell: Shell, broker: TestBroker) -> Running:
     """mqtool ui, which has printed its address."""
@@ -531,12 +540,29 @@ def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker
         shell.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": nowhere}
     given = broker.management if how == "--management" else broker.url
     ui = shell.start("mqtool", "ui", how, given, ready=False).wait_for_stdout("\n")
-    url, _, secret = ui.stdout.strip().partition("#")
-    wanted = json.dumps({"action": "route", "fields": {"exchange": "amq.topic", "key": "x"}}).encode()
-    request = urllib.request.Request(f"{url}run", wanted, {"Authorization": f"Bearer {secret}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        lines = [json.loads(line) for line in answer]
+    lines = run_action(ui, "route", exchange="amq.topic", key="x")
     assert lines[-1]["code"] in (0, 3), lines
+
+
+@on_any_broker
+def test_the_page_changes_the_broker_of_a_protected_context_if_the_user_has_confirmed_it(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`mqtool ui --allow-changes --confirm NAME` lets the page change the broker of the protected context NAME: the
+    commands that it runs, such as `queue purge`, do not ask for confirmation again.
+    """
+    do(shell, "queue declare jobs")
+    do(shell, "send -q jobs hello")
+    del shell.environment["MQTOOL_URL"]
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    do(shell, f"context add prod --protected --url {broker.url} --management {broker.management}")
+    changing = ("-C", "prod", "--allow-changes", "--confirm", "prod")
+    ui = shell.start("mqtool", "ui", *changing, ready=False).wait_for_stdout("\n")
+    lines = run_action(ui, "purge", queue="jobs")
+    assert (lines[0]["command"], lines[-1]["code"]) == (
+        "mqtool queue purge --yes jobs --context prod --confirm prod",
+        0,
+    ), lines
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:

@@ -139,6 +139,8 @@ def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_
         if name in options.call.typed and (name != "context" or choice.context is not None)
         for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
     ]
+    if allow_changes and access.protected is not None:  # the user has agreed to changes
+        typed += ["--confirm", access.protected]
     # Another context may be in use later, or another broker be started, but the page shows this one.
     if choice.context is None:
         environment["MQTOOL_URL"], url = choice.url, without_passwords(choice.url) if choice.is_typed else ""
