@@ -248,7 +248,10 @@ def test_completion_proposes_names_for_every_queue_exchange_vhost_and_context() 
         ("mqtool dl", "dlq\tShow dead letters, move them back, or drop them"),
         ("mqtool dlq re", "redrive\tMove dead letters back to where they came from"),
         ("mqtool broker r", "restart\tRestart the broker that 'broker up' started; messages are kept"),
-        ("mqtool send --mandat", "--mandatory\tFail if a message is unroutable (default: only if sent to a queue)"),
+        (
+            "mqtool send --mandat",
+            "--mandatory\tFail if a message is unroutable (default: only when sending to a queue)",
+        ),
     ],
 )
 @pytest.mark.sampled(2)

@@ -18,7 +18,7 @@ DISK_FREE_LIMIT = 50_000_000
 
 #: The options that make up Settings.tls, in the order of the fields of Tls.
 TLS_OPTIONS = {
-    "--tls-cert": "Certificate (PEM); also use the port below each, with TLS",
+    "--tls-cert": "Certificate (PEM); adds a TLS port, one below each port",
     "--tls-key": "Key of the certificate (PEM)",
     "--tls-client-ca": "Require client certificates signed by this CA",
 }
@@ -70,7 +70,7 @@ class Settings:
         default=None, metadata=_option("RabbitMQ definitions to load when the broker starts", Path, "FILE")
     )
     tls: "Tls | None" = None
-    like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ version to behave like", str))
+    like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ version to emulate", str))
     memory_limit: int | None = field(default=None, metadata=_option("Block publishers above this", int, "BYTES"))
     disk_free_limit: int = field(default=DISK_FREE_LIMIT, metadata=_option("Block publishers below this", int, "BYTES"))
     consumer_timeout: float = field(
@@ -81,7 +81,7 @@ class Settings:
         default=False, metadata=_option("Record messages, for GET /api/mqtool/published/VHOST", bool)
     )
     prometheus_port: int | None = field(
-        default=None, metadata=_option("Port of Prometheus metrics, no login; 0 for any free one", int)
+        default=None, metadata=_option("Port for Prometheus metrics (no login); 0 for any free one", int)
     )
 
     def arguments(self) -> Iterator[str]:

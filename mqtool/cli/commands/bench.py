@@ -128,7 +128,7 @@ def bench(
     """Measure the throughput and latency of a broker.
 
     Each publisher and consumer is a separate process, and the queue is created for the benchmark. Latency is measured
-    from the time at which a message was due. If a confirmed message is lost, the exit code is 1.
+    from the time at which a message was scheduled to be sent. If a confirmed message is lost, the exit code is 1.
     """
     report.check()
     several = bool(words) or runs.vary is not None

@@ -34,12 +34,13 @@ _FAULTS = [
 )
 def fault(
     name: Annotated[
-        str, typer.Argument(metavar="FAULT", help="Fault to inject; or ls or clear", autocompletion=lambda: _FAULTS)
+        str, typer.Argument(metavar="FAULT", help="Fault to inject, or ls, or clear", autocompletion=lambda: _FAULTS)
     ],
     broker: ManagedBroker,
     yes: UnneededYes = False,
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="NAME=VALUE; for clear, the id of a fault", metavar="ARGUMENT...")
+        list[str] | None,
+        typer.Argument(help="Setting as NAME=VALUE; for clear, the id of a fault", metavar="ARGUMENT..."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With ls: print one JSON object per line")] = False,
 ) -> None:
@@ -52,7 +53,7 @@ def fault(
     Messages: nack-publishes queue= [count=], return-unroutable [count=], delay-confirms [seconds=],
     lose-acks [count= queue=], cancel-consumers queue=.
 
-    'ls' lists the active faults. A fault ends when its time or count is up, or when 'clear' ends it.
+    'ls' lists the active faults. A fault ends when its time or count has run out, or when you clear it.
     """
     access = access_to(broker)
     api = access.management()

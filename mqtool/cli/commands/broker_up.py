@@ -64,7 +64,8 @@ def _port(about: str, lowest: int = 1) -> Any:
             typer.Option("--user", metavar="USER", help="User to log in as; with --kind docker, user to create"),
         ],
         "tls_cert": Annotated[
-            Path | None, typer.Option(metavar="FILE", help="The embedded broker's certificate; TLS port: PORT - 1")
+            Path | None,
+            typer.Option(metavar="FILE", help="Certificate of the embedded broker; the TLS port is PORT - 1"),
         ],
         "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate")],
     },
@@ -83,7 +84,7 @@ def up(
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
     image: Annotated[
-        str | None, typer.Option("--image", help="RabbitMQ image or version to build on (Docker)", metavar="IMAGE")
+        str | None, typer.Option("--image", help="RabbitMQ base image, or RabbitMQ version (Docker)", metavar="IMAGE")
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Also listen on ADDRESS, unencrypted; guest cannot use it")
@@ -94,7 +95,7 @@ def up(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Require client certificates signed by this CA (embedded)", metavar="FILE")
     ] = None,
-    like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
+    like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker emulates")] = None,
     definitions: DefinitionsOption = None,
 ) -> None:
     """Start a broker, unless one is already reachable."""
@@ -342,9 +343,10 @@ def serve(
     ] = False,
     recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
     prometheus_port: Annotated[int | None, _port(help_of("prometheus_port"), lowest=0)] = None,
-    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once the broker listens")] = False,
+    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once the broker is listening")] = False,
     urls_file: Annotated[
-        Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once the broker listens", metavar="FILE")
+        Path | None,
+        typer.Option("--ready-file", help="Write the URLs to FILE once the broker is listening", metavar="FILE"),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-cert"], metavar="FILE")] = None,
     tls_key: Annotated[Path | None, typer.Option(help=TLS_OPTIONS["--tls-key"], metavar="FILE")] = None,

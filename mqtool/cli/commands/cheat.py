@@ -26,7 +26,7 @@ def cheat(
     topic: Annotated[
         str | None,
         typer.Argument(
-            help="Topic", show_default="list the topics", autocompletion=lambda: [*recipes()], metavar="TOPIC"
+            help="Topic to show", show_default="list the topics", autocompletion=lambda: [*recipes()], metavar="TOPIC"
         ),
     ] = None,
 ) -> None:

@@ -56,11 +56,9 @@ def add(
     password_command: Annotated[
         str | None, typer.Option(help="Command that prints the password", metavar="COMMAND")
     ] = None,
-    protected: Annotated[
-        bool, typer.Option("--protected", help="Ask before anything is changed, even with --yes")
-    ] = False,
+    protected: Annotated[bool, typer.Option("--protected", help="Ask before any change, even with --yes")] = False,
     protocol: Annotated[
-        Protocol | None, typer.Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)")
+        Protocol | None, typer.Option(help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4.0+)")
     ] = None,
 ) -> None:
     """Add a context: a name for a broker."""

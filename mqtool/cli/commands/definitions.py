@@ -45,7 +45,7 @@ _NAMED = 20
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
 
-DefinitionsFile = Annotated[Path, typer.Argument(metavar="FILE", help="Exported file; - is stdin")]
+DefinitionsFile = Annotated[Path, typer.Argument(metavar="FILE", help="Definitions file; - for stdin")]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]
@@ -65,7 +65,7 @@ def export(broker: ManagedBroker) -> None:
 
 @command(app, "mqtool definitions diff topology.json", "mqtool definitions diff - < file.json", effect=Effect.READS)
 def diff(file: DefinitionsFile, broker: ManagedBroker, as_json: AsJson = False) -> None:
-    """Show how the broker differs from a file.
+    """Show how the broker differs from a definitions file.
 
     Exits with 3 if there are differences. + marks what an import would add, ~ what it would change, ! what it cannot
     change, and - what exists only on the broker.
@@ -95,7 +95,7 @@ def import_definitions(
 ) -> None:
     """Import missing definitions and changed policies.
 
-    Asks first if existing queues would lose messages because of a policy: its limits apply to them, too, and queues can
+    Asks for confirmation if existing queues would lose messages because of a policy that limits them or lets them
     expire. Nothing else is deleted. Existing queues, exchanges and bindings are not changed; if their settings differ,
     the exit code is 3.
     """
@@ -143,7 +143,7 @@ def convert(
     ],
     mirrored: Annotated[
         Literal["classic", "quorum"] | None,
-        typer.Option(help="New type for queues that a policy mirrors", show_default="undecided"),
+        typer.Option(help="New type of queues that a policy mirrors", show_default="undecided"),
     ] = None,
     delayed: Annotated[
         Literal["relay", "leave-out", "plain"] | None,

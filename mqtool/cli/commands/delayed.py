@@ -32,7 +32,7 @@ app.add_typer(delayed_relay.part)
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
 
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Message ids")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of the messages")]
 
 
 _COLUMNS = ("to", "kind", "wait", "messages", "held_in")
@@ -95,7 +95,7 @@ def show(
     to: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUEUE]", help="Only messages for this queue or exchange", autocompletion=names_of("queues")
+            metavar="[QUEUE]", help="Show only messages for this queue or exchange", autocompletion=names_of("queues")
         ),
     ] = None,
     where: WhereOption = None,

@@ -71,19 +71,19 @@ def relay(
         ),
     ] = None,
     by_timestamps: Annotated[
-        bool, typer.Option("--by-timestamps", help="Count delays from the broker's timestamp_in_ms")
+        bool, typer.Option("--by-timestamps", help="Count delays from the time in the header timestamp_in_ms")
     ] = False,
     ready_file: Annotated[
         Path | None, typer.Option(help="Create FILE once the relay is consuming", metavar="FILE")
     ] = None,
 ) -> None:
-    """Delay messages of any client, as the delayed message plugin did.
+    """Delay any client's messages, as the delayed message plugin did.
 
     Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed; --type
-    sets the type of this exchange. Messages without a delay are relayed at once.
+    sets the type of this exchange. Messages without a delay are relayed immediately.
 
     The relay acknowledges a message once the broker has confirmed it in a wait queue. If the relay or the broker is
-    killed, no message is lost, but some may arrive twice. Several relays may run for one exchange. While no relay is
+    killed, no message is lost, but some may arrive twice. Several relays can serve the same exchange. While no relay is
     running, messages wait in EXCHANGE.relay. Messages whose headers are too large for AMQP 0-9-1 are dead-lettered to
     EXCHANGE.relay.dlq.
 
@@ -281,7 +281,7 @@ def migrate(
         str,
         typer.Option(
             metavar="EXCHANGE",
-            help="Exchange of the relay, for clients to publish to from now on",
+            help="Exchange of the relay; clients publish to it from now on",
             autocompletion=names_of("exchanges"),
         ),
     ],

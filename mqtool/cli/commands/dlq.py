@@ -71,24 +71,28 @@ class Which:
         typer.Option(
             "--from",
             metavar="QUEUE",
-            help="Queue of the dead letters, instead of QUEUE.dlq",
+            help="Queue that holds the dead letters, instead of QUEUE.dlq",
             autocompletion=names_of("queues"),
         ),
     ] = None
-    ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id", metavar="ID")] = None
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", help="Only the dead letter with this message id", metavar="ID")
+    ] = None
     reason: Annotated[
         Any | None,
         typer.Option(
             "--reason",
-            help="Only those that were dead-lettered for this reason",
+            help="Only messages that were dead-lettered for this reason",
             metavar="REASON",
             parser=parsed(_reason),
             autocompletion=lambda: [*REASONS],
         ),
     ] = None
-    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
+    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only messages whose last error contains TEXT")] = (
+        None
+    )
     older: Annotated[
-        float | None, typer.Option(help="Only those that first failed at least this long ago", **DURATION)
+        float | None, typer.Option(help="Only messages that first failed at least this long ago", **DURATION)
     ] = None
     where: WhereWaiting = None
     call: Call = NOT_CALLED
@@ -246,7 +250,7 @@ def redrive(
     which: Which,
     broker: ManagedBroker,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask on a terminal (protected context: --confirm NAME)")
+        bool, typer.Option("--yes", "-y", help="Skip the terminal prompt (protected context: --confirm NAME)")
     ] = False,
     to: Annotated[
         str | None,
@@ -263,7 +267,7 @@ def redrive(
     dead letter is moved only if it was published with that queue's dead-letter exchange and routing key, or to
     QUEUE.dlq through the default exchange.
 
-    On a terminal, asks before it moves all dead letters, but not if options select some of them.
+    On a terminal, asks for confirmation before it moves all dead letters, but not if options select only some of them.
 
     Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
     message is lost, but up to 100 may be in both queues. Run the command again to continue.

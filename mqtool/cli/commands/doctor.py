@@ -58,7 +58,7 @@ Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
 def doctor(
     broker: ManagedBroker,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - is stdin")
+        Path | None, typer.Argument(metavar="[FILE]", help="Definitions to check instead of a broker; - for stdin")
     ] = None,
     between: Annotated[float, typer.Option(help="Time between the two samples that are compared", **TIME_LIMIT)] = 3.0,
     upgrade_to: Annotated[
@@ -67,23 +67,23 @@ def doctor(
             "--upgrade",
             parser=parsed(Version.of),
             metavar="VERSION",
-            help="Report what RabbitMQ VERSION refuses or changes",
+            help="Report what RabbitMQ VERSION would refuse or change",
         ),
     ] = None,
     peek: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue; each is delivered once")
+        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue (delivers each of them once)")
     ] = 0,
     form: Annotated[
-        Format, typer.Option("--format", help="text, json, nagios, prometheus or sarif", metavar="FORMAT")
+        Format, typer.Option("--format", help="Format: text, json, nagios, prometheus or sarif", metavar="FORMAT")
     ] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     stream_port: StreamPort = None,
 ) -> None:
     """Check a broker, or a definitions file, and report problems.
 
-    Exits with 3 if there are problems, or if your tags or permissions hide something. With --format nagios, exits with
-    1 if there are problems, with 2 if a problem is critical, and with 3 if the state is unknown. With --format
-    prometheus, exits with 0 if the broker could be checked.
+    Exits with 3 if there are problems, or if something could not be checked, for example because the user lacks a tag.
+    With --format nagios, exits with 1 for problems, with 2 for critical problems, and with 3 if the state is unknown.
+    With --format prometheus, exits with 0 if the broker could be checked.
     """
     form = "json" if as_json else form
     if (file is not None or peek) and upgrade_to is None:

@@ -51,7 +51,7 @@ def _add(
             ),
         ] = None,
         image: Annotated[
-            str | None, typer.Option("--image", help="RabbitMQ image to build on (Docker)", metavar="IMAGE")
+            str | None, typer.Option("--image", help="RabbitMQ base image (Docker)", metavar="IMAGE")
         ] = None,
         count: Annotated[
             int, typer.Option("--count", "-c", "-n", min=20, help="Messages to send", metavar="N")

@@ -114,10 +114,8 @@ class Bindings:
         typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
     ] = None
     to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
-    arguments: Annotated[list[Any] | None, argument_option("Argument of the binding; KEY:=JSON for a typed value")] = (
-        None
-    )
-    headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a typed value")] = None
+    arguments: Annotated[list[Any] | None, argument_option("Binding argument; KEY:=JSON for a non-string value")] = None
+    headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a non-string value")] = None
     match: Annotated[
         str | None,
         typer.Option("--match", help="How headers match: all, any, all-with-x or any-with-x", metavar="MATCH"),

@@ -395,7 +395,7 @@ _add(
 )
 _add(
     "bindings",
-    "List bindings; on a terminal, without the default exchange's.",
+    "List bindings; on a terminal, not those of the default exchange.",
     "mqtool list bindings",
     "mqtool list bindings --where source_name=logs --json",
 )

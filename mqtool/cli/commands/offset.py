@@ -29,10 +29,12 @@ from mqtool.tutorials.stream_dialects import TRACKING
 
 app = group("offset", "Show and set offsets of a stream's readers (stream tutorial 2).", heading="Tutorials")
 
-StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM", autocompletion=names_of("queues"))]
+StreamName = Annotated[
+    str, typer.Argument(help="Name of the stream", metavar="STREAM", autocompletion=names_of("queues"))
+]
 
 
-ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --track", metavar="NAME")]
+ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as in --track NAME", metavar="NAME")]
 
 
 @command(app, "mqtool offset show app reports", effect=Effect.READS, without=("dialect", "strict"))
@@ -93,7 +95,7 @@ def reset(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: Str
     instead={"dialect": DialectOfStreams},
 )
 def send(stream: StreamOptions, broker: PublishingBroker) -> None:
-    """Append 100 messages, the last of which is the marker."""
+    """Append 99 messages and a marker (stream tutorial 2)."""
     tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]

@@ -62,7 +62,7 @@ def peek(
 
     In a quorum queue, showing a message counts as a delivery, and the queue drops messages that exceed its delivery
     limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops before they
-    exceed it. Showing the messages of a stream changes nothing.
+    exceed it. Peeking at a stream has no side effects.
     """
     redirect(printing.into)
     write = printing.writer("{key}: {body}")

@@ -20,7 +20,7 @@ app = group("permission", "Set and clear permissions of users.", heading="Manage
 
 
 def _pattern(what: str) -> Any:
-    return typer.Option(metavar="PATTERN", help=f"Regular expression for names to {what}")
+    return typer.Option(metavar="PATTERN", help=f"Names to {what} (regular expression)")
 
 
 @command(
@@ -34,8 +34,8 @@ def set_permission(
     name: UserName,
     broker: ManagedBroker,
     configure: Annotated[str | None, _pattern("declare and delete")] = None,
-    write: Annotated[str | None, _pattern("publish and bind to")] = None,
-    read: Annotated[str | None, _pattern("consume and bind from")] = None,
+    write: Annotated[str | None, _pattern("publish to and bind to")] = None,
+    read: Annotated[str | None, _pattern("consume from and bind from")] = None,
 ) -> None:
     """Set a user's permissions; those not given stay as they are.
 

@@ -46,7 +46,7 @@ PolicyName = Annotated[
 ]
 
 
-Operator = Annotated[bool, typer.Option("--operator", help="Operator policies: limits that users cannot raise")]
+Operator = Annotated[bool, typer.Option("--operator", help="Use operator policies, whose limits users cannot raise")]
 
 
 @command(
@@ -69,7 +69,9 @@ def set_policy(
     apply_to: Annotated[
         ApplyTo | None,
         typer.Option(
-            metavar="KIND", help="queues, exchanges, all, or a type", show_default="all; queues with --operator"
+            metavar="KIND",
+            help="Apply to queues, exchanges, all, or one type of queue",
+            show_default="all; queues with --operator",
         ),
     ] = None,
     priority: Annotated[
@@ -79,9 +81,9 @@ def set_policy(
 ) -> None:
     """Create or change a policy.
 
-    Asks first if existing queues would lose messages, because of a new limit or because the queues would expire, and
-    if streams may lose some. A classic queue that rejects messages beyond its limit loses the surplus when RabbitMQ
-    restarts.
+    Asks for confirmation if existing queues would lose messages, because of a new limit or because the queues would
+    expire, or if streams might lose messages. A classic queue that rejects messages beyond its limit loses the surplus
+    when RabbitMQ restarts.
     """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
@@ -118,7 +120,8 @@ def clear_policy(
 ) -> None:
     """Remove a policy; its queues and exchanges lose its settings.
 
-    Asks first if existing queues would lose messages because other limits, such as another policy's, would then apply.
+    Asks for confirmation if existing queues would lose messages because other limits, such as another policy's, would
+    then apply.
     """
     access = access_to(broker)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"

@@ -48,7 +48,9 @@ IfNotExists = Annotated[
 ]
 
 
-IfUnused = Annotated[bool, typer.Option("--if-unused", help="Delete it only if nothing uses it")]
+IfUnused = Annotated[
+    bool, typer.Option("--if-unused", help="Delete only if it has no consumers (exchange: no bindings)")
+]
 
 
 @command(
@@ -187,8 +189,8 @@ def delete_queue(
 ) -> None:
     """Delete queues and the messages in them.
 
-    With --if-empty and --if-unused together, asks only if messages are unacknowledged, or if the management API does
-    not say whether any are. RabbitMQ deletes these messages, too.
+    With both --if-empty and --if-unused, asks for confirmation only if the queue has unacknowledged messages, or if the
+    management API does not say whether it has any. RabbitMQ deletes unacknowledged messages, too.
     """
     access = access_to(broker)
     with access.channel() as channel, one_by_one(queue, "deleted") as deleted:

@@ -73,7 +73,7 @@ def convert(
         Literal["classic", "quorum", "stream"] | None, typer.Option(help="New type", show_default="quorum")
     ] = None,
     arguments: Annotated[
-        list[Any] | None, argument_option("New argument; KEY:=JSON for a typed value, null to remove")
+        list[Any] | None, argument_option("New argument; KEY:=JSON if not a string, null to remove")
     ] = None,
     where: Annotated[
         Any | None,
@@ -92,7 +92,7 @@ def convert(
     """Change the type or the arguments of a queue.
 
     The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. They must
-    fit into the new queue (max-length). Clients that publish to exchanges can keep running. If the command is killed,
+    fit within the new queue's max-length. Clients that publish to exchanges can keep running. If the command is killed,
     no message is lost. You can then continue the conversion with --resume, from any machine, or revert it with --undo.
     """
     access = access_to(broker, reconnects=False)

@@ -50,13 +50,13 @@ def receive(
             "--filter",
             parser=parsed(valid_filter),
             metavar="VALUE",
-            help="Only stream chunks with the filter value VALUE (AMQP 1.0)",
+            help="Read only stream chunks with filter value VALUE (AMQP 1.0)",
             rich_help_panel="Receiving",
         ),
     ] = None,
     sql: Annotated[
         str | None,
-        typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", rich_help_panel="Receiving"),
+        typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2+)", rich_help_panel="Receiving"),
     ] = None,
     where: WhereOption = None,
 ) -> None:

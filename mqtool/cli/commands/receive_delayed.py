@@ -46,7 +46,7 @@ def receive_delayed(
 ) -> None:
     """Receive delayed messages; show how late each one arrived.
 
-    With --where, messages that do not match stay in the queue; other consumers get them when the command ends.
+    With --where, messages that do not match stay in the queue, but no other consumer gets them until the command ends.
     """
     matching = Matching(receiving, where)
     names = dialect_names(broker)

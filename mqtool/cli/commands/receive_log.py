@@ -128,7 +128,7 @@ def receive_direct(
         typer.Argument(help="Severities to receive, such as info warning error", metavar="SEVERITY..."),
     ] = None,
 ) -> None:
-    """Receive messages of some severities (tutorial 4)."""
+    """Receive messages with the given severities (tutorial 4)."""
     lines, keys = logs.broker.lines, severities or []
     if not keys:
         raise _without_keys(
@@ -210,15 +210,13 @@ def receive_headers(
     wanted: Annotated[
         list[Any] | None,
         typer.Argument(
-            metavar="KEY=VALUE...", parser=parsed(header), help="Headers to match; KEY:=JSON for a typed value"
+            metavar="KEY=VALUE...", parser=parsed(header), help="Headers to match; KEY:=JSON for a non-string value"
         ),
     ] = None,
-    also_wanted: Annotated[
-        list[Any] | None, header_option("Header to match, the same as an argument KEY=VALUE")
-    ] = None,
+    also_wanted: Annotated[list[Any] | None, header_option("Header to match; same as an argument KEY=VALUE")] = None,
     match: Match = "all",
 ) -> None:
-    """Receive messages with certain headers."""
+    """Receive messages whose headers match."""
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")

@@ -32,7 +32,7 @@ class ReadingOptions:
     offset: Annotated[
         Any,
         typer.Option(
-            "--offset", help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET
+            "--offset", help="Start at first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET
         ),
     ] = "first"
     track: Annotated[
@@ -44,7 +44,7 @@ class ReadingOptions:
     single_active: Annotated[
         bool,
         typer.Option(
-            "--single-active", help="One reader per --track name at a time (RabbitMQ 3.11)", rich_help_panel="Receiving"
+            "--single-active", help="One active reader per --track name (RabbitMQ 3.11+)", rich_help_panel="Receiving"
         ),
     ] = False
     filters: Annotated[
@@ -53,7 +53,7 @@ class ReadingOptions:
             "--filter",
             parser=parsed(valid_filter),
             metavar="VALUE",
-            help="Only chunks with this filter value (RabbitMQ 3.13)",
+            help="Read only chunks with this filter value (RabbitMQ 3.13+)",
             rich_help_panel="Receiving",
         ),
     ] = None

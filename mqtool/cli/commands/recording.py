@@ -183,17 +183,20 @@ class Playing:
     speed: Annotated[
         float | None,
         typer.Option(
-            parser=parsed(parse_speed), metavar="N", help="N times as fast as recorded, or max", show_default="1"
+            parser=parsed(parse_speed),
+            metavar="N",
+            help="Publish N times as fast as recorded; max for no pauses",
+            show_default="1",
         ),
     ] = None
     rate: Annotated[
         float | None, typer.Option("--rate", help="Constant rate, such as 500/s, instead of the recorded pace", **RATE)
     ] = None
     since: Annotated[
-        Any | None, typer.Option(help="Start at this time, or this far into the recording: 5m", **_MOMENT)
+        Any | None, typer.Option(help="Start at this time, or this far into the recording (5m)", **_MOMENT)
     ] = None
     until: Annotated[
-        Any | None, typer.Option(help="Stop at this time, or this far into the recording: 5m", **_MOMENT)
+        Any | None, typer.Option(help="Stop at this time, or this far into the recording (5m)", **_MOMENT)
     ] = None
     where: WhereOption = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
@@ -226,11 +229,13 @@ class Changing:
     ] = None
     set_header: Annotated[
         list[Any] | None,
-        typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a typed value"),
+        typer.Option(
+            parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a non-string value"
+        ),
     ] = None
     drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
     trust_streams: Annotated[
-        bool, typer.Option("--trust-streams", help="Use exchange, keys, CC and BCC of messages read from streams")
+        bool, typer.Option("--trust-streams", help="Trust exchange, keys, CC and BCC of messages from streams")
     ] = False
 
     def changes(self) -> Changes:
@@ -269,10 +274,10 @@ def replay(
     changing: Changing,
     broker: PublishingBroker,
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings, in order (default: stdin)", metavar="FILE...")
+        list[Path] | None, typer.Argument(help="Recordings, played in this order (default: stdin)", metavar="FILE...")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be sent, when and where; send nothing")
+        bool, typer.Option("--dry-run", help="Print what would be sent, where and when; send nothing")
     ] = False,
     mandatory: Annotated[
         bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
@@ -359,8 +364,8 @@ def scrub(
     Replaces routing keys, header values, ids and bodies: letters with letters, and digits with digits. Replacements are
     consistent: equal words stay equal. Keeps exchanges, queues, times, content types, header names, JSON keys, and the
     JSON values true, false and null. In headers that RabbitMQ sets, such as x-death, keeps only values that RabbitMQ
-    would write there: numbers, times, reasons, and names of queues and exchanges. With --field, text in which fields
-    cannot be found, such as a body that is not JSON, is replaced as a whole.
+    would write there: numbers, times, reasons, and names of queues and exchanges. With --field, text that has no
+    fields, such as a body that is not JSON, is replaced as a whole.
     """
     if file is None and output.is_terminal(STDIN):
         raise UsageError("no recording to scrub", "name a file, or pipe one in")
@@ -416,8 +421,8 @@ _SHOWN = 10
     effect=Effect.NONE,
 )
 def reconcile(
-    sent: Annotated[Path, typer.Argument(help="Messages that were sent, as NDJSON; - is stdin", metavar="SENT")],
-    got: Annotated[Path, typer.Argument(help="Messages that were received, as NDJSON; - is stdin", metavar="GOT")],
+    sent: Annotated[Path, typer.Argument(help="Messages that were sent, as NDJSON; - for stdin", metavar="SENT")],
+    got: Annotated[Path, typer.Argument(help="Messages that were received, as NDJSON; - for stdin", metavar="GOT")],
     exact: Annotated[
         bool, typer.Option("--exact", help="Also fail on duplicate, unexpected or reordered messages")
     ] = False,

@@ -43,17 +43,17 @@ def route(
         ),
     ] = None,
     routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key")] = "",
-    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
+    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a non-string value")] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
+        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - for stdin")
     ] = None,
     nearly: Annotated[int, typer.Option(min=0, help="Show up to N bindings that nearly match", metavar="N")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
 ) -> None:
     """Explain where a message would go, and why.
 
-    Shows the queues that get the message, the bindings that match or nearly match, and where the message goes if it is
-    dead-lettered. With --test, exits with 3 if any message in the file would not be routed as expected.
+    Shows the queues that would get the message, the bindings that match or nearly match, and where the message would go
+    if it were dead-lettered. With --test, exits with 3 if any route in the file differs from what is expected.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")

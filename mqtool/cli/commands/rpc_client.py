@@ -77,10 +77,12 @@ def rpc_client(
     broker: PublishingBroker,
     requests: Annotated[
         list[str] | None,
-        typer.Argument(help="Integers; several are sent at once", show_default="30", metavar="REQUEST..."),
+        typer.Argument(
+            help="Integers; several are sent without waiting for replies", show_default="30", metavar="REQUEST..."
+        ),
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
-    function: Annotated[Function, typer.Option(help="Function to show in the output; the server's may differ")] = "fib",
+    function: Annotated[Function, typer.Option(help="Function name to print; the server decides what it runs")] = "fib",
     timeout: Annotated[float, typer.Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = 30.0,
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")

@@ -43,13 +43,13 @@ MaxOutput = Annotated[
         parser=parsed(size),
         metavar="SIZE",
         show_default="128MiB",
-        help="Kill a program that prints more; its reply is an error",
+        help="Kill a program that prints more, and reply with an error",
         rich_help_panel="Programs",
     ),
 ]
 
 
-FunctionOption = Annotated[Function, typer.Option(help="Function: fib, or add100, which takes two seconds")]
+FunctionOption = Annotated[Function, typer.Option(help="Function to serve: fib, or add100, which takes two seconds")]
 
 
 @command(
@@ -70,7 +70,7 @@ def rpc_server(
     function: FunctionOption = "fib",
     max_output: MaxOutput = 128 << 20,
 ) -> None:
-    """Answer requests (tutorial 6)."""
+    """Answer RPC requests (tutorial 6)."""
     print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, lambda _: " [.] ")
     is_quick = programs.command is None and function == "fib"

@@ -39,9 +39,7 @@ TYPE_INSIDE = "x-delayed-type"
 
 KeepDelay = Annotated[
     bool,
-    typer.Option(
-        "--keep-delay", help="Delay messages again, for the time in their header x-delay", rich_help_panel="Delay"
-    ),
+    typer.Option("--keep-delay", help="Delay messages again, as their x-delay headers say", rich_help_panel="Delay"),
 ]
 
 

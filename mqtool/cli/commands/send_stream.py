@@ -46,7 +46,7 @@ class Appending:
             "--filter",
             parser=parsed(valid_filter),
             metavar="VALUE",
-            help="Filter value to store with messages (RabbitMQ 3.13)",
+            help="Filter value to store with messages (RabbitMQ 3.13+)",
             rich_help_panel="Messages",
         ),
     ] = None

@@ -44,7 +44,7 @@ def topology(
         ),
     ] = None,
     form: Annotated[
-        Literal["tree", "mermaid", "dot", "json"], typer.Option("--format", help="Tree, diagram or NDJSON")
+        Literal["tree", "mermaid", "dot", "json"], typer.Option("--format", help="Print a tree, a diagram or NDJSON")
     ] = "tree",
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     limit: Annotated[

@@ -90,11 +90,11 @@ def show(
     ] = False,
     copy_to: Annotated[
         Path | None,
-        typer.Option("--copy-to", help="With NAME repair: copy its programs to DIRECTORY", metavar="DIRECTORY"),
+        typer.Option("--copy-to", help="Copy the programs of tutorial repair to DIRECTORY", metavar="DIRECTORY"),
     ] = None,
     no_color: NoColor = False,
 ) -> None:
-    """Show a tutorial: picture, story, commands and source."""
+    """Show a tutorial: its picture, story, commands and source."""
     current().no_color = no_color
     if name == _REPAIR:
         _show_repair(copy_to)
@@ -152,7 +152,7 @@ def run(
             "--url",
             "-u",
             envvar=["MQTOOL_URL", "AMQP_URL"],
-            help="Run on this broker, and leave nothing behind",
+            help="Run on this broker, and clean up afterwards",
             metavar="URL",
         ),
     ] = None,
@@ -162,8 +162,8 @@ def run(
 ) -> None:
     """Run tutorials step by step, in several terminals at once.
 
-    With --ui, a page in the browser shows the terminals and, above them, the messages as they move. Without NAME, you
-    choose a tutorial on the page.
+    With --ui, a page in the browser shows the terminals and, above them, the messages as they move. If you also leave
+    out NAME, you choose a tutorial on the page.
     """
     current().no_color = no_color
     chosen = [*map(pages.numbered, names or plays.PLAYS)]

@@ -73,8 +73,8 @@ def try_(
 ) -> None:
     """Try a tutorial yourself: mqtool sets goals, and checks them.
 
-    You reach the goals in other terminals, with any program. Without NAME, lists the goals, and says which you have
-    reached.
+    Reach the goals in other terminals, with any program you like. Without NAME, lists the goals, and shows which ones
+    you have reached.
     """
     current().no_color = no_color
     if name is None:

@@ -57,7 +57,7 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one", metavar="N")] = 0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to FILE an HTML page that replays what happened")
+        Path | None, typer.Option(metavar="FILE", help="Save a replay of the session to FILE, as an HTML page")
     ] = None,
     tap: Annotated[
         bool, typer.Option("--tap", help="With RabbitMQ: show single messages, by tapping exchanges")
@@ -72,11 +72,11 @@ def ui(
     """Watch messages move through the topology, in a browser.
 
     Serves a page on this machine until Ctrl-C. The printed address contains a secret: anyone who knows it can read
-    messages and change the broker. The page can change only brokers that mqtool started, and embedded brokers; with
-    --allow-changes, any broker.
+    messages and change the broker. Without --allow-changes, the page can change only embedded brokers, and brokers that
+    mqtool started.
 
-    With the embedded broker, the page shows single messages. With RabbitMQ, it shows counts and rates, and single
-    messages only with --tap or --firehose.
+    With the embedded broker, the page shows individual messages. With RabbitMQ, it shows counts and rates, and
+    individual messages only with --tap or --firehose.
     """
     access = access_to(broker)
     api = access.management()

@@ -31,9 +31,7 @@ UserName = Annotated[str, typer.Argument(metavar="USER", help="Name of the user"
 Tags = Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="New tags (default: show the user's tags)")]
 
 
-IfNotExists = Annotated[
-    bool, typer.Option("--if-not-exists", help="Succeed if it already exists, and leave it as it is")
-]
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed, and change nothing, if it already exists")]
 
 
 LoginPassword = Annotated[
@@ -43,7 +41,7 @@ LoginPassword = Annotated[
 
 #: For commands that set a password, where --login-password-file is for logging in.
 _NEW_PASSWORD = Annotated[
-    Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin", metavar="FILE")
+    Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - for stdin", metavar="FILE")
 ]
 
 #: A user without this tag cannot change users, not even to get the tag back.
@@ -112,7 +110,7 @@ def add(
     broker: ManagedBroker,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", help="administrator, monitoring, policymaker or management", metavar="TAG"),
+        typer.Option("--tag", help="Tag: administrator, monitoring, policymaker or management", metavar="TAG"),
     ] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
@@ -189,7 +187,7 @@ def delete(
     broker: ManagedBroker,
     yes: Yes = False,
     if_exists: IfExists = False,
-    myself: Annotated[bool, typer.Option("--myself", help="Delete the user that you are logged in as")] = False,
+    myself: Annotated[bool, typer.Option("--myself", help="Allow deleting the user that you are logged in as")] = False,
 ) -> None:
     """Delete a user and its permissions."""
     access = access_to(broker)

@@ -52,7 +52,9 @@ def delete_vhost(
     broker: ManagedBroker,
     yes: Yes = False,
     if_exists: IfExists = False,
-    default_vhost: Annotated[bool, typer.Option("--default-vhost", help="Delete the default virtual host, /")] = False,
+    default_vhost: Annotated[
+        bool, typer.Option("--default-vhost", help="Allow deleting the default virtual host, /")
+    ] = False,
 ) -> None:
     """Delete a virtual host and everything in it."""
     if name == "/" and not default_vhost:

@@ -68,7 +68,7 @@ class RetryOptions:
         float,
         typer.Option(
             show_default="1s",
-            help="Wait before the first retry; doubles each time",
+            help="Wait before the first retry; doubles with each retry",
             rich_help_panel="Retries",
             **DURATION,
         ),
@@ -100,7 +100,7 @@ class DedupOptions:
             "--dedup-store",
             metavar="FILE",
             show_default="in the state directory",
-            help="SQLite file that stores the handled ids",
+            help="SQLite file that stores the ids of handled messages",
             rich_help_panel="Duplicates",
         ),
     ] = None

@@ -31,7 +31,7 @@ SENTENCES = {
     "recording": "Play back, scrub and compare recordings",
     "route": "Explain where a message would go, and why",
     "rpc-client": "Send requests to the RPC server (tutorial 6)",
-    "rpc-server": "Answer requests (tutorial 6)",
+    "rpc-server": "Answer RPC requests (tutorial 6)",
     "send": "Send messages to a queue (tutorial 1)",
     "send-delayed": "Send messages that arrive later, by default after 5 s",
     "send-stream": "Append messages to a stream (stream tutorial 1)",

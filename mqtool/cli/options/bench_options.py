@@ -90,10 +90,7 @@ class Load:
     rate: Annotated[
         float | None,
         typer.Option(
-            "--rate",
-            help="Messages per second, in total (default: as fast as confirmed)",
-            rich_help_panel="Load",
-            **RATE,
+            "--rate", help="Total messages per second (default: as fast as confirmed)", rich_help_panel="Load", **RATE
         ),
     ] = None
     duration: Annotated[
@@ -116,7 +113,7 @@ class Load:
             "--size",
             parser=parsed(_sizes),
             metavar="SIZE",
-            help="Bytes per body, or a range: 100-4KiB",
+            help="Bytes per body, or a range such as 100-4KiB",
             show_default="-".join(map(str, dict.fromkeys(SIZES))),
             rich_help_panel="Load",
         ),
@@ -144,7 +141,7 @@ class Load:
         typer.Option(
             parser=parsed(_acknowledgements),
             metavar="each|N|auto",
-            help="Acknowledge each message, every N, or none",
+            help="Acknowledge each message, every N messages, or on delivery",
             rich_help_panel="Load",
         ),
     ] = 1
@@ -169,7 +166,7 @@ class Load:
     persistent: Annotated[
         bool,
         typer.Option(
-            "--persistent/--transient", help="Publish persistent messages, or transient ones", rich_help_panel="Load"
+            "--persistent/--transient", help="Publish persistent or transient messages", rich_help_panel="Load"
         ),
     ] = True
     ttl: Annotated[
@@ -185,14 +182,15 @@ class Load:
         ),
     ] = 0.0
     rpc: Annotated[
-        bool, typer.Option("--rpc", help="Consumers reply; measure the round trip", rich_help_panel="Load")
+        bool, typer.Option("--rpc", help="Let consumers reply, and measure round trips", rich_help_panel="Load")
     ] = False
     churn: Annotated[
         Literal["connections", "channels", "queues", "bindings"] | None,
         typer.Option(help="Create and remove objects of this kind; publish nothing", rich_help_panel="Load"),
     ] = None
     warm_up: Annotated[
-        float, typer.Option(help="Start to measure after this much of a run", rich_help_panel="Load", **DURATION)
+        float,
+        typer.Option(help="Start measuring this long after the start of a run", rich_help_panel="Load", **DURATION),
     ] = 0.0
 
     def plan(self, default: float, protocol: str) -> BenchPlan:
@@ -237,7 +235,7 @@ class Runs:
         typer.Option(
             parser=str,
             metavar="TIME COMMAND",
-            help="Run a shell command at this time after the start",
+            help="Run a shell command this long after the start",
             rich_help_panel="Load",
         ),
     ] = None
@@ -257,7 +255,7 @@ class Runs:
     rounds: Annotated[
         int,
         typer.Option(
-            min=2, max=100, help="With compare: number of runs for each side", rich_help_panel="Load", metavar="N"
+            min=2, max=100, help="With compare: number of runs of each side", rich_help_panel="Load", metavar="N"
         ),
     ] = 5
     stream_port: StreamPort = None

@@ -35,10 +35,10 @@ ContextName = Annotated[
 ]
 
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (in a protected context: --confirm NAME)")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation (in a protected context: --confirm NAME)")]
 #: For commands that ask only in a protected context, where --yes is not enough. Scripts may pass it nevertheless.
 UnneededYes = Annotated[
-    bool, typer.Option("--yes", "-y", help="Not needed: asks only in protected contexts (--confirm NAME)")
+    bool, typer.Option("--yes", "-y", help="No effect; in protected contexts, use --confirm NAME instead")
 ]
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed even if it does not exist")]
 
@@ -66,7 +66,10 @@ def _dialect_option(**settings: Any) -> Any:
 
 def _strict_option(**settings: Any) -> Any:
     return typer.Option(
-        "--strict", help="Fail if the queue or exchange has different settings", rich_help_panel="Topology", **settings
+        "--strict",
+        help="Fail if the queue or exchange exists with other settings",
+        rich_help_panel="Topology",
+        **settings,
     )
 
 
@@ -95,7 +98,7 @@ class BrokerOptions:
     confirm: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Do not ask before changing the protected context NAME", rich_help_panel="Broker"
+            metavar="NAME", help="Skip confirmation of changes in the protected context NAME", rich_help_panel="Broker"
         ),
     ] = None
     user: Annotated[
@@ -110,12 +113,16 @@ class BrokerOptions:
     ] = None
     password_file: Annotated[
         Path | None,
-        typer.Option(help="Read the password from FILE; - is stdin", rich_help_panel="Broker", metavar="FILE"),
+        typer.Option(help="Read the password from FILE; - for stdin", rich_help_panel="Broker", metavar="FILE"),
     ] = None
     vhost: Annotated[
         str | None,
         typer.Option(
-            "--vhost", help="Virtual host", rich_help_panel="Broker", metavar="VHOST", autocompletion=names_of("vhosts")
+            "--vhost",
+            help="Virtual host to use",
+            rich_help_panel="Broker",
+            metavar="VHOST",
+            autocompletion=names_of("vhosts"),
         ),
     ] = None
     tls_ca: Annotated[
@@ -146,7 +153,8 @@ class BrokerOptions:
     verbose: Annotated[bool, _verbose_option(hidden=True)] = False
     no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour", rich_help_panel="Printing")] = False
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
+        bool,
+        typer.Option("--debug", help="Show tracebacks and the log of the client library", rich_help_panel="Printing"),
     ] = False
     call: Call = NOT_CALLED
 
@@ -169,7 +177,7 @@ class TutorialBroker(BrokerOptions):
         contexts.Protocol | None,
         typer.Option(
             "--protocol",
-            help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4)",
+            help="Protocol to use: amqp0.9.1, or amqp1.0 (RabbitMQ 4.0+)",
             show_default=str(contexts.Protocol.AMQP_0_9_1),
             envvar="MQTOOL_PROTOCOL",
             rich_help_panel="Broker",

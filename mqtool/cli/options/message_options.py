@@ -53,10 +53,7 @@ def rate(text: str) -> float:
 
 RATE = dict[str, Any](parser=parsed(rate), metavar="RATE")
 ConfirmTimeout = Annotated[
-    float,
-    typer.Option(
-        rich_help_panel="Messages", help="Give up (exit 75 or 3) after this long without confirms", **TIME_LIMIT
-    ),
+    float, typer.Option(rich_help_panel="Messages", help="Give up after this long without confirms", **TIME_LIMIT)
 ]
 
 
@@ -78,7 +75,7 @@ class DelayOptions:
         typer.Option(
             parser=parsed(_moment),
             metavar="TIME",
-            help="Deliver at this time: 18:30 or 2026-01-31T18:30",
+            help="Deliver at this time, such as 18:30 or 2026-01-31T18:30",
             rich_help_panel="Delay",
         ),
     ] = None
@@ -168,7 +165,7 @@ class MessageOptions:
 
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="Read from FILE; - is stdin", rich_help_panel="Messages", metavar="FILE"),
+        typer.Option("--file", "-f", help="Read from FILE; - for stdin", rich_help_panel="Messages", metavar="FILE"),
     ] = None
     lines: Annotated[
         bool,
@@ -177,7 +174,7 @@ class MessageOptions:
     null: Annotated[
         bool,
         typer.Option(
-            "--null", "-0", help="Messages end with a zero byte, as from find -print0", rich_help_panel="Messages"
+            "--null", "-0", help="Messages end with a NUL byte, as from find -print0", rich_help_panel="Messages"
         ),
     ] = False
     delimiter: Annotated[
@@ -185,13 +182,13 @@ class MessageOptions:
         typer.Option("--delimiter", "-D", metavar="CHAR", help="Messages end with CHAR", rich_help_panel="Messages"),
     ] = None
     as_json: Annotated[
-        bool, typer.Option("--json", help="Each line is a message as NDJSON", rich_help_panel="Messages")
+        bool, typer.Option("--json", help="Read messages as NDJSON, one per line", rich_help_panel="Messages")
     ] = False
     trust_streams: Annotated[
         bool,
         typer.Option(
             "--trust-streams",
-            help="Use exchange, keys, CC and BCC of messages read from streams",
+            help="Trust exchange, keys, CC and BCC of messages from streams",
             rich_help_panel="Messages",
         ),
     ] = False
@@ -200,12 +197,12 @@ class MessageOptions:
         typer.Option(
             parser=parsed(_key_pattern),
             metavar="REGEX",
-            help="Match each line; its groups fill {group} in the routing key",
+            help="Match each line; named groups fill {group} in the key",
             rich_help_panel="Messages",
         ),
     ] = None
     headers: Annotated[
-        list[Any] | None, header_option("Header; KEY:=JSON for a typed value", rich_help_panel="Messages")
+        list[Any] | None, header_option("Header; KEY:=JSON for a non-string value", rich_help_panel="Messages")
     ] = None
     properties: Annotated[
         list[Any] | None,
@@ -219,15 +216,13 @@ class MessageOptions:
     ] = None
     persistent: Annotated[
         bool,
-        typer.Option(
-            "--persistent", help="Delivery mode 2: a durable queue keeps messages on disk", rich_help_panel="Messages"
-        ),
+        typer.Option("--persistent", help="Send persistent messages (delivery mode 2)", rich_help_panel="Messages"),
     ] = False
     mandatory: Annotated[
         bool | None,
         typer.Option(
             "--mandatory/--no-mandatory",
-            help="Fail if a message is unroutable (default: only if sent to a queue)",
+            help="Fail if a message is unroutable (default: only when sending to a queue)",
             rich_help_panel="Messages",
         ),
     ] = None

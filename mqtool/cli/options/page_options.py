@@ -13,7 +13,7 @@ class PageOptions:
     """Options for showing a play or drill in the browser."""
 
     ui: Annotated[
-        bool, typer.Option("--ui", help="Show everything on a page in the browser", rich_help_panel="Page")
+        bool, typer.Option("--ui", help="Show what happens on a page in the browser", rich_help_panel="Page")
     ] = False
     open_page: Annotated[
         bool, typer.Option("--open", help="With --ui: open the page in a browser", rich_help_panel="Page")

@@ -45,13 +45,13 @@ _Durable = Annotated[
     bool | None,
     typer.Option(
         "--durable/--transient",
-        help="If new: survives a broker restart (durable), or does not",
+        help="New queue or exchange: survive a broker restart, or not",
         rich_help_panel="Topology",
     ),
 ]
 _Arguments = Annotated[
     list[Any] | None,
-    argument_option("Argument of the declaration; KEY:=JSON for a typed value", rich_help_panel="Topology"),
+    argument_option("Declaration argument; KEY:=JSON for a non-string value", rich_help_panel="Topology"),
 ]
 
 
@@ -59,7 +59,7 @@ Declare = Annotated[
     bool | None,
     typer.Option(
         "--declare/--no-declare",
-        help="If a queue or exchange is missing: declare it, or fail",
+        help="Declare a missing queue or exchange (or fail: --no-declare)",
         rich_help_panel="Topology",
     ),
 ]
@@ -73,14 +73,14 @@ class QueueOptions:
     durable: _Durable = None
     queue_type: Annotated[
         Literal["classic", "quorum", "stream"] | None,
-        typer.Option(help="New queue: classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
+        typer.Option(help="New queue: type classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
     ] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None,
         typer.Option(
-            help="New queue's dead-letter exchange; '' means queue QUEUE.dlq",
+            help="New queue: dead-letter exchange; '' for queue QUEUE.dlq",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
             autocompletion=names_of("exchanges"),
@@ -89,7 +89,7 @@ class QueueOptions:
     ttl: Annotated[
         float | None,
         typer.Option(
-            help="New queue: expire all its messages after this long",
+            help="New queue: expire messages after this long",
             parser=parsed(parse_duration),
             metavar="DURATION",
             rich_help_panel="Topology",
@@ -198,8 +198,8 @@ StreamPort = Annotated[
         "--stream-port",
         min=1,
         max=65535,
-        help="The broker's port for streams",
-        show_default="as the management API says, or else 5552, with TLS 5551",
+        help="The broker's stream port",
+        show_default="from the management API, or else 5552, or 5551 with TLS",
         envvar=STREAM_PORT_VARIABLE,
         rich_help_panel="Broker",
         metavar="N",

@@ -88,7 +88,7 @@ class PrintingOptions:
             "--output",
             "-o",
             metavar="FILE",
-            help="Append messages to FILE; reopen FILE on the signal HUP",
+            help="Append messages to FILE; reopen it on SIGHUP",
             rich_help_panel="Printing",
         ),
     ] = None
@@ -121,7 +121,7 @@ class PrintingOptions:
 TimeoutOfRuns = Annotated[
     float | None,
     typer.Option(
-        help="Total time limit (exit 124); with --exec, for each run", rich_help_panel="Receiving", **DURATION
+        help="Total time limit (exit 124); with --exec: limit of each run", rich_help_panel="Receiving", **DURATION
     ),
 ]
 
@@ -138,7 +138,8 @@ class ReceivingOptions:
         ),
     ] = None
     idle_timeout: Annotated[
-        float | None, typer.Option(help="Stop if connected and idle this long", rich_help_panel="Receiving", **DURATION)
+        float | None,
+        typer.Option(help="Stop after being connected but idle this long", rich_help_panel="Receiving", **DURATION),
     ] = None
     timeout: Annotated[
         float | None, typer.Option(help="Total time limit (exit 124)", rich_help_panel="Receiving", **DURATION)

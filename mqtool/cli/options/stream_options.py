@@ -65,7 +65,7 @@ class StreamOptions:
     partitions: Annotated[
         int | None,
         typer.Option(
-            min=1, max=255, metavar="N", help="Declare a super stream of N partitions", rich_help_panel="Topology"
+            min=1, max=255, metavar="N", help="Declare a super stream with N partitions", rich_help_panel="Topology"
         ),
     ] = None
     declare: Declare = None
