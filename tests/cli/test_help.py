@@ -198,7 +198,7 @@ def test_the_help_says_when_yes_is_not_needed_and_what_idle_timeout_counts(lonel
         ("dlq redrive", "-y, --yes", "Skip the terminal prompt (protected context: --confirm NAME)"),
         ("queue purge", "-y, --yes", "Skip confirmation (in a protected context: --confirm NAME)"),
         ("definitions import", "-y, --yes", "Skip confirmation (in a protected context: --confirm NAME)"),
-        ("receive", "--idle-timeout DURATION", "Stop after being connected but idle this long"),
+        ("receive", "--idle-timeout DURATION", "Stop if connected but idle this long"),
     ):
         text = " ".join(lonely_shell.run("mqtool", *command.split(), "--help-all").stdout.split())
         assert f"{option} {said}" in text, command

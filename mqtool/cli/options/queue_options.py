@@ -73,7 +73,7 @@ class QueueOptions:
     durable: _Durable = None
     queue_type: Annotated[
         Literal["classic", "quorum", "stream"] | None,
-        typer.Option(help="New queue: type classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
+        typer.Option(help="New queue: classic, quorum or stream", rich_help_panel="Topology", metavar="TYPE"),
     ] = None
     arguments: _Arguments = None
 

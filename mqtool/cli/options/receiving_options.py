@@ -138,8 +138,7 @@ class ReceivingOptions:
         ),
     ] = None
     idle_timeout: Annotated[
-        float | None,
-        typer.Option(help="Stop after being connected but idle this long", rich_help_panel="Receiving", **DURATION),
+        float | None, typer.Option(help="Stop if connected but idle this long", rich_help_panel="Receiving", **DURATION)
     ] = None
     timeout: Annotated[
         float | None, typer.Option(help="Total time limit (exit 124)", rich_help_panel="Receiving", **DURATION)
