@@ -65,7 +65,7 @@ def header(text: str) -> tuple[str, Any]:
     """Parse a header, written as key=text or key:=json, into its name and value."""
     key, equals, value = text.partition("=")
     if not equals or not key.rstrip(":"):
-        raise ValueError(f"{text!r} is not a header: write key=text, or key:=json for a typed value")
+        raise ValueError(f"{text!r} is not a header: write key=text, or key:=json if the value is not a string")
     if not key.endswith(":"):
         return key, value
     import json
