@@ -169,23 +169,24 @@ def dialects() -> str:
     parts += [
         "## Printed lines, and default messages",
         "Without `--dialect`, lines with received data go to stdout, and all other lines go to stderr. With "
-        "`--dialect`, all lines go where the scripts print them. If the row `on stderr` says `yes`, this is stderr, "
-        "except for the lines `requesting add100` and, if the row `emits on stdout` says `yes`, the lines of "
-        "`emit-log`. The scripts for Go and Elixir begin each line with the time; mqtool does not. `!r` means that the "
-        "value is printed as by Python's `repr()`. The rows from `hello` to `number add100` show the messages, routing "
-        "keys or requests that commands use if you give none. The rows `usage code` and `usage code topic` show the "
-        "exit codes of `receive-log direct` and `receive-log topic` without arguments.",
+        "`--dialect`, all lines go where the scripts print them: to stderr if the row `on stderr` says `yes`, "
+        "otherwise to stdout. The lines `requesting add100` always go to stdout. So do the lines of `emit-log` if the "
+        "row `emits on stdout` says `yes`. The scripts for Go and Elixir begin each line with the time; mqtool does "
+        "not. `!r` means that the value is printed as by Python's `repr()`. The rows from `hello` to `number add100` "
+        "show the messages, routing keys or requests that commands use if you give none. The rows `usage code` and "
+        "`usage code topic` show the exit codes of `receive-log direct` and `receive-log topic` without arguments.",
         "The other rows say what the commands do in a dialect. `key in body`: `emit-log direct` and `emit-log topic` "
-        "put the routing key in front of the body. `key of two words`: `emit-log topic` takes the first two of three "
-        "or more words as the routing key. `fib of negatives`: the RPC server answers requests for negative numbers "
-        "with 0. `purges requests`: the RPC server purges its queue when it starts.",
+        "put the routing key in front of the body. `key of two words`: if `emit-log topic` gets three or more words, "
+        "it joins the first two with a dot, and uses them as the routing key. `fib of negatives`: the RPC server "
+        "answers requests for negative numbers with 0. `purges requests`: the RPC server purges its queue when it "
+        "starts.",
     ]
     spoken = [name for name in vars(DialectLines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
     parts += [
         "## Streams",
         "`send-stream`, `receive-stream`, `offset send` and `offset receive` have the dialects in this table. A "
-        "command that creates a stream also sets its size limit from the table.",
+        "command that creates a stream gives it the size limit shown in the table.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),
