@@ -136,7 +136,7 @@ set the protocol in each terminal:
 export MQTOOL_PROTOCOL=amqp1.0
 ```
 
-Over AMQP 1.0, messages flow over links between programs and addresses. The diagrams show the addresses. The page
+In AMQP 1.0, messages flow over links between programs and addresses. The diagrams show the addresses. The page
 [AMQP 1.0](how-to/amqp10.md) compares AMQP 1.0 with AMQP 0-9-1.
 """
 _TAIL = """\
@@ -195,5 +195,5 @@ def _introduction(page: Page) -> str:
 
 
 def _terminal(number: int, name: str, command: str) -> str:
-    waits = "; Ctrl-C ends it" if command.removeprefix("mqtool ").startswith(_WAITING) else ""
+    waits = "; press Ctrl-C to stop it" if command.removeprefix("mqtool ").startswith(_WAITING) else ""
     return f"Run this in terminal {number} ({name}){waits}:\n\n```sh\n{command}\n```"

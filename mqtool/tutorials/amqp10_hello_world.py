@@ -1,4 +1,4 @@
-"""Hello World, over AMQP 1.0: one program sends a message, another receives it, and a queue holds it in between.
+"""Hello World, over AMQP 1.0: one program sends a message to a queue, and another receives it from the queue.
 
     send ──(sender)──> /queues/hello ──(receiver)──> receive
 

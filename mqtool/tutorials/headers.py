@@ -1,4 +1,4 @@
-"""Headers: receivers choose messages by several headers.
+"""Headers: receivers choose messages by the values of several headers.
 
                                ┌─ all: format=pdf, type=report ─> [amq.gen-1]
     emit-log ──> (headers_logs)┤

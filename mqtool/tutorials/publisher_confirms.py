@@ -1,4 +1,4 @@
-"""Publisher confirms: publishers can wait for confirms in three ways, at different costs.
+"""Publisher confirms: publishers handle confirms individually, in batches, or asynchronously.
 
     individually     publish, wait, publish, wait, …    a round trip for each
     in batches       publish × 100, wait for all, …     one for a hundred

@@ -242,7 +242,7 @@ def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, s
 
 def type_in_terminals(shell: Shell, section: str) -> None:
     """Type a tutorial's blocks, each in a terminal of its own, and end those that run until Ctrl-C."""
-    pattern = r"^Run this in terminal \d+ \(.*?\)(; Ctrl-C ends it)?:\n\n```sh\n(.*?)\n```"
+    pattern = r"^Run this in terminal \d+ \(.*?\)(; press Ctrl-C to stop it)?:\n\n```sh\n(.*?)\n```"
     blocks = re.findall(pattern, section, re.MULTILINE)
     waiting: list[tuple[str, Running]] = []
 

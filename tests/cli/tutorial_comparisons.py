@@ -259,7 +259,7 @@ class Task(NamedTuple):
     runs: bool = True
 
 
-_NO_INSTALLATION = "nothing to install; without Docker or RabbitMQ, the embedded broker starts"
+_NO_INSTALLATION = "nothing needs to be installed; without Docker or RabbitMQ, the embedded broker starts"
 _FILE = "the password is in a file, not on the command line"
 TASKS = [
     Task("brew install rabbitmq; apt-get install rabbitmq-server", "broker up", _NO_INSTALLATION, runs=False),
@@ -270,7 +270,7 @@ TASKS = [
          "broker up --kind docker --image 3.13 --port 5672 --management-port 15672",
          "the image also contains the delayed message plugin", runs=False),
     Task("loopback_users in rabbitmq.config", "broker up --listen 0.0.0.0",
-         "remote clients log in as the user remote instead of guest", runs=False),
+         "remote clients log in as the user `remote`, not as `guest`", runs=False),
     Task("docker exec rabbitmq rabbitmq-plugins enable rabbitmq_delayed_message_exchange",
          "plugin enable rabbitmq_delayed_message_exchange", runs=False),
     Task("rabbitmq-plugins enable rabbitmq_management", "plugin enable rabbitmq_management", runs=False),
@@ -293,11 +293,13 @@ TASKS = [
     Task("rabbitmqctl list_queues name messages_ready messages_unacknowledged",
          "list queues name messages_ready messages_unacknowledged"),
     Task("rabbitmqctl list_bindings", "list bindings"),
-    Task("a durable my_queue, and a persistent message",
+    Task("a durable queue `my_queue`, and a persistent message",
          "send -q my_queue --durable --persistent --dialect go-classic 'Hello, RabbitMQ!'"),
-    Task("a message for delay_exchange, with x-delay 5000", "send-delayed --delay 5s 'Hello World with delay'"),
-    Task("a log for the key `log` of logs_direct", "emit-log direct log 'this is log' --dialect go-classic",
-         "mqtool takes the key and the text as arguments"),
+    Task("a message to `delay_exchange`, with the header `x-delay: 5000`",
+         "send-delayed --delay 5s 'Hello World with delay'"),
+    Task("a log message to `logs_direct`, with the routing key `log`",
+         "emit-log direct log 'this is log' --dialect go-classic",
+         "mqtool takes the routing key and the text as arguments"),
 ]  # fmt: skip
 
 
@@ -323,13 +325,12 @@ def table() -> str:
         for task in TASKS
     )
     parts.append(
-        f"**Installation, administration, and fragments of code**\n\n| article | `mqtool …` | result |\n"
+        f"**Installation, administration, and fragments of code**\n\n| in the article | `mqtool …` | result |\n"
         f"|---|---|---|\n{body}"
     )
     same, differing = counts()
-    return f"{same + differing} command lines: {same} same, {differing} differ by design, 0 missing.\n\n" + "\n".join(
-        parts
-    )
+    total = f"Of {same + differing} command lines, {same} print the same lines, and {differing} differ by design."
+    return f"{total} None is missing from mqtool.\n\n" + "\n".join(parts)
 
 
 def page(text: str) -> str:

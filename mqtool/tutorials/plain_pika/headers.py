@@ -1,4 +1,4 @@
-"""Headers: receivers choose messages by several headers.
+"""Headers: receivers choose messages by the values of several headers.
 
 python logs.py receive any format=pdf type=log     or all instead of any
 python logs.py emit 'A report' format=pdf type=report

@@ -1,4 +1,4 @@
-"""Publisher confirms: publishers can wait for confirms in three ways, at different costs.
+"""Publisher confirms: publishers handle confirms individually, in batches, or asynchronously.
 
 python confirms.py 50000
 """
