@@ -62,7 +62,7 @@ class EmbeddedBroker(Questions):
         settings: any other attribute of Settings, such as `management_port=0`, `recording=True` or `like="4.3"`.
 
     Raises:
-        TypeError: a setting does not exist.
+        TypeError: a setting has an unknown name.
         ValueError: `like` is not a supported RabbitMQ version, or not a string.
     """
 

@@ -36,8 +36,8 @@ class Settings:
         host: the address to listen on.
         port: the AMQP port; 0 for any free one.
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
-        management_port: the port of the management API; 0 for any free one, None for none.
-        stream_port: the port of the stream protocol; 0 for any free one, None for none.
+        management_port: the port of the management API; 0 for any free one, None to disable it.
+        stream_port: the port of the stream protocol; 0 for any free one, None to disable it.
         listen: the addresses for AMQP and streams; if empty, `host` is used.
         definitions: a file of definitions in RabbitMQ's export format, loaded when the broker starts.
         tls: PEM files for TLS. If given, the broker also accepts TLS connections, on the port one below each plain
@@ -48,8 +48,8 @@ class Settings:
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         guest_from_anywhere: let the guest user log in from other machines.
         recording: record what happens to messages, so that tests can query it.
-        prometheus_port: the port of the metrics for Prometheus, on 127.0.0.1 only and without a login; 0 for any free
-            one, None for none. RabbitMQ uses 15692.
+        prometheus_port: the port for Prometheus metrics; 0 for any free one, None to disable it. It accepts
+            connections from 127.0.0.1 only, without a login. RabbitMQ uses 15692.
     """
 
     host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))

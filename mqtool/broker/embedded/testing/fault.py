@@ -53,7 +53,7 @@ class FaultScene:
         return [connection for connections in self.by_protocol for connection in connections]
 
     def check_spelling(self, queue: str) -> None:
-        """Raise ValueError if a queue does not exist, and its name looks like a misspelling of one that does."""
+        """Raise ValueError if no queue has this name, and it looks like a misspelling of a queue's name."""
         names = {name for vhost in self.broker.vhosts.values() for name in vhost.queues}
         meant = None if queue in names else mistyped(queue, sorted(names))
         if meant is not None:

@@ -130,11 +130,11 @@ class Questions(ABC):
         return QueueQuestions(self, name)
 
     def wait_for(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Call a function until its result is true, and return this result. Queries in the function do not wait.
+        """Call a function until it returns a true value, and return this value. Queries in the function do not wait.
 
         Raises:
             AssertionError: the timeout expired; the error shows the latest events.
-            RuntimeError: the caller runs on an event loop.
+            RuntimeError: called on an event loop, where until() must be used instead.
             TypeError: the function is async.
         """
         if _on_event_loop():
@@ -299,7 +299,7 @@ class Faults:
         The queue need not exist yet.
 
         Raises:
-            ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
+            ValueError: the queue does not exist, and its name looks like a misspelling of an existing queue's name.
         """
         return self.begin(NackPublishes(queue, count))
 
@@ -312,12 +312,12 @@ class Faults:
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements for a queue (any queue if None), so the messages are redelivered.
+        """Ignore the next `count` acknowledgements for a queue (any queue if None), and redeliver the messages.
 
         The queue need not exist yet.
 
         Raises:
-            ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
+            ValueError: the queue does not exist, and its name looks like a misspelling of an existing queue's name.
         """
         return self.begin(LoseAcks(count, queue))
 

@@ -107,7 +107,7 @@ class Messages(list[Recorded]):
         """Return the only message in the list.
 
         Raises:
-            AssertionError: there is not exactly one message; the error shows the messages or the latest events.
+            AssertionError: the list is empty or has several messages; the error shows them or the latest events.
         """
         if len(self) != 1:
             raise AssertionError(f"{len(self)} messages instead of one: {self!r}")
