@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "mqtool").rglob("*.py"))
-PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")] + [
+PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md", "SECURITY.md")] + [
     page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts
 ]
 FUNCTION_LINES, METHODS = 60, 25
@@ -243,12 +243,21 @@ def test_processes_of_mqtool_do_not_import_from_the_current_directory() -> None:
     assert [path for path, option in started if ast.unparse(option) != "'-P'"] == []
 
 
-def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
-    """Code, tests and documents contain none of the phrases in the list of those that readers have called unclear."""
-    found = [
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    """Return the lines of code, tests and documents that contain a pattern, each with its file and number."""
+    return [
         f"{path}:{number}: {line.strip()}"
         for path in (*WRITTEN, *PROSE)
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if UNCLEAR.search(line)
+        if pattern.search(line)
     ]
-    assert found == []
+
+
+def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
+    """Code, tests and documents contain none of the phrases in the list of those that readers have called unclear."""
+    assert lines_with(UNCLEAR) == []
+
+
+def test_no_text_contains_a_merge_conflict() -> None:
+    """Code, tests and documents contain no markers of a merge conflict, which users would see in a help text."""
+    assert lines_with(re.compile(r"^(<{7}|>{7})( |$)")) == []
