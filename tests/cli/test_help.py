@@ -195,9 +195,9 @@ def test_the_help_says_when_yes_is_not_needed_and_what_idle_timeout_counts(lonel
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
         *((each, "-y, --yes", "No effect; in protected contexts, use --confirm NAME instead") for each in commands),
-        ("dlq redrive", "-y, --yes", "Skip the terminal prompt (protected context: --confirm NAME)"),
-        ("queue purge", "-y, --yes", "Skip confirmation (in a protected context: --confirm NAME)"),
-        ("definitions import", "-y, --yes", "Skip confirmation (in a protected context: --confirm NAME)"),
+        ("dlq redrive", "-y, --yes", "Skip the prompt; in protected contexts, use --confirm NAME"),
+        ("queue purge", "-y, --yes", "Skip confirmation; in protected contexts, use --confirm NAME"),
+        ("definitions import", "-y, --yes", "Skip confirmation; in protected contexts, use --confirm NAME"),
         ("receive", "--idle-timeout DURATION", "Stop if connected but idle this long"),
     ):
         text = " ".join(lonely_shell.run("mqtool", *command.split(), "--help-all").stdout.split())

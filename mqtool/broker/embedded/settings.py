@@ -18,7 +18,7 @@ DISK_FREE_LIMIT = 50_000_000
 
 #: The options that make up Settings.tls, in the order of the fields of Tls.
 TLS_OPTIONS = {
-    "--tls-cert": "Certificate (PEM); adds a TLS port, one below each port",
+    "--tls-cert": "Certificate (PEM); adds TLS port N - 1 for each port N",
     "--tls-key": "Key of the certificate (PEM)",
     "--tls-client-ca": "Require client certificates signed by this CA",
 }

@@ -179,7 +179,7 @@ def env(
     which: WhichBroker,
     name: Name = DEFAULT_NAME,
     for_remote: Annotated[
-        bool, typer.Option("--remote", help="Print variables for other machines (broker up --listen)")
+        bool, typer.Option("--remote", help="Print variables for other machines; needs broker up --listen")
     ] = False,
 ) -> None:
     """Print shell variables that tell programs where the broker is.

@@ -95,9 +95,8 @@ def import_definitions(
 ) -> None:
     """Import missing definitions and changed policies.
 
-    Asks for confirmation if existing queues would lose messages because of a policy that limits them or lets them
-    expire. Nothing else is deleted. Existing queues, exchanges and bindings are not changed; if their settings differ,
-    the exit code is 3.
+    Asks for confirmation if a policy's limits or queue expiry would make existing queues lose messages. Nothing else is
+    deleted. Existing queues, exchanges and bindings are not changed; if their settings differ, the exit code is 3.
     """
     access = access_to(broker)
     wanted = _read(file, access.vhost)
@@ -143,7 +142,7 @@ def convert(
     ],
     mirrored: Annotated[
         Literal["classic", "quorum"] | None,
-        typer.Option(help="New type of queues that a policy mirrors", show_default="undecided"),
+        typer.Option(help="New type of mirrored queues", show_default="undecided"),
     ] = None,
     delayed: Annotated[
         Literal["relay", "leave-out", "plain"] | None,
@@ -154,8 +153,8 @@ def convert(
 
     Prints the converted definitions on stdout, and what has changed and why on stderr. Exits with 3 if anything would
     be lost and no option says what to do about it. Mirrored queues can become quorum queues, or remain classic queues
-    on one node. Exchanges of the delayed message plugin can be replaced by those of 'mqtool delayed relay', become
-    plain exchanges, which do not delay messages, or be left out.
+    on one node. Exchanges of the delayed message plugin can be replaced by those of 'mqtool delayed relay', be left
+    out, or become plain exchanges, which do not delay messages.
     """
     document = definitions.read_document(text_of(file), str(file))
     converted = converted_definitions.convert(document, to, RelayNames.of, mirrored, delayed)

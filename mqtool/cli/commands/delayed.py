@@ -74,7 +74,7 @@ def _waiting(access: Access, skipped: _Skipped) -> Iterator[WaitingMessages]:
 
 @command(app, "mqtool delayed ls", "mqtool delayed ls --json", effect=Effect.READS)
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
-    """Count waiting messages, by destination and delay."""
+    """Count delayed messages, by destination and delay."""
     rows: list[dict[str, Any]] = []
     skipped = _Skipped()
     with _waiting(access_to(broker, reconnects=False), skipped) as waiting:
@@ -101,7 +101,7 @@ def show(
     where: WhereOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show waiting messages, and when each is due.
+    """Show delayed messages, and when each is due.
 
     The messages stay where they are. Showing them has the same side effects as 'mqtool peek'. Messages held by the
     plugin cannot be shown.
@@ -146,7 +146,7 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
     app, "mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes", effect=Effect.CHANGES
 )
 def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: WhereOption = None) -> None:
-    """Delete waiting messages for good.
+    """Delete delayed messages for good.
 
     Messages held by the plugin cannot be cancelled.
     """
@@ -158,7 +158,7 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
 
 @command(app, "mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'", effect=Effect.CHANGES)
 def now(broker: ManagedBroker, yes: UnneededYes = False, ids: Ids = None, where: WhereOption = None) -> None:
-    """Deliver waiting messages now.
+    """Deliver delayed messages now.
 
     Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is
     killed, no message is lost, but messages that were already delivered may be delivered again when they are due.

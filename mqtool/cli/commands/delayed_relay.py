@@ -77,7 +77,7 @@ def relay(
         Path | None, typer.Option(help="Create FILE once the relay is consuming", metavar="FILE")
     ] = None,
 ) -> None:
-    """Delay any client's messages, as the delayed message plugin did.
+    """Delay any client's messages, like the delayed message plugin.
 
     Clients publish to EXCHANGE with the header x-delay, in milliseconds. Bind your queues to EXCHANGE.relayed; --type
     sets the type of this exchange. Messages without a delay are relayed immediately.

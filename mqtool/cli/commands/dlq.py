@@ -250,7 +250,7 @@ def redrive(
     which: Which,
     broker: ManagedBroker,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Skip the terminal prompt (protected context: --confirm NAME)")
+        bool, typer.Option("--yes", "-y", help="Skip the prompt; in protected contexts, use --confirm NAME")
     ] = False,
     to: Annotated[
         str | None,

@@ -71,7 +71,7 @@ def doctor(
         ),
     ] = None,
     peek: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue (delivers each of them once)")
+        int, typer.Option(min=0, metavar="N", help="Also check N messages per queue; delivers each of them once")
     ] = 0,
     form: Annotated[
         Format, typer.Option("--format", help="Format: text, json, nagios, prometheus or sarif", metavar="FORMAT")

@@ -8,7 +8,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
-from mqtool.cli.commands.queue import IfNotExists, IfUnused, declare_as, existing, named, one_by_one
+from mqtool.cli.commands.queue import IfNotExists, declare_as, existing, named, one_by_one
 from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
@@ -83,7 +83,9 @@ def delete_exchange(
     broker: BrokerOptions,
     yes: Yes = False,
     if_exists: IfExists = False,
-    if_unused: IfUnused = False,
+    if_unused: Annotated[
+        bool, typer.Option("--if-unused", help="Delete an exchange only if nothing is bound to it")
+    ] = False,
 ) -> None:
     """Delete exchanges and their bindings."""
     access = access_to(broker)
@@ -113,7 +115,7 @@ class Bindings:
         list[str] | None,
         typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
     ] = None
-    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
+    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="Treat QUEUE as the name of an exchange")] = False
     arguments: Annotated[list[Any] | None, argument_option("Binding argument; KEY:=JSON for a non-string value")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a non-string value")] = None
     match: Annotated[

@@ -60,9 +60,9 @@ def peek(
 
     The messages stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown.
 
-    In a quorum queue, showing a message counts as a delivery, and the queue drops messages that exceed its delivery
-    limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops before they
-    exceed it. Peeking at a stream has no side effects.
+    In a quorum queue, showing a message counts as a delivery, and the queue drops or dead-letters messages that exceed
+    its delivery limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops
+    before they exceed it. Peeking at a stream has no side effects.
     """
     redirect(printing.into)
     write = printing.writer("{key}: {body}")

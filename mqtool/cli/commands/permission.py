@@ -39,7 +39,7 @@ def set_permission(
 ) -> None:
     """Set a user's permissions; those not given stay as they are.
 
-    A pattern matches anywhere in a name: 'jobs' also matches jobs-old, and '^jobs$' only jobs.
+    A pattern matches anywhere in a name: 'jobs' also matches jobs-old; '^jobs$' matches only jobs.
     """
     if configure is None and write is None and read is None:
         raise UsageError(

@@ -81,9 +81,9 @@ def set_policy(
 ) -> None:
     """Create or change a policy.
 
-    Asks for confirmation if existing queues would lose messages, because of a new limit or because the queues would
-    expire, or if streams might lose messages. A classic queue that rejects messages beyond its limit loses the surplus
-    when RabbitMQ restarts.
+    Asks for confirmation if a new limit or queue expiry would make existing queues lose messages, or if streams might
+    lose messages. A classic queue that rejects new messages at its limit keeps the messages already beyond it only
+    until RabbitMQ restarts.
     """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
@@ -118,7 +118,7 @@ def list_policies(
 def clear_policy(
     name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
-    """Remove a policy; its queues and exchanges lose its settings.
+    """Remove a policy, and its settings from queues and exchanges.
 
     Asks for confirmation if existing queues would lose messages because other limits, such as another policy's, would
     then apply.

@@ -48,9 +48,7 @@ IfNotExists = Annotated[
 ]
 
 
-IfUnused = Annotated[
-    bool, typer.Option("--if-unused", help="Delete only if it has no consumers (exchange: no bindings)")
-]
+IfUnused = Annotated[bool, typer.Option("--if-unused", help="Delete a queue only if it has no consumers")]
 
 
 @command(
@@ -189,8 +187,8 @@ def delete_queue(
 ) -> None:
     """Delete queues and the messages in them.
 
-    With both --if-empty and --if-unused, asks for confirmation only if the queue has unacknowledged messages, or if the
-    management API does not say whether it has any. RabbitMQ deletes unacknowledged messages, too.
+    With both --if-empty and --if-unused, asks for confirmation only if the queue has unacknowledged messages, which
+    RabbitMQ deletes too, or if the management API cannot tell.
     """
     access = access_to(broker)
     with access.channel() as channel, one_by_one(queue, "deleted") as deleted:

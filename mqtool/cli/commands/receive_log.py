@@ -163,7 +163,7 @@ def receive_topic(
     logs: ReceivingLogs,
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(help="Binding keys: * is one word, # any number of words", metavar="PATTERN..."),
+        typer.Argument(help="Binding keys: * is one word, # is zero or more words", metavar="PATTERN..."),
     ] = None,
 ) -> None:
     """Receive messages whose topics match patterns (tutorial 5)."""

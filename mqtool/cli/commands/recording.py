@@ -235,7 +235,7 @@ class Changing:
     ] = None
     drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
     trust_streams: Annotated[
-        bool, typer.Option("--trust-streams", help="Trust exchange, keys, CC and BCC of messages from streams")
+        bool, typer.Option("--trust-streams", help="Use the exchange, keys, CC and BCC of messages from streams")
     ] = False
 
     def changes(self) -> Changes:

@@ -134,7 +134,7 @@ def tap(
     off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: WhereOption = None,
     buffer: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Keep only the last N messages for a slow reader")
+        int, typer.Option(min=1, metavar="N", help="Buffer up to N messages for a slow reader; drop the oldest")
     ] = 100_000,
     receiving: ReceivingOptions,
     urls: Urls = None,

@@ -141,7 +141,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.PLAYS]),
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Continue without waiting for Enter, at reading pace")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Continue at reading pace, without waiting for Enter")] = False,
     no_pause: Annotated[
         bool, typer.Option("--no-pause", help="Do not pause; only check that everything works")
     ] = False,

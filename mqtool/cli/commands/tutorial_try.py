@@ -71,10 +71,10 @@ def try_(
     *,
     page: PageOptions,
 ) -> None:
-    """Try a tutorial yourself: mqtool sets goals, and checks them.
+    """Try a tutorial yourself; mqtool checks which goals you reach.
 
-    Reach the goals in other terminals, with any program you like. Without NAME, lists the goals, and shows which ones
-    you have reached.
+    Work towards the goals in other terminals, with any program you like. Without NAME, lists the goals, and shows which
+    ones you have reached.
     """
     current().no_color = no_color
     if name is None:

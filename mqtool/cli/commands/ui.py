@@ -60,7 +60,7 @@ def ui(
         Path | None, typer.Option(metavar="FILE", help="Save a replay of the session to FILE, as an HTML page")
     ] = None,
     tap: Annotated[
-        bool, typer.Option("--tap", help="With RabbitMQ: show single messages, by tapping exchanges")
+        bool, typer.Option("--tap", help="With RabbitMQ: show individual messages by tapping exchanges")
     ] = False,
     firehose: Annotated[
         bool, typer.Option("--firehose", help="With RabbitMQ: show all messages, with the firehose")

@@ -248,7 +248,7 @@ class Runs:
         typer.Option(
             parser=parsed(_variation),
             metavar="NAME=A,B,C",
-            help="Do one run for each value, such as rate=500,1000",
+            help="Do one run for each value, as in rate=500,1000",
             rich_help_panel="Load",
         ),
     ] = None

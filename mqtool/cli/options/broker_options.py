@@ -35,7 +35,7 @@ ContextName = Annotated[
 ]
 
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation (in a protected context: --confirm NAME)")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation; in protected contexts, use --confirm NAME")]
 #: For commands that ask only in a protected context, where --yes is not enough. Scripts may pass it nevertheless.
 UnneededYes = Annotated[
     bool, typer.Option("--yes", "-y", help="No effect; in protected contexts, use --confirm NAME instead")

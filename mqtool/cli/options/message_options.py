@@ -188,7 +188,7 @@ class MessageOptions:
         bool,
         typer.Option(
             "--trust-streams",
-            help="Trust exchange, keys, CC and BCC of messages from streams",
+            help="Use the exchange, keys, CC and BCC of messages from streams",
             rich_help_panel="Messages",
         ),
     ] = False

@@ -59,7 +59,7 @@ Declare = Annotated[
     bool | None,
     typer.Option(
         "--declare/--no-declare",
-        help="Declare a missing queue or exchange (or fail: --no-declare)",
+        help="Declare a missing queue or exchange; with --no-declare, fail",
         rich_help_panel="Topology",
     ),
 ]

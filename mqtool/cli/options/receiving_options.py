@@ -156,7 +156,7 @@ class ReceivingOptions:
     auto_ack: Annotated[
         bool,
         typer.Option(
-            "--auto-ack", help="Acknowledge on delivery: a crash can lose messages", rich_help_panel="Receiving"
+            "--auto-ack", help="Acknowledge on delivery; a crash can lose messages", rich_help_panel="Receiving"
         ),
     ] = False
     ready_file: Annotated[
