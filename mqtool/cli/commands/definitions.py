@@ -141,8 +141,7 @@ def convert(
         Version, typer.Option(parser=parsed(Version.of), metavar="VERSION", help="RabbitMQ version to convert for")
     ],
     mirrored: Annotated[
-        Literal["classic", "quorum"] | None,
-        typer.Option(help="New type of mirrored queues", show_default="undecided"),
+        Literal["classic", "quorum"] | None, typer.Option(help="New type of mirrored queues", show_default="undecided")
     ] = None,
     delayed: Annotated[
         Literal["relay", "leave-out", "plain"] | None,
