@@ -67,7 +67,7 @@ def _port(about: str, lowest: int = 1) -> Any:
             Path | None,
             typer.Option(metavar="FILE", help="Certificate of the embedded broker; the TLS port is PORT - 1"),
         ],
-        "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate")],
+        "tls_key": Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate")],
     },
 )
 def up(

@@ -52,7 +52,7 @@ def add(
     management: Annotated[str | None, typer.Option(metavar="URL", help="URL of the management API")] = None,
     tls_ca: Annotated[Path | None, _pem("Certificate authority to trust")] = None,
     tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
-    tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
+    tls_key: Annotated[Path | None, _pem("Private key of the client certificate")] = None,
     password_command: Annotated[
         str | None, typer.Option(help="Command that prints the password", metavar="COMMAND")
     ] = None,

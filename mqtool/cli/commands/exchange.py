@@ -152,7 +152,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 
 @command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
-    """Remove the bindings with these keys and arguments, if any."""
+    """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
     with access.channel() as channel:
         for key in bindings.keys or [""]:

@@ -72,7 +72,7 @@ class ReadingOptions:
 def receive_stream(
     stream: StreamOptions, receiving: ReceivingOptions, broker: TutorialBroker, reading: ReadingOptions
 ) -> None:
-    """Read a stream, from any offset (stream tutorial 1)."""
+    """Read a stream from any offset (stream tutorial 1)."""
     tutorial = HELLO[dialect_of(broker)]
     opened = partial(
         Access.stream_channel,

@@ -274,7 +274,8 @@ def replay(
     changing: Changing,
     broker: PublishingBroker,
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings, played in this order (default: stdin)", metavar="FILE...")
+        list[Path] | None,
+        typer.Argument(help="Recordings, played in the order given (default: stdin)", metavar="FILE..."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, where and when; send nothing")

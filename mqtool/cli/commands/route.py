@@ -45,7 +45,7 @@ def route(
     routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key")] = "",
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a non-string value")] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - for stdin")
+        Path | None, typer.Option(metavar="FILE", help="Check routes against those expected in FILE; - for stdin")
     ] = None,
     nearly: Annotated[int, typer.Option(min=0, help="Show up to N bindings that nearly match", metavar="N")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,

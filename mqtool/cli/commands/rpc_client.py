@@ -82,7 +82,7 @@ def rpc_client(
         ),
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
-    function: Annotated[Function, typer.Option(help="Function name to print; the server decides what it runs")] = "fib",
+    function: Annotated[Function, typer.Option(help="Function name to show in the output")] = "fib",
     timeout: Annotated[float, typer.Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = 30.0,
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")

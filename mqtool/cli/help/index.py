@@ -27,7 +27,7 @@ SENTENCES = {
     "receive": "Receive messages from a queue (tutorial 1)",
     "receive-delayed": "Receive delayed messages; show how late each one arrived",
     "receive-log": "Receive logs from an exchange (tutorials 3, 4 and 5)",
-    "receive-stream": "Read a stream, from any offset (stream tutorial 1)",
+    "receive-stream": "Read a stream from any offset (stream tutorial 1)",
     "recording": "Play back, scrub and compare recordings",
     "route": "Explain where a message would go, and why",
     "rpc-client": "Send requests to the RPC server (tutorial 6)",

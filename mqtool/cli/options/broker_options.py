@@ -132,7 +132,8 @@ class BrokerOptions:
         Path | None, typer.Option(help="Client certificate (PEM)", rich_help_panel="Broker", metavar="FILE")
     ] = None
     tls_key: Annotated[
-        Path | None, typer.Option(help="Key of the client certificate (PEM)", rich_help_panel="Broker", metavar="FILE")
+        Path | None,
+        typer.Option(help="Private key of the client certificate (PEM)", rich_help_panel="Broker", metavar="FILE"),
     ] = None
     wait: Annotated[
         float | None, typer.Option(help="Wait up to this long for the broker", rich_help_panel="Broker", **DURATION)
