@@ -213,7 +213,8 @@ class Actions:
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
         management: the URL of the management API, if the user typed it; added to the commands that use the API.
-        is_still: returns True if the broker is still the same; asked before each change. None if it need not be.
+        is_still: asked before each action, with True for a change: True if the broker is still the same. None if there
+            is no need to ask.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Actions:
         environment: Mapping[str, str],
         name: str = "",
         management: str = "",
-        is_still: Callable[[], bool] | None = None,
+        is_still: Callable[[bool], bool] | None = None,
     ) -> None:
         self._is_still = is_still
         self._chosen = chosen
@@ -264,7 +265,7 @@ class Actions:
         """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
         words, named = self._words_of(wanted), _named(wanted)
         action = ACTIONS[wanted["action"]]
-        if action.changes and action.only != "own" and self._is_still is not None and not self._is_still():
+        if action.only != "own" and self._is_still is not None and not self._is_still(action.changes):
             raise UsageError("the page was started for another broker than this one", "start 'mqtool ui' again")
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")

@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import socket
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free, keep
 from tests.brokers import TestBroker, large, own_broker
+from tests.cli.page_actions import run_action
 from tests.cli.shell import Running, Shell, wait_until
 from tests.epmd import KILL, epmd
 from tests.processes import children_of, is_alive, only_on_linux
@@ -518,11 +518,7 @@ def test_commands_find_the_management_api_of_a_broker_in_docker_if_the_docker_da
 
 def declare_in_page(ui: Running, queue: str) -> dict[str, Any]:
     """Declare a queue in the page of `mqtool ui`; return the last line of the answer."""
-    url, _, secret = ui.stdout.strip().partition("#")
-    action = {"action": "declare-queue", "fields": {"name": queue, "type": "classic"}}
-    request = urllib.request.Request(f"{url}run", json.dumps(action).encode(), {"Authorization": f"Bearer {secret}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return dict(json.loads([*answer][-1]))
+    return run_action(ui, "declare-queue", name=queue, type="classic")[-1]
 
 
 def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
@@ -550,8 +546,8 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
     """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows; a
-    context beside --url does not matter. If the URL of this broker's context has changed, the page refuses to change
-    anything.
+    context beside --url does not matter. The commands that the page shows name this broker's context. If this context
+    has changed, the page neither changes a broker nor reads from one.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -569,9 +565,12 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     assert declare_in_page(ui, "jobs") == {"code": 0}
     assert home.run("mqtool", "list", "queues", "name", "-u", own).stdout == "jobs\n"
     if first == "context use":
-        home.run("mqtool", "context", "rm", "mine")
-        home.run("mqtool", "context", "add", "mine", "--url", other)
-        assert str(declare_in_page(ui, "jobs")["error"]).startswith("the page was started for another broker")
+        assert run_action(ui, "peek", queue="jobs", count="1")[0] == {"command": "mqtool peek -c 1 jobs --context mine"}
+        for changed in (["--url", other], ["--url", own, "--management", "http://127.0.0.1:1"]):
+            home.run("mqtool", "context", "rm", "mine")
+            home.run("mqtool", "context", "add", "mine", *changed)
+            for answer in (declare_in_page(ui, "jobs"), run_action(ui, "peek", queue="jobs", count="1")[-1]):
+                assert str(answer["error"]).startswith("the page was started for another broker")
     assert home.run("mqtool", "list", "queues", "name", "-u", other).stdout == ""
     ui.interrupt().wait()
 

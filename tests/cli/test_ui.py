@@ -17,6 +17,7 @@ import pytest
 from mqtool.testing import EmbeddedBroker
 from tests import hostile
 from tests.brokers import TestBroker, large, on_any_broker, skip_or_fail
+from tests.cli.page_actions import run_action
 from tests.cli.shell import Running, Shell, wait_until
 
 #: Debian's packages chromium and chromium-driver.
@@ -122,15 +123,6 @@ def do(shell: Shell, command: str) -> None:
     """Run a command and assert that it succeeds."""
     done = shell.run("mqtool", *shlex.split(command))
     assert done.code == 0, done.stderr
-
-
-def run_action(ui: Running, action: str, **fields: str) -> list[dict[str, Any]]:
-    """Run an action as the page does, and return what the server says about it: command, output and exit code."""
-    url, _, secret = ui.stdout.strip().partition("#")
-    wanted = json.dumps({"action": action, "fields": fields}).encode()
-    request = urllib.request.Request(f"{url}run", wanted, {"Authorization": f"Bearer {secret}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return [json.loads(line) for line in answer]
 
 
 @pytest.fixture

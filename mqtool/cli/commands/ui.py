@@ -78,6 +78,8 @@ def ui(
     With the embedded broker, the page shows individual messages. With RabbitMQ, it shows counts and rates, and
     individual messages only with --tap or --firehose.
     """
+    if str(broker.options.password_file) == "-":
+        raise UsageError("the page's commands need the password, too, and cannot read it from stdin", "name a file")
     access = access_to(broker)
     api = access.management()
     api.get("whoami")  # if the broker cannot be reached, say so here rather than in the page
@@ -122,30 +124,30 @@ def ui(
 
 
 #: Options that choose a broker and contain no secret.
-_CHOOSING = ("context", "vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
+_CHOOSING = ("vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
 
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    options, environment, url = broker.options, {}, ""
+    options, environment = broker.options, {}
     choice, started = chosen(options), running_at(access.address)
     kinds = _kinds(started, api)
     is_still = functools.partial(_is_still, choice, set() if allow_changes else kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
-    typed = [
+    # Another context may be in use later, or another broker be started, but the page shows this one.
+    typed = [] if choice.context is None else ["--context", choice.context.name]
+    if choice.context is None:
+        environment["MQTOOL_URL"] = choice.url
+    typed += [
         word
         for name in _CHOOSING
-        if name in options.call.typed and (name != "context" or choice.context is not None)
+        if name in options.call.typed
         for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
     ]
     if allow_changes and access.protected is not None:  # the user has agreed to changes
         typed += ["--confirm", access.protected]
-    # Another context may be in use later, or another broker be started, but the page shows this one.
-    if choice.context is None:
-        environment["MQTOOL_URL"], url = choice.url, without_passwords(choice.url) if choice.is_typed else ""
-    else:
-        environment[contexts.VARIABLE] = choice.context.name
+    url = without_passwords(choice.url) if choice.context is None and choice.is_typed else ""
     environment[MANAGEMENT_VARIABLE] = access.management_url or ""
     if access.ignores_stream_variable:
         environment[STREAM_PORT_VARIABLE] = ""
@@ -167,14 +169,15 @@ def _kinds(started: "Started | None", api: "Management") -> set[str]:
     return kinds
 
 
-def _is_still(choice: Choice, kinds: set[str], access: Access, api: "Management") -> bool:
-    """True if the broker is still one that the page may change.
+def _is_still(choice: Choice, kinds: set[str], access: Access, api: "Management", changes: bool) -> bool:
+    """True if the broker is still the page's and, before a change, one that the page may change.
 
-    By now, its context may have another URL, or another broker may listen at its address.
+    By now, its context may name another broker, or another broker may listen at its address.
     """
     try:
-        is_same = choice.context is None or contexts.load().named(choice.context.name).url == choice.url
-        return is_same and (not kinds or _kinds(running_at(access.address), api) >= kinds)
+        if choice.context is not None and contexts.load().named(choice.context.name) != choice.context:
+            return False
+        return not (changes and kinds) or _kinds(running_at(access.address), api) >= kinds
     except MqtoolError:
         return False
 
