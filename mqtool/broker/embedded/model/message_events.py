@@ -23,7 +23,7 @@ from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, Vi
 _MAX_EVENTS, _MAX_SHOWN, _MAX_SKIPPED = 4_000, 2_000, 1_000
 #: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
-#: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
+#: The maximum number of messages in a snapshot: for each queue, each channel and all delayed messages, and in total.
 LISTED, _ALL_LISTED = 20, 1_000
 
 #: What is known of an event, by the names in docs/reference/events.md.
