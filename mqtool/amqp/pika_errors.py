@@ -117,8 +117,8 @@ def _if_none_answers(address: Address) -> str:
     """Return what a user can do if no broker listens at an address: start one, if `broker up` can start it there."""
     if address.host not in _HERE or address.tls:
         return "check the host and the port, and whether the broker is running"
-    port = "" if address.port == 5672 else f" --port {address.port}"
-    return f"start one with 'mqtool broker up{port}', or name another with --url"
+    start = "mqtool broker up" if address.port == 5672 else pasteable("broker up --port=", str(address.port))
+    return f"start one with '{start}', or name another with --url"
 
 
 def _meanings(address: Address) -> Iterator[tuple[type[BaseException], str, str]]:

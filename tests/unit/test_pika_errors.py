@@ -173,7 +173,7 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
     ("url", "hint"),
     [
         ("amqp://localhost", "start one with 'mqtool broker up', or name another with --url"),
-        ("amqp://127.0.0.1:5673", "start one with 'mqtool broker up --port 5673', or name another with --url"),
+        ("amqp://127.0.0.1:5673", "start one with 'mqtool broker up --port=5673', or name another with --url"),
         ("amqp://one", ELSEWHERE),
         ("amqp://[::1]", ELSEWHERE),
         ("amqps://localhost", ELSEWHERE),
