@@ -369,7 +369,7 @@ def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
             found = api("GET", path)[1]["memory"]
             return bool(found != "not_available")
 
-        # RabbitMQ's answer is "not_available" if it fails to measure, as when a table is deleted meanwhile.
+        # RabbitMQ answers "not_available" if something that it measures, such as a virtual host, is deleted meanwhile.
         wait_until(is_available, f"the memory at {path}")
         return dict(found)
 
