@@ -129,32 +129,33 @@ _CHOOSING = ("vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
 
 def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    options, environment = broker.options, {}
+    options, environment, url = broker.options, {}, ""
+    chosen_by: list[str] = []
     choice, started = chosen(options), running_at(access.address)
     kinds = _kinds(started, api)
     is_still = functools.partial(_is_still, choice, set() if allow_changes else kinds, access, api)
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
     # Another context may be in use later, or another broker be started, but the page shows this one.
-    typed = [] if choice.context is None else ["--context", choice.context.name]
-    if choice.context is None:
-        environment["MQTOOL_URL"] = choice.url
-    typed += [
+    if choice.context is not None:
+        chosen_by = ["--context", choice.context.name]
+    else:
+        environment["MQTOOL_URL"], url = choice.url, without_passwords(choice.url) if choice.is_typed else ""
+    chosen_by += [
         word
         for name in _CHOOSING
         if name in options.call.typed
         for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
     ]
     if allow_changes and access.protected is not None:  # the user has agreed to changes
-        typed += ["--confirm", access.protected]
-    url = without_passwords(choice.url) if choice.context is None and choice.is_typed else ""
+        chosen_by += ["--confirm", access.protected]
     environment[MANAGEMENT_VARIABLE] = access.management_url or ""
     if access.ignores_stream_variable:
         environment[STREAM_PORT_VARIABLE] = ""
     management = broker.management if "management" in options.call.typed else None
     name = started.name if started else ""
     return Actions(
-        typed, kinds, url=url, environment=environment, name=name, management=management or "", is_still=is_still
+        chosen_by, kinds, url=url, environment=environment, name=name, management=management or "", is_still=is_still
     )
 
 
