@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from mqtool.amqp.administration import declare_request
 from mqtool.amqp.io_thread import Answer, IoThread, Requests
 from mqtool.errors import NotConfirmed, StoppedWaiting, UsageError
 from mqtool.topology import Queue
+from tests.open_files import open_files
 from tests.unit.scripted_broker import ScriptedBroker, scripted_broker
 
 MISSING = 404, "NOT_FOUND - no queue 'q' in vhost '/'"
@@ -92,9 +92,10 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
     once its delay has passed. The thread is a daemon, so it does not keep a command from ending, and its name shows in
     a dump of all threads. stop() ends the thread, and closes its file descriptors.
     """
-    files = len([*Path("/dev/fd").iterdir()])
+    before = open_files()
     errors: list[Exception] = []
     io = IoThread(errors.append)
+    assert not open_files() <= before
     threads: list[threading.Thread] = []
     order: list[str] = []
     is_over = threading.Event()
@@ -112,7 +113,7 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
     assert (thread.name, thread.daemon) == ("mqtool-amqp", True)
     io.stop()
     assert not thread.is_alive()
-    assert len([*Path("/dev/fd").iterdir()]) == files
+    assert open_files() <= before
     assert errors == []
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from mqtool.work import runner as runners
 from mqtool.work.runner import Ending, Runner, RunnerRequest, _not_started, _Run, _serve, _Stderr
+from tests.open_files import open_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these tests use /proc; see test_without_linux.py")
 
@@ -50,17 +51,11 @@ def run(worker: tuple[socket.socket, socket.socket]) -> Callable[..., Ending]:
     return of
 
 
-def descriptors() -> int:
-    """The number of open file descriptors."""
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
 @pytest.fixture(autouse=True)
 def _closes_what_it_opens(worker: tuple[socket.socket, socket.socket]) -> Iterator[None]:
-    before = descriptors()
+    before = open_files()
     yield
-    # What earlier tests have left open may be closed meanwhile.
-    assert descriptors() <= before, "file descriptors stayed open"
+    assert open_files() <= before, "file descriptors stayed open"
 
 
 def wait_for_the_end(pid: int) -> None:
