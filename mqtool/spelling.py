@@ -1,8 +1,9 @@
 """Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
 import difflib
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import eq
 from typing import Any
 
@@ -10,18 +11,35 @@ from typing import Any
 _SHORTEST = 4
 
 
+#: The options that named the broker on the command line; see name_broker().
+_broker_options: list[str] = []
+#: Commands that name their broker themselves, or do not use it, or need another user: an administrator.
+_WITHOUT_BROKER = re.compile(r"broker (up|down|rm|env|serve)|context |permission |user |.* (-u|-C|--url|--context)\b")
+
+
+def name_broker(options: Mapping[str, str]) -> None:
+    """Have pasteable() repeat the options with which the user named the broker, such as {"--url": "amqp://other"}.
+
+    Without them, the printed command would use another broker.
+    """
+    _broker_options[:] = [quoted(f"{name}={value}") for name, value in options.items()]
+
+
 def pasteable(own: str, *words: str) -> str:
     """Return a command line of mqtool that the user can paste: its arguments are quoted for the shell.
+
+    If options on the command line named the broker, the returned command line contains them, too.
 
     Args:
         own: the command and its options, such as "queue delete". If it ends in "=", words[0] is that option's value.
         words: the arguments, such as names of queues. If any starts with a dash, "--" is put in front of them.
     """
+    broker = [] if _WITHOUT_BROKER.match(own) else _broker_options
     if own.endswith("="):
         first, *words_after = words
-        return " ".join([f"mqtool {own}{quoted(first)}", *map(quoted, words_after)])
+        return " ".join([f"mqtool {own}{quoted(first)}", *broker, *map(quoted, words_after)])
     dashes = ["--"] if any(word.startswith("-") for word in words) else []
-    return " ".join(["mqtool", own, *dashes, *map(quoted, words)])
+    return " ".join(["mqtool", own, *broker, *dashes, *map(quoted, words)])
 
 
 def quoted(word: str) -> str:

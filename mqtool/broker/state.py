@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from mqtool.address import parse_addresses
-from mqtool.errors import MqtoolError, reason_of
+from mqtool.errors import MqtoolError, UsageError, reason_of
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "default"
 IN_MEMORY = "in memory"
 _STARTED, _STOPPED = "broker.json", "stopped.json"
+#: The kinds of brokers, and the lists that the details of each contain.
+_LISTS = {"docker": ("containers",), "node": ("members",), "embedded": ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,22 +198,30 @@ def _read(path: Path) -> Started | None:
         return _checked(Started(**json.loads(path.read_text())))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, UsageError) as error:
         hint = "remove it if mqtool has no broker running"
         raise MqtoolError(f"cannot read {path}: {reason_of(error)}", hint) from error
 
 
 def _checked(started: Started) -> Started:
-    """Return a broker that was read from a file. Raises ValueError if a field has a value that save() never writes."""
+    """Return a broker that was read from a file.
+
+    Raises:
+        ValueError: a field has a value that save() never writes.
+        UsageError: the URL is not valid.
+    """
     texts = (started.name, started.kind, started.url, started.directory, started.born)
     if (
         not all(isinstance(text, str) for text in texts)
-        or started.kind not in ("docker", "node", "embedded")
+        or started.kind not in _LISTS
         or type(started.pid) is not int
         or type(started.nodes) is not int
         or not isinstance(started.details, dict)
+        or not all(isinstance(started.details.get(name, ""), str) for name in ("management", "streams", "data"))
+        or not all(isinstance(started.details.get(name), list) for name in _LISTS[started.kind])
     ):
         raise ValueError("it does not describe a broker")
+    parse_addresses(started.url)
     return started
 
 

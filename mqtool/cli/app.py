@@ -27,12 +27,14 @@ def run() -> NoReturn:
     """Run mqtool with the process's arguments, then exit."""
     output.take_standard_streams()
     ascii_terminal.prepare()
-    stopping.install()
-    try:
-        with running(Invocation()):
+    with running(Invocation()):
+        try:
+            stopping.install()
             code = _exit_code()
-    finally:
-        stopping.uninstall()
+        except KeyboardInterrupt:  # just before or after the command
+            code = 128 + (stopping.requested() or 2)
+        finally:
+            stopping.uninstall()
     _leave(code)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from mqtool.address import Address, TlsFiles
+from mqtool.address import Address, TlsFiles, without_passwords
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import Choice, choose, resolve_addresses
@@ -13,12 +13,27 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker, WhichBroker
 from mqtool.duration import Backoff
 from mqtool.errors import UsageError
+from mqtool.spelling import name_broker
 from mqtool.tutorials.dialects import AMQP10_NAMES, NAMES, Dialect, DialectNames
 
 
 def chosen(options: BrokerOptions | WhichBroker) -> Choice:
     """Choose the broker that the options name; see chosen_broker.choose()."""
     return choose(options.url, options.context, options.call.typed)
+
+
+#: The options that choose a broker and contain no secret, except the URL and the context.
+_CHOOSING = ("vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
+
+
+def typed_choice(options: BrokerOptions) -> dict[str, str]:
+    """Return the options that name the broker on the command line, with their values. A URL is without passwords."""
+    typed = options.call.typed
+    by = ["url"] if "url" in typed else ["context"]  # a context beside a URL is not used
+    words = {f"--{name.replace('_', '-')}": str(getattr(options, name)) for name in (*by, *_CHOOSING) if name in typed}
+    if "--url" in words:
+        words["--url"] = without_passwords(words["--url"])
+    return words
 
 
 def protocol_in_use(options: BrokerOptions) -> Protocol:
@@ -53,6 +68,7 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     typed = options.call.typed
     set_up_printing(options)
     choice = chosen(options)
+    name_broker(typed_choice(options))
     management = choice.management(
         broker.management if isinstance(broker, ManagedBroker) and "management" in typed else None
     )

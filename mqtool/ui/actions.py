@@ -5,8 +5,8 @@ own, without a shell, and is stopped if the page stops reading its output.
 """
 
 import glob
+import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mqtool.address import without_passwords
 from mqtool.errors import UsageError
+from mqtool.spelling import quoted
 from mqtool.stage.terminal import Guard
 
 Json = dict[str, Any]
@@ -198,9 +199,12 @@ ACTIONS: Mapping[str, Action] = {
 
 def _number(given: Mapping[str, str]) -> str:
     try:
-        return f"{min(max(float(given['seconds']), 0), 600):g}"
-    except ValueError as error:
-        raise UsageError(f"{given['seconds']!r} is not a number of seconds") from error
+        seconds = float(given["seconds"])
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= 600:
+        raise UsageError(f"{given['seconds']!r} is not a number of seconds from 0 to 600")
+    return f"{seconds:g}"
 
 
 class Actions:
@@ -208,13 +212,12 @@ class Actions:
 
     Args:
         chosen: the options with which the user chose the broker; added to each command.
-        url: the broker's URL without passwords, if the user typed it; shown in each command.
+        url: the broker's URL without passwords, if no context names the broker; shown in each command.
         environment: variables for the commands, such as MQTOOL_URL.
         kinds: which of "change", "embedded" and "own" the broker allows.
         name: the broker's name in `broker restart`.
         management: the URL of the management API, if the user typed it; added to the commands that use the API.
-        is_still: asked before each action, with True for a change: True if the broker is still the same. None if there
-            is no need to ask.
+        is_still: asked before each action: True if the broker is still the same. None if there is no need to ask.
     """
 
     def __init__(
@@ -226,7 +229,7 @@ class Actions:
         environment: Mapping[str, str],
         name: str = "",
         management: str = "",
-        is_still: Callable[[bool], bool] | None = None,
+        is_still: Callable[[Action], bool] | None = None,
     ) -> None:
         self._is_still = is_still
         self._chosen = chosen
@@ -264,8 +267,7 @@ class Actions:
     def run(self, wanted: Json) -> Iterator[Json | None]:
         """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
         words, named = self._words_of(wanted), _named(wanted)
-        action = ACTIONS[wanted["action"]]
-        if action.only != "own" and self._is_still is not None and not self._is_still(action.changes):
+        if self._is_still is not None and not self._is_still(ACTIONS[wanted["action"]]):
             raise UsageError("the page was started for another broker than this one", "start 'mqtool ui' again")
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")
@@ -323,9 +325,9 @@ class Actions:
         return [*words[:at], *options, *words[at:]]
 
     def _shown(self, words: list[str], named: Mapping[str, str]) -> str:
-        variables = [f"{name}={shlex.quote(value)} " for name, value in named.items()]
+        variables = [f"{name}={quoted(value)}" for name, value in named.items()]
         shown = self._complete(words, [*self._url, *self._chosen], without_passwords(self._management))
-        return "".join(variables) + shlex.join(["mqtool", *shown])
+        return " ".join([*variables, "mqtool", *map(quoted, shown)])
 
 
 def _named(wanted: Json) -> dict[str, str]:

@@ -119,7 +119,7 @@ def _events(api: Management, vhost: str, events: str, first: Json) -> Iterator[J
         if topology.is_due(found["changes"]):
             yield topology.read(found)
         for event in found["events"]:
-            yield {"kind": "event", **event}
+            yield {**event, "kind": "event"}
         if not found["events"]:
             # There are no events to show, but the counts may have changed.
             found = {**found, **api.get(events, after=str(number), timeout="0")}
@@ -212,7 +212,7 @@ def _counts(api: Management, vhost: str, copies: "Copies | None") -> Iterator[Js
         while time.monotonic() < until:
             time.sleep(_BETWEEN_COUNTS if copies is None else _BETWEEN_EVENTS)
             for event in () if copies is None else copies.events():
-                yield {"kind": "event", **event}
+                yield {**event, "kind": "event"}
             yield {"kind": "now", "t": _now()}
 
 

@@ -525,7 +525,7 @@ def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
     """If the broker for which `mqtool ui` was started is killed, and a broker that somebody else started listens at its
-    address, the page refuses to change this broker.
+    address, the page neither changes this broker nor reads from it.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run(*up)
@@ -535,8 +535,8 @@ def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid), "the broker to end")
     neighbour.run(*up, "--name", "one")
-    refused = declare_in_page(ui, "foreign")
-    assert str(refused["error"]).startswith("the page was started for another broker than this one")
+    for refused in (declare_in_page(ui, "foreign"), run_action(ui, "peek", queue="own", count="1")[-1]):
+        assert str(refused["error"]).startswith("the page was started for another broker than this one")
     assert neighbour.run("mqtool", "list", "queues", "-u", f"localhost:{at_port.partition('=')[2]}").stdout == ""
     ui.interrupt().wait()
 
@@ -546,8 +546,8 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
     """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows; a
-    context beside --url does not matter. The commands that the page shows name this broker's context. If this context
-    has changed, the page neither changes a broker nor reads from one.
+    context beside --url does not matter. The commands that the page shows name this broker, so that they use it in any
+    terminal. If this broker's context has changed, the page neither changes a broker nor reads from one.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -564,14 +564,35 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home.run("mqtool", "context", "use", "other")
     assert declare_in_page(ui, "jobs") == {"code": 0}
     assert home.run("mqtool", "list", "queues", "name", "-u", own).stdout == "jobs\n"
+    named = {
+        "broker up": f"--url {own.replace('//', '//guest@')}",
+        "context use": "--context mine",
+        "url option": f"--url {own}",
+    }[first]
+    assert run_action(ui, "peek", queue="jobs", count="1")[0] == {"command": f"mqtool peek -c 1 jobs {named}"}
     if first == "context use":
-        assert run_action(ui, "peek", queue="jobs", count="1")[0] == {"command": "mqtool peek -c 1 jobs --context mine"}
         for changed in (["--url", other], ["--url", own, "--management", "http://127.0.0.1:1"]):
             home.run("mqtool", "context", "rm", "mine")
             home.run("mqtool", "context", "add", "mine", *changed)
             for answer in (declare_in_page(ui, "jobs"), run_action(ui, "peek", queue="jobs", count="1")[-1]):
                 assert str(answer["error"]).startswith("the page was started for another broker")
     assert home.run("mqtool", "list", "queues", "name", "-u", other).stdout == ""
+    ui.interrupt().wait()
+
+
+def test_the_page_of_ui_restarts_no_other_broker_with_the_name_of_its_own(home: Shell, at_port: str) -> None:
+    """If the broker for which `mqtool ui` was started is stopped, and another one is started with its name at another
+    port, the page does not restart this one.
+    """
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    home.run(*up, at_port)
+    ui = home.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+    home.run("mqtool", "broker", "down")
+    home.run(*up, f"--port={free_port()}")
+    before = home.run("mqtool", "broker", "status").stdout
+    refused = run_action(ui, "restart")[-1]
+    assert str(refused["error"]).startswith("the page was started for another broker than this one")
+    assert home.run("mqtool", "broker", "status").stdout == before
     ui.interrupt().wait()
 
 

@@ -14,6 +14,7 @@ from typing import IO
 
 import pytest
 
+from mqtool.address import without_passwords
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker, large, on_any_broker
@@ -49,6 +50,21 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
     )
     assert _bodies(shell, "failed") == []
+
+
+@on_any_broker
+def test_the_printed_command_to_send_failed_messages_uses_the_same_broker(shell: Shell, broker: TestBroker) -> None:
+    """If --url names the broker of `send --failed-to FILE`, the command that `send` prints for sending the messages in
+    FILE names the same broker, but not its password. Without --url, it would send them to the default broker.
+    """
+    shell.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
+    at = ("--url", broker.url)
+    failing = shell.run("mqtool", "send", *at, "-r", "later", "-e", "", "--mandatory", "--failed-to", "failed", "x")
+    [again] = re.findall("to send them: (.*)", failing.stderr)
+    assert again == f"mqtool send --json --file=failed --url={without_passwords(broker.url)}"
+    assert shell.run("mqtool", "queue", "declare", *at, "later").code == 0
+    assert shell.script(again).code == 0
+    assert shell.run("mqtool", "receive", *at, "-q", "later", "-c", "1", "-F", "%b").stdout == "x\n"
 
 
 @on_any_broker

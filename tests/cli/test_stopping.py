@@ -130,11 +130,31 @@ app.run()
 """
 
 
-def test_sigterm_while_a_command_is_being_imported_ends_it_without_a_traceback() -> None:
-    """If SIGTERM arrives while a command is still being imported, mqtool exits with 143 and prints nothing on
-    stderr.
+ENDS_BEFORE_IT_LOADS = """
+import signal
+from mqtool.cli import app, stopping
+install = stopping.install
+stopping.install = lambda: install() or signal.raise_signal(signal.SIGTERM)
+app.run()
+"""
+ENDS_AFTER_THE_COMMAND = """
+import signal
+from mqtool.cli import app
+app._exit_code = lambda: signal.raise_signal(signal.SIGTERM)
+app.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [ENDS_BEFORE_IT_LOADS, ENDS_WHILE_IT_LOADS, ENDS_AFTER_THE_COMMAND],
+    ids=["before it is imported", "while it is imported", "after it has ended"],
+)
+def test_sigterm_outside_a_command_ends_it_without_a_traceback(script: str) -> None:
+    """If SIGTERM arrives before a command has been imported, or after it has ended, mqtool exits with 143 and prints
+    nothing on stderr.
     """
-    done = run((sys.executable, "-c", ENDS_WHILE_IT_LOADS), capture_output=True, check=False, text=True)
+    done = run((sys.executable, "-c", script), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (143, "")
 
 

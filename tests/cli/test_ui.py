@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from typing import Any
 import pika
 import pytest
 
+from mqtool.address import without_passwords
+from mqtool.cli.commands.ui import _record
 from mqtool.testing import EmbeddedBroker
 from tests import hostile
 from tests.brokers import TestBroker, large, on_any_broker, skip_or_fail
@@ -352,7 +355,9 @@ def contrast(one: str, other: str) -> float:
 
 @on_any_broker
 @large
-def test_actions_on_the_page_run_commands_and_a_message_says_why_it_is_in_its_queue(shell: Shell, page: Page) -> None:
+def test_actions_on_the_page_run_commands_and_a_message_says_why_it_is_in_its_queue(
+    shell: Shell, broker: TestBroker, page: Page
+) -> None:
     """An action on the page of `mqtool ui` runs an mqtool command and shows its command line. A consumer that is
     started on the page runs until the user stops it. The details of a message say which binding routed the message to
     its queue.
@@ -362,13 +367,16 @@ def test_actions_on_the_page_run_commands_and_a_message_says_why_it_is_in_its_qu
     do(shell, "exchange bind orders jobs 'eu.*'")
     page.until(lambda: page.find('.arrow.binding[data-to="q:jobs"]'), "the binding")
     page.press("d")
-    page.act("publish", exchange="orders", key="eu.paid", body="-v <b>", headers="n:=3\na=1")
+    page.act("publish", exchange="orders", key="eu.paid", body="-v <b>", headers='n:=3\na=1\nnote:="two\\nlines"')
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
-    assert "mqtool send --mandatory -e orders -r eu.paid -H n:=3 -H a=1 -- '-v <b>'" in page.text("#runs")
+    named = f"--url {without_passwords(broker.url)}"
+    sent = f"mqtool send --mandatory -e orders -r eu.paid -H n:=3 -H a=1 -H 'note:=\"two\\nlines\"' {named} -- '-v <b>'"
+    assert sent in page.text("#runs")
     page.find(".dot.resting")[0].click()
     page.until(lambda: page.find("#asks button"), "a question")
     page.find("#asks button")[0].click()
     page.until(lambda: "── 'eu.*' ──> jobs" in page.text("#answer"), "why here")
+    assert "-H 'note:=\"two\\nlines\"'" in page.text("#answer")
     page.act("consume", queue="jobs", seconds="600")
     page.until(lambda: [fate for fate, _ in page.dots()] == ["unacknowledged"], "a message at its consumer")
     page.find(".run[data-action=consume] button:not([hidden])")[-1].click()
@@ -498,21 +506,37 @@ def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: Test
 
 
 @on_any_broker
-def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) -> None:
+def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running, broker: TestBroker) -> None:
     """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is `-x` or
-    `*`. Cutting the connection named `*` does not cut all connections.
+    `*`. Cutting the connection named `*` does not cut all connections. The command that the page shows names the
+    broker, so that it can be pasted into any terminal; control characters in a name are escaped, so that pasting a name
+    cannot run a command.
     """
     url, _, secret = ui.stdout.strip().partition("#")
 
     def command(action: str, **fields: str) -> str:
         wanted = json.dumps({"action": action, "fields": fields}).encode()
-        return str(json.loads(fetch(f"{url}preview", wanted, Authorization=f"Bearer {secret}")[2])["command"])
+        answer = json.loads(fetch(f"{url}preview", wanted, Authorization=f"Bearer {secret}")[2])
+        line = str(answer.get("command", answer.get("error")))
+        return line.removesuffix(f" --url {without_passwords(broker.url)}")
 
-    assert command("publish", key="-x", body="a", headers="-n=1").endswith("send --no-declare -q-x -H-n=1 a")
+    assert command("publish", key="-x", body="a", headers="-n=1") == "mqtool send --no-declare -q-x -H-n=1 a"
     assert command("delay", queue="-x", body="a", delay="-1s").endswith("-q-x --delay=-1s a")
     assert command("cut", client="*") == "mqtool broker fault cut-connections 'name=[*]'"
     assert command("cut", client="shop") == "mqtool broker fault cut-connections name=shop"
     assert command("cut", client="") == "mqtool broker fault cut-connections"
+    assert command("peek", queue="a\x03b\n") == r"mqtool peek $'a\x03b\x0a'"
+    assert command("publish", key="q", body="x", publisher="\x1b").startswith(r"MQTOOL_CONNECTION_NAME=$'\x1b' mqtool")
+
+
+@on_any_broker
+@pytest.mark.parametrize("seconds", ["nan", "601", "-1", "soon"])
+def test_the_page_refuses_a_number_of_seconds_for_which_no_worker_can_sleep(ui: Running, seconds: str) -> None:
+    """The action "Consume slowly" of `mqtool ui` takes from 0 to 600 seconds for each message. It refuses everything
+    else, rather than fail each message of the queue.
+    """
+    [refused] = run_action(ui, "consume", queue="jobs", seconds=seconds)
+    assert refused["error"] == f"'{seconds}' is not a number of seconds from 0 to 600"
 
 
 @on_any_broker
@@ -541,7 +565,8 @@ def test_the_page_changes_the_broker_of_a_protected_context_if_the_user_has_conf
     shell: Shell, broker: TestBroker
 ) -> None:
     """`mqtool ui --allow-changes --confirm NAME` lets the page change the broker of the protected context NAME: the
-    commands that it runs, such as `queue purge`, do not ask for confirmation again.
+    commands that it runs, such as `queue purge`, do not ask for confirmation again. The first command that the page
+    proposes names the context, too, so it asks for confirmation.
     """
     do(shell, "queue declare jobs")
     do(shell, "send -q jobs hello")
@@ -550,11 +575,22 @@ def test_the_page_changes_the_broker_of_a_protected_context_if_the_user_has_conf
     do(shell, f"context add prod --protected --url {broker.url} --management {broker.management}")
     changing = ("-C", "prod", "--allow-changes", "--confirm", "prod")
     ui = shell.start("mqtool", "ui", *changing, ready=False).wait_for_stdout("\n")
+    url, _, secret = ui.stdout.strip().partition("#")
+    about = json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])
+    assert about["example"] == "mqtool send --context=prod hello"
     lines = run_action(ui, "purge", queue="jobs")
     assert (lines[0]["command"], lines[-1]["code"]) == (
         "mqtool queue purge --yes jobs --context prod --confirm prod",
         0,
     ), lines
+
+
+def names_of_actions(ui: Running) -> list[str]:
+    """Return the names of the actions that the page offers."""
+    url, _, secret = ui.stdout.strip().partition("#")
+    request = urllib.request.Request(f"{url}actions", b"{}", {"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return [json.loads(line)["name"] for line in answer]
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
@@ -566,14 +602,57 @@ def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell:
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
     url, _, secret = ui.stdout.strip().partition("#")
     assert json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])["kind"] == "about"
-    request = urllib.request.Request(f"{url}actions", b"{}", {"Authorization": f"Bearer {secret}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        actions = [json.loads(line)["name"] for line in answer]
+    actions = names_of_actions(ui)
     if broker.kind == "rabbitmq":
         assert actions == ["route", "peek"]
     else:
         assert {"route", "peek", "publish"} <= {*actions}
     ui.interrupt().wait()
+
+
+def test_the_page_offers_no_changes_to_rabbitmq_if_the_management_api_is_another_brokers(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the management API that is given to `mqtool ui` belongs to an embedded broker, but messages would be published
+    to RabbitMQ, the page offers no action that changes RabbitMQ.
+    """
+    if broker.kind != "rabbitmq":
+        pytest.skip("the embedded broker may be changed")
+    with EmbeddedBroker(management_port=0) as other:
+        shell.environment |= {"MQTOOL_MANAGEMENT_URL": other.management_url, "XDG_STATE_HOME": str(shell.directory)}
+        ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
+        assert names_of_actions(ui) == ["route", "peek"]
+
+
+@on_any_broker
+def test_ui_exits_with_69_if_the_virtual_host_does_not_exist(shell: Shell) -> None:
+    """`mqtool ui --vhost NAME` exits with 69 if there is no virtual host NAME, rather than show an empty page."""
+    missing = shell.run("mqtool", "ui", "--vhost", "nosuch")
+    assert (missing.code, missing.stderr.partition("\n")[0]) == (69, "mqtool: vhost 'nosuch' does not exist")
+
+
+@on_any_broker
+def test_ui_needs_a_password_file_that_can_be_read_again(shell: Shell) -> None:
+    """`mqtool ui` refuses --password-file with stdin or a pipe, with 2: each command of the page reads the password
+    again, and would find nothing there.
+    """
+    for file in ("-", "/dev/stdin"):
+        refused = shell.run("mqtool", "ui", "--password-file", file, stdin="guest")
+        assert (refused.code, refused.stderr.count("a regular file")) == (2, 1)
+
+
+def test_a_recording_is_written_even_if_the_page_ends_with_an_error(tmp_path: Path) -> None:
+    """If `mqtool ui --record` fails, for example because the management API sends something strange, the file contains
+    the events up to then.
+    """
+
+    def events() -> Iterator[dict[str, Any]]:
+        yield {"kind": "event", "t": 1, "what": "the last event"}
+        raise TypeError
+
+    with pytest.raises(TypeError):
+        _record(tmp_path / "seen.html", events, threading.Event())
+    assert "the last event" in (tmp_path / "seen.html").read_text()
 
 
 @on_any_broker

@@ -20,16 +20,18 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
     "text",
     [
         *(json.dumps(VALID | {name: wrong}) for name, wrong in (("pid", "a"), ("directory", 5), ("details", None))),
-        json.dumps(VALID | {"kind": "zzz"}),
+        *(json.dumps(VALID | {"kind": kind}) for kind in ("zzz", "node", "docker")),
+        json.dumps(VALID | {"details": {"management": 5}}),
+        json.dumps(VALID | {"url": ""}),
         "[" * 100_000,
     ],
-    ids=["pid", "directory", "details", "kind", "nested"],
+    ids=["pid", "directory", "details", "kind", "members", "containers", "management", "url", "nested"],
 )
 def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's state file is nested too deeply, has a value of the wrong type, or names an unknown kind of broker,
-    reading it raises an error that names the file, with a hint.
+    """If a broker's state file is nested too deeply, has a value of the wrong type, lacks the nodes of the broker, or
+    names an unknown kind of broker, reading it raises an error that names the file, with a hint.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file = state.made_directory("evil") / "broker.json"

@@ -10,7 +10,7 @@ import pytest
 import mqtool
 from mqtool.cli.display import output
 from mqtool.cli.help.index import SENTENCES
-from mqtool.spelling import pasteable
+from mqtool.spelling import name_broker, pasteable
 
 COMMANDS = set(SENTENCES)
 SOURCES = sorted(Path(mqtool.__file__).parent.rglob("*.py"))
@@ -58,6 +58,21 @@ def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     assert words == [b"queue", b"delete", b"pay\\x000ll"]
+
+
+def test_a_printed_command_line_repeats_the_options_that_named_the_broker() -> None:
+    """If options such as --url named the broker, the command lines that mqtool prints contain them, so that they use
+    the same broker. Command lines that name a broker themselves, start one, or are for an administrator, do not.
+    """
+    try:
+        name_broker({"--url": "amqp://other host", "--vhost": "v"})
+        assert pasteable("queue delete", "-q") == "mqtool queue delete '--url=amqp://other host' --vhost=v -- -q"
+        assert pasteable("peek --queue=", "q", "x") == "mqtool peek --queue=q '--url=amqp://other host' --vhost=v x"
+        for own in ("send --url=", "send -C x --file=", "broker up --port=", "context use --x=", "user tags --x="):
+            assert pasteable(own, "y") == f"mqtool {own}y"
+    finally:
+        name_broker({})
+    assert pasteable("queue delete", "q") == "mqtool queue delete q"
 
 
 def template(node: ast.AST) -> str:

@@ -4,16 +4,17 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mqtool.address import without_passwords
+from mqtool.broker import state
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to, chosen
+from mqtool.cli.broker_access import access_to, chosen, typed_choice
 from mqtool.cli.chosen_broker import Choice, running_at
 from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
@@ -22,7 +23,8 @@ from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.tapping import switched_on
-from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
+from mqtool.errors import AccessRefused, NotFound, Unavailable, UsageError
+from mqtool.management import path
 from mqtool.spelling import pasteable
 from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
@@ -30,10 +32,8 @@ from mqtool.ui.page_server import PageServer, single_file
 from mqtool.ui.records import records
 
 if TYPE_CHECKING:
-    from mqtool.broker.state import Started
-    from mqtool.management import Management
     from mqtool.taps import Tap
-    from mqtool.ui.actions import Actions
+    from mqtool.ui.actions import Action, Actions
     from mqtool.ui.copies import Copies
     from mqtool.ui.page_server import Json
 
@@ -78,16 +78,16 @@ def ui(
     With the embedded broker, the page shows individual messages. With RabbitMQ, it shows counts and rates, and
     individual messages only with --tap or --firehose.
     """
-    if str(broker.options.password_file) == "-":
-        raise UsageError("the page's commands need the password, too, and cannot read it from stdin", "name a file")
-    access = access_to(broker)
-    api = access.management()
-    api.get("whoami")  # if the broker cannot be reached, say so here rather than in the page
+    access, password = access_to(broker), broker.options.password_file
+    if password is not None and (str(password) == "-" or not password.is_file()):
+        raise UsageError("the page's commands read the password again, so it must be in a regular file", "name a file")
+    # If the broker cannot be reached, or there is no such virtual host, say so here rather than in the page.
+    access.management().get(path("vhosts", access.vhost))
     if allow_changes:
         ask("let a page change the broker", access, is_safe=True)
     if firehose:
         ask("switch the firehose on", access, is_safe=True)
-    actions = _actions(broker, access, api, allow_changes=allow_changes)
+    actions = _actions(broker, access, allow_changes=allow_changes)
 
     if record is not None:
         _create(record)
@@ -106,7 +106,9 @@ def ui(
             access.vhost,
             access.title,
             copies if tap or firehose else None,
-            example=pasteable("send --url=", str(access.address), "hello"),
+            example=pasteable("send --context=", access.context, "hello")
+            if access.context is not None
+            else pasteable("send --url=", str(access.address), "hello"),
         )
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
@@ -123,80 +125,103 @@ def ui(
     ending.close()
 
 
-#: Options that choose a broker and contain no secret.
-_CHOOSING = ("vhost", "user", "password_file", "tls_ca", "tls_cert", "tls_key")
-
-
-def _actions(broker: ManagedBroker, access: Access, api: "Management", *, allow_changes: bool) -> "Actions":
+def _actions(broker: ManagedBroker, access: Access, *, allow_changes: bool) -> "Actions":
     """Return the actions that the page offers."""
-    options, environment, url = broker.options, {}, ""
-    chosen_by: list[str] = []
-    choice, started = chosen(options), running_at(access.address)
-    kinds = _kinds(started, api)
-    is_still = functools.partial(_is_still, choice, set() if allow_changes else kinds, access, api)
+    environment, url = {}, ""
+    shown = _ShownBroker(chosen(broker.options), access)
+    choice, kinds = shown.choice, shown.kinds
     if allow_changes or (kinds and access.protected is None):
         kinds = {*kinds, "change"}
     # Another context may be in use later, or another broker be started, but the page shows this one.
+    options = typed_choice(broker.options)
     if choice.context is not None:
-        chosen_by = ["--context", choice.context.name]
+        options["--context"] = choice.context.name
     else:
-        environment["MQTOOL_URL"], url = choice.url, without_passwords(choice.url) if choice.is_typed else ""
-    chosen_by += [
-        word
-        for name in _CHOOSING
-        if name in options.call.typed
-        for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
-    ]
+        environment["MQTOOL_URL"], url = choice.url, options.pop("--url", without_passwords(choice.url))
+    if "--password-file" in options:  # in a command of the page, /dev/stdin would be another file
+        options["--password-file"] = str(Path(options["--password-file"]).resolve())
+    chosen_by = [word for each in options.items() for word in each]
     if allow_changes and access.protected is not None:  # the user has agreed to changes
         chosen_by += ["--confirm", access.protected]
     environment[MANAGEMENT_VARIABLE] = access.management_url or ""
     if access.ignores_stream_variable:
         environment[STREAM_PORT_VARIABLE] = ""
-    management = broker.management if "management" in options.call.typed else None
-    name = started.name if started else ""
+    management = broker.management if "management" in broker.options.call.typed else None
     return Actions(
-        chosen_by, kinds, url=url, environment=environment, name=name, management=management or "", is_still=is_still
+        chosen_by,
+        kinds,
+        url=url,
+        environment=environment,
+        name=shown.started.name if shown.started else "",
+        management=management or "",
+        is_still=shown.is_still,
     )
 
 
-def _kinds(started: "Started | None", api: "Management") -> set[str]:
-    """Return why the page may change a broker: it is "own" if mqtool has started it, or "embedded"."""
-    kinds = set() if started is None else {"own"}
-    try:
-        list(api.items("mqtool/faults"))
-        kinds |= {"embedded"}
-    except (NotFound, AccessRefused):
-        pass
-    return kinds
+class _ShownBroker:
+    """The broker that the page shows.
 
-
-def _is_still(choice: Choice, kinds: set[str], access: Access, api: "Management", changes: bool) -> bool:
-    """True if the broker is still the page's and, before a change, one that the page may change.
-
-    By now, its context may name another broker, or another broker may listen at its address.
+    Attributes:
+        choice: how the user chose it.
+        started: the record of `broker up`, if that has started it.
+        kinds: why the page may change it: "own" if mqtool has started it, "embedded" if it is an embedded broker.
     """
-    try:
-        if choice.context is not None and contexts.load().named(choice.context.name) != choice.context:
+
+    def __init__(self, choice: Choice, access: Access) -> None:
+        self.choice = choice
+        self._access = access._replace(wait=None, backoff=None)
+        self.started = running_at(access.address)
+        self.kinds = set() if self.started is None else {"own"}
+        with suppress(Unavailable):  # no command could change it
+            self.kinds |= {"embedded"} if self._is_embedded() else set()
+
+    def is_still(self, action: "Action") -> bool:
+        """True if an action would use this broker.
+
+        By now, the context may name another broker, or another broker may listen at the address or have the name.
+
+        Raises:
+            MqtoolError: the broker cannot be reached, or there is no such context.
+        """
+        context, own = self.choice.context, self.started
+        if context is not None and contexts.load().named(context.name) != context:
             return False
-        return not (changes and kinds) or _kinds(running_at(access.address), api) >= kinds
-    except MqtoolError:
-        return False
+        if action.only == "own" and own is not None:  # it may be down
+            return (last := state.load_last(own.name)) is not None and last.url == own.url
+        if "embedded" in self.kinds and not self._is_embedded():
+            return False
+        found = running_at(self._access.address)
+        return (found and found.name) == (own and own.name)
+
+    def _is_embedded(self) -> bool:
+        """True if both the broker and the management API belong to an embedded broker.
+
+        The user may have named the management API of another one.
+        """
+        try:
+            list(self._access.management().items("mqtool/faults"))  # a restart may have moved the API to another port
+        except (NotFound, AccessRefused):
+            return False
+        with self._access.connect() as connection:
+            return connection.broker_to_show == "the embedded broker"
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
     """Collect records until `stop` is set or the limit is reached, then write an HTML file that replays them."""
     kept = []
-    for each in start():
-        if stop.is_set():
-            break
-        # Keep only records that the page needs to replay events; leave out those that report no change.
-        if each["kind"] in ("about", "topology", "snapshot", "event") or each.get("queues"):
-            kept.append(each)
-        if len(kept) == _MAX_RECORDS:
-            output.warning(f"the recording ends, because it has reached its limit of {_MAX_RECORDS:,} records")
-            break
-    _write(path, single_file(kept))
-    output.status(f"{sum(each['kind'] == 'event' for each in kept):,} events written to {path}")
+    try:
+        for each in start():
+            if stop.is_set():
+                break
+            # Keep only records that the page needs to replay events; leave out those that report no change.
+            if each["kind"] in ("about", "topology", "snapshot", "event") or each.get("queues"):
+                kept.append(each)
+            if len(kept) == _MAX_RECORDS:
+                output.warning(f"the recording ends, because it has reached its limit of {_MAX_RECORDS:,} records")
+                break
+    finally:  # an error must not lose what has been recorded
+        _write(path, single_file(kept))
+        output.status(f"{sum(each['kind'] == 'event' for each in kept):,} events written to {path}")
 
 
 def _create(path: Path) -> None:

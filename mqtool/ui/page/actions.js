@@ -242,5 +242,6 @@ export class Doing {
 
 /** A header in the format of mqtool's option -H. */
 function headerLine(name, value) {
-  return typeof value === "string" ? `${name}=${value}` : `${name}:=${JSON.stringify(value)}`;
+  const isLine = typeof value === "string" && !value.includes("\n");
+  return isLine ? `${name}=${value}` : `${name}:=${JSON.stringify(value)}`;
 }
