@@ -54,7 +54,7 @@ class Case:
 
 #: These cannot work with any broker, so they must say so without contacting one.
 COMMAND_LINE = [
-    Case("ui --password-file -", 2, "the page's commands need the password, too", "name a file"),
+    Case("ui --password-file -", 2, "the page's commands read the password again", "name a file"),
     # URLs.
     Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
     Case("send x -u localhost:port", 2, "'localhost:***': it has no scheme", "amqp://user:password@host"),

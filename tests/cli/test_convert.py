@@ -1594,7 +1594,7 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
     messages arrives twice. On RabbitMQ, any message that had been moved may arrive twice.
     """
     own_broker(kind)
-    restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
+    restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 20_000
     lonely_shell.environment["MQTOOL_URL"] = restartable.url
     try:
         lines = "".join(f"{number}\n" for number in range(count))
@@ -1602,9 +1602,14 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
         assert declared.code == 0, declared.stderr
         sent = lonely_shell.run("mqtool", "send", "-q", "jobs", "-l", "--persistent", stdin=lines)
         assert sent.code == 0, sent.stderr
-        converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
-        wait_until(lambda: has_held(restartable.url), "messages in the holding queue")
-        restartable.kill()
+        with Connection(parse_addresses(restartable.url)) as connection:
+            channel, held = connection.channel(), Queue("jobs.mqtool-convert")
+            converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
+            wait_until(
+                lambda: administration.exists(channel, held) and channel.depth_of(held.name) > 0,
+                "messages in the holding queue",
+            )
+            restartable.kill()
         killed = converting.wait()
         assert killed.code == 69, killed.stderr
         assert "--resume" in killed.stderr
@@ -1621,13 +1626,6 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
     assert set(numbers) == set(range(count))
     if kind is BrokerKind.EMBEDDED:
         assert len(numbers) <= count + 500
-
-
-def has_held(url: str) -> bool:
-    with Connection(parse_addresses(url)) as connection:
-        channel = connection.channel()
-        held = Queue("jobs.mqtool-convert")
-        return administration.exists(channel, held) and channel.depth_of(held.name) > 0
 
 
 def deep_table(depth: int) -> bytes:

@@ -199,7 +199,7 @@ def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: S
     assert said.endswith("to declare it: mqtool queue declare orders.dlq")
     found = findings(watcher, broker)["dead-letter-exchange"]
     assert found["what"] == "dead-letters to the queue 'orders.dlq', which does not exist: its dead letters are lost"
-    assert found["hint"] == "mqtool queue declare orders.dlq"
+    assert found["hint"] == f"mqtool queue declare --vhost={broker.vhost} orders.dlq"
     assert watcher.run(*found["hint"].split()).code == 0
     assert findings(watcher, broker) == {}
     assert "are lost" not in watcher.run(*declare).stderr
@@ -215,7 +215,7 @@ def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker
     assert watcher.run("mqtool", "queue", "declare", "jobs", *arguments).code == 0
     looked = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
     lines = re.sub(r"\x1b\[\d+m", "", on_terminal(watcher, *looked).stdout).split("\r\n")
-    command = f"mqtool queue declare '{missing}'"
+    command = f"mqtool queue declare --vhost={broker.vhost} '{missing}'"
     assert f"  {command}" in lines
     assert max(len(line) for line in lines if command not in line) <= 80
 
