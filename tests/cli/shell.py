@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import IO, Self
 
 from mqtool.stage import terminal
-from tests.brokers import IN_CI
+from tests.brokers import MAY_PAUSE
 from tests.cli import preloaded
 
 #: Seconds to wait. On a busy machine, restarting RabbitMQ takes more than one minute.
 PATIENCE = 120.0
 #: The --idle-timeout if all messages are in the queue already. A busy RabbitMQ takes a while to deliver them.
-IDLE = "3s" if IN_CI else "1s"
+IDLE = "3s" if MAY_PAUSE else "1s"
 
 
 @dataclass(frozen=True)
