@@ -435,7 +435,7 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
     ended = []
     for _ in range(7):
         ended.append(shell.run("mqtool", "dlq", *command.split()))
-        wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued", 10)
+        wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued")
     assert ended[0].code == 0, ended[0].stderr
     assert {each.code for each in ended} == {0, 3 if command == "ls" else 1}
     why = "drops it if it is requeued once more" if has_api else "possibly the limit of 'jobs.dlq'"

@@ -247,7 +247,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
     move = ("mqtool", "move", "a", "--to", "b", "--to-url", other.url)
     for _ in range(kills):
         before = depth(other, "b")
-        running = shell.start(*move, "-v")
+        # At this rate, it is killed before the last message even if the signal comes a second late.
+        running = shell.start(*move, "-v", "--rate", "1000/s")
         running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
         assert running.wait().code == 128 + signal.SIGKILL
         assert depth(other, "b") > before
@@ -385,7 +386,7 @@ def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: Te
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
-    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "3s", "-v")
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "5s", "-v")
     for expected in range(1, 3):
         fill(broker, Queue("a"), numbered(1))
         wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "the message")
