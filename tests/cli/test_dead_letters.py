@@ -13,7 +13,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker, large, on_any_broker
-from tests.cli.shell import Result, Shell, wait_until
+from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
@@ -241,21 +241,6 @@ def bury(shell: Shell, count: int) -> None:
     # fmt: on
 
 
-def stopped_redrive(shell: Shell, number: signal.Signals) -> Result:
-    """Send a signal to `dlq redrive jobs -v` once it has moved a message.
-
-    Until then, it cannot end: its stderr is a pipe, which has room for half of the lines that it prints.
-    """
-    log = shell.directory / "log"
-    os.mkfifo(log)
-    running = shell.start("sh", "-c", "exec mqtool dlq redrive jobs --yes -v 2> log")
-    with log.open() as lines:
-        assert any("Redriven" in line for line in lines)
-        running.process.send_signal(number)
-        rest = lines.read()
-    return Result(b"", rest, running.wait().code)
-
-
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_dlq_redrive_leaves_each_message_in_one_of_two_queues_if_it_is_stopped(
@@ -266,7 +251,7 @@ def test_dlq_redrive_leaves_each_message_in_one_of_two_queues_if_it_is_stopped(
     """
     count = 3_000
     bury(shell, count)
-    ended = stopped_redrive(shell, number)
+    ended = shell.run_until("Redriven", number, "mqtool dlq redrive jobs --yes -v")
     assert ended.code == 128 + number
     wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
     moved = depth(broker, "jobs")
@@ -281,7 +266,8 @@ def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: Test
     """
     count = 3_000
     bury(shell, count)
-    assert stopped_redrive(shell, signal.SIGKILL).code == 128 + signal.SIGKILL
+    killed = shell.run_until("Redriven", signal.SIGKILL, "mqtool dlq redrive jobs --yes -v")
+    assert killed.code == 128 + signal.SIGKILL
     wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
     assert depth(broker, "jobs.dlq") > 0, "it was killed after the last message"
 

@@ -247,10 +247,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
     move = ("mqtool", "move", "a", "--to", "b", "--to-url", other.url)
     for _ in range(kills):
         before = depth(other, "b")
-        # At this rate, it is killed before the last message even if the signal comes a second late.
-        running = shell.start(*move, "-v", "--rate", "1000/s")
-        running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
-        assert running.wait().code == 128 + signal.SIGKILL
+        killed = shell.run_until("Moved", signal.SIGKILL, shlex.join([*move, "-v"]))
+        assert killed.code == 128 + signal.SIGKILL
         assert depth(other, "b") > before
         wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "all messages in one of the two queues")
         assert depth(broker, "a") > 0, "it was killed after the last message"
