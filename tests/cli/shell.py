@@ -1,6 +1,7 @@
 """Runs commands as a user does in a shell, and waits for conditions."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,13 +14,13 @@ from types import TracebackType
 from typing import IO, Self
 
 from mqtool.stage import terminal
-from tests.brokers import IN_CI
+from tests.brokers import MAY_PAUSE
 from tests.cli import preloaded
 
 #: Seconds to wait. On a busy machine, restarting RabbitMQ takes more than one minute.
 PATIENCE = 120.0
 #: The --idle-timeout if all messages are in the queue already. A busy RabbitMQ takes a while to deliver them.
-IDLE = "3s" if IN_CI else "1s"
+IDLE = "3s" if MAY_PAUSE else "1s"
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,23 @@ class Shell:
         running = Running(process, stdout, stderr, ready_file)
         self._started.append(running)
         return running
+
+    def run_until(self, text: str, number: signal.Signals, command: str) -> Result:
+        """Run a command that prints many lines on stderr, and send it a signal once it has printed this text.
+
+        It cannot end before the signal: its stderr is a pipe that is not read meanwhile, and has room for few lines.
+        """
+        log = self.directory / "log"
+        os.mkfifo(log)
+        running = self.start("sh", "-c", f"exec {command} 2> log")
+        with log.open() as lines:
+            if sys.platform == "linux":
+                fcntl.fcntl(lines, fcntl.F_SETPIPE_SZ, 4096)
+            assert any(text in line for line in lines), f"no {text!r} on stderr"
+            running.process.send_signal(number)
+            rest = lines.read()
+        log.unlink()
+        return Result(b"", rest, running.wait().code)
 
     def script(self, text: str, timeout: float = PATIENCE) -> Result:
         """Run a bash script with `pipefail`: a pipeline fails if any of its commands fails."""

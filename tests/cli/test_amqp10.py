@@ -404,7 +404,7 @@ def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell,
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
     with Proxy(broker.port) as proxy:
-        asked = ("--text", "one", "two", "--timeout", "4s", "--url", through(proxy, broker))
+        asked = ("--text", "one", "two", "--timeout", "6s", "--url", through(proxy, broker))
         client = shell.start("mqtool", "rpc-client", *asked, ready=False).wait_for_stdout("one")
     result = client.wait()
     assert (result.code, result.stdout) == (124, " [.] Got one\n"), result.stderr

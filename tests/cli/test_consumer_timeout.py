@@ -11,12 +11,12 @@ from tests.cli.shell import Shell
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a broker with a consumer timeout of one second."""
+    """The URL of a broker with a consumer timeout of two seconds."""
     if request.param == "embedded":
-        with EmbeddedBroker(consumer_timeout=1.0) as embedded:
+        with EmbeddedBroker(consumer_timeout=2.0) as embedded:
             yield embedded.url
     else:
-        with impatient_node(1000) as url:
+        with impatient_node(2000) as url:
             yield url
 
 
@@ -27,7 +27,7 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = impatient
     shell.run("mqtool", "send", "-q", "jobs", "job")
-    program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || sleep 4"
+    program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || sleep 6"
     two = ["--concurrency", "2"]  # so that the second run need not wait for the first, which is too long again
     worker = shell.start(
         "mqtool", "worker", "--declare", "-q", "jobs", *two, "--shell", "--exec", program
@@ -36,7 +36,7 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
     result = worker.wait()
 
     assert result.code == 0
-    assert "not acknowledged within the broker's consumer timeout of 1s; another consumer gets it" in result.stderr
+    assert "not acknowledged within the broker's consumer timeout of 2s; another consumer gets it" in result.stderr
     assert "opened the channel again" in result.stderr
     assert "the delivery was lost while the program ran: the broker delivers the message again" in result.stderr
     assert "1 done, 0 retries, 0 dead" in result.stderr

@@ -35,7 +35,7 @@ from mqtool.work.exact_bindings import ExactBindings
 from mqtool.work.held_messages import has_leader, is_empty
 from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, inexact_binding
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
 from tests.unit.test_queue_limits import not_counted
@@ -1243,8 +1243,15 @@ def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_n
     with Connection(parse_addresses(broker.url)) as connection:
         connection.channel().declare(Queue("jobs", durable=True, arguments={"x-queue-type": "classic"}))
     with DirectPublisher(broker):
-        wait_until(lambda: "published to it through the default exchange" in shell.run(*plan).stderr, "the refusal")
-        assert shell.run(*plan).code == 2
+        refused = Result(b"", "", 0)
+
+        def is_refused() -> bool:
+            nonlocal refused
+            refused = shell.run(*plan)
+            return "published to it through the default exchange" in refused.stderr
+
+        wait_until(is_refused, "the refusal")
+        assert refused.code == 2
         assert shell.run(*plan, "--force").code == 0
         with Connection(parse_addresses(broker.url)) as connection:
             connection.channel().bind(Queue("jobs"), Exchange("amq.topic"), "kern.#")

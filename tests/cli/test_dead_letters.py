@@ -251,9 +251,7 @@ def test_dlq_redrive_leaves_each_message_in_one_of_two_queues_if_it_is_stopped(
     """
     count = 3_000
     bury(shell, count)
-    running = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v").wait_for_stderr("Redriven")
-    running.process.send_signal(number)
-    ended = running.wait()
+    ended = shell.run_until("Redriven", number, "mqtool dlq redrive jobs --yes -v")
     assert ended.code == 128 + number
     wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
     moved = depth(broker, "jobs")
@@ -268,9 +266,8 @@ def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: Test
     """
     count = 3_000
     bury(shell, count)
-    first = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v")
-    first.wait_for_stderr("Redriven").process.send_signal(signal.SIGKILL)
-    assert first.wait().code == 128 + signal.SIGKILL
+    killed = shell.run_until("Redriven", signal.SIGKILL, "mqtool dlq redrive jobs --yes -v")
+    assert killed.code == 128 + signal.SIGKILL
     wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
     assert depth(broker, "jobs.dlq") > 0, "it was killed after the last message"
 
@@ -435,7 +432,7 @@ def test_dlq_commands_stop_before_dead_letters_exceed_the_delivery_limit(
     ended = []
     for _ in range(7):
         ended.append(shell.run("mqtool", "dlq", *command.split()))
-        wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued", 10)
+        wait_until(lambda: depth(broker, "jobs.dlq") == 3, "all dead letters requeued")
     assert ended[0].code == 0, ended[0].stderr
     assert {each.code for each in ended} == {0, 3 if command == "ls" else 1}
     why = "drops it if it is requeued once more" if has_api else "possibly the limit of 'jobs.dlq'"

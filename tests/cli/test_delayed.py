@@ -317,7 +317,7 @@ def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
 def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: str) -> None:
     """If `send -l --at TIME` sends three lines, all of them arrive, and none before TIME."""
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
-    due = datetime.now().astimezone() + timedelta(seconds=3)
+    due = datetime.now().astimezone() + timedelta(seconds=5)
     sent = shell.run("mqtool", "send", "-l", "--via", via, "--at", due.isoformat(), stdin="1\n2\n3\n")
 
     assert sent.code == 0, sent.stderr

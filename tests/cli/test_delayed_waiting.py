@@ -178,9 +178,7 @@ def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delive
     assert waiting.shell.run(*sent, "--property", "message-id=m-5", "to logs").code == 0
     api, queue = Management(waiting.broker.management, "guest", "guest"), "logs.exchange.delay.1h"
     wait_until(
-        lambda: api.get(path("queues", waiting.broker.vhost, queue)).get("effective_policy_definition"),
-        "the policy",
-        10,
+        lambda: api.get(path("queues", waiting.broker.vhost, queue)).get("effective_policy_definition"), "the policy"
     )
     assert sorted(waiting.shown("logs")) == ["m-4", "m-5"]
     for why in "drops it if it is requeued once more", "which would have dropped it: it is now at the end of the queue":
@@ -199,14 +197,14 @@ def test_delayed_show_keeps_the_due_time_of_a_message_that_reaches_the_delivery_
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0
     api = Management(waiting.broker.management, "guest", "guest")
     view = path("queues", waiting.broker.vhost, queue)
-    wait_until(lambda: api.get(view).get("effective_policy_definition"), "the policy", 10)
+    wait_until(lambda: api.get(view).get("effective_policy_definition"), "the policy")
     only = ("jobs", "--where", "message_id=m-3")
     shown = [waiting.run("show", *only).stdout for _ in range(2)]
     sent = ("mqtool", "send", "--no-declare", "-q", queue, "-H", f"mqtool-due:={int(time.time() * 1000) + 10_000_000}")
     assert waiting.shell.run(*sent, "--property", "message-id=m-6", "later").code == 0
     for why in "drops it if it is requeued once more", "it is now at the end of the queue\n":
         assert why in waiting.run("show", *only, code=3).stderr
-    wait_until(lambda: depth(waiting.broker, queue) == 2, "the message published again", 10)
+    wait_until(lambda: depth(waiting.broker, queue) == 2, "the message published again")
     before = time.time() * 1000
     assert waiting.run("show", *only).stdout == shown[0]
     lines = waiting.shell.run("mqtool", "receive", "-q", queue, "-c", "2", "--json").stdout.splitlines()

@@ -197,10 +197,10 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
-        "mqtool", "worker", "-c", "1", "--timeout", "300ms", "--retries", "0", "--shell", "--exec",
+        "mqtool", "worker", "-c", "1", "--timeout", "3s", "--retries", "0", "--shell", "--exec",
         "sleep 1000 & echo $! > child; wait",
     )  # fmt: skip
-    assert "timed out after 0.3 s; dead after 1 attempt, now in task_queue.dlq" in result.stderr
+    assert "timed out after 3 s; dead after 1 attempt, now in task_queue.dlq" in result.stderr
     child = int((shell.directory / "child").read_text())
     wait_until(lambda: not is_alive(child), "the end of the program's child")
 
@@ -475,10 +475,11 @@ def test_worker_lets_running_programs_finish_after_sigterm(shell: Shell) -> None
         "2",
         "--shell",
         "--exec",
-        'echo "$(cat)"; sleep 1; echo end',
+        'echo "$(cat)"; until [ -e go ]; do sleep 0.1; done; echo end',
     ).wait_until_ready()
     wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two programs to run")
     worker.process.send_signal(signal.SIGTERM)
+    (shell.directory / "go").touch()
     result = worker.wait()
 
     assert result.code == 0

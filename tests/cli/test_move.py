@@ -247,9 +247,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
     move = ("mqtool", "move", "a", "--to", "b", "--to-url", other.url)
     for _ in range(kills):
         before = depth(other, "b")
-        running = shell.start(*move, "-v")
-        running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
-        assert running.wait().code == 128 + signal.SIGKILL
+        killed = shell.run_until("Moved", signal.SIGKILL, shlex.join([*move, "-v"]))
+        assert killed.code == 128 + signal.SIGKILL
         assert depth(other, "b") > before
         wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "all messages in one of the two queues")
         assert depth(broker, "a") > 0, "it was killed after the last message"
@@ -385,7 +384,7 @@ def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: Te
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
-    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "3s", "-v")
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "5s", "-v")
     for expected in range(1, 3):
         fill(broker, Queue("a"), numbered(1))
         wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "the message")

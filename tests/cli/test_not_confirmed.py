@@ -639,7 +639,7 @@ def test_rpc_client_times_out_while_the_broker_is_down_or_silent(
     """
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     own_shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
-    client = own_shell.start("mqtool", "rpc-client", "--text", "one", "two", "--timeout", "4s", ready=False)
+    client = own_shell.start("mqtool", "rpc-client", "--text", "one", "two", "--timeout", "6s", ready=False)
     client.wait_for_stdout("one")
     fault(amqp_vhost)
     result = client.wait()
@@ -759,7 +759,7 @@ def test_send_exits_with_3_if_the_broker_stops_confirming(own_shell: Shell, amqp
     """If the broker has confirmed some messages but then confirms no more within --confirm-timeout, `send` exits with
     3, and --failed-to keeps the unconfirmed messages.
     """
-    timeout = ("--confirm-timeout", "300ms")
+    timeout = ("--confirm-timeout", "2s")
     sender = own_shell.start("mqtool", "send", "-l", "-v", *timeout, "--failed-to", "failed", stdin=PIPE)
     sender.write(b"first\n")
     sender.wait_for_stderr("Sent 'first'")

@@ -158,8 +158,8 @@ def test_receive_redirected_to_the_end_of_a_file_starts_on_a_new_line(shell: She
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")
     shell.run("mqtool", "send", "again")
-    for _ in range(2):
-        shell.run("sh", "-c", "mqtool receive --raw -c 1 --idle-timeout 100ms >> app.log")
+    for limit in "-c 1", "--idle-timeout 10ms":
+        shell.run("sh", "-c", f"mqtool receive --raw {limit} >> app.log")
     assert lines_of(log) == ["whole", "half", "again"]
 
 
@@ -168,22 +168,22 @@ def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell)
     """While the output file of `receive-log -o` is rotated again and again, each message is written once, in order, as
     a complete line in one of the files.
     """
-    log, count = shell.directory / "app.log", 20_000
+    log = shell.directory / "app.log"
+    lines = "n=0; until [ -e enough ]; do seq $((n + 1)) $((n + 1000)); n=$((n + 1000)); done"
     running = shell.start("mqtool", "receive-log", "fanout", "--raw", "-o", "app.log").wait_until_ready()
-    emitting = shell.start("sh", "-c", f"seq {count} | mqtool emit-log fanout -l")
+    emitting = shell.start("sh", "-c", f"{{ {lines}; echo $n > count; }} | mqtool emit-log fanout -l")
     files = []
     for number in range(10):
         wait_until(lambda: log.exists() and log.stat().st_size, "lines in the new file")
         files.append(log.rename(shell.directory / f"app.log.{number}"))
         running.process.send_signal(signal.SIGHUP)
         wait_until(log.exists, "a new file")
-        if emitting.process.poll() is not None:
-            break
+    (shell.directory / "enough").touch()
     assert emitting.wait().code == 0
+    count = int((shell.directory / "count").read_text())
     files.append(log)
     wait_until(lambda: sum(len(lines_of(each)) for each in files) >= count, "all lines")
     assert running.interrupt().wait().code == 0
-    assert len(files) > 2, "the file was never rotated while messages arrived"
     assert all(each.read_text().endswith("\n") for each in files if each.stat().st_size)
     assert [line for each in files for line in lines_of(each)] == [str(number) for number in range(1, count + 1)]
 

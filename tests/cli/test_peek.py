@@ -46,11 +46,11 @@ def requeue_the_second(broker: TestBroker, count: int, times: int) -> None:
         channel = client.channel()
         channel.basic_get("jobs")
         for _ in range(times - 1):
-            wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued", 10)
+            wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued")
             channel.basic_reject(channel.basic_get("jobs")[0].delivery_tag)
-        wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == count - 1, "the second message requeued")
         channel.basic_get("jobs")
-    wait_until(lambda: depth(broker, "jobs") == count, "all messages requeued", 10)
+    wait_until(lambda: depth(broker, "jobs") == count, "all messages requeued")
 
 
 QUEUES = {
@@ -102,7 +102,6 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     the queue. The broker delivers the remaining messages only to that client, so `peek` fails, and says how many
     messages it has not shown. Once that client has closed its channel, all messages are in the queue, in order.
     """
-    monkeypatch.setattr(peeking, "_PATIENCE", 0.5)
     channel = connection.channel()
     single = {"x-queue-type": "quorum", "x-single-active-consumer": True}
     channel.declare(Queue("jobs", durable=True, arguments=single))
@@ -110,6 +109,7 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     other, shown = connection.channel(), list[int]()
     with closing(peeking.peek(channel, "jobs")) as deliveries:
         shown += bodies([next(deliveries)])
+        monkeypatch.setattr(peeking, "_PATIENCE", 0.5)
         active = other.consumer(Queue("jobs"), Receiving(1, acknowledge=False))
         with pytest.raises(Unavailable) as failed:
             shown.extend(int(delivery.body) for delivery in deliveries)
@@ -152,7 +152,7 @@ def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, 
             shown = shell.run("mqtool", "peek", "jobs", "--raw", "-c", str(count), *nowhere)
             assert shown.stdout.split() == [str(number) for number in range(count)]
             assert shown.code == (code if settings == QUEUES["quorum"] else 0), shown.stderr
-            wait_until(lambda: depth(broker, "jobs") == 300, "all messages requeued", 10)
+            wait_until(lambda: depth(broker, "jobs") == 300, "all messages requeued")
         shell.run("mqtool", "queue", "delete", "jobs", "--yes")
 
 
@@ -225,7 +225,7 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
     )
     for _ in range(6):
         assert shell.run(*command).code in (0, 1)
-        wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
 
 
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
@@ -248,7 +248,7 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
         assert all(each.stdout.split() == ["0", "1", "2"] for each in shown)
         assert "the limit can be read only from the management API" in shown[0].stderr
         assert "has been requeued 1 time, possibly the limit of 'jobs', which could have dropped" in shown[1].stderr
-        wait_until(lambda: depth(broker, "jobs") == 3, "all messages published again", 10)
+        wait_until(lambda: depth(broker, "jobs") == 3, "all messages published again")
     finally:
         broker.api("DELETE", f"users/{user}")
 
@@ -272,7 +272,7 @@ def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot
         user_is = ("--user", user, "--password-file", "password")
         refused = shell.run("mqtool", *command.split(), "--where", "body='2'", *user_is)
         assert (refused.code, "drops it if it is requeued once more" in refused.stderr) == (1, True), refused.stderr
-        wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued")
     finally:
         broker.api("DELETE", f"users/{user}")
 
@@ -292,7 +292,7 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     requeue_the_second(broker, len(ids), 6)
     ended = [shell.run("mqtool", *command.split()) for _ in range(6)]
     assert (ended[0].code, "message m-1 has been requeued" in ended[0].stderr) == (1, True), ended[0].stderr
-    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "3", "--timeout", "20s").stdout.splitlines()
     assert sorted(json.loads(line)["properties"]["message_id"] for line in left) == ids
 
@@ -307,18 +307,18 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
         channel = client.channel()
         channel.basic_get("jobs")
         for _ in range(5):
-            wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
+            wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued")
             last = [channel.basic_get("jobs")[0].delivery_tag for _ in range(2)][-1]
             channel.basic_reject(last - 1)
             channel.basic_reject(last)
-        wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == 2, "two messages requeued")
         channel.basic_get("jobs")
         channel.basic_get("jobs")
-    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     stopped = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
     told = "its TTL, if any, starts again (1 more message at this limit or near it)"
     assert (stopped.code, stopped.stdout, told in stopped.stderr) == (1, "0\n1\n2\n", True), stopped.stderr
-    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
 
 
 def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
@@ -391,7 +391,7 @@ def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
     requeue_the_second(broker, len(ids), 6)
     stopped = shell.run("mqtool", "peek", "jobs", "-c", "150", "--json")
     assert (stopped.code, "message m-1 " in stopped.stderr) == (1, True), stopped.stderr
-    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     left = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "250", "--timeout", "20s").stdout.splitlines()
     assert [json.loads(line)["properties"]["message_id"] for line in left] == ["m-0", *ids[2:], "m-1"]
 
@@ -408,7 +408,7 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
         peeked = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
         assert (peeked.code, peeked.stdout.split()) == (0, ["1000", "x", "honest"]), peeked.stderr
         assert "requeued" not in peeked.stderr
-        wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued")
     received = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE)
     assert (received.code, received.stdout.split()) == (0, ["1000", "x", "honest"]), received.stderr
 

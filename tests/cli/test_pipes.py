@@ -50,12 +50,12 @@ def test_receive_piped_into_head_loses_no_message_to_a_low_delivery_limit(
     if kind == "policy":
         definition = {"pattern": "^jobs$", "definition": {"delivery-limit": int(times)}, "apply-to": "queues"}
         broker.api("PUT", f"policies/{broker.vhost}/few", definition)
-        wait_until(lambda: "few" in shell.run("mqtool", "queue", "show", "jobs").stdout, "the policy applies", 20)
+        wait_until(lambda: "few" in shell.run("mqtool", "queue", "show", "jobs").stdout, "the policy applies")
     shell.run("mqtool", "send", "-l", "-r", "jobs", stdin="".join(f"{number}\n" for number in range(310)))
     came = []
     for left in 309, 308, 307, 306:
         came += shell.script(f"mqtool receive -q jobs --raw {count} | head -n 1").stdout.split()
-        wait_until(lambda left=left: depth(broker, "jobs") >= left, "the other messages requeued", 10)
+        wait_until(lambda left=left: depth(broker, "jobs") >= left, "the other messages requeued")
     came += shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", IDLE).stdout.split()
     assert sorted(map(int, {*came})) == [*range(310)]
 

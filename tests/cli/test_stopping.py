@@ -49,13 +49,13 @@ def test_a_signal_to_any_thread_ends_receive(shell: Shell) -> None:
 
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
     """After Ctrl-C, `worker` finishes and acknowledges its current task. The next task stays in the queue."""
-    for task in ("first.", "second."):
+    for task in ("first...", "second."):
         shell.run("mqtool", "new-task", task)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("first").interrupt()
     result = worker.wait()
 
-    assert (result.stdout, result.code) == (" [x] Received first.\n", 0)
+    assert (result.stdout, result.code) == (" [x] Received first...\n", 0)
     assert " [x] Done" in result.stderr
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%b %R").stdout == "second. 0\n"
 

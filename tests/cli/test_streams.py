@@ -391,10 +391,10 @@ def test_receive_stream_times_out_while_the_connection_is_lost(shell: Shell, bro
     """If the connection is lost for good, `receive-stream --timeout` exits with 124 when the time is up."""
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
-        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--timeout", "2s").wait_until_ready()
+        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--timeout", "4s").wait_until_ready()
     result = reader.wait()
     assert result.code == 124, result.stderr
-    assert "mqtool: timed out after 2 s, with 0 received\n" in result.stderr
+    assert "mqtool: timed out after 4 s, with 0 received\n" in result.stderr
 
 
 def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shell) -> None:

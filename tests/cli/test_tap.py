@@ -188,7 +188,7 @@ def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, bro
     dropped copies add up to all messages.
     """
     count, body = 6_000, "x" * 500
-    tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"
+    tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 6s --ready-file ready 2> said"
     slow = shell.start("bash", "-c", f"{tap} | {{ while [ ! -e go ]; do sleep 0.1; done; cat; }}")
     wait_until((shell.directory / "ready").exists, "the tap")
     publish(broker, "amq.fanout", *[""] * count, body=body)

@@ -149,8 +149,13 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
-    wait_until(lambda: "stands-still" in findings(watcher, broker), f"found: {findings(watcher, broker)}")
-    found = findings(watcher, broker)["stands-still"]
+    found: dict[str, Any] = {}
+
+    def is_found() -> bool:
+        found.update(findings(watcher, broker).get("stands-still", {}))
+        return bool(found)
+
+    wait_until(is_found, "the queue in which nothing moves")
     assert found["thing"] == "queue 'task_queue'"
     assert found["what"] == "has 2 messages waiting, and nothing moves: a long task, or a forgotten basic.ack"
     row = watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")

@@ -71,7 +71,7 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
         received = shell.run("mqtool", "receive", "-q", "jobs", "--where", "headers.n=9", "--idle-timeout", IDLE)
         codes.append(received.code)
         assert ("requeued" in received.stderr) is (received.code == 1), received.stderr
-        wait_until(lambda: depth(broker, "jobs") == 5, "all messages requeued", 10)
+        wait_until(lambda: depth(broker, "jobs") == 5, "all messages requeued")
     assert set(codes) == {0, 1}
 
 

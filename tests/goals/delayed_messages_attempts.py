@@ -29,7 +29,7 @@ def _without_delay(plain: Plain) -> None:
 
 ATTEMPTS = {
     "overtaken": Attempts(
-        _RECEIVE + "mqtool send-delayed --delay 4s first; mqtool send-delayed --delay 1s second",
+        _RECEIVE + "mqtool send-delayed --delay 7s first; mqtool send-delayed --delay 1s second",
         _overtake,
         (
             Wrong("was delivered without a delay", _without_delay),

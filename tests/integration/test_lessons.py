@@ -115,7 +115,7 @@ def test_an_rpc_server_acknowledges_each_request_once_if_some_need_no_reply(conn
     properties = ({"reply_to": replies.name}, {})
     list(client.publish([Message(b"", QUEUE.name, "", properties[number % 2]) for number in range(40)]))
 
-    served = rpc.serve(server, queue, lambda _: Message(b""), Receiving(prefetch=40, idle_timeout=0.5))
+    served = rpc.serve(server, queue, lambda _: Message(b""), Receiving(prefetch=40, count=40, timeout=60))
 
     assert len([*served]) == 40
     assert (client.depth_of(QUEUE.name), client.depth_of(replies.name)) == (0, 20)

@@ -42,21 +42,25 @@ def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: Embedde
     publishing.add_on_connection_unblocked_callback(lambda _c, _m: heard.append("unblocked"))
     channel = publishing.channel()
     channel.queue_declare("q")
-    take = Take(channel)
+    take, consuming = Take(channel), connect(small)
+    counting = consuming.channel()
+
+    def depth() -> int:
+        return int(counting.queue_declare("q", passive=True).method.message_count)
 
     def publish_until_blocked() -> int:
         count = 0
         while not heard:
             channel.basic_publish("", "q", b"x" * 10_000)
             count += 1
-            publishing.process_data_events(0.001)  # lets connection.blocked arrive before the sockets are full
+            # The sockets do not fill up before connection.blocked arrives.
+            take.until(lambda count=count: heard or depth() == count)
         return count
 
     count = publish_until_blocked()
     assert heard == ["low on memory"]
     assert 1_000_000 / 11_000 < count < 2_000_000 / 10_000
 
-    consuming = connect(small)
     assert len(Take(consuming.channel()).bodies("q", count)) == count
     # Messages that were still in the sockets may block the publisher a second time.
     take.until(lambda: heard[-1] == "unblocked")

@@ -41,9 +41,9 @@ def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
     arrives early. The header x-delay is unchanged.
     """
     started = time.monotonic()
-    for milliseconds in (150, 50, 100):
+    for milliseconds in (1500, 500, 1000):
         channel.basic_publish("x", "k", str(milliseconds).encode(), delay(milliseconds))
-    for milliseconds in (50, 100, 150):
+    for milliseconds in (500, 1000, 1500):
         method, properties, body = take.one("q")
         assert time.monotonic() - started >= milliseconds / 1000
         assert (method.exchange, method.routing_key, body) == ("x", "k", str(milliseconds).encode())
@@ -103,7 +103,7 @@ def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingC
     """A delayed message is routed by the bindings that exist when the message is due, including those made after the
     message was published.
     """
-    channel.basic_publish("x", "later", b"x", delay(50))
+    channel.basic_publish("x", "later", b"x", delay(2000))
     channel.queue_bind("q", "x", "later")
     assert take.one("q")[2] == b"x"
 
@@ -228,7 +228,7 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
     """If a delayed exchange is deleted and declared again, with the same or another type, its delayed messages are
     still delivered.
     """
-    channel.basic_publish("x", "k", b"old", delay(400))
+    channel.basic_publish("x", "k", b"old", delay(2000))
     channel.exchange_delete("x")
     channel.exchange_declare("x", kind, durable=True, arguments={"x-delayed-type": "direct"})
     channel.queue_bind("q", "x", "k")

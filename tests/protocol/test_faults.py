@@ -228,8 +228,8 @@ def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: 
     """While the embedded broker's fault `go_silent` is in force, neither connected nor new clients get replies or
     heartbeats. When the fault ends, the clients get all replies and heartbeats that were held back.
     """
-    with RawClient(vhost.url, heartbeat=1) as client:
-        client.socket.settimeout(1.2)
+    with RawClient(vhost.url, heartbeat=3) as client:
+        client.socket.settimeout(2.4)  # a heartbeat is due after 1.5 s
         with vhost.faults.go_silent():
             client.send(commands.Basic.Qos())
             client.socket.sendall(b"\x08\x00\x00\x00\x00\x00\x00\xce")

@@ -104,9 +104,9 @@ def test_the_io_thread_runs_one_function_after_another() -> None:
         threads.append(threading.current_thread())
         is_over.set()
 
-    io.run(lambda: io.run_later(0.002, lambda: order.append("later")))
+    io.run(lambda: io.run_later(0.2, lambda: order.append("later")))
     io.run(lambda: order.append("first"))
-    io.run(lambda: io.run_later(0.02, over))
+    io.run(lambda: io.run_later(0.3, over))
     assert is_over.wait(20)
     assert order == ["first", "later"]
     [thread] = threads

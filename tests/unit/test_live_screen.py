@@ -1,6 +1,7 @@
 """Live views: their keys, and what they show while the broker is unreachable."""
 
 import io
+import re
 import threading
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
         is_asked.wait()
     with live._changed:
         assert live._changed.wait_for(lambda: live._problem is not None, 10)
-    assert "reconnecting; this is 0 s old: no broker at localhost:5672" in shown(live)
+    assert re.search(r"reconnecting; this is \d+ s old: no broker at localhost:5672", shown(live))
     assert "jobs 12" in shown(live)
     may_answer.release()
     thread.join(10)

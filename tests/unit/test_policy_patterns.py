@@ -40,9 +40,9 @@ def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> Non
     """Python's `re` module could take very long to match a name against some policy patterns. mqtool does not try such
     a pattern: pattern_matches() returns None, which means that the result is unknown.
     """
-    before = time.process_time()
+    before = time.thread_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None
-    assert time.process_time() - before < 5
+    assert time.thread_time() - before < 5
 
 
 def test_each_of_many_patterns_is_compiled_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,16 +187,19 @@ def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_t
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
 def test_a_program_and_its_child_processes_are_killed_at_the_timeout(
-    run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, *, has_pidfd: bool
+    run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, has_pidfd: bool
 ) -> None:
     """When a program that `worker` runs reaches its timeout, all processes of its process group are killed. The output
     that it has printed until then is returned.
     """
     if not has_pidfd:
         monkeypatch.delattr(os, "pidfd_open")
-    ending = run(shell("sleep 60 & echo $!; echo err >&2; wait", timeout=0.3))
+    printed, start = tmp_path / "printed", iter([0.0])
+    monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: next(start, 60.0 * printed.exists())))
+    # The last echo wakes the runner after the time has passed.
+    ending = run(shell(f"sleep 60 & echo err >&2; echo $!; : > {printed}; echo; wait", timeout=30.0))
     assert ending[:2] == (137, b"err\n")
-    assert (ending.timed_out, ending.too_much) == (0.3, None)
+    assert (ending.timed_out, ending.too_much) == (30.0, None)
     wait_for_the_end(int(ending.stdout))
 
 

@@ -93,10 +93,10 @@ def test_other_bindings_of_an_exchange_do_not_slow_down_routing(kind: type[Direc
         table = kind()
         for number in range(count):
             table.add(f"a.{number}.c", {}, number)
-        started = time.process_time()
+        started = time.thread_time()
         for _ in range(1000):
             assert list(table.match("a.0.c", {})) == [0]
-        return time.process_time() - started
+        return time.thread_time() - started
 
     assert min(seconds(10_000) for _ in range(3)) < 20 * min(seconds(1) for _ in range(3))
 
@@ -369,7 +369,7 @@ def test_300_topic_patterns_of_wildcards_are_matched_quickly() -> None:
     for number in range(300):
         table.add(".".join(some.choices("*#", k=some.randint(1, 120))), {}, number)
     key = ".".join("w" * 120)
-    started = time.process_time()
+    started = time.thread_time()
     for _ in range(500):
         table.match(key, {})
-    assert time.process_time() - started < 5
+    assert time.thread_time() - started < 5

@@ -1,6 +1,7 @@
 """The files of streams: segments are read, written and synced, and damaged ends are kept."""
 
 import errno
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def _descriptor() -> int | None:
 def no_descriptors() -> Iterator[None]:
     """Use up all file descriptors of the process."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.disable()  # it may close files
     used = [_descriptor() or 0]
     resource.setrlimit(resource.RLIMIT_NOFILE, (used[0] + 10, limits[1]))
     try:
@@ -65,6 +67,7 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for each in used:
             os.close(each)
+        gc.enable()
 
 
 def test_a_segment_is_read_at_any_position_while_it_is_open_and_after_it_is_closed(path: Path, disk: SlowDisk) -> None:
