@@ -230,6 +230,29 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
 
 
 @large
+@pytest.mark.parametrize("to_exchange", [False, True])
+def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_exchange: bool) -> None:
+    """`exchange unbind` exits with 0, and says that the queue or exchange is no longer bound, or that it was not bound
+    with this key and these arguments. Without the management API, which alone can tell, it says neither.
+    """
+    admin.run("mqtool", "queue", "declare", "jobs")
+    admin.run("mqtool", "exchange", "declare", "jobs", "fanout")
+    between = ("amq.headers", "jobs", "red", "-H", "n:=1", *["--to-exchange"] * to_exchange)
+    what = "exchange 'jobs'" if to_exchange else "queue 'jobs'"
+
+    def unbound(*words: str) -> tuple[int, str]:
+        result = admin.run("mqtool", "exchange", "unbind", *words)
+        return result.code, result.stderr
+
+    assert admin.run("mqtool", "exchange", "bind", *between).code == 0
+    assert unbound(*between, "-H", "m=2") == (0, f"{what} was not bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between) == (0, f"{what} is no longer bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between) == (0, f"{what} was not bound to exchange 'amq.headers' with key 'red'\n")
+    admin.environment["MQTOOL_MANAGEMENT_URL"] = "http://localhost:1"
+    assert unbound(*between) == (0, f"{what} is now not bound to exchange 'amq.headers' with key 'red'\n")
+
+
+@large
 def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
     """After `permission set`, a user can configure, write to and read from the queues and exchanges whose names match
     the given patterns. A command for which the user lacks a permission exits with 77.
@@ -358,16 +381,17 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         assert sentence in wrong.stderr
 
 
-def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
+def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, ann: str) -> None:
     """`queue declare` exits with 77 if the user that it logs in as lacks a permission. `list queues` and `list users`
     exit with 77 if this user lacks the tag that they need. The hint says how an administrator can grant the permission
-    or set the tag.
+    or set the tag. For a permission, it prints no complete command, which would replace what the user may do already.
     """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
     refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
     assert refused.code == 77
-    assert f"hint: as an administrator: mqtool permission set --vhost={broker.vhost} {ann}" in refused.stderr
+    assert f"hint: an administrator can grant it to user {ann!r} with 'mqtool permission set' and --" in refused.stderr
+    assert refused.stderr.endswith("; a new pattern replaces the old one\n")
     refused = admin.run("mqtool", "list", "queues", *as_ann)
     assert refused.code == 77
     assert f"; as an administrator: mqtool user tags {ann} management\n" in refused.stderr
