@@ -390,8 +390,8 @@ def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, 
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
     refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
     assert refused.code == 77
-    assert f"hint: an administrator can grant it to user {ann!r} with 'mqtool permission set' and --" in refused.stderr
-    assert refused.stderr.endswith("; a new pattern replaces the old one\n")
+    assert f"hint: an administrator can grant it to user {ann!r} with --" in refused.stderr
+    assert refused.stderr.endswith(" of 'mqtool permission set'; a new pattern replaces the old one\n")
     refused = admin.run("mqtool", "list", "queues", *as_ann)
     assert refused.code == 77
     assert f"; as an administrator: mqtool user tags {ann} management\n" in refused.stderr
