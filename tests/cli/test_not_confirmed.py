@@ -49,6 +49,24 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
     )
     assert _bodies(shell, "failed") == []
+    assert "replaced" not in again.stderr
+
+
+@on_any_broker
+def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` has lines from before, a notice says how many were replaced. There is none
+    if FILE was empty, or if it was also the input, and could be read to its end.
+    """
+    keep = ("mqtool", "send", "-r", "nosuch", "--json", "--failed-to", "failed")
+    line = '{"body": "a"}\n'
+    said = "replaced failed, which had 2 lines from before\n"
+    (shell.directory / "failed").touch()
+    assert "replaced" not in shell.run(*keep, stdin=line * 2).stderr
+    assert said in shell.run(*keep, stdin=line * 2).stderr
+    assert "replaced" not in shell.run(*keep, "-f", "failed").stderr
+    assert "replaced" not in shell.script(f"{' '.join(keep)} < failed").stderr
+    (shell.directory / "failed").write_text(f"{line}no JSON\n")
+    assert said in shell.run(*keep, "-f", "failed").stderr
 
 
 @on_any_broker
