@@ -45,7 +45,7 @@ def _exit_code() -> int:
             return ExitCode.OK
         words = without_aliases(sys.argv[1:])
         try:
-            code = command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+            code = _called(words)
         except Exception as error:
             if (report := error_report(words)) is None or isinstance(error, typer.Abort):  # Abort: after Ctrl-C
                 raise
@@ -66,6 +66,16 @@ def _exit_code() -> int:
         output.error(str(failure), _hint(failure))
         code = _ended_early(error) or failure.exit_code
     return code
+
+
+def _called(words: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        return command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer, which prints the help, exits with 1
+            raise output.ReaderGone("nobody reads the output any more") from ended
+        raise
 
 
 def _explained(error: Exception) -> MqtoolError:
