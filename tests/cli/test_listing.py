@@ -365,6 +365,20 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
     assert "AMQP cannot list bindings" in bindings.stderr
 
 
+@on_any_broker
+@pytest.mark.parametrize("command", ["list connections", "list channels", "list queues", "doctor"])
+def test_list_and_doctor_exit_with_69_if_the_vhost_in_the_url_does_not_exist(
+    command: str, shell: Shell, broker: TestBroker
+) -> None:
+    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and say so, although `doctor`, `list
+    connections` and `list channels` look at all vhosts.
+    """
+    url = broker.url.rpartition("/")[0] + "/nowhere"
+    refused = shell.run("mqtool", *command.split(), "--url", url, "--management", broker.management)
+    assert (refused.stdout, refused.code) == ("", 69), refused.stderr
+    assert refused.stderr.startswith("mqtool: vhost 'nowhere' does not exist")
+
+
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.sampled(2)

@@ -18,6 +18,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
+from mqtool.cli.pipe.existence import check_vhost, refuse
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.delays import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
@@ -42,6 +43,8 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
 }
 #: The columns that contain counts of unacknowledged messages, which only the management API has.
 _UNACKNOWLEDGED = {"messages", "messages_unacknowledged"}
+#: Lists of all vhosts in which each row belongs to one.
+_OF_ONE_VHOST = ("connections", "channels")
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -174,6 +177,8 @@ class View:
         """Fetch rows from the management API, or from AMQP if there is no API."""
         self._without_api = None
         try:
+            if self._listing.things in _OF_ONE_VHOST and self._vhost is None and not self._choosing.all_vhosts:
+                check_vhost(self._access)
             rows = self._listing.rows(self._access.management(), self._vhost, [*self._fetched])
             first = next(rows, None)  # fails here if there is no API
         except NotFound:
@@ -303,8 +308,6 @@ class View:
                 raise SomeFailed(missing, why.hint)
             output.warning(missing)
         if self._missing:
-            from mqtool.cli.pipe.existence import refuse
-
             access = None if self._vhost is None else self._access
             refuse(min(self._missing), access, f"'mqtool list {things}' shows them", things[:-1])
 
