@@ -374,7 +374,8 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         ("user", "add", "bob", "--password-file", "none"): "cannot read the password file none",
         ("user", "add", "..", "--password-file", "secret"): "does not accept the name '..'",
         ("permission", "set", ann): "no permission given",
-        ("permission", "set", ann, "--read", "("): "not a valid regular expression",
+        ("permission", "set", ann, "--read", "("): "'(' is not a valid regular expression",
+        ("permission", "set", ann, "--read", "a", "--write", "*"): "'*' is not a valid regular expression",
     }.items():
         wrong = admin.run("mqtool", *words)
         assert wrong.code == 2, words
