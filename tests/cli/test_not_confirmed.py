@@ -866,6 +866,20 @@ def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> No
 
 
 @on_any_broker
+def test_rpc_client_says_after_ctrl_c_that_its_request_may_still_be_in_the_queue(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If Ctrl-C ends `rpc-client` before the reply has come, it exits with 130, and says that the request may still be
+    in the queue.
+    """
+    assert shell.run("mqtool", "queue", "declare", "rpc_queue").code == 0
+    client = shell.start("mqtool", "rpc-client", "30")
+    wait_until(lambda: depth(broker, "rpc_queue") == 1, "the request")
+    ended = client.interrupt().wait()
+    assert ended.code == 130
+    assert ended.stderr.endswith("no reply to 1 request, which may still be in queue 'rpc_queue'\n")
+
+
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
     """If the queue that `rpc-server -q` names does not exist, but a queue with a similar name does, the command exits
     with 69 and suggests that queue. With --declare, it declares the missing queue.
