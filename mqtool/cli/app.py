@@ -122,10 +122,10 @@ def _hint(error: MqtoolError) -> str | None:
 def _ended_early(error: BaseException) -> int | None:
     """Return the exit code if the command was already ending when the error occurred, such as when cleaning up.
 
-    It is 128 + n if signal n was ending the command, or that of ReaderGone.
+    It is 128 + n if signal n was ending the command, 130 if a question got no answer, or that of ReaderGone.
     """
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt | output.ReaderGone):
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | typer.Abort | output.ReaderGone):
         cause = cause.__context__
     if isinstance(cause, output.ReaderGone):
         return cause.exit_code

@@ -502,15 +502,18 @@ def _free_port() -> int:
 
 
 @on_any_broker
+@pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
 @pytest.mark.parametrize("command", ["queue delete jobs", "queue purge jobs"])
-def test_ctrl_c_at_a_confirmation_prompt_changes_nothing(admin: Shell, broker: TestBroker, command: str) -> None:
-    """Ctrl-C at the confirmation prompt of `queue delete` or `queue purge` ends the command with exit code 130, and
-    nothing is changed.
+def test_ctrl_c_or_ctrl_d_at_a_confirmation_prompt_changes_nothing(
+    admin: Shell, broker: TestBroker, command: str, key: str
+) -> None:
+    """Ctrl-C or Ctrl-D at the confirmation prompt of `queue delete` or `queue purge` ends the command with exit code
+    130. Nothing is changed, and the command says so on a new line.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
-    asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
+    asked = on_terminal(admin, "mqtool", *command.split(), keys=[key], cue="[y/N]: ")
     assert asked.code == 130
-    assert asked.stdout.splitlines()[-1].endswith("nothing was changed")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", asked.stdout).splitlines()[-1] == "mqtool: nothing was changed"
     assert depth(broker, "jobs") == 1
 
 
