@@ -1,6 +1,7 @@
 """The patterns of policies and permissions: which names they match."""
 
 import re
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,8 @@ _SURE_ERRORS = ("unterminated character set", "missing ), unterminated subpatter
 def check_pattern(pattern: str) -> None:
     """Raise UsageError if the broker surely refuses a pattern. It knows more syntax than Python's engine does."""
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings(action="ignore"):  # Python warns of [[:alpha:]]
+            re.compile(pattern)
     except re.error as error:
         if error.msg in _SURE_ERRORS or (error.msg == "nothing to repeat" and error.pos == 0):
             wrong = f"{pattern!r} is not a valid regular expression: {error}"
