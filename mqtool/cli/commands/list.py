@@ -18,7 +18,6 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.pipe.existence import check_vhost, refuse
 from mqtool.cli.values import TIME_LIMIT
 from mqtool.delays import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
@@ -178,6 +177,8 @@ class View:
         self._without_api = None
         try:
             if self._listing.things in _OF_ONE_VHOST and self._vhost is None and not self._choosing.all_vhosts:
+                from mqtool.cli.pipe.existence import check_vhost
+
                 check_vhost(self._access)
             rows = self._listing.rows(self._access.management(), self._vhost, [*self._fetched])
             first = next(rows, None)  # fails here if there is no API
@@ -308,6 +309,8 @@ class View:
                 raise SomeFailed(missing, why.hint)
             output.warning(missing)
         if self._missing:
+            from mqtool.cli.pipe.existence import refuse
+
             access = None if self._vhost is None else self._access
             refuse(min(self._missing), access, f"'mqtool list {things}' shows them", things[:-1])
 

@@ -12,7 +12,6 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import UsedQueueOptions
 from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound
-from mqtool.management import path
 from mqtool.spelling import mistyped, nearest
 from mqtool.topology import Exchange, Queue, Stream
 
@@ -56,6 +55,8 @@ def checked(
 
 def check_vhost(access: Access) -> None:
     """Raise NotFound if the vhost in the URL does not exist, for commands that do not need one."""
+    from mqtool.management import path
+
     if access.vhost != "/":  # the default, which nobody may have typed
         with suppress(AccessRefused, BadAnswer):  # the command's own requests report them
             access.management().get(path("vhosts", access.vhost))
