@@ -242,7 +242,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         return NoVirtualHost(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
         told = re.search("for user '(.*)'", text)  # a client certificate may belong to any user
-        hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, told[1] if told else address.user)}"
+        hint = _hint_to_grant(told[1] if told else address.user)
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
 
@@ -290,8 +290,16 @@ def _hint_for_refused_access(text: str) -> str:
         return LACKS_PERMISSION
     if found["thing"].startswith("topic "):
         return "the user's topic permissions do not include it; on the broker: rabbitmqctl set_topic_permissions"
-    which = f" --{found['right']} PATTERN" if found["right"] else ""  # RabbitMQ 3 does not name the right
-    return f"as an administrator: {pasteable('permission set --vhost=', found['vhost'], found['user'])}{which}"
+    return _hint_to_grant(found["user"], found["right"])
+
+
+def _hint_to_grant(user: str, right: str | None = None) -> str:
+    """Say how to grant a permission. A command with a pattern, pasted, would replace what the user may do already."""
+    options = f"--{right}" if right else "--configure, --write or --read"  # RabbitMQ before 3.12 does not name it
+    return (
+        f"an administrator can grant it to user {user!r} with {options} of 'mqtool permission set'; "
+        "a new pattern replaces the old one"
+    )
 
 
 #: Part of RabbitMQ's error text for a delivery that was unacknowledged for too long.

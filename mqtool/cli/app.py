@@ -47,7 +47,7 @@ def _exit_code() -> int:
             return ExitCode.OK
         words = without_aliases(sys.argv[1:])
         try:
-            code = command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+            code = _called(words)
         except Exception as error:
             if (report := error_report(words)) is None or isinstance(error, typer.Abort):  # Abort: after Ctrl-C
                 raise
@@ -68,6 +68,16 @@ def _exit_code() -> int:
         output.error(str(failure), _hint(failure))
         code = _ended_early(error) or failure.exit_code
     return code
+
+
+def _called(words: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        return command_tree(words)(args=words, prog_name="mqtool", standalone_mode=False) or ExitCode.OK
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer, which prints the help, exits with 1
+            raise output.ReaderGone("nobody reads the output any more") from ended
+        raise
 
 
 def _explained(error: Exception) -> MqtoolError:
@@ -114,10 +124,10 @@ def _hint(error: MqtoolError) -> str | None:
 def _ended_early(error: BaseException) -> int | None:
     """Return the exit code if the command was already ending when the error occurred, such as when cleaning up.
 
-    It is 128 + n if signal n was ending the command, or that of ReaderGone.
+    It is 128 + n if signal n was ending the command, 130 if a question got no answer, or that of ReaderGone.
     """
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt | output.ReaderGone):
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | typer.Abort | output.ReaderGone):
         cause = cause.__context__
     if isinstance(cause, output.ReaderGone):
         return cause.exit_code

@@ -47,13 +47,13 @@ def agrees(question: str) -> bool:
     """Ask a question on the terminal.
 
     Raises:
-        Declined: Ctrl-C. Commands then say what they had done before, as if the answer was no, and exit with 130.
-        typer.Abort: the end of the input.
+        Declined: Ctrl-C or Ctrl-D. Commands then say what they had done before, as if the answer was no, and exit with
+            130.
     """
     with stopping.interrupting():
         try:
             return typer.confirm(question, err=True)
         except typer.Abort:
             if stopping.requested() is None:
-                raise
-            raise Declined("nothing was changed")  # noqa: B904 (its context says that a signal ended the command)
+                typer.echo(err=True)  # ends the line of the question; Ctrl-D does not
+            raise Declined("nothing was changed")  # noqa: B904 (its context says that there was no answer)

@@ -11,7 +11,7 @@ import typer
 from mqtool.cli.help.guesses import did_you_mean_commands, meant_by
 from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.invocation import current
-from mqtool.spelling import did_you_mean, mistyped, quoted
+from mqtool.spelling import did_you_mean, mistyped, pasteable, quoted
 
 _EXTRA = r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)"
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
@@ -175,12 +175,21 @@ def _command_hint(context: Any, word: str) -> str | None:
     return f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
 
 
+def _with_argument(context: Any, flag: str) -> str | None:
+    """Return a command with the value of `flag` as its argument; None if the command needs more than that."""
+    needed = [each for each in context.command.params if each.param_type_name == "argument" or each.required]
+    value = dict(pairwise(sys.argv)).get(flag, "")
+    if len(needed) > 1 or not value or value.startswith("-"):
+        return None
+    return pasteable(context.command_path.removeprefix("mqtool "), value)
+
+
 def _option_hint(context: Any, flag: str) -> str | None:
     """Suggest the option, or the argument, that was meant by an option that the command does not have."""
     parameters = context.command.params
     arguments = [str(each.name) for each in parameters if each.param_type_name == "argument"]
     if any(_last_word(name) in _ARGUMENTS.get(flag, _last_word(flag)).split() for name in arguments):
-        return f"it is an argument: {context.get_usage().removeprefix('Usage: ')}"
+        return f"it is an argument: {_with_argument(context, flag) or context.get_usage().removeprefix('Usage: ')}"
     flags = [*(flag for each in parameters for flag in (*each.opts, *each.secondary_opts)), "--help"]
     is_group = hasattr(context.command, "commands")
     own = f"{context.command_path} " if is_group else ""  # without a command after it, the line is complete

@@ -483,12 +483,19 @@ def _columns(columns: Collection[str]) -> dict[str, str]:
 
 def _reason(error: Exception) -> str:
     """Unwrap an exception to get the operating system's error text."""
+    from http.client import BadStatusLine
+
     inner: Any = error
     while True:
         deeper = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
+        if deeper is None:  # urllib3's ProtocolError has a text and the cause
+            deeper = next((each for each in inner.args if isinstance(each, BaseException)), None)
         if not isinstance(deeper, BaseException):
             break
         inner = deeper
     if isinstance(inner, TimeoutError):
         return "it takes too long"
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    if isinstance(inner, BadStatusLine) and not isinstance(inner, OSError):
+        return "it does not speak HTTP"
+    said = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return said[0].lower() + said[1:]

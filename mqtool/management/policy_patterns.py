@@ -1,11 +1,13 @@
 """The patterns of policies and permissions: which names they match."""
 
 import re
+import warnings
 from functools import lru_cache
 from typing import Any
 
 import re2
 
+from mqtool.errors import UsageError
 from mqtool.management.api_client import Json
 
 #: Escaped characters and character classes; groups that match in one way only; repetitions; choices.
@@ -20,6 +22,23 @@ _BITS_OF_LENGTH, _MOST_BITS = 8, 28
 #: with more patterns than this, each is compiled again for each queue, and matching takes five times as long. 4,000
 #: patterns take some 10 MB.
 _KEPT = 4096
+
+
+#: Errors of Python's engine for patterns that PCRE, RabbitMQ's engine, refuses, too.
+_SURE_ERRORS = ("unterminated character set", "missing ), unterminated subpattern", "unbalanced parenthesis")
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise UsageError if the broker surely refuses a pattern. It knows more syntax than Python's engine does."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Python warns of [[:alpha:]]
+            re.compile(pattern)
+    except re.error as error:
+        if error.msg in _SURE_ERRORS or (error.msg == "nothing to repeat" and error.pos == 0):
+            wrong = f"{pattern!r} is not a valid regular expression: {error}"
+            raise UsageError(wrong, "'.*' matches everything") from error
+    except (OverflowError, RecursionError):
+        return
 
 
 def policy_matches(policy: Json, name: str) -> bool | None:

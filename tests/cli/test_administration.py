@@ -230,6 +230,29 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
 
 
 @large
+@pytest.mark.parametrize("to_exchange", [False, True])
+def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_exchange: bool) -> None:
+    """`exchange unbind` exits with 0, and says that the queue or exchange is no longer bound, or that it was not bound
+    with this key and these arguments. Without the management API, which alone can tell, it says neither.
+    """
+    admin.run("mqtool", "queue", "declare", "jobs")
+    admin.run("mqtool", "exchange", "declare", "jobs", "fanout")
+    between = ("amq.headers", "jobs", "red", "-H", "n:=1", *["--to-exchange"] * to_exchange)
+    what = "exchange 'jobs'" if to_exchange else "queue 'jobs'"
+
+    def unbound(*words: str) -> tuple[int, str]:
+        result = admin.run("mqtool", "exchange", "unbind", *words)
+        return result.code, result.stderr
+
+    assert admin.run("mqtool", "exchange", "bind", *between).code == 0
+    assert unbound(*between, "-H", "m=2") == (0, f"{what} was not bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between) == (0, f"{what} is no longer bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between) == (0, f"{what} was not bound to exchange 'amq.headers' with key 'red'\n")
+    admin.environment["MQTOOL_MANAGEMENT_URL"] = "http://localhost:1"
+    assert unbound(*between) == (0, f"{what} is now not bound to exchange 'amq.headers' with key 'red'\n")
+
+
+@large
 def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
     """After `permission set`, a user can configure, write to and read from the queues and exchanges whose names match
     the given patterns. A command for which the user lacks a permission exits with 77.
@@ -351,23 +374,25 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         ("user", "add", "bob", "--password-file", "none"): "cannot read the password file none",
         ("user", "add", "..", "--password-file", "secret"): "does not accept the name '..'",
         ("permission", "set", ann): "no permission given",
-        ("permission", "set", ann, "--read", "("): "not a valid regular expression",
+        ("permission", "set", ann, "--read", "("): "'(' is not a valid regular expression",
+        ("permission", "set", ann, "--read", "a", "--write", "*"): "'*' is not a valid regular expression",
     }.items():
         wrong = admin.run("mqtool", *words)
         assert wrong.code == 2, words
         assert sentence in wrong.stderr
 
 
-def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, broker: TestBroker, ann: str) -> None:
+def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, ann: str) -> None:
     """`queue declare` exits with 77 if the user that it logs in as lacks a permission. `list queues` and `list users`
     exit with 77 if this user lacks the tag that they need. The hint says how an administrator can grant the permission
-    or set the tag.
+    or set the tag. For a permission, it prints no complete command, which would replace what the user may do already.
     """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
     refused = admin.run("mqtool", "queue", "declare", "jobs", *as_ann)
     assert refused.code == 77
-    assert f"hint: as an administrator: mqtool permission set --vhost={broker.vhost} {ann}" in refused.stderr
+    assert f"hint: an administrator can grant it to user {ann!r} with --" in refused.stderr
+    assert refused.stderr.endswith(" of 'mqtool permission set'; a new pattern replaces the old one\n")
     refused = admin.run("mqtool", "list", "queues", *as_ann)
     assert refused.code == 77
     assert f"; as an administrator: mqtool user tags {ann} management\n" in refused.stderr
@@ -477,15 +502,18 @@ def _free_port() -> int:
 
 
 @on_any_broker
+@pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
 @pytest.mark.parametrize("command", ["queue delete jobs", "queue purge jobs"])
-def test_ctrl_c_at_a_confirmation_prompt_changes_nothing(admin: Shell, broker: TestBroker, command: str) -> None:
-    """Ctrl-C at the confirmation prompt of `queue delete` or `queue purge` ends the command with exit code 130, and
-    nothing is changed.
+def test_ctrl_c_or_ctrl_d_at_a_confirmation_prompt_changes_nothing(
+    admin: Shell, broker: TestBroker, command: str, key: str
+) -> None:
+    """Ctrl-C or Ctrl-D at the confirmation prompt of `queue delete` or `queue purge` ends the command with exit code
+    130. Nothing is changed, and the command says so on a new line.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
-    asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
+    asked = on_terminal(admin, "mqtool", *command.split(), keys=[key], cue="[y/N]: ")
     assert asked.code == 130
-    assert asked.stdout.splitlines()[-1].endswith("nothing was changed")
+    assert re.sub(r"\x1b\[[0-9;]*m", "", asked.stdout).splitlines()[-1] == "mqtool: nothing was changed"
     assert depth(broker, "jobs") == 1
 
 

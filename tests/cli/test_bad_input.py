@@ -191,7 +191,7 @@ COMMAND_LINE = [
     Case("tap amq.default", 2, "only the broker's firehose shows the default exchange", "add --firehose"),
     Case("broker rm second", 2, "unexpected argument 'second'", "to name a broker: mqtool broker rm --name second"),
     Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
-    Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek [OPTIONS] {QUEUE}"),
+    Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek jobs"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
     Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
     Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count N"),

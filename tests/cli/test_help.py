@@ -213,6 +213,14 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["--help", "queue --help", "receive --help", "help receive", "receive --help-all"])
+def test_help_exits_with_141_if_nobody_reads_it(lonely_shell: Shell, command: str) -> None:
+    """If the reader of the help has exited already, the exit code is 141, as for every other output."""
+    late = f"( until [ -e gone ]; do :; done; mqtool {command} )"
+    result = lonely_shell.script(f"{late} | {{ exec <&-; touch gone; }}; echo ${{PIPESTATUS[0]}}")
+    assert (result.stdout, result.stderr) == ("141\n", "")
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [

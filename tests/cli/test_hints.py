@@ -111,9 +111,9 @@ def test_an_option_before_the_command_gets_a_hint_about_the_order(lonely_shell: 
 
 
 def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell: Shell) -> None:
-    """`peek -q hello` exits with 2, and the hint says that the queue is an argument of `peek`."""
+    """`peek -q hello` exits with 2, and the hint shows the command with the queue as an argument."""
     refused = lonely_shell.run("mqtool", "peek", "-q", "hello")
-    assert (refused.code, "hint: it is an argument: mqtool peek" in refused.stderr) == (2, True)
+    assert (refused.code, "hint: it is an argument: mqtool peek hello\n" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
 
     named = shell.run("mqtool", "list", "queues", "-q", "jobs", "name", "messages_ready", *NOWHERE)
     assert (named.stdout, named.code) == ("jobs\t1\n", 0)
-    assert "no management API answers at http://127.0.0.1:1: Connection refused" in named.stderr
+    assert "no management API answers at http://127.0.0.1:1: connection refused" in named.stderr
 
     usual = shell.run("mqtool", "list", "queues", "name", "consumers", "messages_ready", *NOWHERE)
     assert (usual.stdout, usual.code) == ("hello\t0\t1\n", 3)
@@ -363,6 +363,20 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
     bindings = shell.run("mqtool", "list", "bindings", *NOWHERE)
     assert (bindings.stdout, bindings.code) == ("", 69)
     assert "AMQP cannot list bindings" in bindings.stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["list connections", "list channels", "list queues", "doctor"])
+def test_list_and_doctor_exit_with_69_if_the_vhost_in_the_url_does_not_exist(
+    command: str, shell: Shell, broker: TestBroker
+) -> None:
+    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and say so, although `doctor`, `list
+    connections` and `list channels` look at all vhosts.
+    """
+    url = broker.url.rpartition("/")[0] + "/nowhere"
+    refused = shell.run("mqtool", *command.split(), "--url", url, "--management", broker.management)
+    assert (refused.stdout, refused.code) == ("", 69), refused.stderr
+    assert refused.stderr.startswith("mqtool: vhost 'nowhere' does not exist")
 
 
 @pytest.mark.once_on_rabbitmq

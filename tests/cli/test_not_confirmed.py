@@ -50,6 +50,24 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
     )
     assert _bodies(shell, "failed") == []
+    assert "replaced" not in again.stderr
+
+
+@on_any_broker
+def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` has lines from before, a notice says how many were replaced. There is none
+    if FILE was empty, or if it was also the input, and could be read to its end.
+    """
+    keep = ("mqtool", "send", "-r", "nosuch", "--json", "--failed-to", "failed")
+    line = '{"body": "a"}\n'
+    said = "replaced failed, which had 2 lines from before\n"
+    (shell.directory / "failed").touch()
+    assert "replaced" not in shell.run(*keep, stdin=line * 2).stderr
+    assert said in shell.run(*keep, stdin=line * 2).stderr
+    assert "replaced" not in shell.run(*keep, "-f", "failed").stderr
+    assert "replaced" not in shell.script(f"{' '.join(keep)} < failed").stderr
+    (shell.directory / "failed").write_text(f"{line}no JSON\n")
+    assert said in shell.run(*keep, "-f", "failed").stderr
 
 
 @on_any_broker
@@ -864,6 +882,20 @@ def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> No
 
 
 @on_any_broker
+def test_rpc_client_says_after_ctrl_c_that_its_request_may_still_be_in_the_queue(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If Ctrl-C ends `rpc-client` before the reply has come, it exits with 130, and says that the request may still be
+    in the queue.
+    """
+    assert shell.run("mqtool", "queue", "declare", "rpc_queue").code == 0
+    client = shell.start("mqtool", "rpc-client", "30")
+    wait_until(lambda: depth(broker, "rpc_queue") == 1, "the request")
+    ended = client.interrupt().wait()
+    assert ended.code == 130
+    assert ended.stderr.endswith("no reply to 1 request, which may still be in queue 'rpc_queue'\n")
+
+
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
     """If the queue that `rpc-server -q` names does not exist, but a queue with a similar name does, the command exits
     with 69 and suggests that queue. With --declare, it declares the missing queue.

@@ -482,13 +482,16 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 @on_any_broker
 @large
-def test_commands_accept_a_closed_stdin_or_stderr_but_not_a_closed_stdout(shell: Shell) -> None:
-    """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` prints its message. With a closed
-    stdout, `receive` exits with 1, and the message stays in the queue.
+def test_commands_accept_a_closed_stderr_but_not_a_closed_stdin_or_stdout(shell: Shell) -> None:
+    """With a closed stdin, `send` sends a message on the command line, and every command that reads messages from stdin
+    exits with 2. With a closed stderr, `receive` prints its message. With a closed stdout, `receive` exits with 1, and
+    the message stays in the queue.
     """
     shell.start_cold()
-    assert shell.script("mqtool send -l <&-", timeout=30).code == 0
-    shell.run("mqtool", "send", "kept")
+    for command in ("send -l", "send --json --failed-to failed", "send -", "recording replay", "recording scrub"):
+        closed = shell.script(f"mqtool {command} <&-", timeout=30)
+        assert (closed.code, closed.stderr.splitlines()[0]) == (2, "mqtool: cannot read stdin: it is closed"), command
+    assert shell.script("mqtool send kept <&-", timeout=30).code == 0
     closed = shell.script("mqtool receive -c 1 --raw >&-", timeout=30)
     assert closed.code == 1
     assert "cannot write to standard output: Bad file descriptor" in closed.stderr

@@ -88,6 +88,18 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
     assert "vhost 'nowhere'" in missing.stderr
 
 
+def test_policy_set_refuses_an_invalid_pattern_before_it_counts_messages(admin: Shell) -> None:
+    """If the pattern is not a valid regular expression, `policy set` exits with 2 and names it. It does not ask about
+    messages that the policy would remove, even if a queue has some.
+    """
+    admin.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n")
+    for pattern in ("[", "*", "(", ")"):
+        refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", pattern, "--definition", SET[-1])
+        said = f"mqtool: {pattern!r} is not a valid regular expression: "
+        assert (refused.code, refused.stderr.startswith(said)) == (2, True), refused.stderr
+        assert "remove" not in refused.stderr
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
     """`policy set` exits with 2 if --definition is not a JSON object. So does an empty JSON object: the message

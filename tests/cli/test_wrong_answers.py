@@ -1,9 +1,11 @@
 """Web servers at the address of the management API that do not answer as the API of a broker does."""
 
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -72,6 +74,39 @@ def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, s
                     "hint: if that is the broker's management API, use that address with --management\n"
                 )
     assert requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(b"", "connection reset by peer"), (b"AMQP\x00\x00\x09\x01\r\n", "it does not speak HTTP")]
+)
+@on_any_broker
+def test_what_is_not_a_web_server_is_described_in_plain_words(shell: Shell, answer: bytes, says: str) -> None:
+    """If a server at the management API's address resets the connection, as RabbitMQ's AMQP port may, or answers in
+    another protocol, mqtool exits with 69, and the error says so in plain words.
+    """
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed: the test is over
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1)
+                    connection.sendall(answer)
+                    if not answer:  # with this option, closing resets the connection
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    else:
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(65536):
+                            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, args=(listener,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        result = shell.run("mqtool", "list", "users", "--management", url)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert (result.code, result.stderr.partition(";")[0]) == (69, f"mqtool: no management API answers at {url}: {says}")
 
 
 def refused(result: Result, code: int = 69) -> str:

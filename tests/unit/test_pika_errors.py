@@ -59,10 +59,12 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
          pika_errors.LACKS_PERMISSION),
         (403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'ann'", AccessRefused,
          "access to queue 'q' in vhost '/' refused for user 'ann'",
-         "as an administrator: mqtool permission set --vhost=/ ann"),
+         "an administrator can grant it to user 'ann' with --configure, --write or --read of 'mqtool permission set'; "
+         "a new pattern replaces the old one"),
         (403, "ACCESS_REFUSED - write access to exchange 'x' in vhost 'my shop' refused for user 'bob'", AccessRefused,
          "write access to exchange 'x' in vhost 'my shop' refused for user 'bob'",
-         "as an administrator: mqtool permission set --vhost='my shop' bob --write PATTERN"),
+         "an administrator can grant it to user 'bob' with --write of 'mqtool permission set'; "
+         "a new pattern replaces the old one"),
         (403, "ACCESS_REFUSED - access to topic 'k' in exchange 'x' in vhost '/' refused for user 'ann'", AccessRefused,
          "access to topic 'k' in exchange 'x' in vhost '/' refused for user 'ann'",
          "the user's topic permissions do not include it; on the broker: rabbitmqctl set_topic_permissions"),
@@ -221,9 +223,12 @@ def test_if_no_broker_answers_the_hint_says_how_to_start_one_at_that_address(url
         (exceptions.ProbableAccessDeniedError(
             "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - access to vhost 'v' refused for user 'bob'\""),
          AccessRefused, "cannot open vhost 'v': access to vhost 'v' refused for user 'bob'",
-         "as an administrator: mqtool permission set --vhost=v bob"),
+         "an administrator can grant it to user 'bob' with --configure, --write or --read of 'mqtool permission set'; "
+         "a new pattern replaces the old one"),
         (exceptions.ConnectionClosedByBroker(403, "ACCESS_REFUSED - odd"), AccessRefused,
-         "cannot open vhost 'v': odd", "as an administrator: mqtool permission set --vhost=v ann"),
+         "cannot open vhost 'v': odd",
+         "an administrator can grant it to user 'ann' with --configure, --write or --read of 'mqtool permission set'; "
+         "a new pattern replaces the old one"),
         (exceptions.ConnectionClosedByBroker(320, "CONNECTION_FORCED - shutdown"), Unavailable,
          "one:5672 closed the connection: shutdown", None),
         (exceptions.ProbableAuthenticationError(repr(exceptions.ConnectionClosedByBroker(0, ""))), Unavailable,

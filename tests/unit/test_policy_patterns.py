@@ -5,7 +5,8 @@ import time
 import pytest
 import re2
 
-from mqtool.management.policy_patterns import pattern_matches
+from mqtool.errors import UsageError
+from mqtool.management.policy_patterns import check_pattern, pattern_matches
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,20 @@ def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> Non
     before = time.thread_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None
     assert time.thread_time() - before < 5
+
+
+@pytest.mark.parametrize("pattern", ["(*UTF8)a", "^*a", r"\Q[(\E", r"[a-\d]", "(?|a|b)", "^jobs", "", "[[:alpha:]]"])
+def test_a_pattern_that_rabbitmq_may_accept_is_not_refused(pattern: str) -> None:
+    """mqtool does not refuse a pattern that Python's `re` module cannot compile if RabbitMQ, which uses PCRE, can."""
+    check_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["[", "*", "*.jobs", "+", "(", "a(b", ")", "a)", "[a", "[]"])
+def test_a_pattern_that_rabbitmq_cannot_compile_is_refused(pattern: str) -> None:
+    """mqtool refuses a pattern with a usual mistake, such as a missing bracket, and the error names the pattern."""
+    with pytest.raises(UsageError, match="is not a valid regular expression: ") as refused:
+        check_pattern(pattern)
+    assert str(refused.value).startswith(repr(pattern))
 
 
 def test_each_of_many_patterns_is_compiled_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

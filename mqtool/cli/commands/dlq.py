@@ -141,10 +141,11 @@ class Which:
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 
 
-def _check_found(missing: set[str]) -> None:
-    """Raise SomeFailed if no dead letter had one of the ids that the user gave."""
+def _check_found(missing: set[str], which: Which, queue: str) -> None:
+    """Raise SomeFailed if no dead letter of the work queue had one of the ids that the user gave."""
     if missing:
-        raise SomeFailed(f"no dead letter has the id {sorted(missing)[0]!r}", "'mqtool dlq show' lists them")
+        shown = pasteable("dlq show --from=", which.source, queue) if which.source else pasteable("dlq show", queue)
+        raise SomeFailed(f"no dead letter has the id {sorted(missing)[0]!r}", f"to list them: {shown}")
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
@@ -284,10 +285,12 @@ def redrive(
     origins = to or redriving.Origins(source, access.vhost, access.management)
     with access.channel() as channel:
         which.require(queue, channel, access)
+        if to is not None:
+            require(to, channel, access, f"nothing was moved; to declare it: {pasteable('queue declare', to)}")
         there = channel.depth_of(source)
         if not there:
             output.status(f"0 moved back from {source}")
-            _check_found(missing)
+            _check_found(missing, which, queue)
             return
         # A redrive loses nothing, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
@@ -307,7 +310,7 @@ def redrive(
     stopping.exit_if_requested()
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
-    _check_found(missing)
+    _check_found(missing, which, queue)
 
 
 @command(app, "mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes", effect=Effect.CHANGES)
@@ -320,7 +323,7 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
         there = channel.depth_of(source)
         if not there:
             output.status(f"0 dropped from {source}")
-            _check_found(missing)
+            _check_found(missing, which, queue)
             return
         or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
@@ -332,4 +335,4 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
         finally:
             output.status(f"{dropped:,} dropped from {source}")
     stopping.exit_if_requested()
-    _check_found(missing)
+    _check_found(missing, which, queue)

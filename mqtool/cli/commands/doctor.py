@@ -20,6 +20,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output, reports
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
+from mqtool.cli.pipe.existence import check_vhost
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import TIME_LIMIT, parsed
 from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
@@ -99,6 +100,8 @@ def doctor(
             access.connect().close()
     say = output.status if form in ("text", "json") else lambda _: None
     unchecked: list[Unchecked] = []
+    if broker.options.vhost is None:
+        check_vhost(access)
     if upgrade_to is not None:
         found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek, unchecked))
     else:

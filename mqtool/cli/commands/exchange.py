@@ -1,11 +1,13 @@
 """mqtool exchange."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import administration
+from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.queue import IfNotExists, declare_as, existing, named, one_by_one
@@ -158,8 +160,19 @@ def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) 
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
+            was_bound = _is_bound(access, bindings.by(key))
             administration.unbind(channel, bindings.by(key))
-            output.status(f"{bindings.to} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
+            state = {True: "is no longer bound", False: "was not bound", None: "is now not bound"}[was_bound]
+            output.status(f"{bindings.to} {state} to exchange {bindings.exchange!r}{_by(key)}")
+
+
+def _is_bound(access: Access, binding: Binding) -> bool | None:
+    """True if the binding exists; None if the management API does not tell. AMQP reports the same either way."""
+    from mqtool.inspection.definitions import has_binding
+
+    with suppress(MqtoolError):
+        return has_binding(access.management(HINT_PATIENCE), access.vhost, binding)
+    return None
 
 
 def _by(key: str) -> str:

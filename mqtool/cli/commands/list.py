@@ -42,6 +42,8 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
 }
 #: The columns that contain counts of unacknowledged messages, which only the management API has.
 _UNACKNOWLEDGED = {"messages", "messages_unacknowledged"}
+#: Lists of all vhosts in which each row belongs to one.
+_OF_ONE_VHOST = ("connections", "channels")
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -174,6 +176,10 @@ class View:
         """Fetch rows from the management API, or from AMQP if there is no API."""
         self._without_api = None
         try:
+            if self._listing.things in _OF_ONE_VHOST and self._vhost is None and not self._choosing.all_vhosts:
+                from mqtool.cli.pipe.existence import check_vhost
+
+                check_vhost(self._access)
             rows = self._listing.rows(self._access.management(), self._vhost, [*self._fetched])
             first = next(rows, None)  # fails here if there is no API
         except NotFound:

@@ -15,6 +15,7 @@ from mqtool.cli.options.broker_options import IfExists
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import path
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import check_pattern
 
 app = group("permission", "Set and clear permissions of users.", heading="Manage")
 
@@ -46,11 +47,13 @@ def set_permission(
             f"no permission given for user {name!r}",
             "use --configure, --write or --read; '.*' allows everything, '' nothing",
         )
+    said = {"configure": configure, "write": write, "read": read}
+    for pattern in filter(None, said.values()):
+        check_pattern(pattern)
     access = access_to(broker)
     api, vhost = access.management(), access.vhost
     user_view(api, name)
     before = found_view(api, "permissions", vhost, name) or {}
-    said = {"configure": configure, "write": write, "read": read}
     rights = {what: before.get(what, "") if pattern is None else pattern for what, pattern in said.items()}
     api.put(path("permissions", vhost, name), rights)
     output.status(f"permissions of user {name!r} in vhost {vhost!r}: {_said(rights)}")

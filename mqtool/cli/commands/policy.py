@@ -19,6 +19,7 @@ from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
 from mqtool.errors import NotFound
 from mqtool.management import path
+from mqtool.management.policy_patterns import check_pattern
 from mqtool.work.policy_losses import losses, losses_by_clearing
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
@@ -85,6 +86,7 @@ def set_policy(
     lose messages. A classic queue that rejects new messages at its limit keeps the messages already beyond it only
     until RabbitMQ restarts.
     """
+    check_pattern(pattern)
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}

@@ -79,7 +79,7 @@ class RecordingOptions:
         )
         self._passes = 0
         self._latest: RecordedMessage | None = None
-        self._descriptors = [opened(path) for path in paths] or [STDIN]
+        self._descriptors = [opened(path) for path in paths] or [opened(None)]
         self._names = [str(path) for path in paths]
         self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self._descriptors]
         if times > 1 and None in self._sizes:

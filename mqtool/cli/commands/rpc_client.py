@@ -36,7 +36,7 @@ from mqtool.errors import (
 )
 from mqtool.message import ERROR_REPLY, Delivery
 from mqtool.ndjson import as_json
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
 from mqtool.tutorials.dialects import NAMES, Dialect
@@ -132,6 +132,9 @@ def rpc_client(
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
     if answered < len(asked):
+        if not output.speaks_as_script():
+            unanswered = counted(len(asked) - answered, "request")
+            output.notice(f"no reply to {unanswered}, which may still be in queue {target.name!r}")
         stopping.exit_if_requested()
     _raise_failures([status for status in statuses if status != 0], refused, len(asked))
 

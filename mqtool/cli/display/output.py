@@ -44,10 +44,13 @@ class ReaderGone(MqtoolError):
 
 
 def take_standard_streams() -> None:
-    """Open /dev/null as each descriptor from 0 to 2 that the parent closed, so that no socket gets its number."""
+    """Open /dev/null as each descriptor from 0 to 2 that the parent closed, so that no socket gets its number.
+
+    Reading from such a stdin, or writing to such a stdout or stderr, fails, as it does for a closed descriptor.
+    """
     closed = [descriptor for descriptor in range(3) if not _is_open(descriptor)]
-    for _ in closed:
-        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number
+    for descriptor in closed:
+        os.open(os.devnull, os.O_RDONLY if descriptor else os.O_WRONLY)  # gets the lowest free number
     for descriptor in closed:
         name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[descriptor]
         setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # stays open until exit

@@ -11,7 +11,7 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import UsedQueueOptions
-from mqtool.errors import MqtoolError, NotFound
+from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound
 from mqtool.spelling import mistyped, nearest
 from mqtool.topology import Exchange, Queue, Stream
 
@@ -51,6 +51,15 @@ def checked(
         if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
             output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")
     return queue
+
+
+def check_vhost(access: Access) -> None:
+    """Raise NotFound if the vhost in the URL does not exist, for commands that do not need one."""
+    from mqtool.management import path
+
+    if access.vhost != "/":  # the default, which nobody may have typed
+        with suppress(AccessRefused, BadAnswer):  # the command's own requests report them
+            access.management().get(path("vhosts", access.vhost))
 
 
 def check_new(

@@ -282,7 +282,7 @@ class Outgoing:
         if self._kept is not None:
             self._kept.add(map(original, unconfirmed))
             self._kept.add(self._source.rest(self.total + len(unconfirmed), self._frame_max))
-            self._kept.finish()
+            self._kept.finish(is_input_valid=self._source.error is None)
 
     def _sums(self, unconfirmed: int) -> str:
         seconds = time.monotonic() - self._started
@@ -299,6 +299,15 @@ def _is_same(file: Path | int | None, path: Path) -> bool:
         return file is not None and os.path.samestat(os.stat(file), path.stat())  # noqa: PTH116  # a descriptor
     except OSError:
         return False
+
+
+def _lines_in(path: Path) -> int:
+    """Count the lines of a file; 0 if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
 
 
 class FailedMessages:
@@ -327,6 +336,7 @@ class FailedMessages:
         self._path = path
         self._target = Path(os.path.realpath(path))
         self._unfinished = self._target.with_name(self._target.name + ".unfinished")
+        self._is_input = any(_is_same(each, path) for each in (0, source))
         self.is_broken = False
         hint = "--failed-to needs the name of a file, such as failed.ndjson"
         if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
@@ -361,14 +371,17 @@ class FailedMessages:
                 self.count += 1
             self._file.flush()  # nothing that is known to have failed is lost if the process is killed
 
-    def finish(self) -> None:
-        """Close the file and rename it to its final name."""
+    def finish(self, *, is_input_valid: bool = True) -> None:
+        """Close the file and rename it to its final name. If it replaces lines that this run has not read, say so."""
         if self.is_broken:
             return
+        before = 0 if self._is_input and is_input_valid else _lines_in(self._target)
         with self._checked():
             self._file.flush()
             self._unfinished.replace(self._target)
             self._file.close()  # only now, as this unlocks it
+        if before:
+            output.notice(f"replaced {self._path}, which had {counted(before, 'line')} from before")
         if count := self.count + self.continued:
             again = pasteable("send --json --file=", str(self._path))
             output.warning(f"{count:,} not confirmed, kept in {self._path}; to send them: {again}")

@@ -1,5 +1,6 @@
 """Reads the messages to publish: command-line words, or stdin and files, as lines or as NDJSON."""
 
+import fcntl
 import os
 import re
 import select
@@ -37,9 +38,11 @@ def opened(path: Path | None) -> int:
     """Open a file and return its descriptor; None and "-" mean stdin.
 
     Raises:
-        UsageError: the file cannot be opened.
+        UsageError: the file cannot be opened, or stdin is closed.
     """
     if path is None or str(path) == "-":
+        if fcntl.fcntl(STDIN, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # see output.take_standard_streams()
+            raise UsageError("cannot read stdin: it is closed", "pipe the input in, or redirect it from a file")
         return STDIN
     try:
         if path.is_dir():
