@@ -1611,7 +1611,8 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
         assert sent.code == 0, sent.stderr
         with Connection(parse_addresses(restartable.url)) as connection:
             channel, held = connection.channel(), Queue("jobs.mqtool-convert")
-            converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
+            # The broker may still report the rate at which the messages were published.
+            converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes", "--force")
             wait_until(
                 lambda: administration.exists(channel, held) and channel.depth_of(held.name) > 0,
                 "messages in the holding queue",
