@@ -176,12 +176,16 @@ def _command_hint(context: Any, word: str) -> str | None:
 
 
 def _with_argument(context: Any, flag: str) -> str | None:
-    """Return a command with the value of `flag` as its argument; None if the command needs more than that."""
+    """Return a command with the value of `flag` as its argument; None if it needs more, or if more was typed.
+
+    Other options may name the broker, and contain a password.
+    """
     needed = [each for each in context.command.params if each.param_type_name == "argument" or each.required]
-    value = dict(pairwise(sys.argv)).get(flag, "")
-    if len(needed) > 1 or not value or value.startswith("-"):
+    own = context.command_path.removeprefix("mqtool ")
+    *before, value = sys.argv[1:]
+    if len(needed) > 1 or before != [*own.split(), flag] or not value or value.startswith("-"):
         return None
-    return pasteable(context.command_path.removeprefix("mqtool "), value)
+    return pasteable(own, value)
 
 
 def _option_hint(context: Any, flag: str) -> str | None:

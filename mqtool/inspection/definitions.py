@@ -131,12 +131,10 @@ def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
     return map(_binding, (view for view in found if view["source"]))
 
 
-def has_binding(api: Management, vhost: str, binding: Binding) -> bool:
-    """True if a binding with the same key and arguments exists."""
+def bindings_between(api: Management, vhost: str, binding: Binding) -> Iterator[Binding]:
+    """Yield the bindings with the same source and destination, whatever their keys and arguments."""
     between = ("bindings", vhost, "e", binding.source, "e" if binding.to_exchange else "q", binding.destination)
-    wanted = (binding.routing_key, binding.arguments)
-    found = map(_binding, api.items(path(*between), _BINDING_COLUMNS))
-    return any((each.routing_key, each.arguments) == wanted for each in found)
+    return map(_binding, api.items(path(*between), _BINDING_COLUMNS))
 
 
 def _binding(view: Json) -> Binding:

@@ -262,7 +262,7 @@ class Actions:
 
     def preview(self, wanted: Json) -> Iterator[Json | None]:
         """Yield the command that an action would run."""
-        yield {"command": self._shown(self._words_of(wanted), _named(wanted))}
+        yield {"command": self.shown(self._words_of(wanted), _named(wanted))}
 
     def run(self, wanted: Json) -> Iterator[Json | None]:
         """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
@@ -272,7 +272,7 @@ class Actions:
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")
         try:
-            yield {"command": self._shown(words, named)}
+            yield {"command": self.shown(words, named)}
             yield from self._output(words, named)
         finally:
             self._free.release()
@@ -324,7 +324,8 @@ class Actions:
         at = words.index("--") if "--" in words else len(words)
         return [*words[:at], *options, *words[at:]]
 
-    def _shown(self, words: list[str], named: Mapping[str, str]) -> str:
+    def shown(self, words: list[str], named: Mapping[str, str]) -> str:
+        """Return a command as the page shows it: with the options that choose the broker, and after variables."""
         variables = [f"{name}={quoted(value)}" for name, value in named.items()]
         shown = self._complete(words, [*self._url, *self._chosen], without_passwords(self._management))
         return " ".join([*variables, "mqtool", *map(quoted, shown)])

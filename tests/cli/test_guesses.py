@@ -289,6 +289,8 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("list queues -o wide", "name the columns to show; --help lists them"),
         ("list queues -A", "did you mean '--all-vhosts'?"),
         ("queue declare --name jobs", "it is an argument: mqtool queue declare jobs"),
+        # A command without the option that names the broker would purge a queue of another one.
+        ("queue purge --vhost v --queue jobs", "it is an argument: mqtool queue purge [OPTIONS] {QUEUE...}"),
         ("exchange declare e --type topic", "it is an argument: mqtool exchange declare [OPTIONS] {EXCHANGE} {TYPE}"),
         ("--hlep", "did you mean 'mqtool --help'?"),
         ("queue --hlep", "did you mean 'mqtool queue --help'?"),

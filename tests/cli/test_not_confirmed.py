@@ -56,7 +56,7 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
 @on_any_broker
 def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) -> None:
     """If the FILE of `send --failed-to FILE` has lines from before, a notice says how many were replaced. There is none
-    if FILE was empty, or if it was also the input, and could be read to its end.
+    if FILE was empty, or if it was also the input.
     """
     keep = ("mqtool", "send", "-r", "nosuch", "--json", "--failed-to", "failed")
     line = '{"body": "a"}\n'
@@ -66,8 +66,23 @@ def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) ->
     assert said in shell.run(*keep, stdin=line * 2).stderr
     assert "replaced" not in shell.run(*keep, "-f", "failed").stderr
     assert "replaced" not in shell.script(f"{' '.join(keep)} < failed").stderr
-    (shell.directory / "failed").write_text(f"{line}no JSON\n")
-    assert said in shell.run(*keep, "-f", "failed").stderr
+
+
+@on_any_broker
+@pytest.mark.parametrize("given", ["-f failed", "< failed"])
+def test_send_keeps_an_input_with_an_invalid_line_that_is_also_the_file_for_failed_messages(
+    shell: Shell, given: str
+) -> None:
+    """If the FILE of `send --failed-to FILE` is also the input, and one of its lines is not a message, the messages
+    after this line have not been read. FILE then stays as it is, so that none of them is lost, and `send` says so.
+    """
+    text = '{"body": "a"}\nno JSON\n{"body": "b"}\n'
+    (shell.directory / "failed").write_text(text)
+    stopped = shell.script(f"mqtool send -r nosuch --json --failed-to failed {given}")
+    assert stopped.code == 65
+    assert "failed is unchanged, since it was not read to its end; sending it repeats its start" in stopped.stderr
+    assert (shell.directory / "failed").read_text() == text
+    assert not (shell.directory / "failed.unfinished").exists()
 
 
 @on_any_broker

@@ -8,7 +8,7 @@ import typer
 
 from mqtool.amqp import administration
 from mqtool.cli.access import HINT_PATIENCE, Access
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, typed_choice
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.queue import IfNotExists, declare_as, existing, named, one_by_one
 from mqtool.cli.completion import names_of
@@ -19,7 +19,7 @@ from mqtool.cli.options import BrokerOptions, ExchangeOptions
 from mqtool.cli.options.broker_options import IfExists, UnneededYes, Yes
 from mqtool.cli.values import argument_option, header_option
 from mqtool.errors import BadData, MqtoolError, UnknownExchangeType, UsageError
-from mqtool.spelling import nearest, pasteable
+from mqtool.spelling import name_broker, nearest, pasteable
 from mqtool.topology import DELAYED, Binding, Exchange, Queue
 
 app = group("exchange", "Declare, bind, unbind and delete exchanges.", heading="Manage")
@@ -56,6 +56,7 @@ def declare_exchange(
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
     if kind not in _TYPES and not kind.startswith("x-"):
         is_swapped = wanted.name in _TYPES
+        name_broker(typed_choice(broker))
         meant = pasteable("exchange declare", kind, wanted.name) if is_swapped else nearest(kind, _TYPES)
         if meant:
             raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
@@ -156,22 +157,29 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
+    existing = _existing(access, bindings.by(""))
     with access.channel() as channel:
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
-            was_bound = _is_bound(access, bindings.by(key))
             administration.unbind(channel, bindings.by(key))
-            state = {True: "is no longer bound", False: "was not bound", None: "is now not bound"}[was_bound]
+            state = "is now not bound" if existing is None else "was not bound"
+            for each in existing or ():
+                if each.routing_key == key:  # the API may show arguments in another form
+                    state = "is no longer bound" if each.arguments == bindings.by(key).arguments else "is now not bound"
+                    break
             output.status(f"{bindings.to} {state} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-def _is_bound(access: Access, binding: Binding) -> bool | None:
-    """True if the binding exists; None if the management API does not tell. AMQP reports the same either way."""
-    from mqtool.inspection.definitions import has_binding
+def _existing(access: Access, binding: Binding) -> list[Binding] | None:
+    """Return the bindings with this source and destination; None if the management API does not tell.
+
+    AMQP reports the same whether a binding existed or not.
+    """
+    from mqtool.inspection.definitions import bindings_between
 
     with suppress(MqtoolError):
-        return has_binding(access.management(HINT_PATIENCE), access.vhost, binding)
+        return [*bindings_between(access.management(HINT_PATIENCE), access.vhost, binding)]
     return None
 
 

@@ -22,10 +22,9 @@ from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effec
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
+from mqtool.cli.pipe.existence import check_vhost
 from mqtool.cli.pipe.tapping import switched_on
-from mqtool.errors import AccessRefused, NotFound, Unavailable, UsageError
-from mqtool.management import path
-from mqtool.spelling import pasteable
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
 from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import PageServer, single_file
@@ -82,7 +81,8 @@ def ui(
     if password is not None and (str(password) == "-" or not password.is_file()):
         raise UsageError("the page's commands read the password again, so it must be in a regular file", "name a file")
     # If the broker cannot be reached, or there is no such virtual host, say so here rather than in the page.
-    access.management().get(path("vhosts", access.vhost))
+    access.management().get("whoami")
+    check_vhost(access)
     if allow_changes:
         ask("let a page change the broker", access, is_safe=True)
     if firehose:
@@ -106,9 +106,7 @@ def ui(
             access.vhost,
             access.title,
             copies if tap or firehose else None,
-            example=pasteable("send --context=", access.context, "hello")
-            if access.context is not None
-            else pasteable("send --url=", str(access.address), "hello"),
+            example=actions.shown(["send", "hello"], {}),
         )
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
@@ -172,7 +170,7 @@ class _ShownBroker:
         self._access = access._replace(wait=None, backoff=None)
         self.started = running_at(access.address)
         self.kinds = set() if self.started is None else {"own"}
-        with suppress(Unavailable):  # no command could change it
+        with suppress(MqtoolError):  # then no command could change it
             self.kinds |= {"embedded"} if self._is_embedded() else set()
 
     def is_still(self, action: "Action") -> bool:
@@ -188,7 +186,7 @@ class _ShownBroker:
             return False
         if action.only == "own" and own is not None:  # it may be down
             return (last := state.load_last(own.name)) is not None and last.url == own.url
-        if "embedded" in self.kinds and not self._is_embedded():
+        if action.changes and "embedded" in self.kinds and not self._is_embedded():
             return False
         found = running_at(self._access.address)
         return (found and found.name) == (own and own.name)

@@ -372,10 +372,20 @@ class FailedMessages:
             self._file.flush()  # nothing that is known to have failed is lost if the process is killed
 
     def finish(self, *, is_input_valid: bool = True) -> None:
-        """Close the file and rename it to its final name. If it replaces lines that this run has not read, say so."""
+        """Close the file and rename it to its final name. If it replaces lines that this run has not read, say so.
+
+        If it would replace an input with an invalid message, the input stays, since what follows has not been read.
+        """
         if self.is_broken:
             return
-        before = 0 if self._is_input and is_input_valid else _lines_in(self._target)
+        if self._is_input and not is_input_valid:
+            with self._checked():
+                if not self.continued:  # else the next run continues the file
+                    self._unfinished.unlink()
+                self._file.close()
+            output.warning(f"{self._path} is unchanged, since it was not read to its end; sending it repeats its start")
+            return
+        before = 0 if self._is_input else _lines_in(self._target)
         with self._checked():
             self._file.flush()
             self._unfinished.replace(self._target)
