@@ -170,10 +170,10 @@ def free_port() -> int:
     """Return a free port that was not returned before. The port below it is free as well, for TLS.
 
     Stays below the ports of outgoing connections (usually from 32768), so that no such connection takes it; so does the
-    port 10000 above it, which the management API prefers.
+    port 10000 above it, which the management API prefers, and which is therefore never returned.
     """
     while True:
-        ports = {port := random.randint(10_001, 22_000), port - 1}
+        ports = {port := random.randint(10_001, 19_999), port - 1}
         if ports.isdisjoint(_given) and all(map(is_free, ports)):
             _given.update(ports)
             return port

@@ -29,6 +29,26 @@ def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
     assert choose(None) == other
 
 
+def test_a_random_port_is_never_where_the_management_api_of_another_broker_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A random port for a new broker is never 10000 above another random port, where the management API of that other
+    broker listens, nor just below that, where its API listens with TLS.
+    """
+    ranges: list[tuple[int, int]] = []
+
+    def randint(low: int, high: int) -> int:
+        ranges.append((low, high))
+        return low
+
+    monkeypatch.setattr(random, "randint", randint)
+    monkeypatch.setattr("mqtool.broker.ports.is_free", lambda *_: True)
+    monkeypatch.setattr("mqtool.broker.ports._given", set())
+    free_port()
+    [(low, high)] = ranges
+    assert high < low + 10_000 - 1
+
+
 def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
