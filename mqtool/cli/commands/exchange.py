@@ -157,8 +157,8 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
-    existing = _existing(access, bindings.by(""))
     with access.channel() as channel:
+        existing = _existing(access, bindings.by(""))
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
