@@ -148,10 +148,9 @@ def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -
     segment.cut(9)
     segment.cut(5)
     assert path.read_bytes() == b"sound"
-    found = {each.name: each.read_bytes() for each in path.parents[2].glob("damaged-*/*")}
-    assert [*found.values()].count(b"maged") == 1
-    assert sorted(found.values()) == [b", da", b"maged"]
-    assert {name.removesuffix(".2") for name in found} == {f"stream-1-{FIRST}"}
+    kept = [*path.parents[2].glob("damaged-*/*")]  # in two directories if the second has changed between the cuts
+    assert sorted(each.read_bytes() for each in kept) == [b", da", b"maged"]
+    assert {each.name.removesuffix(".2") for each in kept} == {f"stream-1-{FIRST}"}
 
 
 def test_a_segment_is_deleted_with_its_file(path: Path) -> None:
