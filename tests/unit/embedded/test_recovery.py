@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import re
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -548,6 +550,37 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
             (rows,) = storage.database.db.execute("SELECT COUNT(*) FROM entry").fetchone()
             assert rows == 1
             storage.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [USER, "exchange", "queue", "binding"])
+def test_a_definition_of_which_a_byte_is_damaged_is_not_restored_with_a_value_of_another_type(
+    tmp_path: Path, kind: str
+) -> None:
+    """If a damaged byte turns the arguments of a queue, an exchange or a binding, or the definition of a policy, into a
+    text, the broker reports this definition as damaged when it starts, rather than fail when the value is used.
+    """
+
+    async def run() -> None:
+        storage, broker = started(tmp_path)
+        vhost = broker.vhosts["/"]
+        vhost.add_exchange(BrokerExchange("a", "fanout"))
+        vhost.policies.put(USER, Policy("a", "nothing", {}))
+        vhost.bind(vhost.exchanges["a"], declared(vhost, "a"), "", {})
+        storage.close()
+        with closing(sqlite3.connect(tmp_path / "broker.sqlite3")) as db, db:
+            for key, value in db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)).fetchall():
+                damaged = re.sub(rb"(definition|arguments)F", rb"\1S", value)
+                db.execute("UPDATE definition SET value = ? WHERE kind = ? AND key = ?", (damaged, kind, key))
+        storage, broker = started(tmp_path)
+        assert "definitions could not be read" in str(storage.damage)
+        vhost = broker.vhosts["/"]
+        assert (kind == USER) is ("a" not in vhost.policies.by_kind[USER])
+        assert (kind == "exchange") is ("a" not in vhost.exchanges)
+        assert (kind == "queue") is ("a" not in vhost.queues)
+        assert all(isinstance(binding.arguments, dict) for binding in vhost.bindings())
+        storage.close()
 
     asyncio.run(run())
 

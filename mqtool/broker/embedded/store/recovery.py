@@ -112,7 +112,10 @@ class _Recovery:
 
     def _policy(self, kind: str, stored: Any) -> None:
         vhost = self._broker.vhosts[stored.pop("vhost")]
-        vhost.policies.restore(kind, Policy(**stored))
+        policy = Policy(**stored)
+        if not all(map(isinstance, policy, (str, str, dict, int | float, str))):  # only a later use would notice
+            raise TypeError("damaged")
+        vhost.policies.restore(kind, policy)
 
     def _exchange(self, stored: Any) -> None:
         key = int(stored["key"])
