@@ -163,11 +163,7 @@ def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) 
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
             administration.unbind(channel, bindings.by(key))
-            state = "is now not bound" if existing is None else "was not bound"
-            for each in existing or ():
-                if each.routing_key == key:  # the API may show arguments in another form
-                    state = "is no longer bound" if each.arguments == bindings.by(key).arguments else "is now not bound"
-                    break
+            state = _state(bindings.by(key), existing)
             output.status(f"{bindings.to} {state} to exchange {bindings.exchange!r}{_by(key)}")
 
 
@@ -181,6 +177,17 @@ def _existing(access: Access, binding: Binding) -> list[Binding] | None:
     with suppress(MqtoolError):
         return [*bindings_between(access.management(HINT_PATIENCE), access.vhost, binding)]
     return None
+
+
+def _state(removed: Binding, existing: list[Binding] | None) -> str:
+    """Say how unbinding has changed a binding, given the bindings that existed before, if they are known."""
+    if existing is None:
+        return "is now not bound"
+    same_key = [each.arguments for each in existing if each.routing_key == removed.routing_key]
+    if not same_key:
+        return "was not bound"
+    # The API may show arguments in another form.
+    return "is no longer bound" if removed.arguments in same_key else "is now not bound"
 
 
 def _by(key: str) -> str:
