@@ -80,7 +80,10 @@ def test_send_keeps_an_input_with_an_invalid_line_that_is_also_the_file_for_fail
     (shell.directory / "failed").write_text(text)
     stopped = shell.script(f"mqtool send -r nosuch --json --failed-to failed {given}")
     assert stopped.code == 65
-    assert "failed is unchanged, since it was not read to its end; sending it repeats its start" in stopped.stderr
+    said = (
+        "failed is left unchanged, so that no message after the invalid one is lost; those before it will be sent again"
+    )
+    assert said in stopped.stderr
     assert (shell.directory / "failed").read_text() == text
     assert not (shell.directory / "failed.unfinished").exists()
 

@@ -383,7 +383,10 @@ class FailedMessages:
                 if not self.continued:  # else the next run continues the file
                     self._unfinished.unlink()
                 self._file.close()
-            output.warning(f"{self._path} is unchanged, since it was not read to its end; sending it repeats its start")
+            output.warning(
+                f"{self._path} is left unchanged, so that no message after the invalid one is lost; "
+                "those before it will be sent again"
+            )
             return
         before = 0 if self._is_input else _lines_in(self._target)
         with self._checked():
