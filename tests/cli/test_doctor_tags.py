@@ -18,14 +18,20 @@ pytestmark = pytest.mark.own_vhost("users of other tests may have permissions in
 
 
 @contextmanager
-def user_of(broker: TestBroker, tags: str, *, is_permitted: bool = True) -> Iterator[tuple[str, ...]]:
-    """Options that log in a new user with these tags and, unless told otherwise, with permissions in the vhost."""
+def user_of(
+    broker: TestBroker, tags: str, *, is_permitted: bool = True, path: str | None = None
+) -> Iterator[tuple[str, ...]]:
+    """Options that log in a new user with these tags and, unless told otherwise, with permissions in the vhost.
+
+    Args:
+        path: that of the URL; None for the vhost of the test.
+    """
     name, here = f"doctor-{uuid.uuid4().hex[:8]}", urlsplit(broker.url)
     broker.api("PUT", f"users/{name}", {"password": "x", "tags": tags})
     if is_permitted:
         broker.api("PUT", f"permissions/{broker.vhost}/{name}", {"configure": "^$", "write": "^$", "read": ".*"})
     try:
-        url = f"amqp://{name}:x@{here.hostname}:{here.port}{here.path}"
+        url = f"amqp://{name}:x@{here.hostname}:{here.port}{here.path if path is None else path}"
         yield ("-u", url, "--management", broker.management, "--between", "10ms")
     finally:
         broker.api("DELETE", f"users/{name}")
@@ -74,12 +80,26 @@ def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: She
     """If the user has no permissions in any virtual host, the management API shows no queues. `doctor --format nagios`
     is then UNKNOWN rather than OK, and says so.
     """
-    with user_of(broker, "management", is_permitted=False) as login:
+    with user_of(broker, "management", is_permitted=False, path="") as login:
         checked = shell.run("mqtool", "doctor", "--format", "nagios", *login)
     assert checked.code == 3, checked.stdout
     assert checked.stdout.startswith("RABBITMQ UNKNOWN - ")
     assert "some queues were not checked: user 'doctor-" in checked.stdout
     assert "has no permissions in any virtual host" in checked.stdout
+
+
+@pytest.mark.parametrize(("tags", "code"), [("management", 69), ("monitoring", 0)])
+def test_a_virtual_host_without_permissions_is_refused_unless_the_user_may_monitor_it(
+    shell: Shell, broker: TestBroker, tags: str, code: int
+) -> None:
+    """If the URL names a virtual host in which the user has no permissions, `list connections` says so and exits with
+    69. To a user with the tag `monitoring`, who sees its connections all the same, it lists them.
+    """
+    with user_of(broker, tags, is_permitted=False) as (*login, _between, _time):
+        listed = shell.run("mqtool", "list", "connections", *login)
+    assert listed.code == code, listed.stderr
+    refused = f"vhost '{broker.vhost}' does not exist, or user 'doctor-"
+    assert (refused in listed.stderr) == (code == 69)
 
 
 def test_doctor_says_that_it_checked_only_a_part(shell: Shell, broker: TestBroker) -> None:

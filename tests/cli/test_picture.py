@@ -2107,7 +2107,7 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
     page = Page(chromium, ui.stdout.strip())
     page.until(lambda: page.find("#empty:not([hidden])"), "the hint")
     proposed = page.text("#example")
-    assert proposed == f"mqtool send --url=amqp://guest@{broker.url.partition('@')[2]} hello"
+    assert proposed == f"mqtool send hello --url amqp://guest@{broker.url.partition('@')[2]}"
     elsewhere = {"MQTOOL_URL": "amqp://127.0.0.1:9", "AMQP_URL": "amqp://127.0.0.1:9"}
     assert shell.run(*shlex.split(proposed), environment=elsewhere).code == 0
     page.until(lambda: not page.find("#empty:not([hidden])"), "the queue instead of the hint")
