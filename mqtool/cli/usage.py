@@ -133,14 +133,23 @@ def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | No
     if "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
-    program = f"to run a program: {context.command_path} --exec {quoted(typed)}" if _has("--exec", context) else ""
+    start = f"{context.command_path} " if _is_all_that_was_typed(context, *typed.split(" ")) else ""
+    program = f"to run a program: {start}--exec {quoted(typed)}" if _has("--exec", context) else ""
     for flag, noun in (("-q", "queue"), ("--name", "broker")):
         if " " not in typed and flag not in sys.argv and _names_only_with(flag, context):
-            name = f"to name a {noun}: {context.command_path} {flag} {quoted(typed)}"
+            name = f"to name a {noun}: {start}{flag} {quoted(typed)}"
             return what, f"{name}; {program}" if program else name
     if program:
         return what, program
     return None
+
+
+def _is_all_that_was_typed(context: Any, *words: str) -> bool:
+    """True if only a command and these words were typed: a complete command line can be printed.
+
+    Other options may name the broker, without which it would use another one, and contain a password.
+    """
+    return sys.argv[1:] == [*context.command_path.split()[1:], *words]
 
 
 def _parameters(context: Any) -> Sequence[Any]:
@@ -176,16 +185,12 @@ def _command_hint(context: Any, word: str) -> str | None:
 
 
 def _with_argument(context: Any, flag: str) -> str | None:
-    """Return a command with the value of `flag` as its argument; None if it needs more, or if more was typed.
-
-    Other options may name the broker, and contain a password.
-    """
+    """Return a command with the value of `flag` as its argument; None if it needs more, or if more was typed."""
     needed = [each for each in context.command.params if each.param_type_name == "argument" or each.required]
-    own = context.command_path.removeprefix("mqtool ")
-    *before, value = sys.argv[1:]
-    if len(needed) > 1 or before != [*own.split(), flag] or not value or value.startswith("-"):
+    value = sys.argv[-1]
+    if len(needed) > 1 or not _is_all_that_was_typed(context, flag, value) or not value or value.startswith("-"):
         return None
-    return pasteable(own, value)
+    return pasteable(context.command_path.removeprefix("mqtool "), value)
 
 
 def _option_hint(context: Any, flag: str) -> str | None:
@@ -208,7 +213,9 @@ def _option_hint(context: Any, flag: str) -> str | None:
         word for word in sys.argv if len(flag) == 2 and word.startswith(flag) and (word != flag or flag[1].isdigit())
     ]
     if words and arguments:
-        return f"if it is not an option, put -- before it: {context.command_path} -- {quoted(words[0])}"
+        is_all = _is_all_that_was_typed(context, words[0])
+        command = f": {context.command_path} -- {quoted(words[0])}" if is_all else ""
+        return f"if it is not an option, put -- before it{command}"
     return similar or f"'{context.command_path} --help-all' lists the options"
 
 

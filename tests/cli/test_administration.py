@@ -232,9 +232,9 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
 @large
 @pytest.mark.parametrize("to_exchange", [False, True])
 def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_exchange: bool) -> None:
-    """`exchange unbind` exits with 0, and says that the queue or exchange is no longer bound, or that it was not bound
-    with this key. If there are bindings with this key but other arguments, or without the management API, which alone
-    can tell, it says neither.
+    """`exchange unbind` exits with 0, and says that the queue or exchange is no longer bound with this key, or that it
+    was not bound, or that it is still bound with other arguments. `n:=1` and `n:=true` are not the same argument.
+    Without the management API, which alone can tell, it says only that there is no such binding now.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     admin.run("mqtool", "exchange", "declare", "jobs", "fanout")
@@ -245,14 +245,19 @@ def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_ex
         result = admin.run("mqtool", "exchange", "unbind", *words)
         return result.code, result.stderr
 
+    to = "to exchange 'amq.headers' with key 'red'\n"
     assert admin.run("mqtool", "exchange", "bind", *between).code == 0
-    assert unbound(*between, "-H", "m=2") == (0, f"{what} is now not bound to exchange 'amq.headers' with key 'red'\n")
+    for other in (("-H", "m=2"), ("-H", "n:=true")):
+        assert unbound(*between, *other) == (0, f"{what} is still bound with other arguments {to}")
     assert admin.run("mqtool", "exchange", "bind", *between, "-H", "m=2").code == 0
-    for removed in ((*between, "-H", "m=2"), between):
-        assert unbound(*removed) == (0, f"{what} is no longer bound to exchange 'amq.headers' with key 'red'\n")
-    assert unbound(*between) == (0, f"{what} was not bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between, "-H", "m=2") == (
+        0,
+        f"{what} is no longer bound with these arguments, but with others, {to}",
+    )
+    assert unbound(*between) == (0, f"{what} is no longer bound {to}")
+    assert unbound(*between) == (0, f"{what} was not bound {to}")
     admin.environment["MQTOOL_MANAGEMENT_URL"] = "http://localhost:1"
-    assert unbound(*between) == (0, f"{what} is now not bound to exchange 'amq.headers' with key 'red'\n")
+    assert unbound(*between) == (0, f"{what} is now not bound {to}")
 
 
 @large

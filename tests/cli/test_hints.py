@@ -34,6 +34,16 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 
 
+def test_a_hint_contains_a_whole_command_line_only_if_nothing_else_was_typed(lonely_shell: Shell) -> None:
+    """`queue delete -5 --url URL` is a usage error. Its hint does not print the command line with `--` before -5, which
+    without the URL would delete queue `-5` of another broker.
+    """
+    refused = lonely_shell.run("mqtool", "queue", "delete", "-5", "--url", "localhost:1")
+    assert refused.stderr.splitlines()[1] == "hint: if it is not an option, put -- before it"
+    refused = lonely_shell.run("mqtool", "queue", "delete", "-5")
+    assert refused.stderr.splitlines()[1] == "hint: if it is not an option, put -- before it: mqtool queue delete -- -5"
+
+
 def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     """`tutorial show hello_world`, with an underscore as in the name of the tutorial's file, shows `hello-world`."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")

@@ -89,6 +89,51 @@ def test_send_keeps_an_input_with_an_invalid_line_that_is_also_the_file_for_fail
 
 
 @on_any_broker
+def test_send_that_leaves_its_input_unchanged_adds_nothing_to_what_a_killed_run_left(shell: Shell) -> None:
+    """If a killed run of `send --failed-to FILE` has left FILE.unfinished, and FILE, which is also the input, has an
+    invalid line, both files stay as they are. What this run could not send is still in FILE: if it were in both, it
+    would be sent twice.
+    """
+    text, earlier = '{"body": "a"}\nno JSON\n', '{"body": "z", "routing_key": "nosuch"}\n'
+    (shell.directory / "failed").write_text(text)
+    (shell.directory / "failed.unfinished").write_text(earlier)
+    stopped = shell.run("mqtool", "send", "-r", "nosuch", "--json", "--failed-to", "failed", "-f", "failed")
+    assert stopped.code == 65
+    assert "failed.unfinished still has the 1 message of the earlier run\n" in stopped.stderr
+    assert (shell.directory / "failed").read_text() == text
+    assert (shell.directory / "failed.unfinished").read_text() == earlier
+
+
+@on_any_broker
+def test_send_does_not_take_a_stdin_that_it_does_not_read_for_its_input(shell: Shell) -> None:
+    """If FILE of `send --failed-to FILE` is on stdin, but `send` reads another file, or no input at all, FILE gets the
+    failed messages, and a notice says how many lines were replaced.
+    """
+    (shell.directory / "input").write_text('{"body": "a"}\nno JSON\n')
+    for given, code in (("--json -f input", 65), ("a", 75)):
+        (shell.directory / "failed").write_text("b\n")
+        sent = shell.script(f"mqtool send -r nosuch -e '' --failed-to failed {given} < failed")
+        assert (sent.code, "replaced failed, which had 1 line from before\n" in sent.stderr) == (code, True), (
+            sent.stderr
+        )
+        assert _bodies(shell, "failed") == ["a"]
+
+
+@on_any_broker
+@pytest.mark.parametrize("given", ["failed", "other failed", "< failed"])
+def test_a_replay_refuses_to_save_failed_messages_to_its_recording(shell: Shell, given: str) -> None:
+    """`recording replay` exits with 2 if the FILE of --failed-to is also one of the recordings, which then stays as it
+    is: with --where, for example, the messages that are not selected would be lost.
+    """
+    text = '{"body": "a"}\n{"body": "b", "routing_key": "q"}\n'
+    for name in ("failed", "other"):
+        (shell.directory / name).write_text(text)
+    refused = shell.script(f"mqtool recording replay --where routing_key=q --failed-to failed {given}")
+    assert (refused.code, "failed is also a recording to replay" in refused.stderr) == (2, True), refused.stderr
+    assert (shell.directory / "failed").read_text() == text
+
+
+@on_any_broker
 def test_the_printed_command_to_send_failed_messages_uses_the_same_broker(shell: Shell, broker: TestBroker) -> None:
     """If --url names the broker of `send --failed-to FILE`, the command that `send` prints for sending the messages in
     FILE names the same broker, but not its password. Without --url, it would send them to the default broker.

@@ -355,13 +355,19 @@ def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_it
 
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", 'trap "" HUP; '], ids=["SIGHUP", "SIGHUP ignored"])
-def test_top_ends_without_an_error_when_the_terminal_is_closed(shell: Shell, signals: str) -> None:
+@pytest.mark.parametrize(("keys", "shown"), [("", "jobs"), ("/job", "/job_")], ids=["no keys", "filter"])
+def test_top_ends_without_an_error_when_the_terminal_is_closed(
+    shell: Shell, signals: str, keys: str, shown: str
+) -> None:
     """When the terminal is closed, `top 2> FILE` ends with exit code 0 and reports no error in FILE. This is also the
-    case if `top` was started with SIGHUP ignored, so that the signal does not end it.
+    case if `top` was started with SIGHUP ignored, so that the signal does not end it, and if the user is typing a text
+    to filter by.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     with closable_terminal(shell, "sh", "-c", f"{signals}exec mqtool top 2> errors") as terminal:
         terminal.wait_for("jobs")
+        terminal.type(keys)
+        terminal.wait_for(shown)
         terminal.close()
         code = terminal.wait()
     assert (code, (shell.directory / "errors").read_text()) == (0, "")

@@ -642,8 +642,25 @@ def test_ui_needs_only_access_to_the_management_api(
         shell.environment["MQTOOL_URL"] = broker.url.replace("guest:guest@", f"{user}:pw@")
         shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
         ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
-        assert names_of_actions(ui)[:2] == ["route", "peek"] or (may_read and broker.kind == "embedded")
+        offered = names_of_actions(ui)
+        assert {"route", "peek"} <= {*offered}
+        assert may_read or len(offered) == 2
         assert ui.interrupt().wait().code == 0
+    finally:
+        broker.api("DELETE", f"users/{user}")
+
+
+def test_ui_refuses_a_user_who_may_not_see_the_virtual_host(shell: Shell, broker: TestBroker) -> None:
+    """`mqtool ui` exits with 77 (from RabbitMQ 4.3 on, with 69) if the user has no permissions in the virtual host,
+    rather than show a page that can only repeat the broker's refusal.
+    """
+    user = f"ui-{uuid.uuid4().hex[:8]}"
+    broker.api("PUT", f"users/{user}", {"password": "pw", "tags": "management"})
+    try:
+        shell.environment["MQTOOL_URL"] = broker.url.replace("guest:guest@", f"{user}:pw@")
+        refused = shell.run("mqtool", "ui", "--management", broker.management)
+        assert refused.code in (77, 69), refused.stderr
+        assert user in refused.stderr
     finally:
         broker.api("DELETE", f"users/{user}")
 

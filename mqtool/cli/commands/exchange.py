@@ -1,5 +1,6 @@
 """mqtool exchange."""
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -158,36 +159,39 @@ def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) 
     """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
     with access.channel() as channel:
-        existing = _existing(access, bindings.by(""))
+        before = _keys_bound(access, bindings.by(""))
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
             ask(what, access, yes=yes, is_safe=True)
             administration.unbind(channel, bindings.by(key))
-            state = _state(bindings.by(key), existing)
+            after = before and _keys_bound(access, bindings.by(""))
+            state = "is now not bound" if before is None or after is None else _change(before[key], after[key])
             output.status(f"{bindings.to} {state} to exchange {bindings.exchange!r}{_by(key)}")
+            before = after
 
 
-def _existing(access: Access, binding: Binding) -> list[Binding] | None:
-    """Return the bindings with this source and destination; None if the management API does not tell.
+def _keys_bound(access: Access, binding: Binding) -> Counter[str] | None:
+    """Count the bindings with this source and destination by routing key; None if the management API does not tell.
 
     AMQP reports the same whether a binding existed or not.
     """
     from mqtool.inspection.definitions import bindings_between
 
     with suppress(MqtoolError):
-        return [*bindings_between(access.management(HINT_PATIENCE), access.vhost, binding)]
+        found = bindings_between(access.management(HINT_PATIENCE), access.vhost, binding)
+        return Counter(each.routing_key for each in found)
     return None
 
 
-def _state(removed: Binding, existing: list[Binding] | None) -> str:
-    """Say how unbinding has changed a binding, given the bindings that existed before, if they are known."""
-    if existing is None:
-        return "is now not bound"
-    same_key = [each.arguments for each in existing if each.routing_key == removed.routing_key]
-    if not same_key:
+def _change(before: int, after: int) -> str:
+    """Say how unbinding has changed the bindings with one routing key, given their numbers before and after."""
+    if not before:
         return "was not bound"
-    # The API may show arguments in another form.
-    return "is no longer bound" if removed.arguments in same_key else "is now not bound"
+    if not after:
+        return "is no longer bound"
+    if after < before:
+        return "is no longer bound with these arguments, but with others,"
+    return "is still bound with other arguments"
 
 
 def _by(key: str) -> str:

@@ -66,7 +66,11 @@ _NEAR = 256 * 1024
 
 
 class RecordingOptions:
-    """The messages of one or more recordings, read one file after another; stdin if there are no files."""
+    """The messages of one or more recordings, read one file after another; stdin if there are no files.
+
+    Attributes:
+        descriptors: the open files, in this order.
+    """
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
         if not paths and output.is_terminal(STDIN):
@@ -79,9 +83,9 @@ class RecordingOptions:
         )
         self._passes = 0
         self._latest: RecordedMessage | None = None
-        self._descriptors = [opened(path) for path in paths] or [opened(None)]
+        self.descriptors = [opened(path) for path in paths] or [opened(None)]
         self._names = [str(path) for path in paths]
-        self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self._descriptors]
+        self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self.descriptors]
         if times > 1 and None in self._sizes:
             raise UsageError("--loop needs files, because a pipe can be read only once", "save the recording first")
 
@@ -91,10 +95,10 @@ class RecordingOptions:
         Yields None while a pipe is empty. With `to_the_end`, files are read to the end even after a signal to stop.
         """
         for _ in range(self._times):
-            for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
+            for descriptor, size in zip(self.descriptors, self._sizes, strict=True):
                 if size is not None and self._times > 1:
                     os.lseek(descriptor, 0, os.SEEK_SET)
-            for index, (descriptor, size) in enumerate(zip(self._descriptors, self._sizes, strict=True)):
+            for index, (descriptor, size) in enumerate(zip(self.descriptors, self._sizes, strict=True)):
                 is_whole = to_the_end and size is not None
                 lines = delimited((whole if is_whole else chunks)(descriptor), b"\n", is_whole=is_whole)
                 name = self._names[index] if len(self._names) > 1 else None
@@ -120,7 +124,7 @@ class RecordingOptions:
         def fraction() -> float:
             if seconds:
                 return min(1.0, (time.monotonic() - started) / seconds)
-            position = sum(os.lseek(each, 0, os.SEEK_CUR) for each in self._descriptors)
+            position = sum(os.lseek(each, 0, os.SEEK_CUR) for each in self.descriptors)
             return min(1.0, (position + self._passes * sum(sizes)) / total)
 
         return fraction
@@ -130,7 +134,7 @@ class RecordingOptions:
         if pace.rate is not None:
             return 0.0
         played, due = ReplayPace(pace.speed, clock=lambda: 0.0), 0.0
-        for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
+        for descriptor, size in zip(self.descriptors, self._sizes, strict=True):
             try:
                 ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
                 first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
@@ -156,6 +160,7 @@ class Replayed(Input):
             keeps_rest=keeps_rest,
             fraction=recording.fraction(pace),
             check_latest=recording.check_latest,
+            descriptors=recording.descriptors,
         )
         self._pace = pace
 
@@ -306,6 +311,8 @@ def replay(
     )
 
     source = Replayed(played, pace, keeps_rest=failed_to is not None)
+    if failed_to is not None and source.reads(failed_to):  # it would lose the messages that are not selected
+        raise UsageError(f"{failed_to} is also a recording to replay", "save unconfirmed messages to another file")
     asked = Publishing(options=options, delays=DelayOptions(), broker=broker)
     with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), opened=Access.channel, source=source) as (
         channel,

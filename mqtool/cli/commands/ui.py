@@ -22,9 +22,9 @@ from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effec
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
-from mqtool.cli.pipe.existence import check_vhost
 from mqtool.cli.pipe.tapping import switched_on
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
+from mqtool.management import exchanges, queues
 from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import PageServer, single_file
@@ -80,9 +80,10 @@ def ui(
     access, password = access_to(broker), broker.options.password_file
     if password is not None and (str(password) == "-" or not password.is_file()):
         raise UsageError("the page's commands read the password again, so it must be in a regular file", "name a file")
-    # If the broker cannot be reached, or there is no such virtual host, say so here rather than in the page.
-    access.management().get("whoami")
-    check_vhost(access)
+    # If the page could not read what it shows, say so here rather than in the page.
+    api = access.management()
+    next(exchanges(api, access.vhost, ("name",)), None)
+    next(queues(api, access.vhost, ("name",)), None)
     if allow_changes:
         ask("let a page change the broker", access, is_safe=True)
     if firehose:
@@ -186,7 +187,7 @@ class _ShownBroker:
             return False
         if action.only == "own" and own is not None:  # it may be down
             return (last := state.load_last(own.name)) is not None and last.url == own.url
-        if action.changes and "embedded" in self.kinds and not self._is_embedded():
+        if "embedded" in self.kinds and not self._is_embedded():
             return False
         found = running_at(self._access.address)
         return (found and found.name) == (own and own.name)

@@ -42,6 +42,8 @@ q Ctrl-D Ctrl-C  quit"""
 _PROMPT = 0.5
 #: A scroll position beyond the end of any list.
 _END_OF_ALL = 1 << 30
+#: While no key is pressed, look this often whether the terminal was closed, in seconds.
+_LOOK_UP = 0.1
 #: Data older than this many seconds (and than two intervals) is marked with its age.
 _FRESH = 2.0
 
@@ -241,12 +243,18 @@ class Live:
 
 
 def _keys_within(seconds: float, stop: threading.Event) -> str:
+    """Wait for keys; return "" if none is pressed in time. Raises OSError (EIO) if the terminal was closed.
+
+    Rich would not notice: it writes nothing to a closed terminal, as if the output were a file.
+    """
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
+        if not output.is_terminal(1):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if not output.is_terminal(0):
-            stop.wait(left)
-        elif select.select([0], [], [], min(left, 0.1))[0]:
-            return os.read(0, 64).decode(errors="replace") or "q"  # end of input: the terminal was closed
+            stop.wait(min(left, _LOOK_UP))
+        elif select.select([0], [], [], min(left, _LOOK_UP))[0] and (keys := os.read(0, 64)):
+            return keys.decode(errors="replace")
     return ""
 
 

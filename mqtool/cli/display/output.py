@@ -181,6 +181,14 @@ def is_file(descriptor: int) -> bool:
         return False
 
 
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Return True if the descriptor is open on the file that `path` names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
 def visible(text: str) -> str:
     """Replace control characters with escapes such as \\x1b, so that a terminal does not interpret them."""
     if text.isprintable():

@@ -55,17 +55,19 @@ def checked(
 
 def check_vhost(access: Access) -> None:
     """Raise NotFound if the user sees no such vhost as that in the URL, for commands that do not need one."""
-    from mqtool.management import vhosts
+    from mqtool.management import exchanges, vhosts
 
     if access.vhost == "/":  # the default, which nobody may have typed
         return
     api = access.management()
     with suppress(AccessRefused, BadAnswer):  # the command's own requests report them
-        # Not a request for the vhost, which only administrators may send, nor for its exchanges: RabbitMQ 4.3 answers
-        # 404 to users who may monitor the vhost, but have no permissions in it.
-        if access.vhost not in {view["name"] for view in vhosts(api, ("name",))}:
-            said = f"vhost {access.vhost!r} does not exist, or user {api.user!r} has no permissions in it"
-            raise NotFound(said, "'mqtool list vhosts' shows them")
+        try:
+            # Users who are not administrators cannot ask for a vhost, but they can list what it contains.
+            next(exchanges(api, access.vhost, ("name",)), None)
+        except NotFound:
+            # RabbitMQ 4.3 gives this answer, too, to users who may monitor the vhost, but have no permissions in it.
+            if access.vhost not in {view["name"] for view in vhosts(api, ("name",))}:
+                raise
 
 
 def check_new(

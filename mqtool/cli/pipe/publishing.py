@@ -154,7 +154,7 @@ class Outgoing:
         self._started = time.monotonic()
         self._kept = None
         if options.failed_to is not None:
-            self._kept = FailedMessages(options.failed_to, channel.addressed, options.file)
+            self._kept = FailedMessages(options.failed_to, channel.addressed, source)
 
     def report(self, receipts: Iterable[Receipt], line: Callable[[Message], str] | str) -> None:
         """Print the outcome of each message, then the totals.
@@ -293,14 +293,6 @@ class Outgoing:
         return f"{parts} in {in_time(self.total, seconds)}"
 
 
-def _is_same(file: Path | int | None, path: Path) -> bool:
-    """Return True if a path or a file descriptor is open on, or names, the file at `path`."""
-    try:
-        return file is not None and os.path.samestat(os.stat(file), path.stat())  # noqa: PTH116  # a descriptor
-    except OSError:
-        return False
-
-
 def _lines_in(path: Path) -> int:
     """Count the lines of a file; 0 if it cannot be read."""
     try:
@@ -326,7 +318,7 @@ class FailedMessages:
         UsageError: the file cannot be written, or it is also the input.
     """
 
-    def __init__(self, path: Path, addressed: Callable[[Message], Message], source: Path | None = None) -> None:
+    def __init__(self, path: Path, addressed: Callable[[Message], Message], source: Input) -> None:
         from mqtool import ndjson
         from mqtool.cli.display.delivery_writer import remove_fragment
 
@@ -336,14 +328,16 @@ class FailedMessages:
         self._path = path
         self._target = Path(os.path.realpath(path))
         self._unfinished = self._target.with_name(self._target.name + ".unfinished")
-        self._is_input = any(_is_same(each, path) for each in (0, source))
+        self._is_input = source.reads(path)
         self.is_broken = False
         hint = "--failed-to needs the name of a file, such as failed.ndjson"
         if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", hint)
-        if str(path) == "-" or _is_same(1, path) or _is_same(2, path):  # 'send --file=-' would read stdin
+        if (
+            str(path) == "-" or output.is_same_file(1, path) or output.is_same_file(2, path)
+        ):  # 'send --file=-' would read stdin
             raise UsageError(f"cannot write {path}: it is stdout or stderr", hint)
-        if any(_is_same(each, self._unfinished) for each in (0, source)):
+        if source.reads(self._unfinished):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
             self._file = self._unfinished.open("ab+")
@@ -353,6 +347,7 @@ class FailedMessages:
                 self.continued = sum(line.endswith(b"\n") for line in earlier)
             if not self.continued:
                 self._file.truncate(0)  # it may have a part of a first line
+            self._continued_bytes = self._file.seek(0, os.SEEK_END)
         except BlockingIOError:
             raise UsageError(f"another command keeps its failed messages in {path}", "name another file") from None
         except OSError as error:
@@ -380,13 +375,16 @@ class FailedMessages:
             return
         if self._is_input and not is_input_valid:
             with self._checked():
-                if not self.continued:  # else the next run continues the file
+                self._file.truncate(self._continued_bytes)  # what this run has added is still in the input, too
+                if not self.continued:
                     self._unfinished.unlink()
                 self._file.close()
             output.warning(
                 f"{self._path} is left unchanged, so that no message after the invalid one is lost; "
                 "those before it will be sent again"
             )
+            if self.continued:
+                output.notice(f"{self._unfinished} still has the {counted(self.continued)} of the earlier run")
             return
         before = 0 if self._is_input else _lines_in(self._target)
         with self._checked():

@@ -202,6 +202,7 @@ class Input:
         fraction: returns how much has been read, from 0 to 1; None if the size of the input is unknown.
         check_latest: calls check() for the latest message that was read from a line of NDJSON, if any, with the
             maximum size of a frame.
+        descriptors: the open files from which it reads.
     """
 
     def __init__(
@@ -212,8 +213,10 @@ class Input:
         is_typed: bool = False,
         fraction: Callable[[], float] | None = None,
         check_latest: Callable[[int], None] = lambda _: None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.is_typed = is_typed
+        self._descriptors = descriptors
         self.fraction = fraction
         self._check_latest = check_latest
         self.error: MqtoolError | None = None
@@ -228,6 +231,10 @@ class Input:
                 self._handed_out += 1
                 self._latest = message
             yield message
+
+    def reads(self, path: Path) -> bool:
+        """Return True if it reads the file that `path` names."""
+        return any(output.is_same_file(each, path) for each in self._descriptors)
 
     def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
@@ -281,9 +288,12 @@ class InputInBatches(Input, InBatches):
         keeps_rest: bool,
         fraction: Callable[[], float] | None,
         check_latest: Callable[[int], None],
+        descriptors: Sequence[int],
     ) -> None:
         read = self._noting_error(read)
-        super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction, check_latest=check_latest)
+        super().__init__(
+            flat(read), keeps_rest=keeps_rest, fraction=fraction, check_latest=check_latest, descriptors=descriptors
+        )
         self._lots = read
         self._batch: list[Message] = []
 
@@ -359,6 +369,7 @@ def read_messages(
         keeps_rest=options.failed_to is not None,
         fraction=fraction(descriptor),
         check_latest=making.check_latest,
+        descriptors=[descriptor],
     )
 
 
