@@ -152,7 +152,7 @@ def test_management_api_json_that_rabbitmq_would_not_send_is_an_error(
 @on_any_broker
 def test_a_nagios_check_is_unknown_after_json_that_rabbitmq_would_not_send(shell: Shell) -> None:
     """If the management API answers with JSON that RabbitMQ would not send, `doctor --format nagios` reports UNKNOWN
-    and exits with 3. `doctor --format prometheus`, `doctor --upgrade` and `ui` exit with 69.
+    and exits with 3. `doctor --format prometheus` and `doctor --upgrade` exit with 69.
     """
     about = {"overview": {"rabbitmq_version": "9" * 5000}}
     for answers in ({}, {**about, "queues": [{"vhost": "/"}]}):
@@ -161,7 +161,6 @@ def test_a_nagios_check_is_unknown_after_json_that_rabbitmq_would_not_send(shell
             unknown = shell.run(*doctor, "nagios")
             assert (unknown.code, unknown.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), unknown.stdout
             refused(shell.run(*doctor, "prometheus"))
-            refused(shell.run("mqtool", "ui", "--management", url))
     with serving(about) as (url, _):
         assert "broker's version is '9999" in refused(
             shell.run("mqtool", "doctor", "--upgrade", "4.3", "--management", url)
