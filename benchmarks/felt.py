@@ -46,7 +46,7 @@ BROKERS = {
 #: The number of rounds in which brokers are measured.
 ROUNDS = 30
 #: How many more times a row is measured if its cost seems to have grown. Chance adds instructions, but removes none.
-AGAIN = 2
+AGAIN = 4
 #: Ends the line of a row whose cost has grown.
 GREW = "  GREW"
 

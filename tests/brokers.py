@@ -13,8 +13,9 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -182,6 +183,21 @@ def docker_image() -> str:
     return image
 
 
+def free_port() -> int:
+    """Return a free port that no other test of this run gets, whichever worker runs it.
+
+    Until a broker listens at its port, and while it restarts, other workers could not see that the port is taken.
+    """
+    claims = Path(os.environ["MQTOOL_SUITE_STATE"]) / "ports"
+    claims.mkdir(exist_ok=True)
+    while True:
+        port = ports.free_port()
+        with suppress(FileExistsError):
+            for claimed in (port, port - 1):  # the lower one is for TLS
+                (claims / str(claimed)).touch(exist_ok=False)
+            return port
+
+
 def own_broker(kind: BrokerKind) -> None:
     """Skip a test that starts its own broker if this kind is not installed. A RabbitMQ node is started only in CI."""
     if not STARTERS[kind].is_available():
@@ -262,7 +278,7 @@ class Restartable:
         self._like = like
         self._starter = STARTERS[kind]
         self._name = name
-        self._launch(ports.free_port())
+        self._launch(free_port())
         ports.keep(self._started)
         self.url = self._started.url
 

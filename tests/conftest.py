@@ -23,12 +23,13 @@ import hypothesis
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import ports, state
+from mqtool.broker import state
 from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
+from mqtool.broker.embedded.testing.questions import TIMEOUT, Questions, QueueQuestions
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from tests.brokers import IN_CI, LIKE, TestBroker, from_environment, skip_or_fail
+from tests.brokers import IN_CI, LIKE, TestBroker, free_port, from_environment, skip_or_fail
 from tests.cli import preloaded
 from tests.cli.shell import Shell
 
@@ -224,7 +225,7 @@ def _started_once(kind: BrokerKind, shared: Path) -> TestBroker:
         if not remembered.exists():
             like = LIKE if kind is BrokerKind.EMBEDDED else None
             starter = _AS_INSTALLED if kind is BrokerKind.NODE else STARTERS[kind]
-            started = starter.start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
+            started = starter.start(Wanted(f"suite-{kind}", free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
             name = "rabbitmq" if kind is BrokerKind.NODE else str(kind)
             found = TestBroker(
@@ -255,6 +256,15 @@ def emptied() -> Iterator[list[TestBroker]]:
     yield vhosts
     for each in vhosts:
         each.drop_vhost()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_queries() -> None:
+    """Queries to the embedded broker wait for up to half a minute: for two seconds, a busy machine may stand still."""
+    for query in (Questions.published, Questions.wait_for, Questions.until, QueueQuestions.messages):
+        query.__defaults__ = tuple(30.0 if value == TIMEOUT else value for value in query.__defaults__ or ())
+        if query.__kwdefaults__:
+            query.__kwdefaults__ |= {"timeout": 30.0}
 
 
 @pytest.fixture(autouse=True)

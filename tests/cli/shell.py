@@ -168,6 +168,17 @@ class Shell:
         code = 128 - done.returncode if done.returncode < 0 else done.returncode
         return Result(done.stdout, done.stderr.decode("utf-8", "replace"), code)
 
+    def run_for_hint(self, hint: str, *command: str) -> Result:
+        """Run a command, several times if its hint is missing, and return the last result.
+
+        For a hint, a command waits a second for the management API. A busy RabbitMQ may take longer.
+        """
+        for _ in range(5):
+            result = self.run(*command)
+            if hint in result.stderr:
+                break
+        return result
+
     def _run_preloaded(
         self, command: Sequence[str | bytes], written: bytes | None, timeout: float, environment: Mapping[str, str]
     ) -> Result:

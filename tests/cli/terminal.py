@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import select
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tests.cli.shell import Result, Shell, wait_until
 
@@ -37,13 +39,21 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "", columns: int = 80) -> Result:
+#: What a command shows after a second if the broker has not answered yet, as on a busy machine.
+_WAITING = re.compile(rb"waiting for an answer from \S+\r\n")
+
+
+def on_terminal(
+    shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "", columns: int = 80, is_silent: bool = False
+) -> Result:
     """Run a command on a terminal until it ends. The result's stdout is everything that the terminal showed.
 
     Args:
         keys: the keys to type, each after the cue has appeared once more.
+        is_silent: True if the broker does not answer. Otherwise, the result leaves out the line that says so.
     """
-    return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)
+    result = shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)
+    return result if is_silent else replace(result, stdout_bytes=_WAITING.sub(b"", result.stdout_bytes))
 
 
 class ClosableTerminal:

@@ -11,7 +11,7 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker, large, on_any_broker, own_broker
+from tests.brokers import TestBroker, free_port, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -95,7 +95,7 @@ def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
     for name in ("jobs", "jobs.dlq", "other"):
         channel.declare(Queue(name, durable=True))
     channel.declare(Exchange("jobs", "fanout"))
-    missing = admin.run("mqtool", *command.split())
+    missing = admin.run_for_hint("hint: did you mean", "mqtool", *command.split())
     assert (missing.code, missing.stdout) == (3 if "other jbos" in command else 69, "")
     assert re.search(r"(queue|exchange) 'jbos(\.dlq)?' does not exist", missing.stderr)
     assert "hint: did you mean 'jobs'? Otherwise, " in missing.stderr
@@ -464,7 +464,7 @@ def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
-    up = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(_free_port()))
+    up = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()))
     assert up.code == 0, up.stderr
     try:
         assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_management").code == 0
@@ -483,7 +483,7 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
     """
     own_broker(BrokerKind.NODE)
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
-    lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(_free_port()))
+    lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(free_port()))
 
     def listed() -> str:
         return lonely_shell.run(
@@ -501,12 +501,6 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
         assert listed() == ""
     finally:
         lonely_shell.run("mqtool", "broker", "down")
-
-
-def _free_port() -> int:
-    from mqtool.broker import ports
-
-    return ports.free_port()
 
 
 @on_any_broker

@@ -418,7 +418,9 @@ def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> No
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
-    shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--timeout", "100ms")
+    client = shell.start("mqtool", "rpc-client", "10", "--direct-reply-to")
+    wait_until(lambda: depth(broker, "rpc_queue") == 1, "the second request")
+    client.interrupt().wait()
     request = json.loads(shell.run("mqtool", "receive", "-q", "rpc_queue", "-c", "1", "--json").stdout)
     assert "amq.rabbitmq.reply-to." in request["properties"]["reply_to"]
 

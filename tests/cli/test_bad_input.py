@@ -501,7 +501,7 @@ def test_send_on_a_terminal_names_the_address_that_does_not_answer(lonely_shell:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         send = ("mqtool", "send", "x", "-u", f"amqp://{at}/?connection_timeout=1000")
-        shown = on_terminal(lonely_shell, *send).stdout
+        shown = on_terminal(lonely_shell, *send, is_silent=True).stdout
         piped = lonely_shell.run(*send).stderr
     assert shown.startswith(f"waiting for an answer from amqp://guest@{at}\r\n")
     assert "mqtool: " in shown

@@ -156,7 +156,7 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
     """Start a run of `bench`, publish other messages to its queue, and check that the run's result does not count them,
     and that `bench` sent no reply to them.
     """
-    bench = shell.start(*BENCH, "--json", "-c", "300", "--rate", "200", *options)
+    bench = shell.start(*BENCH, "--json", "-c", "300", "--rate", "40", *options)
     forged = _forge(broker)
     done = bench.wait()
     found = json.loads(done.stdout)
@@ -221,13 +221,13 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     def stall() -> None:
         own.faults.go_silent(1.0)
 
-    found = _once_it_runs(tester, own, "--rate", "1000", "--duration", "3s", then=stall)
+    found = _once_it_runs(tester, own, "--rate", "1000", "--duration", "5s", then=stall)
     late = [0.5, 3600]
-    assert found["published"] + found["unsent"] == 3000
+    assert found["published"] + found["unsent"] == 5000
     assert found["deliver"]["p99"] >= 900
     assert Latencies(found["deliver"]["histogram"]).bars(late)[0] >= 400
     assert Latencies(found["confirm"]["histogram"]).bars(late)[0] >= 400
-    closed = _once_it_runs(tester, own, "--confirms", "1", "--duration", "3s", then=stall)
+    closed = _once_it_runs(tester, own, "--confirms", "1", "--duration", "5s", then=stall)
     slow = Latencies(closed["confirm"]["histogram"])
     assert closed["confirm"]["max"] >= 900
     assert 1 <= slow.bars([0.9, 3600])[0] <= 3
@@ -244,7 +244,7 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     message was due. At least 300 messages, not only the 20 unconfirmed ones, therefore have a latency of more than 0.5
     s.
     """
-    load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
+    load = ("--rate", "1000", "--duration", "5s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
     in_flight = [published - confirmed for _, published, confirmed, _ in found["series"]]
     assert max(in_flight) == 20
@@ -274,8 +274,8 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     """If a command given to `bench --at` fails, `bench` still prints the result, names the failed command, and exits
     with 3.
     """
-    found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", "--at", "0s", "exit 69")
-    assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 50), found.stderr
+    found = shell.run(*BENCH, "--json", "--duration", "4s", "--rate", "50", "--at", "0s", "exit 69")
+    assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 200), found.stderr
     assert "a command failed during the run: exit 69" in found.stderr
 
 
@@ -334,7 +334,7 @@ def test_bench_keeps_a_file_that_another_program_creates_during_the_run(shell: S
     """If another program creates the file given with `bench --plot` during the run, `bench` prints its results, exits
     with 1, and leaves the file unchanged.
     """
-    load = ("--duration", "1s", "--rate", "50", "--at", "0s", "echo important > chart.svg")
+    load = ("--duration", "4s", "--rate", "50", "--at", "0s", "echo important > chart.svg")
     failed = shell.run(*BENCH, *load, "--plot", "chart.svg")
     assert failed.code == 1
     assert failed.stdout

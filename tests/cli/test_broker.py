@@ -15,8 +15,8 @@ import pytest
 from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
-from mqtool.broker.ports import free_port, is_free, keep
-from tests.brokers import TestBroker, large, own_broker
+from mqtool.broker.ports import is_free, keep
+from tests.brokers import TestBroker, free_port, large, own_broker
 from tests.cli.page_actions import run_action
 from tests.cli.shell import Running, Shell, wait_until
 from tests.epmd import KILL, epmd

@@ -27,12 +27,14 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = impatient
     shell.run("mqtool", "send", "-q", "jobs", "job")
-    program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || sleep 6"
+    program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || until [ -e ended ]; do sleep 0.1; done"
     two = ["--concurrency", "2"]  # so that the second run need not wait for the first, which is too long again
     worker = shell.start(
         "mqtool", "worker", "--declare", "-q", "jobs", *two, "--shell", "--exec", program
     ).wait_until_ready()
-    worker.wait_for_stdout("job.1").wait_for_stderr("the delivery was lost").interrupt()
+    worker.wait_for_stdout("job.1")
+    (shell.directory / "ended").touch()
+    worker.wait_for_stderr("the delivery was lost").interrupt()
     result = worker.wait()
 
     assert result.code == 0

@@ -434,7 +434,7 @@ def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: S
     old_exchange(broker)
     refused = shell.run("mqtool", "delayed", "migrate", "amq.topic", "--to", "tasks")
     assert (refused.code, "exchange 'amq.topic' is of type topic" in refused.stderr) == (78, True)
-    publish(broker.url, [3000 + number for number in range(20)], "old")
+    publish(broker.url, [6000 + number for number in range(20)], "old")
     migrating = shell.start("mqtool", "delayed", "migrate", "old", "--to", "tasks")
     migrating.wait_for_stderr(" in old, which the plugin delivers")
     relay(shell)

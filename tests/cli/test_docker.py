@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker import ports
 from mqtool.broker.docker_daemon import IMAGE_FILES
-from tests.brokers import docker_image
+from tests.brokers import docker_image, free_port
 from tests.cli.shell import Shell, wait_until
 
 
@@ -53,7 +52,7 @@ def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, n
     and `broker down` find this broker by its name, and persistent messages are still there after the next `broker up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
-    port, streams = str(ports.free_port()), str(ports.free_port())
+    port, streams = str(free_port()), str(free_port())
     first = home.run(*up, "--port", port, "--stream-port", streams, timeout=180)
     assert (first.code, first.stdout) == (0, f"RabbitMQ in Docker is up at amqp://guest@127.0.0.1:{port}\n"), (
         first.stderr
@@ -185,7 +184,7 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
     """
     home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
     ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
-    port = ports.free_port()
+    port = free_port()
     docker("run", "-d", "--name", f"open-{name}", "-p", f"127.0.0.1:{port}:5672", ours)
     try:
         wait_until(

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mqtool.broker.ports import free_port
-from tests.brokers import TestBroker, large
+from tests.brokers import TestBroker, free_port, large
 from tests.cli import preloaded
 from tests.cli.test_documentation import commands
 from tests.protocol.broker_process import BrokerProcess

@@ -226,7 +226,7 @@ def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(sh
         finally:
             os.close(writer)
 
-    command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
+    command = f"exec mqtool worker -c 2 --timeout 1s --retries 0 --shell --exec '{talk}' 2> log"
     worker = shell.start("bash", "-c", command, ready=False)
     wait_until(lambda: pids() and not is_alive(pids()[0]), "the program to be killed")
     os.close(reader)
@@ -234,7 +234,7 @@ def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(sh
     shell.run("mqtool", "new-task", "three")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     before = len(pids())
-    worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
+    worker = shell.start("bash", "-c", command.replace("1s", "1h"), ready=False)
     wait_until(lambda: len(pids()) > before, "the program to start")
     wait_until(is_full, "the pipe to fill up")
     worker.process.kill()

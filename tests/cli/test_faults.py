@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.broker.ports import free_port
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, free_port
 from tests.cli.shell import Shell, wait_until
 
 

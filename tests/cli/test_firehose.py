@@ -96,7 +96,8 @@ def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBrok
     tap.process.send_signal(end)
     assert tap.wait().code == 0
     assert not is_on(broker)
-    assert tap.stderr.splitlines()[1:] == []
+    said = tap.stderr.splitlines()[1:]
+    assert [line for line in said if "this tap was too slow" not in line] == []  # it was, if the machine stood still
 
 
 def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:

@@ -343,9 +343,9 @@ def test_a_hint_names_an_exchange_with_a_similar_name_that_has_bindings(shell: S
     shell.run("mqtool", "exchange", "declare", "logs_direct", "direct")
     shell.run("mqtool", "queue", "declare", "old")
     shell.run("mqtool", "exchange", "bind", "logs_direct", "old", "info", "error")
-    assert on_terminal(shell, *send).stdout.splitlines()[1:] == [
-        "exchange 'logs_direct' has 2 bindings; to publish there: --exchange=logs_direct"
-    ]
+    said = ["exchange 'logs_direct' has 2 bindings; to publish there: --exchange=logs_direct"]
+    # The command asks the management API for a second at most: a busy RabbitMQ may take longer.
+    wait_until(lambda: on_terminal(shell, *send).stdout.splitlines()[1:] == said, "the suggestion")
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://127.0.0.1:1"
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
 
@@ -382,9 +382,9 @@ def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell:
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/fleeting/q/q", {})
-    sender = shell.start("mqtool", "send", "-e", "fleeting", "-l", "--failed-to", "failed", stdin=PIPE)
+    sender = shell.start("mqtool", "send", "-e", "fleeting", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     sender.write(_numbers(100).encode())
-    wait_until(lambda: depth(broker, "q") == 100, "the first 100 messages")
+    wait_until(lambda: sender.stderr.count("Sent '") == 100, "the confirms of the first 100 messages")
     broker.api("DELETE", f"exchanges/{broker.vhost}/fleeting")
     sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(100, 3_000)))
     sender.process.stdin.close()
@@ -565,26 +565,17 @@ def test_the_refusal_of_a_valid_message_is_not_an_error_in_the_input(shell: Shel
 
 
 @large
-def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell, broker: TestBroker) -> None:
+def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell) -> None:
     """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT has either been confirmed or is kept in
     FILE, even if the last line does not end with a newline.
     """
     (shell.directory / "lines").write_text(_numbers(100_000).removesuffix("\n"))
-    sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
-    shell.run("mqtool", "wait")
-    wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "messages in the queue")
-    result = sender.interrupt().wait()
+    result = shell.run_until("Sent", signal.SIGINT, "mqtool send -l -v -f lines --failed-to failed")
     assert result.code == 130
     confirmed = int(result.stderr.split(" confirmed")[0].split("\n")[-1].replace(",", ""))
     kept = _bodies(shell, "failed")
     assert 0 < confirmed < 100_000
     assert kept == [str(number) for number in range(confirmed, 100_000)]
-
-
-def _declared(broker: TestBroker, queue: str) -> bool:
-    listed = broker.api("GET", f"queues/{broker.vhost}")
-    assert isinstance(listed, list)
-    return queue in {entry["name"] for entry in listed}
 
 
 def test_replay_keeps_the_message_that_is_due_next(own_shell: Shell, amqp_vhost: Vhost) -> None:
@@ -965,7 +956,7 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
-    refused = shell.run("mqtool", "rpc-server", "-q", "nubmers", "--idle-timeout", "10ms")
+    refused = shell.run_for_hint("did you mean", "mqtool", "rpc-server", "-q", "nubmers", "--idle-timeout", "10ms")
     assert (refused.code, "did you mean 'numbers'?" in refused.stderr) == (69, True)
     assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
 
@@ -1034,7 +1025,7 @@ def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> N
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]
     assert "'batch' waited 50 times, and 'async' did not wait in between." in said
-    if abs(unwaited / batch - 0.9) > 0.05:
+    if abs(unwaited - batch * 0.9) > 1:  # the printed times are rounded
         assert ("take about as long" in said) is (unwaited > batch * 0.9)
 
 

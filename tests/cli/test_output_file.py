@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
-from mqtool.broker.ports import free_port
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, free_port, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import closable_terminal
 from tests.cli.test_exec import depth

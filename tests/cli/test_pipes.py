@@ -24,7 +24,7 @@ def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: S
     """
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
 
-    result = shell.script("mqtool receive --raw | head -n 3", timeout=20)
+    result = shell.script("mqtool receive --raw | head -n 3")
 
     assert result.stdout.splitlines() == ["line 0", "line 1", "line 2"]
     assert result.code == 141
@@ -94,7 +94,7 @@ def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_l
 def test_receive_ends_when_the_reader_of_its_output_exits(shell: Shell) -> None:
     """`receive | head -n 1` ends as soon as `head` exits, even if no further message arrives."""
     shell.run("mqtool", "send")
-    result = shell.script("mqtool receive | head -n 1", timeout=20)
+    result = shell.script("mqtool receive | head -n 1")
     assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
 
 

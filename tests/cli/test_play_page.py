@@ -166,7 +166,7 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
     go_on(page, "Send a message anyway")
     page.until(lambda: "Now start a receiver" in shown(page, "#narration"), "the second scene")
     page.until(lambda: page.find("#try:not([hidden])"), "the button")
-    page.find("#try")[0].click()
+    page.click("#try")
     page.until(lambda: page.find("#action option[value=publish]"), "the form")
     page.act("publish", exchange="", key="hello", body="of my own")
     page.until(lambda: page.dots() == [("ready", "q:hello")] * 2, "both messages")
@@ -175,7 +175,7 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
     page.until(lambda: page.dots() == [], "no message")
     page.act("declare-queue", name="mine")
     page.until(lambda: "quorum queue mine" in page.nodes(), "the learner's queue")
-    page.find("#next")[0].click()
+    page.click("#next")
     page.until(lambda: "The receiver is waiting" in shown(page, "#narration"), "the third scene")
     page.until(lambda: " [x] Received Hello World!" in terminals(page)["receiver"], "the tutorial's message")
     assert terminals(page)["receiver"][:2] == ["$ mqtool receive", " [*] Waiting for messages. To exit press CTRL+C"]
@@ -183,7 +183,7 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
     assert "quorum queue mine" not in page.nodes()
     page.act("cut", client="receiver")
     page.until(lambda: "cut" in shown(page, "#runs"), "the cut connection")
-    page.find("#next")[0].click()
+    page.click("#next")
     page.until(lambda: "1 check passed" in shown(page, "#narration"), "the end")
     page.act("publish", exchange="", key="hello", body="afterwards")
     page.until(lambda: page.dots() == [("ready", "q:hello")], "the message")
@@ -197,10 +197,12 @@ def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None
     as publishing a message, and says why. The scene's checks pass.
     """
     command, page = playing
-    go_on(page, "Two workers share a queue")
-    page.until(lambda: terminals(page).get("boss"), "the scene's commands")
+    page.until(lambda: "Two workers share a queue" in shown(page, "#narration") and page.find("#next:enabled"), "begin")
     page.press("d")
-    page.act("publish", exchange="", key="task_queue", body="mine")
+    page.fill_in("publish", exchange="", key="task_queue", body="mine")  # before the scene, which lasts seconds
+    page.ask("document.querySelector('#next').click()")
+    page.until(lambda: terminals(page).get("boss"), "the scene's commands")
+    page.ask("document.querySelector('#run').click()")
     page.until(lambda: "the tutorial's own commands are running" in shown(page, "#runs"), "the refusal")
     page.until(lambda: "fair dispatch: worker" in shown(page, "#checks"), "the scene's check")
     assert command.interrupt().wait().code == 130

@@ -10,12 +10,11 @@ import pika
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import ports
 from mqtool.broker.choice import BrokerKind
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from tests.brokers import own_broker
+from tests.brokers import free_port, own_broker
 from tests.cli.shell import Shell, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +36,7 @@ AS_INSTALLED = (
 def started(request: pytest.FixtureRequest) -> Iterator[Started]:
     own_broker(BrokerKind.NODE)
     nodes = PrivateNodes("RabbitMQ", request.param)
-    started = nodes.start(Wanted(f"settings-{uuid.uuid4().hex[:8]}", ports.free_port(), stream_port=0))
+    started = nodes.start(Wanted(f"settings-{uuid.uuid4().hex[:8]}", free_port(), stream_port=0))
     connect_within(180, lambda: Connection(parse_addresses(started.url))).close()
     yield started
     nodes.stop(started)

@@ -11,7 +11,7 @@ from mqtool.broker import background, node, ports
 from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
-from tests.brokers import own_broker
+from tests.brokers import free_port, own_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -30,7 +30,7 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
             yield Encrypted(broker.tls_url, ("--stream-port", str(urlsplit(broker.urls["stream/ssl"]).port)))
         return
     own_broker(BrokerKind.NODE)
-    free = [ports.free_port() for _ in range(7)]
+    free = [free_port() for _ in range(7)]
     home = str(tmp_path)
     wanted = node.Node("mqtool-tls", home, home, f"{home}/data", *free[:4], stream_port=free[4])
     files = {"cacertfile": amqp_tls.ca, "certfile": amqp_tls.cert, "keyfile": amqp_tls.key}

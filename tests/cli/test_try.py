@@ -4,17 +4,19 @@ import json
 import os
 import re
 import signal
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from mqtool.broker.ports import free_port
+from mqtool.broker import ports
 from mqtool.plays import PLAYS
 from mqtool.plays.goals import GOALS
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, free_port, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import Watched, processes_with
 
@@ -159,7 +161,10 @@ def test_tutorial_try_uses_the_same_port_as_in_its_last_run(lonely_shell: Shell)
         assert running.interrupt().wait().code == 0
         return str(known["way"]).rpartition(":")[2]
 
-    assert port() == port()
+    with socket.socket() as usual:
+        with suppress(OSError):  # a broker has it already
+            usual.bind(("127.0.0.1", ports.AMQP))  # which another test could take between the two runs
+        assert port() == port()
 
 
 def test_tutorial_try_names_the_next_tutorial_that_has_goals_left(lonely_shell: Shell) -> None:
@@ -315,14 +320,14 @@ def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell
     def vhosts() -> set[str]:
         listed = broker.api("GET", "vhosts")
         assert isinstance(listed, list)
-        return {each["name"] for each in listed if each["name"].startswith("mqtool-try-")}
+        return {each["name"] for each in listed}
 
-    before = vhosts()
     shell.environment |= {"XDG_STATE_HOME": str(shell.directory), "MQTOOL_MANAGEMENT_URL": broker.management}
     del shell.environment["MQTOOL_URL"]
     running = shell.start("mqtool", "tutorial", "try", "hello-world", "--url", broker.url)
     running.wait_for_stdout("Goal 1 of 3")
-    assert len(vhosts() - before) == 1
+    [vhost] = {*re.findall(r"mqtool-try-\w+", running.stdout)}
+    assert vhost in vhosts()
     shell.environment["AMQP_URL"] = broker.url
     shell.script("mqtool send elsewhere; mqtool receive -c 1")
     follow(shell, running.stdout.replace("guest@", "guest:guest@"))
@@ -330,7 +335,7 @@ def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell
     running.wait_for_stdout(_WAITS)
     assert "elsewhere" not in running.stdout
     assert running.interrupt().wait().code == 0
-    assert vhosts() - before == set()
+    assert vhost not in vhosts()
 
 
 def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_support_amqp_1_0(lonely_shell: Shell) -> None:

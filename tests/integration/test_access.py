@@ -1,5 +1,6 @@
 """Finding the management API and the stream port of a broker that mqtool did not start."""
 
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,9 +24,12 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
     ours = access.Access(parse_addresses(broker.url), TlsFiles())
     monkeypatch.setattr(access, "_APART", (urlsplit(broker.management).port or 0) - broker.port)
     assert urlsplit(ours.management().url).port == urlsplit(broker.management).port
-    other = access.Access(parse_addresses(f"amqp://guest:guest@127.0.0.1:{broker.port + 1}"), TlsFiles())
-    with pytest.raises(Unavailable):
-        other.management()
+    monkeypatch.setattr(access, "_APART", 0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody can listen on its port
+        other = access.Access(parse_addresses(f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}"), TlsFiles())
+        with pytest.raises(Unavailable):
+            other.management()
 
 
 def test_mqtool_does_not_use_the_stream_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ from mqtool.amqp import Backoff, Receiving, parse_addresses
 from mqtool.amqp10 import LinkSession, link_receiver, queue_address
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
-from mqtool.broker.ports import free_port
 from mqtool.codecs.amqp10_frames import Error, Rejected
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import Queue
+from tests.brokers import free_port
 from tests.cli.shell import wait_until
 from tests.proxy import Proxy
 

@@ -24,7 +24,7 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
     channel = connection.channel()
     if not has_plugin(channel, DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")
-    messages = [Message(b"late", delay=0.6), Message(b"soon", delay=0.2), Message(b"now"), None]
+    messages = [Message(b"late", delay=2), Message(b"soon", delay=0.2), Message(b"now"), None]
     deliveries = delayed_messages.receive(
         connection.channel(), DELAY_EXCHANGE, "key", QUEUE, Receiving(count=3, timeout=30)
     )
@@ -40,7 +40,7 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
-    for body, delay in ((b"late", 0.6), (b"soon", 0.2)):
+    for body, delay in ((b"late", 6), (b"soon", 0.2)):  # on a busy machine, declaring a queue takes seconds
         list(delayed_messages.send_by_dead_lettering(channel, queue, [Message(body)], delay))
     deliveries = channel.consume(queue, Receiving(count=2, timeout=30))
     assert [delivery.body for delivery in deliveries] == [b"soon", b"late"]

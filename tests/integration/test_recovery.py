@@ -380,9 +380,10 @@ def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
         other = connection.channel()
         other.declare(QUORUM)
         deliveries = channel.consume(QUORUM)
-        proxy.break_early = 1
+        proxy.break_early = 1_000_000  # deleting the queue may take longer than a reconnection
         proxy.cut()
         administration.delete_queue(other, "q")
+        proxy.break_early = 0
         wait_until(lambda: sum("no queue 'q'" in notice for notice in notices) >= 2, "two attempts")
         other.declare(QUORUM)
         for _ in other.publish([Message(b"back")], routing_key="q"):

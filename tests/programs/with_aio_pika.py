@@ -31,7 +31,7 @@ async def master(connection: aio_pika.abc.AbstractConnection) -> None:
         boss = Master(channel)
         worker = await boss.create_worker("aio.work", work, durable=True)
         await boss.create_task("aio.work", {"item": 7})
-        assert await asyncio.wait_for(done.get(), 10) == 7
+        assert await asyncio.wait_for(done.get(), 60) == 7
         await worker.close()
 
 
@@ -43,9 +43,9 @@ async def settle(connection: aio_pika.abc.AbstractConnection) -> None:
             await channel.default_exchange.publish(aio_pika.Message(b"or none"), queue.name)
     async with connection.channel() as channel:
         queue = await channel.get_queue("aio.tx")
-        first = await queue.get(timeout=10)
+        first = await queue.get(timeout=60)
         await first.nack(requeue=True)
-        again = await queue.get(timeout=10)
+        again = await queue.get(timeout=60)
         assert (again.body, again.redelivered) == (b"both", True)
         await again.ack()
         await queue.delete(if_empty=False)
@@ -71,9 +71,9 @@ async def come_back(connection: aio_pika.abc.AbstractRobustConnection) -> None:
         back = asyncio.Event()
         connection.reconnect_callbacks.add(lambda *_: back.set())
         await asyncio.to_thread(close_connections, "aio-pika")
-        await asyncio.wait_for(back.wait(), 20)
+        await asyncio.wait_for(back.wait(), 60)
         await exchange.publish(aio_pika.Message(b"1"), "order.placed")
-        assert (await asyncio.wait_for(got.get(), 10)).body == b"1"
+        assert (await asyncio.wait_for(got.get(), 60)).body == b"1"
 
 
 async def main() -> None:

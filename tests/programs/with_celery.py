@@ -53,7 +53,7 @@ class Watcher(EventReceiver):
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self.capture, kwargs={"wakeup": False}, daemon=True)
         self.thread.start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(60)
 
     def on_consume_ready(self, *args: object, **keywords: object) -> None:
         self.ready.set()
@@ -71,7 +71,7 @@ def worker() -> Iterator[None]:
         yield
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(60)
 
 
 def play() -> None:
@@ -80,12 +80,12 @@ def play() -> None:
     late = add.apply_async((20, 22), eta=started + timedelta(seconds=3))
     retried = flaky.delay()
     numbers = group(add.s(n, n) for n in range(10))()
-    assert numbers.get(timeout=20) == [2 * n for n in range(10)]
-    assert app.control.ping(timeout=20, limit=1)
-    assert late.get(timeout=20) == 42
+    assert numbers.get(timeout=60) == [2 * n for n in range(10)]
+    assert app.control.ping(timeout=60, limit=1)
+    assert late.get(timeout=60) == 42
     assert datetime.now(UTC) - started >= timedelta(seconds=3)
-    assert retried.get(timeout=20) == 2
-    watcher.thread.join(20)
+    assert retried.get(timeout=60) == 2
+    watcher.thread.join(60)
     assert {"task-received", "task-started", "task-succeeded"} <= set(watcher.seen), watcher.seen
 
 
@@ -97,4 +97,4 @@ if __name__ == "__main__" and "RESULTS" not in os.environ:
         subprocess.run([sys.executable, __file__], env=os.environ | {"RESULTS": f"file://{directory}"}, check=True)
 elif __name__ == "__main__":
     with worker():
-        assert chord((add.s(n, n) for n in range(5)), total.s())().get(timeout=20) == 20
+        assert chord((add.s(n, n) for n in range(5)), total.s())().get(timeout=60) == 20

@@ -39,10 +39,10 @@ async def main() -> None:
     async with broker:
         await broker.start()
         await broker.publish({"item": 7}, exchange=events, routing_key="order.placed")
-        assert await asyncio.wait_for(done.get(), 10) == ("placed", 7)
+        assert await asyncio.wait_for(done.get(), 60) == ("placed", 7)
         await broker.publish({"item": -1}, exchange=events, routing_key="order.placed")
-        assert await asyncio.wait_for(done.get(), 10) == ("buried", -1)
-        reply = await broker.request(21, "fast.double", timeout=10)
+        assert await asyncio.wait_for(done.get(), 60) == ("buried", -1)
+        reply = await broker.request(21, "fast.double", timeout=60)
         assert await reply.decode() == 42
 
 

@@ -27,14 +27,14 @@ with Connection(os.environ["AMQP_URL"], transport_options={"confirm_publish": Tr
             )  # fmt: skip
     with Consumer(connection.channel(), [queue], callbacks=[take], accept=["json"], prefetch_count=2):
         while len(got) < 3:
-            connection.drain_events(timeout=10)
+            connection.drain_events(timeout=60)
     assert got == [({"number": n, "text": "ü"}, n, "task.new") for n in (1, 2**40, -(2**40))], got
 
     simple = connection.SimpleQueue("kombu.simple")
     simple.put("pickled? no: json")
-    message = simple.get(timeout=10)
+    message = simple.get(timeout=60)
     message.reject(requeue=True)
-    message = simple.get(timeout=10)
+    message = simple.get(timeout=60)
     assert message.payload == "pickled? no: json"
     assert message.delivery_info["redelivered"]
     message.ack()

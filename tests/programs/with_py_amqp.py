@@ -24,7 +24,7 @@ with amqp.Connection(
     got = []
     channel.basic_consume(name, callback=got.append)
     while not got:
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=60)
     assert got[0].delivery_info["redelivered"]
     channel.basic_ack(got[0].delivery_tag)
 

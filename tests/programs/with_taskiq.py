@@ -32,13 +32,13 @@ async def main() -> None:
     await broker.startup()
     receiver = asyncio.create_task(run_receiver_task(broker))
     await add.kiq(1, 2)
-    assert await asyncio.wait_for(done.get(), 10) == 3
+    assert await asyncio.wait_for(done.get(), 60) == 3
     started = time.monotonic()
     await add.kicker().with_labels(delay=1).kiq(20, 22)
-    assert await asyncio.wait_for(done.get(), 10) == 42
+    assert await asyncio.wait_for(done.get(), 60) == 42
     assert time.monotonic() - started >= 0.99
     await flaky.kiq()
-    assert await asyncio.wait_for(done.get(), 10) == "at last"
+    assert await asyncio.wait_for(done.get(), 60) == "at last"
     receiver.cancel()
     await asyncio.gather(receiver, return_exceptions=True)
     await broker.shutdown()

@@ -150,12 +150,10 @@ class Take:
     def one(self, queue: str, *, auto_ack: bool = True, timeout: float = 60.0) -> tuple[Any, Any, bytes]:
         """Return the next message, fetched with basic.get. Fails if none arrives in time."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            got = self.channel.basic_get(queue, auto_ack=auto_ack)
-            if got[0] is not None:
-                return got
+        while (got := self.channel.basic_get(queue, auto_ack=auto_ack))[0] is None:
+            assert time.monotonic() < deadline, f"no message in queue {queue} after {timeout} s"
             self.channel.connection.process_data_events(0.005)
-        pytest.fail(f"no message in queue {queue} after {timeout} s")
+        return got
 
     def bodies(self, queue: str, count: int) -> list[bytes]:
         """Return the bodies of the next messages."""

@@ -34,6 +34,11 @@ class LoopWatch:
         broker.under_test(lambda _: self._look())
 
     def _look(self) -> None:
+        self._count()
+        asyncio.get_running_loop().call_later(_EVERY, self._look)
+
+    def _count(self) -> None:
+        """Count the turn since the last look."""
         now = time.thread_time()
         if self._last:
             used = now - self._last
@@ -42,7 +47,6 @@ class LoopWatch:
             if self._idle_turns >= _IDLE_TURNS:
                 self._is_idle.set()
         self._last = now
-        asyncio.get_running_loop().call_later(_EVERY, self._look)
 
     def settle(self, seconds: float) -> bool:
         """Wait until the broker has nothing to do. Return False if it is still busy after this many seconds."""
@@ -56,7 +60,8 @@ class LoopWatch:
 
     def take(self) -> float:
         """Return the longest turn since the last call. A test calls this before it measures."""
-        self._broker.under_test(lambda _: self._broker)  # waits for the current turn, which counts as well
+        # This waits for the current turn, and counts it. Otherwise, the next look would count it for what comes next.
+        self._broker.under_test(lambda _: self._count())
         gc.freeze()
         longest, self.longest = self.longest, 0.0
         return longest

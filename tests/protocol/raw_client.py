@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from pamqp import commands, frame
 from pamqp.base import Frame
+from pamqp.heartbeat import Heartbeat
 
 CAPABILITIES = {"authentication_failure_close": True, "connection.blocked": True, "consumer_cancel_notify": True}
 
@@ -76,8 +77,9 @@ class RawClient:
         return frame.unmarshal(head + self.read(struct.unpack(">I", head[3:])[0] + 1))[2]
 
     def expect(self, kind: type) -> Any:
-        """Return the next frame, which must be of this kind."""
-        got = self.receive()
+        """Return the next frame that is not a heartbeat. It must be of this kind."""
+        while isinstance(got := self.receive(), Heartbeat):
+            pass
         assert isinstance(got, kind), f"expected {kind}, got {got}"
         return got
 

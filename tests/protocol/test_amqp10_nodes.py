@@ -106,7 +106,7 @@ def test_an_amqp_1_0_client_can_reply_to_an_amqp_0_9_1_client(client: RawAmqp10,
     asked = client.expect(TRANSFER).message.properties
     client.attach_sender(None, handle=1)
     assert client.published(0, message(b"answer", to=asked.reply_to), handle=1).descriptor == ACCEPTED
-    channel.connection.process_data_events(time_limit=5)
+    channel.connection.process_data_events(time_limit=60)
     assert replies == [b"answer"]
 
 

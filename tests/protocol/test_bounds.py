@@ -101,8 +101,10 @@ def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedB
         flood.socket.sendall(publish * 1000)
     connection = connect(small)
     channel = connection.channel()
-    assert 5 < channel.queue_declare("q", passive=True).method.message_count < 200
-    assert Take(channel).one("q")[2] == body
+    take = Take(channel)
+    take.until(lambda: channel.queue_declare("q", passive=True).method.message_count > 5)
+    assert channel.queue_declare("q", passive=True).method.message_count < 200
+    assert take.one("q")[2] == body
     connection.close()
     flood.socket.close()
 

@@ -304,7 +304,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts:
     for what in sequence:
         assert ours.do(what) == theirs.do(what), what
         expected = ours.state(with_counts=with_counts)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         # RabbitMQ's queues deliver and dead-letter asynchronously.
         while theirs.state(with_counts=with_counts) != expected:
             assert time.monotonic() < deadline, (what, expected, theirs.state(with_counts=with_counts))

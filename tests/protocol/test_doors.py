@@ -338,14 +338,19 @@ def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) ->
         where = urlsplit(broker.management_url).netloc
         headers = {"authorization": f"Basic {GUEST}"}
         lists, others = HTTPConnection(where, timeout=30), HTTPConnection(where, timeout=30)
-        lists.request("GET", "/api/queues?sort=name", headers=headers)
-        listed, answered = pool.submit(lists.getresponse), 0
-        while not listed.done():
-            others.request("GET", "/api/whoami", headers=headers)
-            assert json.loads(others.getresponse().read())["name"] == "guest"
-            answered += 1
-        assert len(json.loads(listed.result().read())) == 5_000
-    assert answered > 2
+
+        def answered() -> int:
+            """List all queues, and return how many requests of the other client are answered before the list is."""
+            lists.request("GET", "/api/queues?sort=name", headers=headers)
+            listed, count = pool.submit(lists.getresponse), 0
+            while not listed.done():
+                others.request("GET", "/api/whoami", headers=headers)
+                assert json.loads(others.getresponse().read())["name"] == "guest"
+                count += 1
+            assert len(json.loads(listed.result().read())) == 5_000
+            return count
+
+        assert any(answered() > 2 for _ in range(5))  # if the machine stands still, the other client may ask too late
 
 
 @large

@@ -161,7 +161,7 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
         lambda _channel, _method, properties, body: got.append((properties.headers["x-stream-offset"], body)),
         arguments={"x-stream-offset": "first"},
     )
-    channel.connection.process_data_events(1)
+    channel.connection.process_data_events(60)
     vhost.reset()
     assert vhost.queue("s").messages(count=0).bodies == []
     assert stream.request(DELETE_PUBLISHER, b"\x01").code == 1
@@ -172,7 +172,7 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
     assert stream.subscribe(1, "s") == 1
     assert stream.chunk().first_offset == 2
     channel.basic_ack(1)
-    channel.connection.process_data_events(1)
+    channel.connection.process_data_events(60)
     assert got == [(0, b"a"), (2, b"c")]
 
 
@@ -470,7 +470,7 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
     cancelled = []
     channel.add_on_cancel_callback(lambda frame: cancelled.append(frame.method.consumer_tag))
     assert vhost.faults.cancel_consumers("jobs") == 1
-    channel.connection.process_data_events(time_limit=1)
+    channel.connection.process_data_events(time_limit=60)
     assert cancelled == ["mine"]
 
 

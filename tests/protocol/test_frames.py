@@ -295,7 +295,7 @@ def test_a_client_that_sends_neither_heartbeats_nor_other_frames_is_disconnected
     """If a client has negotiated heartbeats, the broker sends heartbeats. If the client then sends neither heartbeats
     nor other frames, the broker closes the connection after a few heartbeat intervals.
     """
-    with RawClient(amqp_url, heartbeat=1) as client:
+    with RawClient(amqp_url, heartbeat=2) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
         with pytest.raises((EOFError, ConnectionResetError)):
             client.read(8 * 20)

@@ -161,7 +161,7 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
     """
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
-        channel.connection.process_data_events(10)
+        channel.connection.process_data_events(60)
     assert "<connection closed: 501 FRAME_ERROR - Closed by a test>" in repr(vhost.published(timeout=0))
 
 

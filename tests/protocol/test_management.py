@@ -42,8 +42,9 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
     where = f"queues/{vhost}/{stream}"
 
     def has_statistics() -> bool:
-        consumers = api("GET", where)[1].get("consumer_details")
-        return bool(consumers and "user" in consumers[0]["channel_details"])
+        found = api("GET", where)[1]
+        consumers = found.get("consumer_details")
+        return bool(found.get("readers") and consumers and "user" in consumers[0]["channel_details"])
 
     wait_until(has_statistics, "the statistics")
     view = eventually(api, where, consumers=1)

@@ -13,14 +13,14 @@ import pika
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import ports, rabbitmq_plugins
+from mqtool.broker import rabbitmq_plugins
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from tests.brokers import large, own_broker, rabbitmqctl
+from tests.brokers import free_port, large, own_broker, rabbitmqctl
 from tests.cli.shell import wait_until
 from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10, described
@@ -127,8 +127,8 @@ OF_PROCESS = (
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Started, str]]:
     """A private RabbitMQ node with rabbitmq_prometheus on a port of its own, and the URL of its metrics."""
     own_broker(BrokerKind.NODE)
-    starter, port = STARTERS[BrokerKind.NODE], ports.free_port()
-    started = starter.start(Wanted(f"metrics-{port}", ports.free_port()))
+    starter, port = STARTERS[BrokerKind.NODE], free_port()
+    started = starter.start(Wanted(f"metrics-{port}", free_port()))
     try:
         connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
         setting = f"application:set_env(rabbitmq_prometheus, tcp_config, [{{port, {port}}}])."
