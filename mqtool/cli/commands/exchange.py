@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import administration
-from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, typed_choice
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.queue import IfNotExists, declare_as, existing, named, one_by_one
@@ -28,6 +28,8 @@ app = group("exchange", "Declare, bind, unbind and delete exchanges.", heading="
 
 #: The exchange types that every broker supports.
 _TYPES = ("direct", "fanout", "topic", "headers")
+#: Seconds to wait for a connection to the management API, and for its answer, which says what `unbind` has changed.
+_PATIENCE = (1.0, 5.0)
 
 
 ExchangeName = Annotated[
@@ -178,7 +180,7 @@ def _keys_bound(access: Access, binding: Binding) -> Counter[str] | None:
     from mqtool.inspection.definitions import bindings_between
 
     with suppress(MqtoolError):
-        found = bindings_between(access.management(HINT_PATIENCE), access.vhost, binding)
+        found = bindings_between(access.management(_PATIENCE), access.vhost, binding)
         return Counter(each.routing_key for each in found)
     return None
 
