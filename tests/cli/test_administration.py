@@ -256,8 +256,9 @@ def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_ex
     )
     assert unbound(*between) == (0, f"{what} is no longer bound {to}")
     assert unbound(*between) == (0, f"{what} was not bound {to}")
+    assert unbound("amq.direct", "jobs") == (0, "queue 'jobs' was not bound to exchange 'amq.direct'\n")
     admin.environment["MQTOOL_MANAGEMENT_URL"] = "http://localhost:1"
-    assert unbound(*between) == (0, f"{what} is now not bound {to}")
+    assert unbound(*between) == (0, f"{what} is now not bound {to[:-1]} and these arguments\n")
 
 
 @large

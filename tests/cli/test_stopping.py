@@ -374,6 +374,23 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(
 
 
 @on_any_broker
+def test_top_on_a_terminal_that_cannot_redraw_ends_when_it_is_closed(shell: Shell) -> None:
+    """If TERM is dumb and SIGHUP is ignored, `top` ends when the terminal is closed, and says at most that it cannot
+    write there. It does not report a bug in mqtool.
+    """
+    shell.environment["TERM"] = "dumb"
+    shell.run("mqtool", "queue", "declare", "jobs")
+    with closable_terminal(shell, "sh", "-c", 'trap "" HUP; exec mqtool top 2> errors') as terminal:
+        terminal.wait_for("jobs")
+        terminal.close()
+        terminal.wait()
+    assert (shell.directory / "errors").read_text() in (
+        "",
+        "mqtool: cannot write to standard output: Input/output error\n",
+    )
+
+
+@on_any_broker
 def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
     """If GNU `timeout` stops `worker` with SIGTERM, `worker` still finishes its current task. The exit code is 124,
     that of `timeout`.

@@ -160,16 +160,19 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
+    done: list[str] = []
     with access.channel() as channel:
         before = _keys_bound(access, bindings.by(""))
-        for key in bindings.keys or [""]:
-            what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
-            ask(what, access, yes=yes, is_safe=True)
-            administration.unbind(channel, bindings.by(key))
-            after = before and _keys_bound(access, bindings.by(""))
-            state = "is now not bound" if before is None or after is None else _change(before[key], after[key])
-            output.status(f"{bindings.to} {state} to exchange {bindings.exchange!r}{_by(key)}")
-            before = after
+        try:
+            for key in bindings.keys or [""]:
+                what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
+                ask(what, access, yes=yes, is_safe=True)
+                administration.unbind(channel, bindings.by(key))
+                done.append(key)
+        finally:
+            after = _keys_bound(access, bindings.by("")) if before is not None and done else None
+            for key in done:
+                output.status(f"{bindings.to} {_change(bindings.by(key), before, after)}")
 
 
 def _keys_bound(access: Access, binding: Binding) -> Counter[str] | None:
@@ -185,15 +188,19 @@ def _keys_bound(access: Access, binding: Binding) -> Counter[str] | None:
     return None
 
 
-def _change(before: int, after: int) -> str:
-    """Say how unbinding has changed the bindings with one routing key, given their numbers before and after."""
-    if not before:
-        return "was not bound"
-    if not after:
-        return "is no longer bound"
-    if after < before:
-        return "is no longer bound with these arguments, but with others,"
-    return "is still bound with other arguments"
+def _change(removed: Binding, before: Counter[str] | None, after: Counter[str] | None) -> str:
+    """Say how unbinding has changed the bindings with one key, given their numbers by key before and after."""
+    key = removed.routing_key
+    to = f"to exchange {removed.source!r}{_by(key)}"
+    if before is None or after is None:
+        return f"is now not bound {to}{' and' if key else ' with'} {'these' if removed.arguments else 'no'} arguments"
+    if not before[key]:
+        return f"was not bound {to}"
+    if not after[key]:
+        return f"is no longer bound {to}"
+    if after[key] < before[key]:
+        return f"is no longer bound with these arguments, but with others, {to}"
+    return f"is still bound with other arguments {to}"
 
 
 def _by(key: str) -> str:

@@ -187,9 +187,12 @@ class _ShownBroker:
             return False
         if action.only == "own" and own is not None:  # it may be down
             return (last := state.load_last(own.name)) is not None and last.url == own.url
-        if "embedded" in self.kinds and not self._is_embedded():
+        proof = self._is_embedded if action.changes else self._has_embedded_api
+        if "embedded" in self.kinds and not proof():
             return False
         found = running_at(self._access.address)
+        if found is None and own is not None:
+            self._access.connect().close()  # raises Unavailable if it is down, rather than replaced by another one
         return (found and found.name) == (own and own.name)
 
     def _is_embedded(self) -> bool:
@@ -197,12 +200,17 @@ class _ShownBroker:
 
         The user may have named the management API of another one.
         """
+        if not self._has_embedded_api():
+            return False
+        with self._access.connect() as connection:
+            return connection.broker_to_show == "the embedded broker"
+
+    def _has_embedded_api(self) -> bool:
         try:
             list(self._access.management().items("mqtool/faults"))  # a restart may have moved the API to another port
         except (NotFound, AccessRefused):
             return False
-        with self._access.connect() as connection:
-            return connection.broker_to_show == "the embedded broker"
+        return True
 
 
 def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:

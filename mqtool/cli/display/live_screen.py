@@ -107,30 +107,34 @@ class Live:
 
     def run(self) -> None:
         """Show each frame in place of the last one, or below it on a terminal that cannot redraw."""
+        stop = threading.Event()
+        try:
+            with stopping.calling(stop.set):
+                self._show_until(stop)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal was closed
+                raise
+        finally:
+            stop.set()
+
+    def _show_until(self, stop: threading.Event) -> None:
         from rich.live import Live as Screen
 
-        console, stop = layout.terminal(), threading.Event()
+        console = layout.terminal()
         self._height = console.height
-        with stopping.calling(stop.set):
-            self._keep(self._fetch(self._height, ""))
-            if os.environ.get("TERM") == "dumb":
-                self._print_until(stop)
-                return
-            threading.Thread(target=self._fetch_until, args=(stop,), name="mqtool-live", daemon=True).start()
-            keys = single_keys() if output.is_terminal(0) else nullcontext()
-            try:
-                with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
-                    while not stop.is_set():
-                        screen.update(self._picture(console), refresh=True)
-                        if self._obey(_keys_within(self._interval, stop)):
-                            break
-                        if self._failure is not None:
-                            raise self._failure
-            except OSError as error:
-                if error.errno != errno.EIO:  # the terminal was closed
-                    raise
-            finally:
-                stop.set()
+        self._keep(self._fetch(self._height, ""))
+        if os.environ.get("TERM") == "dumb":
+            self._print_until(stop)
+            return
+        threading.Thread(target=self._fetch_until, args=(stop,), name="mqtool-live", daemon=True).start()
+        keys = single_keys() if output.is_terminal(0) else nullcontext()
+        with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
+            while not stop.is_set():
+                screen.update(self._picture(console), refresh=True)
+                if self._obey(_keys_within(self._interval, stop)):
+                    break
+                if self._failure is not None:
+                    raise self._failure
 
     def _print_until(self, stop: threading.Event) -> None:
         while True:
