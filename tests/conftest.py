@@ -25,7 +25,6 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import state
 from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
-from mqtool.broker.embedded.testing.questions import TIMEOUT, Questions, QueueQuestions
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
@@ -256,15 +255,6 @@ def emptied() -> Iterator[list[TestBroker]]:
     yield vhosts
     for each in vhosts:
         each.drop_vhost()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def patient_queries() -> None:
-    """Queries to the embedded broker wait for up to half a minute: for two seconds, a busy machine may stand still."""
-    for query in (Questions.published, Questions.wait_for, Questions.until, QueueQuestions.messages):
-        query.__defaults__ = tuple(30.0 if value == TIMEOUT else value for value in query.__defaults__ or ())
-        if query.__kwdefaults__:
-            query.__kwdefaults__ |= {"timeout": 30.0}
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ from mqtool.broker.embedded.testing.fault import (
 from mqtool.broker.embedded.testing.traffic import Messages
 from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
-#: How many seconds a query waits for the expected messages by default.
-TIMEOUT = 2.0
+#: How many seconds a query waits for the expected messages by default. A busy machine may stand still for two or three.
+TIMEOUT = 10.0
 
 _INTERVAL = 0.005
 T = TypeVar("T")
