@@ -333,9 +333,7 @@ class FailedMessages:
         hint = "--failed-to needs the name of a file, such as failed.ndjson"
         if path.exists() and not path.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", hint)
-        if (
-            str(path) == "-" or output.is_same_file(1, path) or output.is_same_file(2, path)
-        ):  # 'send --file=-' would read stdin
+        if str(path) == "-" or any(output.is_same_file(each, path) for each in (1, 2)):  # 'send --file=-' reads stdin
             raise UsageError(f"cannot write {path}: it is stdout or stderr", hint)
         if source.reads(self._unfinished):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")

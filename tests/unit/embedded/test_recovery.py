@@ -585,27 +585,6 @@ def test_a_definition_of_which_a_byte_is_damaged_is_not_restored_with_a_value_of
     asyncio.run(run())
 
 
-def test_a_policy_with_a_text_that_is_no_longer_utf_8_is_reported_as_damaged(tmp_path: Path) -> None:
-    """If a damaged byte of a policy's definition makes a text invalid as UTF-8, the broker reports this policy as
-    damaged when it starts, rather than fail whenever the management API shows the policies.
-    """
-
-    async def run() -> None:
-        storage, broker = started(tmp_path)
-        broker.vhosts["/"].policies.put(USER, Policy("a", "nothing", {"overflow": "reject-publish"}))
-        storage.close()
-        with closing(sqlite3.connect(tmp_path / "broker.sqlite3")) as db, db:
-            [(value,)] = db.execute("SELECT value FROM definition WHERE kind = ?", (USER,)).fetchall()
-            damaged = value.replace(b"reject", b"r\xe5ject")
-            db.execute("UPDATE definition SET value = ? WHERE kind = ?", (damaged, USER))
-        storage, broker = started(tmp_path)
-        assert "definitions could not be read" in str(storage.damage)
-        assert not broker.vhosts["/"].policies.by_kind[USER]
-        storage.close()
-
-    asyncio.run(run())
-
-
 def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_directory(tmp_path: Path) -> None:
     """If the definition of a virtual host cannot be read, the broker starts without this virtual host, and reports
     which of its queues are missing. The data directory keeps everything, so once the definition is restored, the

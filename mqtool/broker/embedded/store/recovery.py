@@ -1,6 +1,5 @@
 """Recovery of a broker from its data directory. All readable data is restored; the rest is reported and left there."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -116,7 +115,6 @@ class _Recovery:
         policy = Policy(**stored)
         if not all(map(isinstance, policy, (str, str, dict, int | float, str))):  # only a later use would notice
             raise TypeError("damaged")
-        json.dumps(policy.definition)  # the management API shows it; what is not UTF-8 was read as bytes
         vhost.policies.restore(kind, policy)
 
     def _exchange(self, stored: Any) -> None:
