@@ -726,6 +726,76 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
     assert world.api(asked.method, path, asked.body, user=world.user, password="secret")[0] == status
 
 
+#: A request for something in a virtual host by a user without permissions there. Up to 4.2, RabbitMQ answers that the
+#: user may not see the virtual host (401), and from 4.3 on, that it does not exist (404).
+HIDDEN = 0
+#: Requests with the statuses that users without permissions get, one for each of the tags below.
+UNPERMITTED_TAGS = ("", "management", "policymaker", "monitoring", "administrator")
+UNPERMITTED = [
+    (Asked("GET", "queues/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "queues/VHOST/q"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "queues/VHOST/q/bindings"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "exchanges/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "exchanges/VHOST/x"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "exchanges/VHOST/x/bindings/source"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "bindings/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "bindings/VHOST/e/x/q/q"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "policies/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "policies/VHOST/p"), (401, 401, HIDDEN, 401, 404)),
+    (Asked("PUT", "policies/VHOST/p", POLICY), (401, 401, HIDDEN, 401, 201)),
+    (Asked("GET", "vhosts/VHOST/connections"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "vhosts/VHOST/channels"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
+    (Asked("GET", "vhosts/VHOST"), (401, 401, 401, 401, 200)),
+    (Asked("GET", "vhost-limits/VHOST"), (401, HIDDEN, HIDDEN, 200, 200)),
+    (Asked("GET", "aliveness-test/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 401)),
+    (Asked("PUT", "queues/VHOST/new", {}), (401, HIDDEN, HIDDEN, HIDDEN, 401)),
+    (Asked("GET", "queues/no-such-vhost"), (401, 404, 404, 404, 404)),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "statuses"), UNPERMITTED, ids=[f"{asked.method} {asked.path}" for asked, _ in UNPERMITTED]
+)
+def test_only_administrators_see_what_a_virtual_host_contains_without_permissions_in_it(
+    broker: TestBroker, world: World, asked: Asked, statuses: tuple[int, ...]
+) -> None:
+    """In the management API, only an administrator may look at a virtual host without having permissions in it. A user
+    with another tag, `monitoring` included, gets the status 401 up to RabbitMQ 4.2, and 404 from 4.3 on.
+    """
+    hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
+    world.reset([])
+    world.api("DELETE", f"permissions/{world.vhost}/{world.user}")
+    found = []
+    for tags in UNPERMITTED_TAGS:
+        world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
+        path = asked.path.replace("VHOST", world.vhost)
+        found.append(world.api(asked.method, path, asked.body, user=world.user, password="secret")[0])
+    assert found == [(404 if hides else 401) if status == HIDDEN else status for status in statuses]
+
+
+@pytest.mark.parametrize("tag", ["management", "monitoring"])
+@pytest.mark.parametrize("kind", ["queues", "exchanges", "bindings", "policies"])
+def test_a_list_contains_nothing_from_virtual_hosts_in_which_the_user_has_no_permissions(
+    world: World, kind: str, tag: str
+) -> None:
+    """A list of the queues, exchanges, bindings or policies of all virtual hosts contains only those of virtual hosts
+    in which the user has permissions. A user with the tag `monitoring` gets the names of the others in the list of
+    virtual hosts, but nothing else.
+    """
+    world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tag})
+    world.put("policies/VHOST/p", POLICY)
+
+    def seen(kind: str, field: str) -> set[str]:
+        listed = world.api("GET", kind, user=world.user, password="secret")[1]
+        return {view[field] for view in listed}
+
+    world.reset([])
+    assert seen(kind, "vhost") == {world.vhost}
+    world.api("DELETE", f"permissions/{world.vhost}/{world.user}")
+    assert seen(kind, "vhost") == set()
+    assert (world.vhost in seen("vhosts", "name")) == (tag == "monitoring")
+
+
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
 def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(native: "tuple[World, str]") -> None:
     """If an administrator has no permissions, the broker refuses every operation of this user on queues and exchanges,

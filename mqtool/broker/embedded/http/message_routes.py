@@ -20,8 +20,8 @@ from mqtool.broker.embedded.http.route_table import (
     anyone,
     member,
     missing,
+    observer,
     route,
-    visitor,
 )
 from mqtool.broker.embedded.http.session_routes import link_consumers
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
@@ -306,10 +306,10 @@ _SETTLING: dict[str, Callable[[Broker, BrokerQueue, list[BacklogEntry]], None]] 
 
 
 @route(READ, "consumers", anyone)
-@route(READ, "consumers/VHOST", visitor)
+@route(READ, "consumers/VHOST", observer)
 def consumers(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
     """Return the consumers of queues, whatever their protocol."""
-    seen = {each.name for each in call.vhosts(vhost)}
+    seen = {each.name for each in call.vhosts()} & {each.name for each in call.vhosts(vhost)}
     found: list[Callable[[], Json]] = []
     for connection in call.opened():
         for channel in connection.channels.values():

@@ -14,13 +14,13 @@ from mqtool.broker.embedded.http.route_table import (
     Json,
     RouteCall,
     administrator,
-    administrator_or_member,
     anyone,
     first,
     missing,
     policymaker,
     put,
     route,
+    visitor,
 )
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy, check_pattern
 from mqtool.broker.embedded.model.broker import OF_VHOSTS, Broker
@@ -133,8 +133,8 @@ def _kind(call: RouteCall) -> str:
 
 @route(READ, "policies", anyone)
 @route(READ, "operator-policies", anyone)
-@route(READ, "policies/VHOST", administrator_or_member)
-@route(READ, "operator-policies/VHOST", administrator_or_member)
+@route(READ, "policies/VHOST", visitor)
+@route(READ, "operator-policies/VHOST", visitor)
 def policies(call: RouteCall, vhost: str | None = None) -> list[Json]:
     return policy_views(call.vhosts(vhost), _kind(call))
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 AnyConnection: TypeAlias = "BrokerConnection | StreamConnection | Connection10"
 Json = dict[str, Any]
 
-#: The user tags that allow users to log in, and those that let them see all virtual hosts and connections.
+#: The user tags that allow users to log in, and those that let them see the names of all virtual hosts, and all
+#: connections.
 TAGS = {"administrator", "monitoring", "policymaker", "management"}
 SEES_ALL = {"administrator", "monitoring"}
 
@@ -174,17 +175,26 @@ class RouteCall:
         return [each for each in mine if wanted in (None, each.vhost)]
 
     def sees_all(self) -> bool:
-        """Return True if the user may see all virtual hosts and connections."""
+        """Return True if the user may see the names of all virtual hosts, and all connections."""
         return bool(SEES_ALL.intersection(self.user.tags))
+
+    def is_administrator(self) -> bool:
+        """Return True if the user has the tag `administrator`, and may see what all virtual hosts contain."""
+        return "administrator" in self.user.tags
 
     def vhost(self, name: str) -> VirtualHost:
         return self.broker.vhosts.get(name) or missing()
 
     def vhosts(self, name: str | None = None) -> list[VirtualHost]:
-        """Return a list with the virtual host of this name; for None, with all that the user may see."""
+        """Return a list with the virtual host of this name; for None, with all whose contents the user may see."""
         if name is not None:
             return [self.vhost(name)]
-        return [each for each in self.broker.vhosts.values() if each.name in self.user.permissions or self.sees_all()]
+        is_administrator = self.is_administrator()
+        return [each for each in self.broker.vhosts.values() if is_administrator or each.name in self.user.permissions]
+
+    def named_vhosts(self) -> list[VirtualHost]:
+        """Return a list with all virtual hosts whose names the user may see."""
+        return [*self.broker.vhosts.values()] if self.sees_all() else self.vhosts()
 
     def users(self, name: str | None = None) -> list[User]:
         """Return a list with the user of this name; for None, with all users."""
@@ -352,40 +362,49 @@ def anyone(call: RouteCall, *names: str) -> None:
 
 def administrator(call: RouteCall, *names: str) -> None:  # noqa: ARG001
     """Allow only administrators."""
-    if "administrator" not in call.user.tags:
+    if not call.is_administrator():
         raise refused("Not administrator user")
 
 
 def monitoring(call: RouteCall, *names: str) -> None:  # noqa: ARG001
-    """Allow only users who may see all virtual hosts."""
+    """Allow only users who may see the names of all virtual hosts."""
     if not call.sees_all():
         raise refused("Not monitor user")
 
 
-def visitor(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
-    """Allow users with permissions in the virtual host, or with a tag that lets them see every virtual host."""
+def observer(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
+    """Allow users who may see the virtual host's name, but not necessarily what it contains."""
     if not call.sees_all():
         member(call, vhost)
 
 
-def member(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
+def visitor(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
+    """Allow administrators, and users with permissions in the virtual host."""
+    if not call.is_administrator():
+        member(call, vhost)
+
+
+def member(
+    call: RouteCall,
+    vhost: str,
+    *names: str,  # noqa: ARG001
+    reason: str = "User not authorised to access virtual host",
+) -> None:
     """Allow users with any permissions in the virtual host. The handler checks the specific permission."""
     if vhost not in call.user.permissions:
-        if call.broker.profile.hides_vhosts:
+        if vhost not in call.broker.vhosts:
+            missing()
+        if call.broker.profile.hides_vhosts and not call.is_administrator():
             raise HttpError(HTTPStatus.NOT_FOUND, "not_found", "Not Found")
-        raise refused("User not authorised to access virtual host")
-
-
-def administrator_or_member(call: RouteCall, vhost: str, *names: str) -> None:  # noqa: ARG001
-    """Allow administrators, and users with permissions in the virtual host."""
-    if "administrator" not in call.user.tags:
-        member(call, vhost)
+        raise refused(reason)
 
 
 def policymaker(call: RouteCall, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
     """Allow administrators and policymakers. If the path has a virtual host, policymakers need permissions in it."""
-    tags = call.user.tags
-    if "administrator" in tags:
+    if call.is_administrator():
         return
-    if "policymaker" not in tags or (vhost is not None and vhost not in call.user.permissions):
-        raise refused("User not authorised to access object")
+    reason = "User not authorised to access object"
+    if "policymaker" not in call.user.tags:
+        raise refused(reason)
+    if vhost is not None:
+        member(call, vhost, reason=reason)

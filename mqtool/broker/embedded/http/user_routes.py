@@ -28,9 +28,9 @@ from mqtool.broker.embedded.http.route_table import (
     check_regular_expression,
     first,
     missing,
+    observer,
     put,
     route,
-    visitor,
     where,
 )
 from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
@@ -255,10 +255,10 @@ def delete_topic_permission(call: RouteCall, vhost: str, name: str, *exchange: s
 
 @route(READ, "vhosts", anyone)
 async def vhosts(call: RouteCall) -> list[Json]:
-    return [await _vhost_view(vhost, call.api.rates) for vhost in call.vhosts()]
+    return [await _vhost_view(vhost, call.api.rates) for vhost in call.named_vhosts()]
 
 
-@route(READ, "vhosts/VHOST", visitor)
+@route(READ, "vhosts/VHOST", administrator)
 async def vhost(call: RouteCall, name: str) -> Json:
     return await _vhost_view(call.vhost(name), call.api.rates)
 
@@ -351,9 +351,10 @@ def start_vhost(call: RouteCall, name: str, node: str) -> None:  # noqa: ARG001
 
 
 @route("GET", "vhost-limits", anyone)
-@route("GET", "vhost-limits/VHOST", visitor)
+@route("GET", "vhost-limits/VHOST", observer)
 def vhost_limits(call: RouteCall, vhost: str | None = None) -> list[Json]:
-    return [{"vhost": each.name, "value": each.limits} for each in call.vhosts(vhost) if each.limits]
+    found = call.named_vhosts() if vhost is None else call.vhosts(vhost)
+    return [{"vhost": each.name, "value": each.limits} for each in found if each.limits]
 
 
 @route("PUT DELETE", "vhost-limits/VHOST/LIMIT", administrator)
