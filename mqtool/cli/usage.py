@@ -133,7 +133,7 @@ def _extra_argument(what: str, typed: str, context: Any) -> tuple[str, str] | No
     if "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
-    start = f"{context.command_path} " if _is_all_that_was_typed(context, *typed.split(" ")) else ""
+    start = f"{context.command_path} " if _is_all_that_was_typed(context, typed) else ""
     program = f"to run a program: {start}--exec {quoted(typed)}" if _has("--exec", context) else ""
     for flag, noun in (("-q", "queue"), ("--name", "broker")):
         if " " not in typed and flag not in sys.argv and _names_only_with(flag, context):
@@ -149,7 +149,7 @@ def _is_all_that_was_typed(context: Any, *words: str) -> bool:
 
     Other options may name the broker, without which it would use another one, and contain a password.
     """
-    return sys.argv[1:] == [*context.command_path.split()[1:], *words]
+    return " ".join(sys.argv[1:]) == " ".join([*context.command_path.split()[1:], *words])
 
 
 def _parameters(context: Any) -> Sequence[Any]:

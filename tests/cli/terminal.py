@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,6 +83,21 @@ class ClosableTerminal:
 
     def type(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
+
+    def suspend(self) -> None:
+        """Suspend the command, as a shell does after Ctrl-Z, and let the terminal pass on whole lines only."""
+        os.kill(self._pid, signal.SIGSTOP)
+        os.waitpid(self._pid, os.WUNTRACED)
+        settings = termios.tcgetattr(self._terminal)
+        settings[3] |= termios.ICANON
+        termios.tcsetattr(self._terminal, termios.TCSANOW, settings)
+
+    def resume(self) -> None:
+        """Continue the command, as `fg` does."""
+        os.kill(self._pid, signal.SIGCONT)
+
+    def passes_on_single_keys(self) -> bool:
+        return not termios.tcgetattr(self._terminal)[3] & termios.ICANON
 
     def close(self) -> None:
         """Close the terminal, as at the end of an ssh session."""

@@ -3,6 +3,7 @@ hosts and plugins.
 """
 
 import re
+import socket
 import uuid
 from collections.abc import Iterator
 
@@ -502,6 +503,25 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
         assert listed() == ""
     finally:
         lonely_shell.run("mqtool", "broker", "down")
+
+
+@on_any_broker
+def test_ctrl_c_before_exchange_unbind_has_changed_anything_keeps_the_binding(admin: Shell) -> None:
+    """`exchange unbind` first reads the bindings. If the management API does not answer, Ctrl-C ends the command at
+    once with exit code 130, and the binding is kept.
+    """
+    admin.run("mqtool", "queue", "declare", "jobs")
+    admin.run("mqtool", "exchange", "bind", "amq.direct", "jobs", "red")
+    address = admin.environment["MQTOOL_MANAGEMENT_URL"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        admin.environment["MQTOOL_MANAGEMENT_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        unbind = admin.start("mqtool", "exchange", "unbind", "amq.direct", "jobs", "red")
+        connection, _ = silent.accept()
+        with connection:
+            unbind.interrupt()
+            assert unbind.wait().code == 130
+    admin.environment["MQTOOL_MANAGEMENT_URL"] = address
+    assert "red\n" in admin.run("mqtool", "list", "bindings", "routing_key").stdout
 
 
 @on_any_broker

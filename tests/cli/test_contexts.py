@@ -585,6 +585,24 @@ def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that
 
 
 @on_any_broker
+def test_ctrl_c_at_the_second_prompt_of_exchange_unbind_comes_after_the_report_of_the_first(
+    staging: Shell, broker: TestBroker
+) -> None:
+    """In a protected context, `exchange unbind` with two keys asks about each, and says what became of the first
+    binding before it asks about the second. After Ctrl-C there, the second binding is kept.
+    """
+    broker.api("PUT", f"queues/{broker.vhost}/jobs", {"durable": True})
+    for key in ("a", "b"):
+        broker.api("POST", f"bindings/{broker.vhost}/e/amq.topic/q/jobs", {"routing_key": key})
+    unbind = ("mqtool", "exchange", "unbind", "amq.topic", "jobs", "a", "b")
+    asked = on_terminal(staging, *unbind, keys=["y\n", "\x03"], cue="[y/N]: ")
+    reported = asked.stdout.index("queue 'jobs' is no longer bound to exchange 'amq.topic' with key 'a'")
+    assert reported < asked.stdout.index("unbind queue 'jobs' from exchange 'amq.topic' with key 'b'")
+    assert asked.code == 130
+    assert staging.run("mqtool", "list", "bindings", "routing_key").stdout.splitlines()[-1] == "b"
+
+
+@on_any_broker
 @pytest.mark.parametrize(
     "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
 )

@@ -196,9 +196,9 @@ def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host
 
 
 def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(shell: Shell, broker: TestBroker) -> None:
-    """A user with the tag `monitoring` sees the names of all virtual hosts, but no queues of a virtual host in which the
-    user has no permissions. `doctor --format nagios` names such a virtual host, and is not OK. With --vhost, it checks
-    only the given virtual host, and is OK if this one is healthy.
+    """A user with the tag `monitoring` sees the names of all virtual hosts, but no queues of a virtual host in which
+    the user has no permissions. `doctor --format nagios` names such a virtual host, and is not OK. With --vhost, it
+    checks only the given virtual host, and is OK if this one is healthy.
     """
     with user_of(broker, "monitoring") as login:
         check = ("mqtool", "doctor", "--format", "nagios", *login)

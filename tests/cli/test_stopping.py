@@ -8,8 +8,10 @@ import signal
 import sys
 import termios
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE, run
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -21,6 +23,7 @@ from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import closable_terminal
 from tests.cli.test_exec import depth
 from tests.processes import is_alive, only_on_linux
+from tests.proxy import Proxy
 
 QUORUM = Queue("stopped", durable=True, arguments={"x-queue-type": "quorum"})
 
@@ -374,20 +377,45 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(
 
 
 @on_any_broker
-def test_top_on_a_terminal_that_cannot_redraw_ends_when_it_is_closed(shell: Shell) -> None:
-    """If TERM is dumb and SIGHUP is ignored, `top` ends when the terminal is closed, and says at most that it cannot
-    write there. It does not report a bug in mqtool.
+@pytest.mark.parametrize("is_reached", [True, False], ids=["broker up", "broker away"])
+def test_top_on_a_terminal_that_cannot_redraw_ends_when_it_is_closed(
+    shell: Shell, broker: TestBroker, *, is_reached: bool
+) -> None:
+    """If TERM is dumb and SIGHUP is ignored, `top` ends when the terminal is closed, even if the next frame is due in
+    an hour, or if `top` is reconnecting to the management API. It reports no bug in mqtool.
     """
     shell.environment["TERM"] = "dumb"
     shell.run("mqtool", "queue", "declare", "jobs")
-    with closable_terminal(shell, "sh", "-c", 'trap "" HUP; exec mqtool top 2> errors') as terminal:
+    errors = shell.directory / "errors"
+    with ExitStack() as reachable:
+        management = reachable.enter_context(Proxy(urlsplit(broker.management).port or 0))
+        shell.environment["MQTOOL_MANAGEMENT_URL"] = f"http://127.0.0.1:{management.port}"
+        top = f"mqtool top --interval {'1h' if is_reached else '1s'} 2> errors"
+        with closable_terminal(shell, "sh", "-c", f'trap "" HUP; exec {top}') as terminal:
+            terminal.wait_for("jobs")
+            if not is_reached:
+                reachable.close()
+                wait_until(lambda: "reconnecting: " in errors.read_text(), "top to reconnect")
+            terminal.close()
+            terminal.wait()
+    end = "mqtool: cannot write to standard output: Input/output error\n"
+    said = [line for line in errors.read_text().splitlines(keepends=True) if not line.startswith("warning: ")]
+    assert said in ([], [end])
+
+
+@on_any_broker
+def test_top_reads_single_keys_again_after_it_was_suspended(shell: Shell) -> None:
+    """If the user suspends `top` and continues it, a single "q" ends it, even if the shell has changed the settings of
+    the terminal meanwhile, as bash does.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs")
+    with closable_terminal(shell, "mqtool", "top", "--interval", "1h") as terminal:
         terminal.wait_for("jobs")
-        terminal.close()
-        terminal.wait()
-    assert (shell.directory / "errors").read_text() in (
-        "",
-        "mqtool: cannot write to standard output: Input/output error\n",
-    )
+        terminal.suspend()
+        terminal.resume()
+        wait_until(terminal.passes_on_single_keys, "top to read single keys")
+        terminal.type("q")
+        assert terminal.wait() == 0
 
 
 @on_any_broker

@@ -1,13 +1,12 @@
 """mqtool exchange."""
 
-from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import administration
+from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, typed_choice
 from mqtool.cli.command_line import command, group
@@ -151,6 +150,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
     """Bind a queue to an exchange."""
     with access_to(broker).channel() as channel:
         for key in bindings.keys or [""]:
+            stopping.exit_if_requested()
             administration.bind(channel, bindings.by(key))
             how = _by(key) or ("" if bindings.headers or bindings.arguments else " with an empty key")
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{how}")
@@ -160,45 +160,49 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: UnneededYes = False) -> None:
     """Remove the bindings with these keys and arguments, if they exist."""
     access = access_to(broker)
-    done: list[str] = []
+    bound = _bound(access, bindings.by(""))
     with access.channel() as channel:
-        before = _keys_bound(access, bindings.by(""))
-        try:
-            for key in bindings.keys or [""]:
-                what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
-                ask(what, access, yes=yes, is_safe=True)
-                administration.unbind(channel, bindings.by(key))
-                done.append(key)
-        finally:
-            after = _keys_bound(access, bindings.by("")) if before is not None and done else None
-            for key in done:
-                output.status(f"{bindings.to} {_change(bindings.by(key), before, after)}")
+        for key in bindings.keys or [""]:
+            stopping.exit_if_requested()
+            removed = bindings.by(key)
+            ask(f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}", access, yes=yes, is_safe=True)
+            administration.unbind(channel, removed)
+            if removed.arguments:  # only the broker knows which bindings have the same: to it, 1 and 1.0 differ
+                after = _bound(access, removed)
+            else:
+                after = bound and {**bound, key: [each for each in bound.get(key, []) if each.arguments]}
+            output.status(f"{bindings.to} {_change(removed, bound, after)}")
+            bound = after
 
 
-def _keys_bound(access: Access, binding: Binding) -> Counter[str] | None:
-    """Count the bindings with this source and destination by routing key; None if the management API does not tell.
+def _bound(access: Access, binding: Binding) -> dict[str, list[Binding]] | None:
+    """Return the bindings with this source and destination by routing key; None if the management API does not tell.
 
     AMQP reports the same whether a binding existed or not.
     """
     from mqtool.inspection.definitions import bindings_between
 
-    with suppress(MqtoolError):
-        found = bindings_between(access.management(_PATIENCE), access.vhost, binding)
-        return Counter(each.routing_key for each in found)
-    return None
+    found: dict[str, list[Binding]] = {}
+    try:
+        for each in bindings_between(access.management(_PATIENCE), access.vhost, binding):
+            found.setdefault(each.routing_key, []).append(each)
+    except MqtoolError:
+        return None
+    return found
 
 
-def _change(removed: Binding, before: Counter[str] | None, after: Counter[str] | None) -> str:
-    """Say how unbinding has changed the bindings with one key, given their numbers by key before and after."""
+def _change(removed: Binding, before: dict[str, list[Binding]] | None, after: dict[str, list[Binding]] | None) -> str:
+    """Say how unbinding has changed the bindings with one key, given all bindings by key before and after."""
     key = removed.routing_key
     to = f"to exchange {removed.source!r}{_by(key)}"
     if before is None or after is None:
         return f"is now not bound {to}{' and' if key else ' with'} {'these' if removed.arguments else 'no'} arguments"
-    if not before[key]:
+    had, has = len(before.get(key, [])), len(after.get(key, []))
+    if not had:
         return f"was not bound {to}"
-    if not after[key]:
+    if not has:
         return f"is no longer bound {to}"
-    if after[key] < before[key]:
+    if has < had:
         return f"is no longer bound with these arguments, but with others, {to}"
     return f"is still bound with other arguments {to}"
 

@@ -24,8 +24,8 @@ from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.tapping import switched_on
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, UsageError
-from mqtool.management import exchanges, queues
-from mqtool.ui.actions import Actions
+from mqtool.management import queues
+from mqtool.ui.actions import ACTIONS, Actions
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import PageServer, single_file
 from mqtool.ui.records import records
@@ -81,9 +81,7 @@ def ui(
     if password is not None and (str(password) == "-" or not password.is_file()):
         raise UsageError("the page's commands read the password again, so it must be in a regular file", "name a file")
     # If the page could not read what it shows, say so here rather than in the page.
-    api = access.management()
-    next(exchanges(api, access.vhost, ("name",)), None)
-    next(queues(api, access.vhost, ("name",)), None)
+    next(queues(access.management(), access.vhost, ("name",)), None)
     if allow_changes:
         ask("let a page change the broker", access, is_safe=True)
     if firehose:
@@ -175,7 +173,7 @@ class _ShownBroker:
             self.kinds |= {"embedded"} if self._is_embedded() else set()
 
     def is_still(self, action: "Action") -> bool:
-        """True if an action would use this broker.
+        """True if an action would use this broker, or another embedded one that took its place.
 
         By now, the context may name another broker, or another broker may listen at the address or have the name.
 
@@ -187,7 +185,8 @@ class _ShownBroker:
             return False
         if action.only == "own" and own is not None:  # it may be down
             return (last := state.load_last(own.name)) is not None and last.url == own.url
-        proof = self._is_embedded if action.changes else self._has_embedded_api
+        # Explaining a route needs no connection to the broker, and must work while a fault refuses connections.
+        proof = self._has_embedded_api if action is ACTIONS["route"] else self._is_embedded
         if "embedded" in self.kinds and not proof():
             return False
         found = running_at(self._access.address)

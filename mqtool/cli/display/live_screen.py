@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import select
+import signal
 import termios
 import threading
 import time
@@ -120,13 +121,13 @@ class Live:
     def _show_until(self, stop: threading.Event) -> None:
         from rich.live import Live as Screen
 
-        console = layout.terminal()
-        self._height = console.height
+        console, can_redraw = layout.terminal(), os.environ.get("TERM") != "dumb"
+        self._height = console.height if can_redraw else _ALL
         self._keep(self._fetch(self._height, ""))
-        if os.environ.get("TERM") == "dumb":
+        threading.Thread(target=self._fetch_until, args=(stop,), name="mqtool-live", daemon=True).start()
+        if not can_redraw:
             self._print_until(stop)
             return
-        threading.Thread(target=self._fetch_until, args=(stop,), name="mqtool-live", daemon=True).start()
         keys = single_keys() if output.is_terminal(0) else nullcontext()
         with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
             while not stop.is_set():
@@ -137,16 +138,21 @@ class Live:
                     raise self._failure
 
     def _print_until(self, stop: threading.Event) -> None:
+        printed = reported = None
         while True:
-            if self._frame is not None:
-                layout.draw(self._frame.body)
-            if stop.wait(self._interval):
-                return
-            try:
-                self._keep(self._fetch(_ALL, ""))
-            except Unavailable as problem:
+            with self._changed:
+                frame, problem = self._frame, self._problem
+            if problem not in (None, reported):
                 output.warning(f"reconnecting: {problem}")
-                self._frame = None
+            elif problem is None and frame is not None and frame is not printed:
+                layout.draw(frame.body)
+                printed = frame
+            reported = problem
+            if self._failure is not None:
+                raise self._failure
+            _check_terminal()
+            if stop.wait(_LOOK_UP):
+                return
 
     def _fetch_until(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -246,15 +252,20 @@ class Live:
         return f"waiting for the broker; this is {age:.0f} s old" if age > max(_FRESH, 2 * self._interval) else ""
 
 
-def _keys_within(seconds: float, stop: threading.Event) -> str:
-    """Wait for keys; return "" if none is pressed in time. Raises OSError (EIO) if the terminal was closed.
+def _check_terminal() -> None:
+    """Raise OSError (EIO) if the terminal was closed.
 
     Rich would not notice: it writes nothing to a closed terminal, as if the output were a file.
     """
+    if not output.is_terminal(1):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _keys_within(seconds: float, stop: threading.Event) -> str:
+    """Wait for keys; return "" if none is pressed in time. Raises OSError (EIO) if the terminal was closed."""
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
-        if not output.is_terminal(1):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        _check_terminal()
         if not output.is_terminal(0):
             stop.wait(min(left, _LOOK_UP))
         elif select.select([0], [], [], min(left, _LOOK_UP))[0] and (keys := os.read(0, 64)):
@@ -264,11 +275,18 @@ def _keys_within(seconds: float, stop: threading.Event) -> str:
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Context manager: read single keys from the terminal on stdin without echoing them."""
+    """Context manager: read single keys from the terminal on stdin without echoing them, also after Ctrl-Z and `fg`."""
     before = termios.tcgetattr(0)
+
+    def continued(*_: object) -> None:
+        if os.tcgetpgrp(0) == os.getpgrp():  # in the background, it would stop this process again
+            tty.setcbreak(0)
+
     tty.setcbreak(0)
+    previous = signal.signal(signal.SIGCONT, continued)  # some shells restore their own settings
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, previous)
         with suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(0, termios.TCSAFLUSH, before)
