@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,3 +268,23 @@ def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyP
     assert next(pieces) == b"short"
     with pytest.raises(BadData, match="larger than 1 MiB"):
         next(pieces)
+
+
+def test_a_line_that_follows_soon_is_read_before_the_publisher_waits_for_confirms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While input arrives line by line, as from `receive --json`, reading never reports that there is no input. So a
+    publisher does not wait for the broker's confirm of each message.
+    """
+    monkeypatch.setattr(source, "_SOON", 60.0)
+    reading, writing = os.pipe()
+    chunks = source.chunks(reading)
+    os.write(writing, b"first\n")
+    assert next(chunks) == b"first\n"
+    later = threading.Timer(0.05, os.write, (writing, b"second\n"))
+    later.start()
+    assert next(chunks) == b"second\n"
+    later.join()
+    os.close(writing)
+    assert list(chunks) == []
+    os.close(reading)

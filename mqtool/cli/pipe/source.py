@@ -24,6 +24,9 @@ STDIN = 0
 _CHUNK = 256 * 1024
 #: While there is no input, a signal to stop is noticed within this many seconds.
 LOOK_UP = 0.25
+#: Input that arrives within this many seconds counts as available: a program that waits until each of its lines is read,
+#: as `mqtool receive` does, would otherwise wait for the broker's confirm of each message.
+_SOON = 0.005
 
 
 def has_input(descriptor: int) -> bool:
@@ -106,7 +109,7 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
         BadData: the input cannot be read.
     """
     while stopping.requested() is None:
-        if not select.select([descriptor], [], [], 0)[0]:
+        if not select.select([descriptor], [], [], _SOON)[0]:
             yield None
             while not select.select([descriptor], [], [], LOOK_UP)[0]:
                 if stopping.requested() is not None:
