@@ -21,6 +21,7 @@ _FORCE = "--yes answers yes, if the command asks"
 _SECRET = "--password-file FILE, or - to read it from stdin"  # noqa: S105
 _BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
 _KEY_TO_EMIT = "the routing key is an argument: mqtool emit-log topic KEY MESSAGE"
+_DELAYED_TO_QUEUE = "'mqtool send --delay 1h -q reports later' sends to a queue"
 _COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
 #: command; "" as the hint: the option is what was meant. The first row that fits counts.
@@ -41,6 +42,7 @@ OTHER_OPTIONS = (
     *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
     *((key, "--key-pattern", _KEY_TO_EMIT) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
     *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
+    *((queue, "--keep-delay", _DELAYED_TO_QUEUE) for queue in ("--queue", "-q")),
     ("--from-beginning", "--offset", "--offset first"),
     ("--sort-by", "--sort", ""),
     ("-A", "--all-vhosts", ""),
