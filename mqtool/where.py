@@ -41,6 +41,14 @@ _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,40})(?:\.\d{1,40})?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)(?:([kKMGT])(i?))?B", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?", re.ASCII | re.DOTALL)
 
+#: Hints for what RE2 says about an expression that is incomplete, or contains a character that is meant as text.
+_INCOMPLETE = {
+    "missing )": r"close the parenthesis, or write \( to search for one",
+    "missing ]": r"close the bracket, or write \[ to search for one",
+    "unexpected )": r"open one before it, or write \) to search for one",
+    "no argument": r"it repeats nothing; put \ before it to search for it",
+}
+
 
 class Literal(NamedTuple):
     """A value in a condition.
@@ -369,8 +377,11 @@ class _Parser:
         try:
             return _search(name, tuple(path), _pattern(literal.text), sign[0] == "~")
         except ValueError as error:
-            is_cut = str(error).startswith(("missing", "no argument", "unexpected"))  # as by a space
-            hint = "put it in quotes" if is_cut else "its syntax is RE2's, without lookaround and backreferences"
+            is_cut = self._text[start] not in "'\"" and self._text[self._at : self._at + 1].isspace()
+            wrong = next((each for each in _INCOMPLETE if str(error).startswith(each)), None)
+            hint = "its syntax is RE2's, without lookaround and backreferences"
+            if wrong is not None:
+                hint = "put a value with spaces in quotes" if is_cut else _INCOMPLETE[wrong]
             raise self.error(f"not a valid regular expression: {error}", start, hint) from error
 
     def _field(self) -> list[str]:

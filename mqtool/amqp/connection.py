@@ -25,6 +25,7 @@ from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, failure_of, r
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import CONFIRM_TIMEOUT
+from mqtool.spelling import counted
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
 #: Reply codes with which a broker closes a connection because of a client error that would occur again.
@@ -327,16 +328,22 @@ class Connection:
         if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))
             return
+        unconfirmed = sum(len(channel.unconfirmed) for channel in self._channels)
         for channel in self._channels:
             channel.reopening.lost()
         with self._changed:
             if self._state is State.OPEN and self._backoff is not None:
                 self._become(State.LOST)
-                self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
+                how = (error, self._backoff, unconfirmed)
+                self._recovery = threading.Thread(target=self._recover, args=how, daemon=True)
                 self._recovery.start()  # within the lock: close() may join it
 
-    def _recover(self, error: BaseException, backoff: Backoff) -> None:
-        """Try to reopen the connection and its channels until the attempts run out. Runs on its own thread."""
+    def _recover(self, error: BaseException, backoff: Backoff, unconfirmed: int) -> None:
+        """Try to reopen the connection and its channels until the attempts run out. Runs on its own thread.
+
+        Args:
+            unconfirmed: the number of unconfirmed messages when the connection was lost, which are republished.
+        """
         lost_at = time.monotonic()
         where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(pika_errors.closed_by_broker(error)).removeprefix("the connection was lost: ")
@@ -359,7 +366,8 @@ class Connection:
                 return
             else:
                 self._opened_at = time.monotonic()
-                self.notice(f"connected again to {self._addresses[0]} after {time.monotonic() - lost_at:.1f} s")
+                again = f"; {counted(unconfirmed)} republished, which may be stored twice" if unconfirmed else ""
+                self.notice(f"connected again to {self._addresses[0]} after {self._opened_at - lost_at:.1f} s{again}")
                 return
         self._fail(Unavailable(f"gave up reconnecting to {where} after {backoff.attempts} attempts"))
 

@@ -343,19 +343,24 @@ def _hint_for_difference(text: str) -> str:
     return "another --dialect may match it; without --strict it is used as it is"
 
 
+_MAX_SIZE = re.compile(r"larger than (?:configured )?max size ([0-9]+)")
+#: A hint about messages that are too large. Other brokers, such as the embedded one, have no such file.
+SETS_LIMIT = "on RabbitMQ, max_message_size in rabbitmq.conf sets the limit"
+
+
 def _hint_for_refused_message(text: str) -> str | None:
     if "expiration" in text:
         return "an expiration is a number of milliseconds, as text"
     if "user_id" in text:
         return "the property user-id must name the user who logged in"
-    if "max size" in text:
-        return "the limit is max_message_size in rabbitmq.conf"
+    if limit := _MAX_SIZE.search(text):
+        return f"the broker takes up to {int(limit[1]):,} bytes; {SETS_LIMIT}"
     return None
 
 
 def largest_message(error: BaseException) -> int | None:
     """The broker's max_message_size, if it has closed the channel because a message was larger."""
-    found = re.search(r"larger than (?:configured )?max size ([0-9]+)", getattr(error, "reply_text", ""))
+    found = _MAX_SIZE.search(getattr(error, "reply_text", ""))
     return int(found[1]) if found else None
 
 

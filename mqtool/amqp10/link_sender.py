@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from mqtool.amqp import pika_errors
 from mqtool.amqp10 import sections
 from mqtool.codecs.amqp10_frames import (
     UNSETTLED,
@@ -300,7 +301,7 @@ class Sender:
         if 0 < link.largest < len(data):
             raise BadData(
                 f"the message is {len(data):,} bytes long; the broker takes up to {link.largest:,}",
-                "its limit is max_message_size in rabbitmq.conf",
+                pika_errors.SETS_LIMIT,
             )
         outgoing = OutgoingTransfer(message, data, to, sequence, link.address)
         outgoing.on_refused = self.on_refused

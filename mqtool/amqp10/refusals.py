@@ -80,7 +80,7 @@ class ClosedByBroker(Exception):
     def translated(self) -> MqtoolError:
         """Return the error to raise."""
         if self.condition == "amqp:link:message-size-exceeded":
-            return BadData(f"the broker refused the message: {self}", "its limit is max_message_size in rabbitmq.conf")
+            return BadData(f"the broker refused the message: {self}", pika_errors.SETS_LIMIT)
         if self.condition == "amqp:resource-deleted":
             return Unavailable(f"the queue or exchange is gone: {self}")
         if self.reply_code:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
-from mqtool.spelling import did_you_mean
+from mqtool.spelling import did_you_mean, pasteable
 
 if TYPE_CHECKING:
     import typer
@@ -129,8 +129,14 @@ class Contexts:
             return self.known[name]
         where = f"{said_by}: " if said_by else ""
         listed = f"the contexts are {', '.join(self.known)}; " if self.known else ""
-        hint = did_you_mean(name, self.known, f"{listed}'mqtool context add' adds one")
+        adds = pasteable("context add --url amqp://user@host/vhost", name if is_name(name) else "staging")
+        hint = did_you_mean(name, self.known, f"{listed}to add one: {adds}")
         raise UsageError(f"{where}unknown context {name!r}", hint)
+
+
+def is_name(text: str) -> bool:
+    """True if a context can have this name."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text) is not None
 
 
 def path() -> Path:

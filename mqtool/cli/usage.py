@@ -21,6 +21,7 @@ _FORCE = "--yes answers yes, if the command asks"
 _SECRET = "--password-file FILE, or - to read it from stdin"  # noqa: S105
 _BY_KEY = "'mqtool receive-log topic PATTERN' receives by routing key"
 _KEY_TO_EMIT = "the routing key is an argument: mqtool emit-log topic KEY MESSAGE"
+_DELAYED_TO_QUEUE = "'mqtool send --delay 1h -q reports later' sends to a queue"
 _COLUMNS = "name the columns to show; --help lists them"
 #: Options of other tools, each with the option that a command must have, and the hint for it. "" as the option: any
 #: command; "" as the hint: the option is what was meant. The first row that fits counts.
@@ -41,6 +42,7 @@ OTHER_OPTIONS = (
     *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
     *((key, "--key-pattern", _KEY_TO_EMIT) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
     *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
+    *((queue, "--keep-delay", _DELAYED_TO_QUEUE) for queue in ("--queue", "-q")),
     ("--from-beginning", "--offset", "--offset first"),
     ("--sort-by", "--sort", ""),
     ("-A", "--all-vhosts", ""),
@@ -113,10 +115,32 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
         option = next((each for each in context.command.params if flag[1] in each.opts), None)
         if option is not None and flag[1] not in how and not option.is_flag:
-            how = f"{path} {flag[1]} {option.make_metavar(context)}"
-    wrong, _, choices = what.rpartition(" is not one of ")
+            how = _with_value(path, flag[1], option, context, lists_choices=" is not one of " in what)
+    wrong, _, listed = what.rpartition(" is not one of ")
     typed = re.search(r"'([^']*)'$", wrong)
-    return what, did_you_mean(typed[1], re.findall(r"'([^']*)'", choices), how) if typed else how
+    return what, _choice_hint(typed[1], re.findall(r"'([^']*)'", listed), how) if typed else how
+
+
+def _with_value(path: str, flag: str, option: Any, context: Any, *, lists_choices: bool) -> str:
+    """Return a command with a value for an option, or the option's choices unless the error lists them.
+
+    The shell would take a placeholder such as <tree|json> as a redirection and a pipe.
+    """
+    placeholder = option.make_metavar(context)
+    choices = [*map(str, getattr(option.type, "choices", placeholder.split("|")))]
+    if len(choices) > 1 and not lists_choices:
+        return f"{flag} is one of {', '.join(choices)}"
+    number = "5673" if flag.endswith("port") else str(max(10, getattr(option.type, "min", None) or 0))
+    values = {"N": number, "DURATION": "5s", "SIZE": "64KiB", "RATE": "500"}
+    return f"{path} {flag} {values.get(placeholder, choices[0])}"
+
+
+def _choice_hint(typed: str, choices: Sequence[str], otherwise: str) -> str | None:
+    """Suggest a choice that is similar, or begins as `typed` does: go for golang."""
+    word = typed.lower()
+    begins = (each for each in choices if word and (each.startswith(word) or word.startswith(each)))
+    beginning = next(begins, None)
+    return did_you_mean(typed, choices, otherwise if beginning is None else f"did you mean {beginning!r}?")
 
 
 def _sentence(error: typer.TyperException) -> str:

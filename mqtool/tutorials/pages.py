@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from mqtool.errors import UsageError
-from mqtool.spelling import did_you_mean
+from mqtool.spelling import did_you_mean, nearest
 from mqtool.tutorials.dialects import OVER_AMQP10
 
 #: The terminals of each tutorial and the commands to type in them; the tutorials are in the recommended order.
@@ -138,8 +138,11 @@ def numbered(name: str) -> str:
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
-    """Return the error for an unknown tutorial, with a similar name as its hint."""
-    return UsageError(f"unknown tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
+    """Return the error for an unknown tutorial. Its hint is a name that is similar, or has a similar word in it."""
+    words = {word: each for each in reversed(names) for word in each.split("-")}
+    similar = words.get(nearest(name, words) or "")
+    hint = f"did you mean {similar!r}?" if similar else f"tutorials: {', '.join(names)}"
+    return UsageError(f"unknown tutorial {name!r}", did_you_mean(name, names, hint))
 
 
 def _read(file: str) -> str:

@@ -100,6 +100,7 @@ COMMAND_LINE = [
     Case(
         "receive -q there --queue-type clasic", 2, "'clasic' is not one of 'classic', 'quorum', 'stream'", "'classic'?"
     ),
+    Case("queue declare ", 2, "the queue's name is empty", "hint: for example: mqtool queue declare jobs"),
     # Headers and properties.
     Case("send x -H nothing", 2, "'nothing' is not a header", "hint: mqtool send --header KEY=VALUE"),
     Case("send x -H =value", 2, "'=value' is not a header"),
@@ -132,7 +133,7 @@ COMMAND_LINE = [
     Case("emit-log topic {app} -l --key-pattern (?P<level>x)", 2, "the routing key contains {app}", "write (?P<app>…)"),
     Case("emit-log topic app -l --key-pattern (?P<app>x)", 2, "needs a routing key with {group} placeholders"),
     # What to receive, and how.
-    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "hint: mqtool receive --count N"),
+    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "hint: mqtool receive --count 10"),
     Case("receive -c many", 2, "Invalid value for '--count' / '-c' / '-n': 'many'"),
     Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms, 5s, 2m or 1h30m: it has no unit"),
     Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
@@ -194,10 +195,19 @@ COMMAND_LINE = [
     Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
     Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek jobs"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),
-    Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch DURATION"),
-    Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count N"),
+    Case("list queues --watch", 2, "Option '--watch' requires an argument", "mqtool list queues --watch 5s"),
+    Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count 10"),
+    Case("receive --timeout", 2, "'--timeout' requires an argument", "hint: mqtool receive --timeout 5s"),
+    Case("send --delay later", 2, "'later' is not a duration such as 300ms", "hint: mqtool send --delay 5s"),
+    Case("drill restart-broker -c 3", 2, "'--count' / '-c' / '-n': 3", "hint: mqtool drill restart-broker --count 20"),
+    Case("broker up --port x", 2, "'x' is not a number", "hint: mqtool broker up --port 5673"),
+    Case("topology --format", 2, "requires an argument", "hint: --format is one of tree, mermaid, dot, json"),
+    Case("topology --format x", 2, "'tree', 'mermaid', 'dot', 'json'", "hint: mqtool topology --format tree"),
+    Case("broker up --kind", 2, "requires an argument", "hint: --kind is one of auto, docker, node, embedded"),
+    Case("bench --ack", 2, "requires an argument", "hint: --ack is one of each, N, auto"),
     Case("receive --max-retries 3", 2, "unknown option --max-retries", "--max-reconnects N for connections"),
     Case("send x --dialect cobol", 2, "'cobol' is not one of 'python', 'go', 'python-classic', 'go-classic'"),
+    Case("send x --dialect golang", 2, "'golang' is not one of 'python', 'go'", "hint: did you mean 'go'?"),
     Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),
 ]
 

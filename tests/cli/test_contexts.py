@@ -321,13 +321,19 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
     """If a context is unknown or invalid, or if -C is given to a command that does not take a context, the command says
     what is wrong and exits with 2.
     """
+    empty = home.run("mqtool", "context", "use", "nosuch")
+    assert empty.stderr.endswith("hint: to add one: mqtool context add --url amqp://user@host/vhost nosuch\n")
+    assert home.run("mqtool", "context", "ls").stderr.endswith(
+        "no contexts yet; to add one: mqtool context add staging --url amqp://user@host/vhost\n"
+    )
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
         "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it uses",
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
-        "context rm nothing": "hint: the contexts are staging; 'mqtool context add' adds one",
+        "context rm nothing": "staging; to add one: mqtool context add --url amqp://user@host/vhost nothing\n",
+        "context use a/b": "staging; to add one: mqtool context add --url amqp://user@host/vhost staging\n",
         "context use": "give either the name of a context or --none",
         "context show": "no context is in use",
         "context add staging -u amqp://b": "context 'staging' already exists",
@@ -630,7 +636,8 @@ def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, 
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, refused.stderr) == (
         2,
-        "mqtool: unknown context 'prod'\nhint: the contexts are staging; 'mqtool context add' adds one\n",
+        "mqtool: unknown context 'prod'\n"
+        "hint: the contexts are staging; to add one: mqtool context add --url amqp://user@host/vhost prod\n",
     )
     assert staging.run("mqtool", "list", "queues", "name").stdout == ""
 

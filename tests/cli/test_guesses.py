@@ -269,6 +269,8 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("receive --max 3", "--count N"),
         ("receive --max-messages 3", "--count N"),
         ("receive --num 3", "--count N"),
+        ("send-delayed --delay 1h x -q jobs", "'mqtool send --delay 1h -q reports later' sends to a queue"),
+        ("send-delayed --queue=jobs x", "'mqtool send --delay 1h -q reports later' sends to a queue"),
         ("receive --from-beginning", "--offset first"),
         ("receive -t jobs", "--timeout DURATION, or --queue QUEUE"),
         ("wait -t 3s", "did you mean '--timeout'?"),

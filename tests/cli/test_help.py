@@ -285,7 +285,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 @large
 def test_hints_about_options_name_the_command_or_an_option() -> None:
     """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
-    either contains the name of this command, for example in an example of its use, or suggests another option.
+    either contains the name of this command, for example in an example of its use, or suggests another option. A shell
+    would find no pipe or redirection in it, except in an example.
     """
     tried = set()
     for command in leaves(described()):
@@ -304,6 +305,7 @@ def test_hints_about_options_name_the_command_or_an_option() -> None:
                 hint = explain(raised.value)[1]
                 assert hint is not None
                 assert command.path in hint or hint.startswith(("did you mean", "--")), (command.words, typed, hint)
+                assert hint.startswith("for example: ") or not re.search("[<>|]", hint), (command.words, typed, hint)
 
 
 def test_dialect_strict_and_verbose_are_shown_only_for_commands_that_they_affect() -> None:

@@ -183,12 +183,18 @@ def test_tutorials_can_be_selected_by_rabbitmqs_numbers(lonely_shell: Shell) -> 
 
 def test_tutorial_show_and_run_suggest_a_name_for_an_unknown_tutorial(lonely_shell: Shell) -> None:
     """If the tutorial's name is unknown, `tutorial show` and `tutorial run` exit with 2, and the hint suggests the most
-    similar name.
+    similar name, or the first one that contains a similar word. If there is none, it lists the tutorials.
     """
     for command in ("show", "run"):
-        refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
-        assert refused.code == 2
-        assert refused.stderr == "mqtool: unknown tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
+        for typed, hint in {
+            "heloworld": "did you mean 'hello-world'?\n",
+            "helo": "did you mean 'hello-world'?\n",
+            "confirm": "did you mean 'publisher-confirms'?\n",
+            "nosuch": "tutorials: ",
+        }.items():
+            refused = lonely_shell.run("mqtool", "tutorial", command, typed)
+            assert refused.code == 2
+            assert refused.stderr.startswith(f"mqtool: unknown tutorial {typed!r}\nhint: {hint}")
 
 
 def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> None:

@@ -23,6 +23,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, Nac
 
 from mqtool.broker.embedded import EmbeddedBroker, in_process
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.embedded.testing.questions import QueueQuestions
 from tests.brokers import large
 from tests.protocol.conftest import Api
 
@@ -163,6 +164,16 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
     with pytest.raises(ConnectionClosedByBroker):
         channel.connection.process_data_events(60)
     assert "<connection closed: 501 FRAME_ERROR - Closed by a test>" in repr(vhost.published(timeout=0))
+
+
+def test_the_documentation_names_the_default_timeouts_of_queries() -> None:
+    """The table of queries in docs/how-to/testing.md gives the same timeouts as the methods have by default."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "testing.md").read_text()
+    documented = re.findall(r"\.(\w+)\([^)`]*timeout=(\d+)\)` \|", page)
+    assert [name for name, _ in documented] == ["published", "messages", "wait_for"]
+    for name, seconds in documented:
+        query = getattr(QueueQuestions if name == "messages" else Vhost, name)
+        assert inspect.signature(query).parameters["timeout"].default == float(seconds)
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:

@@ -445,6 +445,30 @@ def test_a_connection_is_not_reopened_after_a_message_whose_headers_are_too_larg
     assert told == []
 
 
+@pytest.mark.parametrize(("bodies", "how_many"), [((b"1",), "1 message"), ((b"1", b"2", b"3"), "3 messages")])
+def test_the_notice_about_a_reconnection_says_how_many_messages_may_be_stored_twice(
+    connect: Connect, vhost: Vhost, bodies: tuple[bytes, ...], how_many: str
+) -> None:
+    """If messages are unconfirmed when a connection is lost, the notice that mqtool is connected again says how many
+    were republished. If all are confirmed, it does not mention them.
+    """
+    told = Told()
+    channel = connect(notice=told, backoff=AT_ONCE).channel()
+    channel.declare(Q)
+    with ThreadPoolExecutor() as pool:
+        with vhost.faults.delay_confirms():
+            publishing = pool.submit(publish, channel, *bodies)
+            vhost.wait_for(lambda: len(vhost.published(routing_key="q")) == len(bodies))
+            vhost.faults.cut_connections()
+            told.wait_for("connected again to ")
+        assert publishing.result() == ["confirmed"] * len(bodies)
+    assert told[-1].endswith(f" s; {how_many} republished, which may be stored twice")
+    assert len(vhost.queue("q").messages(count=2 * len(bodies))) == 2 * len(bodies)
+    vhost.faults.cut_connections()
+    told.wait_for("connected again to ", 2)
+    assert re.search(r" after \d\.\d s$", told[-1])
+
+
 def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
     connect: Connect, vhost: Vhost
 ) -> None:

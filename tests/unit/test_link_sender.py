@@ -269,7 +269,7 @@ def test_a_message_that_is_larger_than_the_broker_accepts_is_not_sent(broker: Br
     words = r"^the message is 2,009 bytes long; the broker takes up to 2,008$"
     with pytest.raises(BadData, match=words) as error:
         sender.add(Message(bytes(2001)))
-    assert error.value.hint == "its limit is max_message_size in rabbitmq.conf"
+    assert error.value.hint == "on RabbitMQ, max_message_size in rabbitmq.conf sets the limit"
     assert sender.unconfirmed == [addressed(message, QUEUE)]
     broker.largest = 1
     with pytest.raises(BadData):

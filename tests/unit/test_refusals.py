@@ -22,7 +22,7 @@ def told(condition: str, description: str | None) -> SimpleNamespace:
     ("refusal", "kind", "message", "hint"),
     [
         (told("amqp:link:message-size-exceeded", "too large"), BadData, "the broker refused the message: too large",
-         "its limit is max_message_size in rabbitmq.conf"),
+         "on RabbitMQ, max_message_size in rabbitmq.conf sets the limit"),
         (told("amqp:resource-deleted", "queue gone"), Unavailable, "the queue or exchange is gone: queue gone", None),
         (told("amqp:decode-error", "odd frame"), Unavailable, "the broker closed the connection: odd frame", None),
         (told("amqp:decode-error", None), Unavailable, "the broker closed the connection: amqp:decode-error", None),

@@ -179,7 +179,12 @@ def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: s
         ("(" * 50, "this is nested too deeply", "up to 40 levels"),
         ("properties", "expected a property", "such as properties.message_id"),
         ("queu=x", "unknown field 'queu'", "did you mean 'queue'?"),
-        ("queue~'('", "not a valid regular expression: ", "put it in quotes"),
+        ("queue~(a b)", "not a valid regular expression: missing ): (a", "put a value with spaces in quotes"),
+        ("queue~(", "not a valid regular expression: ", r"close the parenthesis, or write \( to search for one"),
+        ("queue~'('", "not a valid regular expression: ", r"close the parenthesis, or write \( to search for one"),
+        ("queue~'[ '", "not a valid regular expression: ", r"close the bracket, or write \[ to search for one"),
+        ("queue~')'", "not a valid regular expression: ", r"open one before it, or write \) to search for one"),
+        ("queue~+1", "not a valid regular expression: ", r"it repeats nothing; put \ before it to search for it"),
     ],
 )
 def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str, message: str, hint: str) -> None:

@@ -62,7 +62,7 @@ def add(
     ] = None,
 ) -> None:
     """Add a context: a name for a broker."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not contexts.is_name(name):
         raise UsageError(f"{name!r} is not a valid context name", "use letters, digits, - and _")
     parse_addresses(url)
     given: dict[str, Any] = {"url": url, "management": management, "tls-ca": tls_ca, "tls-cert": tls_cert}
@@ -87,7 +87,7 @@ def ls(as_json: AsJson = False) -> None:
     known = contexts.load()
     rows = [_row(each, known) for each in known.known.values()]
     if not layout.show_rows(rows, _COLUMNS, narrower=_NARROW, as_json=as_json):
-        output.status("no contexts yet; 'mqtool context add' adds one")
+        output.status("no contexts yet; to add one: mqtool context add staging --url amqp://user@host/vhost")
 
 
 @command(app, "mqtool context use staging", "mqtool context use --none", effect=Effect.NONE)

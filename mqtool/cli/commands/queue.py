@@ -21,7 +21,7 @@ from mqtool.cli.options import BrokerOptions, ManagedBroker, QueueOptions
 from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.existence import LISTED, missing, refuse
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, SomeFailed
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, UsageError
 from mqtool.inspection.listing import refresh
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange, Queue
@@ -63,6 +63,8 @@ def declare_queue(
     options: QueueOptions, broker: BrokerOptions, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
     """Declare a queue; by default a durable quorum queue."""
+    if not options.queue:
+        raise UsageError("the queue's name is empty", "for example: mqtool queue declare jobs")
     hello = dialect_names(broker).hello
     default = Queue("", hello.durable, arguments=hello.arguments)
     if auto_delete and options.queue_type is None:
