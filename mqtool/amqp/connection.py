@@ -328,7 +328,7 @@ class Connection:
         if state is not State.OPENING and (self._backoff is None or recurs):
             self._fail(pika_errors.closed_by_broker(error))
             return
-        unconfirmed = sum(len(channel.unconfirmed) for channel in self._channels)
+        unconfirmed = sum(channel.in_flight for channel in self._channels)
         for channel in self._channels:
             channel.reopening.lost()
         with self._changed:
