@@ -4,6 +4,7 @@ import fcntl
 import os
 import random
 import socket
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -76,13 +77,14 @@ def _claim(port: int) -> bool:
     """Reserve a port until reserving() or this process ends; return False if another `broker up` has reserved it."""
     path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
     try:
-        # Other users can write to this directory, so follow no symbolic link and write nothing.
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        # Other users can write to this directory, so follow no symbolic link, wait for no pipe, and write nothing.
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError:
         return True  # the port cannot be reserved, but is probably free
-    if os.fstat(lock).st_uid != os.getuid():
+    status = os.fstat(lock)
+    if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
         os.close(lock)
-        return True  # the file of another user, who could otherwise reserve every port
+        return True  # made by another user, who could otherwise reserve every port
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mqtool import management
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, path
-from mqtool.management.api_client import Json
+from mqtool.management.api_client import TOO_DEEP, Json, is_deeper
 from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
 
@@ -156,6 +156,10 @@ _SETTINGS: dict[str, Json] = {
 _BINDING = {"source": "", "destination": "", "destination_type": "queue", "routing_key": "", "arguments": {}}
 _OTHERS = ("users", "permissions", "topic_permissions", "parameters", "global_parameters")
 
+#: The maximum nesting of an object in a definitions file. Code that copies or prints it calls itself for each level.
+_DEEPEST = 200
+_DEPTH_HINT = f"an object can have up to {_DEEPEST} levels"
+
 #: The objects of each kind, as in a definitions file.
 Contents = dict[str, list[Json]]
 DifferenceKind = Literal["add", "change", "conflict", "extra"]
@@ -194,14 +198,19 @@ def export(api: Management, vhost: str) -> Contents:
     return {kind: sorted((_plain(kind, item) for item in found[kind]), key=json.dumps) for kind in KINDS}
 
 
+def incomplete(contents: Contents) -> list[str]:
+    """Return names of the exported objects from which something is left out, because it is nested too deeply."""
+    return [
+        f"{KINDS[kind]} {item.get('name') or item['source']!r}"
+        for kind, items in contents.items()
+        for item in items
+        if f'"{TOO_DEEP}"' in json.dumps(item)
+    ]
+
+
 def read_document(text: str, where: str) -> Json:
     """Parse a definitions file named `where`, and return its whole contents; raise BadData if it is not valid."""
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{where} is not JSON: {error}") from error
-    if not isinstance(told, dict) or not any(kind in told for kind in KINDS):
-        raise BadData(f"{where} contains no definitions", "'mqtool definitions export' writes such a file")
+    told = _parsed(text, where)
     for kind in KINDS:
         for _ in _checked(told.get(kind) or [], kind, where):
             pass
@@ -211,6 +220,22 @@ def read_document(text: str, where: str) -> Json:
             is_policy = isinstance(value, dict) and isinstance(value.get("definition"), dict)
             if item.get("component") == "operator_policy" and not is_policy:
                 raise BadData(f"{where}: operator policy {item['name']!r} has no definition")
+    return told
+
+
+def _parsed(text: str, where: str) -> Json:
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise BadData(f"{where} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadData(f"{where} is not JSON that mqtool can read: it is nested too deeply", _DEPTH_HINT) from error
+    if not isinstance(told, dict) or not any(kind in told for kind in KINDS):
+        raise BadData(f"{where} contains no definitions", "'mqtool definitions export' writes such a file")
+    for section, items in told.items():
+        for number, item in enumerate(items if isinstance(items, list) else [items], 1):
+            if is_deeper(item, _DEEPEST):
+                raise BadData(f'{where}: number {number} of "{section}" is nested too deeply', _DEPTH_HINT)
     return told
 
 

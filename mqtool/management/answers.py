@@ -8,16 +8,18 @@ from mqtool.management.limits import HINT
 _TEXT, _NUMBER, _OBJECT, _LIST = str, (int, float), dict, list
 _WORDS: dict[Any, str] = {_TEXT: "text", _NUMBER: "a number", _OBJECT: "an object", _LIST: "a list"}
 _COUNTERS = ("publish", "publish_in", "deliver_get", "ack", "deliver_no_ack", "get_no_ack", "redeliver")
-#: Keys with an object, or a list of objects, that is checked, too.
+_LISTS_OF_TEXT = ("enabled_plugins",)
+#: Keys with an object, or a list of objects or texts, that is checked, too.
 _PARTS: dict[str, Any] = {
     **dict.fromkeys(("queue", "channel_details", "connection_details", "message_stats", "stats"), _OBJECT),
     **dict.fromkeys(("object_totals", "queue_totals", *(f"{name}_details" for name in _COUNTERS)), _OBJECT),
-    **dict.fromkeys(("incoming", "listeners", "applications", "consumer_details"), _LIST),
+    **dict.fromkeys(("incoming", "listeners", "applications", "consumer_details", *_LISTS_OF_TEXT), _LIST),
 }
 #: The types of the keys that mqtool relies on. A key has the same type in all objects.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("name", "vhost", "source", "destination", "destination_type", "routing_key"), _TEXT),
-    **dict.fromkeys(("type", "user", "policy", "consumer_tag", "pattern", "apply-to", "rabbitmq_version"), _TEXT),
+    **dict.fromkeys(("type", "user", "policy", "operator_policy", "consumer_tag", "pattern", "apply-to"), _TEXT),
+    "rabbitmq_version": _TEXT,
     **dict.fromkeys(("messages", "messages_ready", "messages_unacknowledged", "messages_delayed"), _NUMBER),
     **dict.fromkeys(("message_bytes", "consumers", "consumer_count", "priority", "rate", *_COUNTERS), _NUMBER),
     **dict.fromkeys(("prefetch_count", "global_prefetch_count", "filtered_count"), _NUMBER),
@@ -52,6 +54,9 @@ def checked(value: Any) -> ApiObject:
             found[key] = ApiObject()
         elif not isinstance(each, kind):
             raise BadAnswer(f'the management API sends an object whose "{key}" is not {_WORDS[kind]}', HINT)
+        elif key in _LISTS_OF_TEXT:
+            if not all(isinstance(part, str) for part in each):
+                raise BadAnswer(f'the management API sends an object whose "{key}" is not a list of text', HINT)
         else:
             found[key] = checked(each) if kind is _OBJECT else [checked(part) for part in each]
     return found

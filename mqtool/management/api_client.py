@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _BETWEEN = re.compile(r"[, \t\r\n]*")
 _DECODER = json.JSONDecoder()
+#: What replaces lists and objects that are nested too deeply.
+TOO_DEEP = "(nested too deeply)"
 
 
 def _decode(text: str, start: int = 0) -> tuple[Any, int]:
@@ -50,13 +52,13 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     with suppress(RecursionError):
         value, end = _DECODER.raw_decode(text, start)
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets <= MAX_DEPTH or not _is_too_deep(value):  # most objects have few, which is found out faster
+        if brackets <= MAX_DEPTH or not is_deeper(value, MAX_DEPTH):  # most objects have few, which is found out faster
             return value, end
     kept, depth = "", 0
     for token in _TOKEN.finditer(text, start):
         if token[0] in "[{":
             if depth == MAX_DEPTH:
-                kept += f'{text[start : token.start()]}"(nested too deeply)"'
+                kept += f'{text[start : token.start()]}"{TOO_DEEP}"'
             depth += 1
         elif token[0] in "]}":
             depth -= 1
@@ -67,9 +69,12 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     raise ValueError("cut short")
 
 
-def _is_too_deep(value: Any) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
+    """Return True if lists and objects are nested in each other in more levels than `depth`."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
+        if not level:
+            return False
         lists = [each for each in level if isinstance(each, list)]
         level = [*chain(*lists, *(each.values() for each in level if isinstance(each, dict)))]
     return any(isinstance(each, list | dict) for each in level)

@@ -15,6 +15,7 @@ from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 from tests.cli.test_policies import fill
+from tests.cli.test_wrong_answers import NOWHERE, serving
 
 pytestmark = pytest.mark.own_vhost("what an earlier test has left would be exported")
 
@@ -258,12 +259,23 @@ def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, br
     assert admin.run("mqtool", "definitions", "diff", "-", stdin=ours).code == 0
 
 
+def nested(depth: int) -> str:
+    """Return JSON: lists in lists."""
+    return "[" * depth + "]" * depth
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("{", "- is not JSON"),
         ("[]", "- contains no definitions"),
         pytest.param('{"queues": ' + "[" * 100_000, "- is not JSON", id="nested without end"),
+        pytest.param(f'{{"queues": {nested(100_000)}}}', "nested too deeply\nhint: an obj", id="nested 100,000 deep"),
+        pytest.param(
+            f'{{"queues": [{{"name": "a"}}, {{"name": "b", "arguments": {{"x": {nested(600)}}}}}]}}',
+            'number 2 of "queues" is nested too deeply\nhint: an object can have up to 200 levels\n',
+            id="nested 600 deep",
+        ),
         ('{"rows": []}', "- contains no definitions"),
         ('{"queues": 3}', '"queues" is not a list'),
         ('{"queues": [{"name": "a"}, {}]}', 'number 2 of "queues" has no name'),
@@ -289,6 +301,41 @@ def test_an_invalid_definitions_file_is_refused_without_a_broker(lonely_shell: S
     assert wrong.code == 65
     assert says in wrong.stderr
     assert lonely_shell.run("mqtool", "definitions", "import", "nowhere").code == 2
+
+
+@pytest.mark.parametrize("command", ["definitions convert - --to 4.3", "doctor - --upgrade 4.3"])
+def test_a_file_whose_arguments_are_nested_too_deeply_is_refused_in_one_sentence(
+    lonely_shell: Shell, command: str
+) -> None:
+    """If arguments in a definitions file are nested deeper than 200 levels, `definitions convert` and
+    `doctor --upgrade` name the object and exit with 65, rather than report a bug in mqtool. They read a file whose
+    arguments are nested 150 levels deep.
+    """
+    file = '{"queues": [{"name": "a", "vhost": "/", "durable": true, "arguments": {"x": %s}}]}'
+    wrong = lonely_shell.run("mqtool", *command.split(), stdin=file % nested(600))
+    assert wrong.code == 65
+    assert wrong.stderr == (
+        'mqtool: -: number 1 of "queues" is nested too deeply\nhint: an object can have up to 200 levels\n'
+    )
+    assert lonely_shell.run("mqtool", *command.split(), stdin=file % nested(150)).code in (0, 3)
+
+
+def test_export_warns_of_what_it_leaves_out_because_it_is_nested_too_deeply(lonely_shell: Shell) -> None:
+    """If arguments on the broker are nested deeper than mqtool reads, `definitions export` prints definitions without
+    the inner levels, exits with 0, and warns, naming one of the objects and the number of others.
+    """
+    queue = {"vhost": "/", "type": "classic", "durable": True, "auto_delete": False, "exclusive": False}
+    queues = [
+        {**queue, "name": name, "arguments": {"x": json.loads(nested(depth))}}
+        for name, depth in (("a", 100), ("b", 20), ("c", 100))
+    ]
+    export = ("mqtool", "definitions", "export", "-u", NOWHERE, "--management")
+    with serving({"queues": queues}) as (url, _):
+        cut = lonely_shell.run(*export, url)
+    assert (cut.code, cut.stderr) == (0, "warning: left out what is nested too deeply in queue 'a' and 1 more\n")
+    assert [each["name"] for each in json.loads(cut.stdout)["queues"]] == ["a", "b", "c"]
+    with serving({"queues": queues[1:2]}) as (url, _):
+        assert lonely_shell.run(*export, url).stderr == ""
 
 
 #: Definitions of RabbitMQ 3.10 that 4.3 refuses, or loses when it imports them.

@@ -9,6 +9,7 @@ import stat
 import termios
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import PIPE
 from typing import IO
 
@@ -17,6 +18,9 @@ import pytest
 from mqtool.address import without_passwords
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
+from mqtool.cli.pipe.publishing import FailedMessages
+from mqtool.cli.pipe.source import Input
+from mqtool.errors import UsageError
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import closable_terminal, on_terminal
@@ -173,6 +177,53 @@ def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shel
     assert stat.S_ISFIFO((shell.directory / "pipe").stat().st_mode)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)  # noqa: PTH116
     assert shell.run("mqtool", "peek", "q").stdout == ""
+
+
+@on_any_broker
+@pytest.mark.parametrize("kind", ["link", "dangling link", "named pipe", "directory"])
+def test_send_does_not_write_through_what_another_user_has_put_at_the_name_of_its_temporary_file(
+    shell: Shell, kind: str
+) -> None:
+    """If FILE.unfinished is a symbolic link, a named pipe or a directory, `send --failed-to FILE` exits with 2 without
+    waiting, sends nothing, and changes neither it nor the file that the link names.
+    """
+    precious, planted = shell.directory / "precious", shell.directory / "failed.unfinished"
+    precious.write_text("a line\nno newline at the end")
+    match kind:
+        case "link":
+            planted.symlink_to(precious)
+        case "dangling link":
+            planted.symlink_to(shell.directory / "new")
+        case "named pipe":
+            os.mkfifo(planted)
+        case _:
+            planted.mkdir()
+    before = planted.lstat().st_ino
+    refused = shell.run("mqtool", "send", "-q", "q", "-l", "--failed-to", "failed", stdin="a\n")
+    assert refused.code == 2, refused.stderr
+    assert "failed.unfinished is not a regular file of this user\nhint: delete it, or name another file\n" in (
+        refused.stderr
+    )
+    assert precious.read_text() == "a line\nno newline at the end"
+    assert planted.lstat().st_ino == before
+    assert {each.name for each in shell.directory.iterdir()}.isdisjoint({"failed", "new"})
+    assert shell.run("mqtool", "peek", "q").stdout == ""
+
+
+def test_no_failed_messages_are_added_to_the_file_of_another_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If FILE.unfinished belongs to another user, who could read the messages, the FILE of --failed-to is refused, and
+    FILE.unfinished stays as it is. If it does not exist, it is created.
+    """
+    source = Input(iter(()))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    FailedMessages(tmp_path / "new", lambda message: message, source).finish()
+    assert (tmp_path / "new").exists()
+    (tmp_path / "failed.unfinished").write_text("theirs")
+    with pytest.raises(UsageError, match=r"failed\.unfinished is not a regular file of this user"):
+        FailedMessages(tmp_path / "failed", lambda message: message, source)
+    assert (tmp_path / "failed.unfinished").read_text() == "theirs"
 
 
 @on_any_broker

@@ -18,7 +18,7 @@ import pika
 import pytest
 
 from mqtool.address import without_passwords
-from mqtool.cli.commands.ui import _record
+from mqtool.cli.commands.ui import _create, _record
 from mqtool.testing import EmbeddedBroker
 from tests import hostile
 from tests.brokers import TestBroker, large, on_any_broker, skip_or_fail
@@ -712,7 +712,7 @@ def test_a_recording_is_written_even_if_the_page_ends_with_an_error(tmp_path: Pa
         raise TypeError
 
     with pytest.raises(TypeError):
-        _record(tmp_path / "seen.html", events, threading.Event())
+        _record(tmp_path / "seen.html", _create(tmp_path / "seen.html"), events, threading.Event())
     assert "the last event" in (tmp_path / "seen.html").read_text()
 
 
@@ -792,3 +792,36 @@ def test_ui_record_does_not_replace_a_file(shell: Shell) -> None:
     assert kept.read_text() == "mine"
     shell.start("mqtool", "ui", "--record", "new.html", ready=False).wait_for_stdout("#").interrupt().wait()
     assert (shell.directory / "new.html").stat().st_mode & 0o777 == 0o600
+
+
+@on_any_broker
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_ui_record_writes_to_no_file_that_has_taken_the_place_of_its_own(shell: Shell, kind: str) -> None:
+    """If FILE of `mqtool ui --record FILE` is replaced while the command runs, by a link or by a file that others can
+    read, the command exits with 2, says so, and writes neither to that file nor to the one that the link names.
+    """
+    ui = shell.start("mqtool", "ui", "--record", "seen.html", ready=False).wait_for_stdout("#")
+    file, precious = shell.directory / "seen.html", shell.directory / "precious"
+    precious.write_text("precious")
+    file.unlink()
+    if kind == "link":
+        file.symlink_to(precious)
+    else:
+        file.write_text("precious")
+    assert ui.interrupt().wait().code == 2
+    assert "cannot write seen.html: another file has taken its place meanwhile" in ui.stderr
+    assert file.read_text() == precious.read_text() == "precious"
+    assert file.is_symlink() == (kind == "link")
+
+
+@on_any_broker
+def test_ui_record_creates_its_file_again_if_it_was_deleted(shell: Shell) -> None:
+    """If FILE of `mqtool ui --record FILE` is deleted while the command runs, the command creates it again at its end,
+    with the recording. Only the owner can read it.
+    """
+    ui = shell.start("mqtool", "ui", "--record", "seen.html", ready=False).wait_for_stdout("#")
+    file = shell.directory / "seen.html"
+    file.unlink()
+    assert ui.interrupt().wait().code == 0, ui.stderr
+    assert file.read_bytes().startswith(b"<!doctype html>")
+    assert file.stat().st_mode & 0o777 == 0o600

@@ -129,6 +129,26 @@ def refused(result: Result, code: int = 69) -> str:
             'an object whose "applications" is not a list',
         ),
         ("list plugins", {"nodes": [{"name": "n", "applications": [{}]}]}, 'an object without "name"'),
+        (
+            "list plugins",
+            {"nodes": [{"name": "n", "applications": [], "enabled_plugins": 1}]},
+            'whose "enabled_plugins" is not a list',
+        ),
+        (
+            "plugin ls",
+            {"nodes": [{"name": "n", "applications": [], "enabled_plugins": [None]}]},
+            '"enabled_plugins" is not a list of text',
+        ),
+        (
+            "list plugins",
+            {"nodes": [{"name": "n", "applications": [], "enabled_plugins": ["a", []]}]},
+            '"enabled_plugins" is not a list of text',
+        ),
+        (
+            "queue show q",
+            {"queues": {"name": "q", "operator_policy": 5}},
+            'an object whose "operator_policy" is not text',
+        ),
         ("definitions export", {"bindings": [{**BINDING, "arguments": 1}]}, 'whose "arguments" is not an object'),
         ("topology", {"bindings": [{"source": "x"}]}, 'an object without "destination_type"'),
         ("topology", {"exchanges": [{**EXCHANGE, "policy": []}]}, 'an object whose "policy" is not text'),

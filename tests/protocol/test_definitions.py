@@ -199,12 +199,15 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
 
 
 def test_the_data_directory_can_still_be_used_after_a_failed_import(tmp_path: Path) -> None:
-    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError. A broker with a valid file can then be
-    started on the same data directory.
+    """If the definitions file is invalid, or nested too deeply, EmbeddedBroker.start() raises OSError. A broker with a
+    valid file can then be started on the same data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     file.write_text('{"queues": [{}]}')
     with pytest.raises(OSError, match=r"cannot load definitions from .*: queues: name is missing"):
+        EmbeddedBroker(data_dir=data, definitions=file).start()
+    file.write_text('{"queues": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(OSError, match=r"cannot load definitions from .*: nested too deeply"):
         EmbeddedBroker(data_dir=data, definitions=file).start()
     file.write_text("{}")
     with EmbeddedBroker(data_dir=data, definitions=file):

@@ -61,3 +61,23 @@ def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
     with (tmp_path / f"mqtool-{user}-port-{port}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert choose(None, [port]) == port
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["of another user", "of this user"])
+def test_a_named_pipe_in_place_of_a_ports_lock_file_neither_delays_nor_reserves_the_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_own: bool
+) -> None:
+    """If a user of this machine puts a named pipe at the name of a port's lock file, mqtool does not wait for a writer,
+    and chooses the port, even if the pipe is locked.
+    """
+    port, user = free_port(), os.getuid() + (not is_own)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    pipe = tmp_path / f"mqtool-{user}-port-{port}"
+    os.mkfifo(pipe)
+    lock = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert choose(None, [port]) == port
+    finally:
+        os.close(lock)

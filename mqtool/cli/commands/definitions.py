@@ -60,7 +60,11 @@ def export(broker: ManagedBroker) -> None:
     The output describes one virtual host, in the format of RabbitMQ's definitions files.
     """
     access = access_to(broker)
-    output.show_json(definitions.export(access.management(), access.vhost), indent=2)
+    found = definitions.export(access.management(), access.vhost)
+    if names := definitions.incomplete(found):
+        others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        output.warning(f"left out what is nested too deeply in {names[0]}{others}")
+    output.show_json(found, indent=2)
 
 
 @command(app, "mqtool definitions diff topology.json", "mqtool definitions diff - < file.json", effect=Effect.READS)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -88,8 +88,7 @@ def ui(
         ask("switch the firehose on", access, is_safe=True)
     actions = _actions(broker, access, allow_changes=allow_changes)
 
-    if record is not None:
-        _create(record)
+    recording = None if record is None else _create(record)
     ending = ExitStack()
     taps: set[Tap] = set()
 
@@ -114,8 +113,8 @@ def ui(
         output.show(server.url)
         if open_page:
             ending.enter_context(opened(server.url))
-        if record is not None:
-            _record(record, start, stop)
+        if record is not None and recording is not None:
+            _record(record, recording, start, stop)
         while not stop.wait(1.0):
             pass
     server.close()
@@ -212,8 +211,13 @@ class _ShownBroker:
         return True
 
 
-def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
-    """Collect records until `stop` is set or the limit is reached, then write an HTML file that replays them."""
+def _record(path: Path, file: IO[bytes], start: "Callable[[], Iterator[Json]]", stop: threading.Event) -> None:
+    """Collect records until `stop` is set or the limit is reached, then write an HTML page that replays them.
+
+    Args:
+        path: the name of the file, for messages.
+        file: as _create() returns it.
+    """
     kept = []
     try:
         for each in start():
@@ -226,22 +230,28 @@ def _record(path: Path, start: "Callable[[], Iterator[Json]]", stop: threading.E
                 output.warning(f"the recording ends, because it has reached its limit of {_MAX_RECORDS:,} records")
                 break
     finally:  # an error must not lose what has been recorded
-        _write(path, single_file(kept))
+        _write(path, file, single_file(kept))
         output.status(f"{sum(each['kind'] == 'event' for each in kept):,} events written to {path}")
 
 
-def _create(path: Path) -> None:
-    """Create the file that will contain messages. Only this user can read it."""
+def _create(path: Path) -> IO[bytes]:
+    """Create the file that will contain messages, and open it for writing. Only this user can read it."""
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     except FileExistsError as error:
         raise UsageError(f"{path} already exists", "name another file, or delete this one") from error
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _write(path: Path, page: bytes) -> None:
+def _write(path: Path, file: IO[bytes], page: bytes) -> None:
+    if not output.is_same_file(file.fileno(), path):
+        # Another user who can write to the directory may have put a link there, or a file to read what we write.
+        if os.path.lexists(path):
+            raise UsageError(f"cannot write {path}: another file has taken its place meanwhile")
+        file = _create(path)
     try:
-        path.write_bytes(page)
+        with file:
+            file.write(page)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error

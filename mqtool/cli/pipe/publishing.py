@@ -6,11 +6,13 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
 
 import fcntl
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -302,6 +304,33 @@ def _lines_in(path: Path) -> int:
         return 0
 
 
+def _own_file(path: Path, failure: str) -> BufferedRandom:
+    """Open a file for reading and appending, and create it if it is missing.
+
+    Another user who can write to the directory may have put something else there, such as a link to a file of ours.
+
+    Raises:
+        OSError: the file cannot be opened.
+        UsageError: it is not a regular file of this user. The text begins with `failure`.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:  # some network file systems do not give a new file to the user who creates it
+        return os.fdopen(os.open(path, flags | os.O_EXCL, 0o666), "ab+")
+    except FileExistsError:
+        pass
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "ab+")
+    except OSError:
+        if path.is_file() and not path.is_symlink():
+            raise
+    else:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            return file
+        file.close()
+    raise UsageError(f"{failure}: {path} is not a regular file of this user", "delete it, or name another file")
+
+
 class FailedMessages:
     """The file given by --failed-to: unconfirmed or unpublished messages, saved so that they can be sent again.
 
@@ -338,11 +367,11 @@ class FailedMessages:
         if source.reads(self._unfinished):
             raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
-            self._file = self._unfinished.open("ab+")
+            self._file = _own_file(self._unfinished, f"cannot write {path}")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_fragment(self._file)
-            with self._unfinished.open("rb") as earlier:
-                self.continued = sum(line.endswith(b"\n") for line in earlier)
+            self._file.seek(0)
+            self.continued = sum(line.endswith(b"\n") for line in self._file)
             if not self.continued:
                 self._file.truncate(0)  # it may have a part of a first line
             self._continued_bytes = self._file.seek(0, os.SEEK_END)

@@ -124,6 +124,8 @@ def load_file(broker: Broker, path: Path) -> list[str]:
             pass
     except HttpError as error:
         raise OSError(f"cannot load definitions from {path}: {error.reason}") from error
+    except RecursionError as error:
+        raise OSError(f"cannot load definitions from {path}: nested too deeply") from error
     except (ValueError, TypeError) as error:
         raise OSError(f"cannot load definitions from {path}: {error}") from error
     return left_out
