@@ -25,7 +25,7 @@ _CHUNK = 256 * 1024
 #: While there is no input, a signal to stop is noticed within this many seconds.
 LOOK_UP = 0.25
 #: Input that arrives within this many seconds counts as available. If the input comes from a program that waits until
-#: each of its lines is read, as `mqtool receive` does, a publisher would otherwise wait for the confirm of each message.
+#: each of its lines is read, as `mqtool receive` does, a publisher would otherwise wait for every single confirm.
 _SOON = 0.005
 
 
