@@ -9,8 +9,9 @@ import json
 import secrets
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from mqtool.broker.background import last_words
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
-from mqtool.management import path
+from mqtool.management import path, queues
 from mqtool.management.api_client import Json
 
 T = TypeVar("T")
@@ -32,6 +33,9 @@ REMOTE_USER = "remote"
 #: How many seconds a broker may take to start. Five are usual; a cluster in Docker takes a minute, or two under load.
 _START_PATIENCE = 180.0
 _MANAGEMENT_PATIENCE = 30.0
+_QUORUM_PATIENCE = 30.0
+#: After this many seconds, RabbitMQ gives up asking a quorum queue for its number of messages, and reports 0.
+_GIVES_UP = 0.25
 _REVIVALS = 5
 _PAUSE = 0.1
 
@@ -72,7 +76,26 @@ def wait_until_up(starter: Starter, started: Started) -> Started:
         connect_within(_START_PATIENCE, connect).close()
     except TimedOut as error:
         raise Unavailable(str(error), where_log_is(started)) from error
+    if started.kind != "embedded":
+        _wait_for_quorum_queues(started)
     return started
+
+
+def _wait_for_quorum_queues(started: Started) -> None:
+    """Wait until quorum queues know their messages. After a start, they read their logs, and seem to be empty."""
+    deadline = time.monotonic() + _QUORUM_PATIENCE
+    own, names = parse_addresses(started.url)[0], defaultdict[str, list[str]](list)
+    with suppress(MqtoolError):  # the broker is up in any case
+        for view in queues(started.management, None, ("name", "vhost", "type")):
+            if view.get("type") == "quorum":
+                names[view["vhost"]].append(view["name"])
+    for vhost in names:
+        with suppress(MqtoolError), Connection([own._replace(virtual_host=vhost)]) as connection:
+            channel = connection.channel()
+            for name in names[vhost]:
+                asked = time.monotonic()
+                while not channel.depth_of(name) and _GIVES_UP <= time.monotonic() - asked < deadline - asked:
+                    asked = time.monotonic()
 
 
 def where_log_is(started: Started) -> str:

@@ -7,7 +7,7 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import BrokerKind
-from tests.brokers import IN_CI, Restartable, large, own_broker
+from tests.brokers import IN_CI, Restartable, free_port, large, own_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 
 LINES = 40_000 if IN_CI else 10_000
@@ -34,6 +34,25 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
     every line is received at least once.
     """
     lives_through_it(restartable, lonely_shell, how, queue)
+
+
+@large
+def test_a_quorum_queue_has_its_messages_as_soon_as_a_restarted_broker_is_up(lonely_shell: Shell) -> None:
+    """After a start, a quorum queue of RabbitMQ reads its log, and seems to be empty meanwhile. `broker restart` ends
+    when the queue knows its messages, so that the next command sees all of them.
+    """
+    own_broker(BrokerKind.NODE)
+    shell = lonely_shell
+    assert shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(free_port())).code == 0
+    try:
+        sent = shell.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "-l", stdin="x\n" * 200_000)
+        assert sent.code == 0, sent.stderr
+        for _ in range(3):
+            assert shell.run("mqtool", "broker", "restart").code == 0
+            asked = shell.run("mqtool", "queue", "delete", "jobs")
+            assert "delete queue 'jobs' with 200,000 messages" in asked.stderr
+    finally:
+        shell.run("mqtool", "broker", "down")
 
 
 @large
