@@ -15,9 +15,9 @@ from mqtool.delays.destinations import derived_name
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
-from mqtool.management.api_client import Json
+from mqtool.management.api_client import TOO_DEEP, Json
 from mqtool.management.overflow import overflow_of, rejects_beyond
-from mqtool.spelling import counted, did_you_mean, pasteable
+from mqtool.spelling import counted, did_you_mean, pasteable, quoted
 from mqtool.topology import DELAYED, Queue
 from mqtool.work.policy_losses import Counts, losses_by_converting
 from mqtool.work.queue_limits import applies, policies_of, unsupported
@@ -354,6 +354,12 @@ def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[
         if argument in _MATTERS:
             why = _MATTERS[argument].format(to=to)
             yield Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
+    for argument, value in plan.target.arguments.items():
+        if f'"{TOO_DEEP}"' in json.dumps(value):
+            yield Refusal(
+                f"its argument {argument!r} is nested too deeply to stay the same",
+                f"to leave it out: --argument {quoted(f'{argument}:=null')}",
+            )
 
 
 def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) -> Iterator[Refusal]:

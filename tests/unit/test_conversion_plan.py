@@ -10,6 +10,7 @@ import pytest
 from mqtool.amqp.administration import Depth
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management
+from mqtool.management.api_client import TOO_DEEP
 from mqtool.topology import Queue
 from mqtool.work.conversion_plan import (
     PLAN,
@@ -252,6 +253,20 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
             "name another type with --to, or arguments with --argument",
         )
     ]
+
+
+def test_a_queue_with_an_argument_that_mqtool_cannot_read_completely_is_not_converted() -> None:
+    """The management client leaves out what is nested too deeply. `queue convert` refuses a queue with such an
+    argument, which it could not declare again, unless the argument is left out.
+    """
+    queue = view(arguments={"x-own it": {"a": [TOO_DEEP]}})
+    assert found(queue=queue).refusals == [
+        Refusal(
+            "its argument 'x-own it' is nested too deeply to stay the same",
+            "to leave it out: --argument 'x-own it:=null'",
+        )
+    ]
+    assert found(changes={"x-own it": None}, queue=queue).refusals == []
 
 
 @pytest.mark.parametrize(
