@@ -70,6 +70,7 @@ class Publisher(ChannelListener):
 
     def _receipts(self, source: Iterator[list[Message]], route: Route, window: int) -> Generator[Receipt]:
         unconfirmed, bad_input, sequence = self.unconfirmed, None, 1
+        is_idle = False  # True if there was no message last time: the next one may arrive at any moment
         while True:
             try:
                 if (batch := next(source, None)) is None:
@@ -79,10 +80,11 @@ class Publisher(ChannelListener):
             except MqtoolError as error:
                 bad_input = error  # the messages before it are still to be confirmed
                 break
-            if not count:
+            if not count and is_idle:
                 unconfirmed.wait(1, self._confirm_timeout, at_most=0.05)
             elif unconfirmed.is_full(window):
                 unconfirmed.wait(max(1, window // 2), self._confirm_timeout)
+            is_idle = not count
             if unconfirmed.has_answers:
                 yield from unconfirmed.collect()
         while unconfirmed.is_waiting:

@@ -107,6 +107,8 @@ def read_definitions(file: Path) -> Json:
     """Read a file of definitions; raise UsageError if it cannot be read or contains none."""
     try:
         document = json.loads(file.read_text())
+    except RecursionError as error:
+        raise UsageError(f"cannot read {file}: it is nested too deeply") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise UsageError(f"cannot read {file}: {reason}") from error

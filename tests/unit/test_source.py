@@ -270,21 +270,25 @@ def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyP
         next(pieces)
 
 
-def test_a_line_that_follows_soon_is_read_before_the_publisher_waits_for_confirms(
+def test_a_publisher_hears_twice_that_there_is_no_input_before_it_has_to_wait_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While input arrives line by line, as from `receive --json`, reading never reports that there is no input. So a
-    publisher does not wait for the broker's confirm of each message.
+    """When there is no input, a publisher is told at once, so that it sends what it has collected. It is told again
+    after a moment, if no line has arrived until then, and can then wait for confirms.
     """
-    monkeypatch.setattr(source, "_SOON", 60.0)
     reading, writing = os.pipe()
     chunks = source.chunks(reading)
     os.write(writing, b"first\n")
     assert next(chunks) == b"first\n"
-    later = threading.Timer(0.05, os.write, (writing, b"second\n"))
+    assert next(chunks) is None
+    assert next(chunks) is None
+    monkeypatch.setattr(source, "_SOON", 60.0)
+    os.write(writing, b"second\n")
+    assert [next(chunks), next(chunks)] == [b"second\n", None]
+    later = threading.Timer(0.05, os.write, (writing, b"third\n"))
     later.start()
-    assert next(chunks) == b"second\n"
+    assert next(chunks) == b"third\n"
     later.join()
     os.close(writing)
-    assert list(chunks) == []
+    assert [each for each in chunks if each is not None] == []
     os.close(reading)

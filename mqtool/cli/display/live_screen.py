@@ -279,8 +279,9 @@ def single_keys() -> Iterator[None]:
     before = termios.tcgetattr(0)
 
     def continued(*_: object) -> None:
-        if os.tcgetpgrp(0) == os.getpgrp():  # in the background, it would stop this process again
-            tty.setcbreak(0)
+        with suppress(OSError, termios.error):  # the terminal is not the controlling one, or was closed
+            if os.tcgetpgrp(0) == os.getpgrp():  # in the background, it would stop this process again
+                tty.setcbreak(0)
 
     tty.setcbreak(0)
     previous = signal.signal(signal.SIGCONT, continued)  # some shells restore their own settings

@@ -24,8 +24,8 @@ STDIN = 0
 _CHUNK = 256 * 1024
 #: While there is no input, a signal to stop is noticed within this many seconds.
 LOOK_UP = 0.25
-#: Input that arrives within this many seconds counts as available. If the input comes from a program that waits until
-#: each of its lines is read, as `mqtool receive` does, a publisher would otherwise wait for every single confirm.
+#: Seconds until the second None, for which a publisher waits for confirms: if the input comes from a program that waits
+#: until each of its lines is read, as `mqtool receive` does, it would otherwise wait for every single confirm.
 _SOON = 0.005
 
 
@@ -109,12 +109,14 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
         BadData: the input cannot be read.
     """
     while stopping.requested() is None:
-        if not select.select([descriptor], [], [], _SOON)[0]:
+        if not select.select([descriptor], [], [], 0)[0]:
             yield None
-            while not select.select([descriptor], [], [], LOOK_UP)[0]:
+            patience = _SOON
+            while not select.select([descriptor], [], [], patience)[0]:
                 if stopping.requested() is not None:
                     return
                 yield None
+                patience = LOOK_UP
         chunk = _read(descriptor)
         if chunk is None:
             continue
