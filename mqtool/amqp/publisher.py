@@ -23,6 +23,8 @@ _EARLY = 1000
 _MOMENT = 0.002
 #: The maximum number of seconds to wait for the I/O thread.
 _PATIENCE = 2.0
+#: Seconds to wait for confirms if the next message may arrive at any moment: enough to notice that one is overdue.
+_GLANCE = 0.0001
 
 
 class Publisher(ChannelListener):
@@ -70,7 +72,7 @@ class Publisher(ChannelListener):
 
     def _receipts(self, source: Iterator[list[Message]], route: Route, window: int) -> Generator[Receipt]:
         unconfirmed, bad_input, sequence = self.unconfirmed, None, 1
-        is_idle = False  # True if there was no message last time: the next one may arrive at any moment
+        is_idle = False  # True if there was no message last time, either
         while True:
             try:
                 if (batch := next(source, None)) is None:
@@ -80,8 +82,8 @@ class Publisher(ChannelListener):
             except MqtoolError as error:
                 bad_input = error  # the messages before it are still to be confirmed
                 break
-            if not count and is_idle:
-                unconfirmed.wait(1, self._confirm_timeout, at_most=0.05)
+            if not count:
+                unconfirmed.wait(1, self._confirm_timeout, at_most=0.05 if is_idle else _GLANCE)
             elif unconfirmed.is_full(window):
                 unconfirmed.wait(max(1, window // 2), self._confirm_timeout)
             is_idle = not count
