@@ -112,7 +112,7 @@ def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_p
     assert "shovels.json: the broker refuses: the embedded broker does not have shovel 'x'\n" in refused.stderr
     assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
     assert "No such file" in home.run(*up, "--definitions", "none").stderr
-    (home.directory / "deep.json").write_text('{"queues":' + "[" * 5_000 + "]" * 5_000 + "}")
+    (home.directory / "deep.json").write_text('{"queues":' + "[" * 100_000 + "]" * 100_000 + "}")
     deep = home.run(*up, "--definitions", "deep.json")
     assert (deep.code, deep.stderr.endswith("deep.json: it is nested too deeply\n")) == (2, True), deep.stderr
 
