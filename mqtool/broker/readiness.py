@@ -93,9 +93,9 @@ def _wait_for_quorum_queues(started: Started) -> None:
         with suppress(MqtoolError), Connection([own._replace(virtual_host=vhost)]) as connection:
             channel = connection.channel()
             for name in names[vhost]:
-                asked = time.monotonic()
-                while not channel.depth_of(name) and _GIVES_UP <= time.monotonic() - asked < deadline - asked:
-                    asked = time.monotonic()
+                while (asked := time.monotonic()) < deadline:
+                    if channel.depth_of(name) or time.monotonic() - asked < _GIVES_UP:
+                        break
 
 
 def where_log_is(started: Started) -> str:

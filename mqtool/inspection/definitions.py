@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mqtool import management
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, path
-from mqtool.management.api_client import TOO_DEEP, Json, is_deeper
+from mqtool.management.api_client import Json, is_deeper, is_incomplete
 from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
 
@@ -204,7 +204,7 @@ def incomplete(contents: Contents) -> list[str]:
         f"{KINDS[kind]} {item.get('name') or item['source']!r}"
         for kind, items in contents.items()
         for item in items
-        if f'"{TOO_DEEP}"' in json.dumps(item)
+        if is_incomplete(item)
     ]
 
 

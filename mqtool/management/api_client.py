@@ -69,6 +69,11 @@ def _decode(text: str, start: int = 0) -> tuple[Any, int]:
     raise ValueError("cut short")
 
 
+def is_incomplete(value: Any) -> bool:
+    """Return True if a part of an API's value was left out, because it is nested too deeply."""
+    return f'"{TOO_DEEP}"' in json.dumps(value)
+
+
 def is_deeper(value: Any, depth: int) -> bool:
     """Return True if lists and objects are nested in each other in more levels than `depth`."""
     level = [value]

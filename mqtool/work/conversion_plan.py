@@ -15,7 +15,7 @@ from mqtool.delays.destinations import derived_name
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
-from mqtool.management.api_client import TOO_DEEP, Json
+from mqtool.management.api_client import Json, is_incomplete
 from mqtool.management.overflow import overflow_of, rejects_beyond
 from mqtool.spelling import counted, did_you_mean, pasteable, quoted
 from mqtool.topology import DELAYED, Queue
@@ -355,7 +355,7 @@ def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[
             why = _MATTERS[argument].format(to=to)
             yield Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
     for argument, value in plan.target.arguments.items():
-        if f'"{TOO_DEEP}"' in json.dumps(value):
+        if is_incomplete(value):
             yield Refusal(
                 f"its argument {argument!r} is nested too deeply to stay the same",
                 f"to leave it out: --argument {quoted(f'{argument}:=null')}",

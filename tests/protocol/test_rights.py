@@ -695,6 +695,8 @@ def as_user(url: str, world: World) -> str:
 
 
 POLICY = {"pattern": "^new$", "definition": {"max-length": 5}}
+#: One user's tags in each column of the tables below.
+COLUMNS = ("", "management", "policymaker", "monitoring", "administrator")
 TAGS = [
     (tags, asked, status)
     for asked, statuses in [
@@ -706,7 +708,7 @@ TAGS = [
         (Asked("GET", "nodes"), (401, 401, 401, 200, 200)),
         (Asked("PUT", "users/USER", {"password": "secret", "tags": ""}), (401, 401, 401, 401, 204)),
     ]
-    for tags, status in zip(("", "management", "policymaker", "monitoring", "administrator"), statuses, strict=True)
+    for tags, status in zip(COLUMNS, statuses, strict=True)
 ]
 
 
@@ -729,8 +731,7 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
 #: A request for something in a virtual host by a user without permissions there. Up to 4.2, RabbitMQ answers that the
 #: user may not see the virtual host (401), and from 4.3 on, that it does not exist (404).
 HIDDEN = 0
-#: Requests with the statuses that users without permissions get, one for each of the tags below.
-UNPERMITTED_TAGS = ("", "management", "policymaker", "monitoring", "administrator")
+#: Requests with the statuses that users without permissions get.
 UNPERMITTED = [
     (Asked("GET", "queues/VHOST"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
     (Asked("GET", "queues/VHOST/q"), (401, HIDDEN, HIDDEN, HIDDEN, 200)),
@@ -766,7 +767,7 @@ def test_only_administrators_see_what_a_virtual_host_contains_without_permission
     world.reset([])
     world.api("DELETE", f"permissions/{world.vhost}/{world.user}")
     found = []
-    for tags in UNPERMITTED_TAGS:
+    for tags in COLUMNS:
         world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
         path = asked.path.replace("VHOST", world.vhost)
         found.append(world.api(asked.method, path, asked.body, user=world.user, password="secret")[0])

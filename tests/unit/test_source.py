@@ -270,11 +270,11 @@ def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyP
         next(pieces)
 
 
-def test_a_publisher_hears_twice_that_there_is_no_input_before_it_has_to_wait_long(
+def test_a_publisher_is_told_at_once_that_there_is_no_input_and_again_after_a_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """When there is no input, a publisher is told at once, so that it sends what it has collected. It is told again
-    after a moment, if no line has arrived until then, and can then wait for confirms.
+    """When a publishing command has no input, its publisher is told at once, and sends what it has collected. If no
+    line arrives within a moment, it is told again, and can then wait for the broker's confirms.
     """
     reading, writing = os.pipe()
     chunks = source.chunks(reading)

@@ -24,8 +24,8 @@ STDIN = 0
 _CHUNK = 256 * 1024
 #: While there is no input, a signal to stop is noticed within this many seconds.
 LOOK_UP = 0.25
-#: Seconds until the second None, for which a publisher waits for confirms: if the input comes from a program that waits
-#: until each of its lines is read, as `mqtool receive` does, it would otherwise wait for every single confirm.
+#: Seconds between the first None and the second one, at which a publisher waits for confirms. If it waited at the first
+#: one, it would do so for each line of a program that writes the next line once this one is read, as `receive` does.
 _SOON = 0.005
 
 
@@ -103,7 +103,9 @@ def _read(descriptor: int) -> bytes | None:
 
 
 def chunks(descriptor: int) -> Iterator[bytes | None]:
-    """Yield chunks of input as they arrive, until the end or a signal to stop. Yield None while there is no input.
+    """Yield chunks of input as they arrive, until the end or a signal to stop.
+
+    While there is no input, yield None: at once, after _SOON, and then every LOOK_UP seconds.
 
     Raises:
         BadData: the input cannot be read.
