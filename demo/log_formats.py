@@ -27,13 +27,13 @@ ANOTHER_FILE = "choose another log file with LOG=FILE"
 
 @dataclass(frozen=True)
 class LogFormat:
-    """A format of log files, with the rule for making a routing key of two words from each line.
+    """A format of log files, with the rule for making a routing key of two parts from each line.
 
     Attributes:
         name: what to call a log in this format in a sentence, such as "the log of dpkg".
-        first, second: names of the pattern's groups that match the two words. The first word must not contain dots, and
-            should have few different values, because most receivers select lines by this word. The second word may
-            contain dots.
+        first, second: names of the pattern's groups that match the two parts. The first part must not contain dots, and
+            should have few different values, because most receivers select lines by it. The second part may contain
+            dots.
         pattern: a regular expression for --key-pattern.
     """
 

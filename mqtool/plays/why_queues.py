@@ -133,7 +133,7 @@ def _asynchrony(stage: Stage) -> None:
 
 
 def _forget_orders(stage: Stage) -> None:
-    """Delete the queues and the exchange of the first reason, so that later pictures do not show them."""
+    """Delete the queues and the exchange of the first reason to use queues: later pictures must not show them."""
     with Connection(parse_addresses(stage.place.url)) as connection:
         channel = connection.channel()
         for queue in ("stock", "mail"):

@@ -591,11 +591,12 @@ def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that
 
 
 @on_any_broker
-def test_ctrl_c_at_the_second_prompt_of_exchange_unbind_comes_after_the_report_of_the_first(
+def test_exchange_unbind_reports_the_first_binding_before_it_asks_about_the_second(
     staging: Shell, broker: TestBroker
 ) -> None:
-    """In a protected context, `exchange unbind` with two keys asks about each, and says what became of the first
-    binding before it asks about the second. After Ctrl-C there, the second binding is kept.
+    """In a protected context, `exchange unbind` with two keys asks for confirmation twice. It reports what it did with
+    the first binding before it asks about the second. If the user presses Ctrl-C at the second prompt, the second
+    binding is kept.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs", {"durable": True})
     for key in ("a", "b"):

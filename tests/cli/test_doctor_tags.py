@@ -99,10 +99,10 @@ def test_a_user_who_monitors_a_virtual_host_needs_no_permissions_in_it_to_list_c
     assert listed.code == 0, listed.stderr
 
 
-def test_doctor_says_that_it_checked_only_a_part(shell: Shell, broker: TestBroker) -> None:
+def test_doctor_says_that_its_check_was_incomplete(shell: Shell, broker: TestBroker) -> None:
     """If the user lacks the tag `monitoring`, and there is no other problem, `doctor` exits with 3. Even with --quiet,
-    its last lines name what it did not check, and the missing tag. With --format json, it prints no findings. With
-    --format sarif, its output says that the run was incomplete.
+    its last lines name what it did not check, and the missing tag. With --format json, the list of findings is empty.
+    With --format sarif, the output says that the run was incomplete.
     """
     with user_of(broker, "management") as login:
         look = ("mqtool", "doctor", "--vhost", broker.vhost, "--quiet", *login)

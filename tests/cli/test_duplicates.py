@@ -72,10 +72,11 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
     assert "1 done" in shell.run(*worker, "-c", "1", "--exec", "exit 0").stderr
 
 
-def test_a_redriven_dead_letter_is_handled_even_if_its_headers_had_to_be_dropped(shell: Shell) -> None:
+def test_a_redriven_dead_letter_is_not_a_duplicate_even_if_its_headers_had_to_be_dropped(shell: Shell) -> None:
     """`worker` adds headers to a dead letter. If there is no room for them, because the message's own headers are too
     large, `worker` drops the message's own headers. After `dlq redrive`, `worker --deduplicate` still handles such a
-    message. It also handles a message whose publisher has forged the header that counts redrives.
+    message, and does not skip it as a duplicate. The same is true of a message whose publisher has forged the header
+    that counts redrives.
     """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
     large = {"body": "x", "properties": {"message_id": "large"}, "headers": {"large": "x" * 130_717}}

@@ -1042,8 +1042,9 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
     """If the stream that `receive-stream -q` names does not exist, but a stream with a similar name does, the command
-    exits with 69 and suggests that stream. With --declare, or with --argument and a setting such as max-age=1h, the
-    command declares the missing stream. If the name is that of a queue of another type, the command exits with 78.
+    exits with 69 and suggests that stream. With --declare, or with an argument for the stream such as `--argument
+    max-age=1h`, the command declares the missing stream. If the name is that of a queue of another type, the command
+    exits with 78.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")

@@ -253,7 +253,7 @@ def test_a_command_that_cannot_write_its_file_names_the_file_and_exits_with_1(
     shell: Shell, limit: int, command: str, names: str
 ) -> None:
     """If a file cannot grow, as on a full disk, the command that writes the file exits with 1, and names the file or
-    its directory. It leaves no incomplete chart or program.
+    its directory. If the file was to be a chart or a generated program, no incomplete file is left behind.
     """
     shell.start_cold()
     # Python would write truncated .pyc files.

@@ -774,10 +774,12 @@ def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium
     assert page.find('.arrow.consumes[data-from="q:jobs.dlq"][data-to="p:boss"]')
 
 
-def test_the_box_of_a_terminal_that_has_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a terminal whose program publishes and consumes is one box. Once the program's consumer
-    has been cancelled or closed, the box says only "cancelled or closed" below the terminal's name. It does not add
-    "publisher", so that these words fit untruncated.
+def test_the_box_of_a_program_whose_consumer_is_cancelled_shows_only_cancelled_or_closed(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """In a tutorial's picture, a terminal whose program both publishes and consumes is drawn as one box. After the
+    program's consumer is cancelled or closed, the box shows the terminal's name and, below it, only "cancelled or
+    closed". The word "publisher" is left out, because the text would otherwise be truncated.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]

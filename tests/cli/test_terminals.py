@@ -76,7 +76,7 @@ def test_drawings_are_ascii_in_the_locale_c(lonely_shell: Shell) -> None:
     assert "emit-log ──> (direct_logs)┤" in seen(lonely_shell, "mqtool", "tutorial", "show", "routing")
 
 
-def test_received_bodies_are_unchanged_in_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
+def test_received_bodies_are_unchanged_in_the_c_locale(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
     """On a terminal with LC_ALL=C, `receive --raw` still prints the non-ASCII characters of a body unchanged."""
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0

@@ -60,7 +60,7 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
 def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
     """If the management API redirects a request, mqtool does not follow the redirect: the other server would get the
     content of the request, such as the password of a new user, and could answer anything. mqtool exits with 69, and the
-    error names the other server, without login and query.
+    error names the other server, without credentials or query string.
     """
     with serving({}) as (other, requests):
         login = other.replace("://", "://admin:s3cr3t@")

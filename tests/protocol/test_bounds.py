@@ -74,7 +74,7 @@ def test_global_parameters_are_limited_by_memory(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
     """Global parameters count towards the memory that queues, exchanges and bindings may take. Once this memory is used
-    up, the management API refuses further parameters with the status 400, until others are deleted.
+    up, the management API refuses further parameters with status 400, until others are deleted.
     """
     api = api_of(small)
     answers = [api("PUT", f"global-parameters/p{number}", {"value": "x" * 400_000})[0] for number in range(5)]

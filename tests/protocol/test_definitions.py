@@ -168,7 +168,7 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}], ids=str)
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If a section of imported definitions, such as `queues`, is not a list of valid objects, the management API
-    answers with the status 400.
+    answers with status 400.
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400

@@ -116,7 +116,7 @@ def test_http_requests_whose_host_header_names_another_host_are_refused(
     ],
 )
 def test_http_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """If the Origin header of a request names another site, the management API answers with the status 403, even if the
+    """If the Origin header of a request names another site, the management API answers with status 403, even if the
     credentials are valid.
     """
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
@@ -152,7 +152,7 @@ def test_the_management_api_does_not_wait_for_a_body_of_16_mb(broker: EmbeddedBr
 
 
 def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBroker) -> None:
-    """After the management API has answered with the status 401, the next request on the same HTTP connection succeeds
+    """After the management API has answered with status 401, the next request on the same HTTP connection succeeds
     if it has valid credentials.
     """
     with socket.create_connection(address(broker), timeout=60) as connection:
@@ -175,16 +175,16 @@ def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
     broker: EmbeddedBroker, header: str, status: int
 ) -> None:
     """If a header of an HTTP request is malformed, too long or not supported (such as Transfer-Encoding), the
-    management API answers with the status 400, 431 or 411. It still answers later requests.
+    management API answers with status 400, 431 or 411. It still answers later requests.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
 
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
-def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
-    """If clients without a login hold as many HTTP connections as the broker allows, the broker closes one of these
-    connections for each new one. It therefore still answers clients that log in.
+def test_unauthenticated_http_connections_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
+    """If unauthenticated clients hold as many HTTP connections as the broker allows, the broker closes one of these
+    connections for each new one. Clients that log in are therefore still answered.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -276,7 +276,7 @@ def test_an_http_connection_with_an_incomplete_request_is_closed(
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
     """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, such as an integer of
-    more than 64 bits or lists nested 100 levels deep, the broker answers with the status 400 and creates nothing.
+    more than 64 bits or lists nested 100 levels deep, the broker answers with status 400 and creates nothing.
     """
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
@@ -308,7 +308,7 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
     """If a regular expression in a permission, or in the filter of a request for the list of queues, is invalid or not
-    supported, the management API answers with the status 400.
+    supported, the management API answers with status 400.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
@@ -319,7 +319,7 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """The management API answers a list request with the status 400 if the regular expression of the request's filter
+    """The management API answers a list request with status 400 if the regular expression of the request's filter
     has more than 1,000 characters, or takes more than 128 KiB when compiled.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")

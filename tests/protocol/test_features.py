@@ -138,7 +138,7 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. The page
     lists three arguments of exchanges and bindings. For two of them, alternate-exchange and x-match, this test checks
-    that the broker accepts valid values, and answers an invalid value with the status 400. The third one,
+    that the broker accepts valid values, and answers an invalid value with status 400. The third one,
     x-delayed-type, is tested in test_delayed.py.
     """
     known = set()
@@ -430,7 +430,7 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """A request for each path in the section "Paths of later versions and of plugins" of
-    docs/reference/embedded-broker.md gets the status 200 or 204. Where the page says "always empty", the response is an
+    docs/reference/embedded-broker.md gets status 200 or 204. Where the page says "always empty", the response is an
     empty list. A request whose path names a virtual host that does not exist gets 404.
     """
     browser = Browser(broker.management)
@@ -455,7 +455,7 @@ def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """RabbitMQ and the embedded broker accept each request to the management API (path and method) that
-    docs/reference/embedded-broker.md lists. The answer has the status 200, 201 or 204.
+    docs/reference/embedded-broker.md lists. The answer has status 200, 201 or 204.
     """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]

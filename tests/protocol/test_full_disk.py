@@ -199,7 +199,7 @@ def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: Brok
 
 def test_a_declaration_that_cannot_be_stored_creates_nothing(process: BrokerProcess) -> None:
     """If the disk is too full to store a declaration, the broker creates nothing. Over AMQP, it closes the connection
-    with RESOURCE_ERROR. Over HTTP, it answers with the status 503.
+    with RESOURCE_ERROR. Over HTTP, it answers with status 503.
     """
     open_channel(process)
     fill_disk(process, 0)

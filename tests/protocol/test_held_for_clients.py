@@ -274,7 +274,7 @@ def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) 
 
 def test_publishing_over_http_is_refused_while_memory_is_low(measured: MeasuredBroker) -> None:
     """While messages take more memory than the broker's limit, the management API answers requests to publish a message
-    with the status 503.
+    with status 503.
     """
     where = urlsplit(measured.management)
     message = {"properties": {}, "routing_key": "q", "payload": "x" * 1_000_000, "payload_encoding": "string"}

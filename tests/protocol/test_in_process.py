@@ -167,7 +167,7 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
 
 
 def test_the_documentation_names_the_default_timeouts_of_queries() -> None:
-    """The table of queries in docs/how-to/testing.md gives the same timeouts as the methods have by default."""
+    """The timeouts in the table of queries in docs/how-to/testing.md are the default timeouts of the methods."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "testing.md").read_text()
     documented = re.findall(r"\.(\w+)\([^)`]*timeout=(\d+)\)` \|", page)
     assert [name for name, _ in documented] == ["published", "messages", "wait_for"]
@@ -267,7 +267,7 @@ def _publish(url: str) -> None:
 
 def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """Through /api/mqtool, an administrator can query the messages that were published to an embedded broker, and
-    inject faults. If the broker does not record messages, a query gets the status 409. Users without the tag
+    inject faults. If the broker does not record messages, a query gets status 409. Users without the tag
     `administrator` get 401.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
@@ -299,7 +299,7 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool for a virtual host or queue that has never existed gets the status 404, so that a
+    """A query to /api/mqtool for a virtual host or queue that has never existed gets status 404, so that a
     misspelled name does not look like a queue without messages. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
@@ -361,7 +361,7 @@ def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_
 
 def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A query to /api/mqtool/published with a count and a timeout is answered when that many messages have been
-    published, or after the timeout. If the count or the timeout is invalid, the query gets the status 400.
+    published, or after the timeout. If the count or the timeout is invalid, the query gets status 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)

@@ -203,8 +203,9 @@ def test_version_2_of_the_stream_command_deliver_contains_the_last_committed_chu
 
 
 def test_a_stream_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
-    """A stream subscription with filters gets only chunks that contain one of the filters' values. With
-    match-unfiltered, it also gets chunks that contain messages without a filter value.
+    """A stream subscription with filters gets each chunk that contains one of the filters' values. A chunk whose Bloom
+    filter contains none of these values is skipped. With match-unfiltered, the subscription also gets chunks that
+    contain messages without a filter value.
     """
     client.declare_publisher(1, stream)
 

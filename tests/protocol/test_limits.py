@@ -172,7 +172,7 @@ def test_a_stream_client_beyond_max_connections_is_refused(
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
     """If the name of a limit of a virtual host or user is unknown, or its value is not an integer, the management API
-    answers with the status 400, and does not store the limit.
+    answers with status 400, and does not store the limit.
     """
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
@@ -183,7 +183,7 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
 
 def test_the_limits_of_a_virtual_host_can_be_set_as_a_runtime_parameter(api: Api, vhost: str) -> None:
     """The limits of a virtual host can be set, read and deleted as a runtime parameter. Setting a parameter of an
-    unknown component gets the status 400.
+    unknown component gets status 400.
     """
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"

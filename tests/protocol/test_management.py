@@ -62,7 +62,7 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new queue or exchange gets the status 201, and declaring it again gets 204. Declaring an
+    """Over HTTP, declaring a new queue or exchange gets status 201, and declaring it again gets 204. Declaring an
     existing queue with other arguments gets 400, and reading a queue that does not exist gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
@@ -85,7 +85,7 @@ def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel
 
 def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
     """The management API accepts the strings "true" and "false", which rabbitmqadmin sends, as booleans. If a value is
-    any other text or type, the API answers with the status 400.
+    any other text or type, the API answers with status 400.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -116,7 +116,7 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
 
 
 def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
-    """Over HTTP, a request for a missing policy, operator policy or global parameter gets the status 404. A request for
+    """Over HTTP, a request for a missing policy, operator policy or global parameter gets status 404. A request for
     all policies of a virtual host without policies gets an empty list. A request to declare a queue whose name begins
     with `amq.` is refused.
     """
@@ -205,7 +205,7 @@ def test_publishing_an_invalid_message_over_http_gets_400(
     api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]
 ) -> None:
     """If a message with an invalid encoding or property, or without a required field, is published over HTTP, the
-    management API answers with the status 400.
+    management API answers with status 400.
     """
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
@@ -216,7 +216,7 @@ def test_publishing_an_invalid_message_over_http_gets_400(
 
 def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
     """A GET request to the management API with a binding's properties key returns the binding. With a properties key
-    that no binding has, the request gets the status 404.
+    that no binding has, the request gets status 404.
     """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
@@ -323,7 +323,7 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(api: Api, vhost: str) 
 
 def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
     """A user can be added over HTTP with a password, tags and permissions, and can be deleted. A login with a wrong
-    password gets the status 401.
+    password gets status 401.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -412,8 +412,8 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
 
 
 def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_gets_204(api: Api, vhost: str) -> None:
-    """Over HTTP, reading a virtual host that does not exist, or its queues, gets the status 404. Declaring a virtual
-    host that already exists gets 204.
+    """A GET request for a virtual host that does not exist, or for its queues, is answered with 404. A request that
+    declares a virtual host that already exists is answered with 204.
     """
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
@@ -452,7 +452,7 @@ def ann(api: Api, ann: str) -> str:
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
     """Over HTTP, a user with the tag `management` may declare and delete what the user's permissions allow. If this
-    user requests the users, permissions or nodes, the management API answers with the status 401.
+    user requests the users, permissions or nodes, the management API answers with status 401.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
@@ -477,7 +477,7 @@ def test_only_users_of_a_virtual_host_can_test_its_aliveness(
     api: Api, vhost: str, ann: str, tag: str, broker: TestBroker
 ) -> None:
     """If a user without permissions in a virtual host requests its aliveness test, the management API refuses the
-    request. Up to RabbitMQ 4.2, it answers with the status 401. From 4.3 on, it answers with 401 if the user is an
+    request. Up to RabbitMQ 4.2, it answers with status 401. From 4.3 on, it answers with 401 if the user is an
     administrator, and with 404 otherwise.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
@@ -590,7 +590,7 @@ def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[Embedd
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
 def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker, number: int) -> None:
     """If an argument of a queue or a header of a message is an integer of more than 64 bits, the embedded broker's
-    management API answers with the status 400 and the reason that the integer does not fit into 64 bits. RabbitMQ
+    management API answers with status 400 and the reason that the integer does not fit into 64 bits. RabbitMQ
     accepts such an argument, and cuts such a header to 64 bits.
     """
     refused = "not a field table: an integer does not fit into 64 bits"

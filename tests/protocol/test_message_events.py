@@ -664,7 +664,7 @@ def test_the_broker_stops_recording_events_that_nobody_requests(
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """A user with the tag `monitoring` gets the status 401 for GET /api/mqtool/events, because events contain message
+    """A user with the tag `monitoring` gets status 401 for GET /api/mqtool/events, because events contain message
     bodies.
     """
     api = f"{broker.urls['http']}/api/users/looker"

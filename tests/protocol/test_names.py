@@ -109,7 +109,7 @@ def test_dead_letters_to_an_exchange_with_a_name_over_255_bytes_are_dropped(
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
     """If a queue, exchange or virtual host with a name longer than 255 bytes is declared over HTTP, the embedded broker
-    answers with the status 400.
+    answers with status 400.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")

@@ -360,7 +360,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
 def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
-    """If an invalid policy is set over HTTP, the broker answers with the status 400 and RabbitMQ's error text, and does
+    """If an invalid policy is set over HTTP, the broker answers with status 400 and RabbitMQ's error text, and does
     not store the policy.
     """
     for kind, body, words in REFUSED:

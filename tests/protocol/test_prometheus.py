@@ -350,7 +350,7 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
 def test_the_metrics_port_serves_only_metrics_and_refuses_requests_from_pages_of_another_site(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD requests for metrics without a login. Another method gets the status 405,
+    """The metrics port answers GET and HEAD requests for metrics without a login. Another method gets status 405,
     and another path gets 404. A request that may come from a web page of another site is refused: with 403 if its
     Origin header names another site, and with 421 if its Host header names another host.
     """

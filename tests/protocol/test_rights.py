@@ -389,7 +389,7 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, a user who has exactly the permissions that an operation needs can perform it. If one of
-    these permissions is missing, the API answers with the status 401, or with 400 if the operation publishes a message.
+    these permissions is missing, the API answers with status 401, or with 400 if the operation publishes a message.
     """
     asked = row.http
     assert asked is not None
@@ -720,7 +720,7 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
 ) -> None:
     """In the management API, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or
     `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. A user without
-    the tag that a request needs gets the status 401.
+    the tag that a request needs gets status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
@@ -761,7 +761,7 @@ def test_only_administrators_see_what_a_virtual_host_contains_without_permission
     broker: TestBroker, world: World, asked: Asked, statuses: tuple[int, ...]
 ) -> None:
     """In the management API, only an administrator may look at a virtual host without having permissions in it. A user
-    with another tag, `monitoring` included, gets the status 401 up to RabbitMQ 4.2, and 404 from 4.3 on.
+    with another tag, `monitoring` included, gets status 401 up to RabbitMQ 4.2, and 404 from 4.3 on.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     world.reset([])
@@ -820,7 +820,7 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
     """Through the management API, nobody can delete, purge, read, bind or declare a connection's exclusive queue. Such
-    a request gets the status 400, even from an administrator.
+    a request gets status 400, even from an administrator.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)

@@ -44,8 +44,8 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """After the broker is stopped or killed and then restarted, a stream has all its messages, whether they are
-    persistent or transient. When the stream is deleted, its files are deleted.
+    """After the broker is stopped or killed and then restarted, a stream has all messages that were confirmed, whether
+    they are persistent or transient. When the stream is deleted, its files are deleted.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))

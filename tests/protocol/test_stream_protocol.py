@@ -68,7 +68,7 @@ def test_a_stream_connection_is_closed_after_a_failed_login(
 
 
 def test_opening_an_unknown_virtual_host_closes_a_stream_connection(connect_stream: Opener) -> None:
-    """If the stream command `open` names an unknown virtual host, the broker answers with the code 12 (virtual host
+    """If the stream command `open` names an unknown virtual host, the broker answers with code 12 (virtual host
     access failure), and closes the connection.
     """
     client = connect_stream()

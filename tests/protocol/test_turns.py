@@ -840,7 +840,7 @@ def test_a_user_or_virtual_host_with_more_than_1000_tags_is_refused(
     managed: EmbeddedBroker, path: str, tags: list[str] | str
 ) -> None:
     """If a request to the management API would create a user or a virtual host with more than 1,000 tags, the API
-    answers with the status 400.
+    answers with status 400.
     """
     status, answer = _request(managed, "PUT", path, {"password": "p", "tags": tags})
     assert status == 400
@@ -954,7 +954,7 @@ def test_listing_or_exporting_many_bindings_does_not_hold_up_other_clients(manag
 
 
 def test_arguments_of_a_megabyte_are_refused_without_holding_up_other_clients(managed: EmbeddedBroker) -> None:
-    """If a queue is declared over HTTP with arguments of a megabyte, the broker answers with the status 400. Meanwhile,
+    """If a queue is declared over HTTP with arguments of a megabyte, the broker answers with status 400. Meanwhile,
     it never uses more than 0.5 s of CPU time before it serves other clients.
     """
     watch = LoopWatch(managed)

@@ -26,7 +26,7 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
     broker: TestBroker, api: Api, vhost: str
 ) -> None:
     """A virtual host has the description, the tags and the default queue type that were set over HTTP. If the queue
-    type is invalid, the broker answers with the status 400.
+    type is invalid, the broker answers with status 400.
     """
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
@@ -72,7 +72,7 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
 
 
 def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """If a virtual host is protected from deletion, a request to delete it gets the status 412 with RabbitMQ's reason.
+    """If a virtual host is protected from deletion, a request to delete it gets status 412 with RabbitMQ's reason.
     The protection can be removed.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):

@@ -231,7 +231,7 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_before_it_is_declared_again() -> None:
     """A client deletes a queue in order to declare it again. If the broker is killed between the request to delete the
     queue and the new declaration, the queue may be missing after the restart. The simulation's model then allows the
-    broker to confirm messages to this queue without storing them, and to answer requests for it with the status 404.
+    broker to confirm messages to this queue without storing them, and to answer requests for it with status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):

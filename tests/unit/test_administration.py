@@ -126,9 +126,7 @@ def test_depth_purge_and_delete_queue_return_the_number_of_messages(channel: Cha
 
 @pytest.mark.parametrize("ask", [administration.depth, administration.ready_after_deliveries, administration.purge])
 def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask: Any) -> None:
-    """depth() and ready_after_deliveries() return how many messages a queue has, and purge() removes them. If the queue
-    does not exist, all three raise NotFound, and do not create it.
-    """
+    """If a queue does not exist, depth(), ready_after_deliveries() and purge() raise NotFound, and do not create it."""
     for _ in range(2):
         with pytest.raises(NotFound, match="no queue 'q'"):
             ask(channel, "q")

@@ -130,9 +130,9 @@ def test_the_latency_of_a_confirm_is_measured_until_the_confirm_arrives(connecti
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_messages_of_bench_carry_their_number_and_time(connection: Mock, persistent: bool) -> None:
-    """`bench` replaces the first bytes of each body with the message's number and time. It publishes the message to the
-    given exchange, with the given routing key and delivery mode.
+def test_bench_writes_a_sequence_number_and_a_time_into_each_message(connection: Mock, persistent: bool) -> None:
+    """`bench` replaces the first bytes of each body with the message's sequence number and the time at which it is
+    sent. It publishes the message to the given exchange, with the given routing key and delivery mode.
     """
     made = AmqpWire(NODE, PLAIN)
     made.start_publishing("logs", "key", confirms=False)

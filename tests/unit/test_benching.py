@@ -124,8 +124,8 @@ def test_latencies_keep_three_significant_digits() -> None:
 
 
 def test_the_latency_curve_ends_at_100_percent() -> None:
-    """Each point of `bench`'s latency curve is a latency and the percentage of messages that were not slower. The last
-    point is at 100 %.
+    """Each point of `bench`'s latency curve is a latency and the percentage of messages with at most this latency. The
+    last point is at 100%.
     """
     latencies = Latencies()
     assert latencies.curve() == []
@@ -169,7 +169,7 @@ def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> Non
     assert (tally.out_of_order, tally.received) == (1, 2)
 
 
-def test_confirmed_messages_after_the_last_one_that_arrived_are_lost() -> None:
+def test_confirmed_messages_after_the_last_one_that_arrived_count_as_lost() -> None:
     """If confirmed messages at the end of a run do not arrive, `bench` counts all of them as lost, however many there
     are.
     """

@@ -374,8 +374,8 @@ def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
 
 
 def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
-    """After a loss, mqtool opens a connection and its channels again. Notices report the loss, each failed attempt, and
-    how long reconnecting took. A caller that opens another channel waits until the connection is open.
+    """When a connection is lost, mqtool reopens it and its channels. Notices report the loss, each failed attempt, and
+    how long reconnecting took. A caller that opens another channel waits until the connection is open again.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)

@@ -45,9 +45,9 @@ class FakeChannel:
 
 
 @given(delays)
-def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A delayed message waits at most 1 ms longer than its delay. The wait queue's TTL is rounded up and may be longer,
-    but the message's own expiration takes effect first.
+def test_the_waiting_times_of_a_delayed_message_add_up_to_its_delay(delay: int) -> None:
+    """The times that a delayed message waits in its wait queues add up to its delay, or to 1 ms more. The first queue's
+    TTL is rounded up and may be longer, but the message's own expiration takes effect first.
     """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)

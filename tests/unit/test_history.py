@@ -55,9 +55,10 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
     assert history.returns_of(delivery(headers)) == returns
 
 
-def test_a_redrive_counts_one_more_return_than_the_dead_letter_has() -> None:
-    """When a dead letter is moved back, its count of returns grows by one, whether mqtool or the broker dead-lettered
-    it. After the largest number that the header can have, which a publisher may have set, the count starts again at 0.
+def test_a_redrive_increments_the_redrive_count_of_a_dead_letter() -> None:
+    """`dlq redrive` increments the header that counts how many times a dead letter has been moved back to its queue,
+    whether the message was dead-lettered by mqtool or by the broker. If the header already has the largest possible
+    value, which only a publisher can have set, the count starts again at 0.
     """
     most = 2**31 - 2
     for count, after in ((0, 1), (1, 2), (most - 1, most), (most, 0)):

@@ -275,8 +275,8 @@ def test_a_request_that_cannot_be_encoded_raises_an_error_that_says_why(channel:
 
 @pytest.mark.usefixtures("clock")
 def test_a_channel_that_cannot_be_opened_raises_pikas_error(broker: ScriptedBroker) -> None:
-    """If a channel cannot be opened because the connection is closed, open() raises pika's error, from which the caller
-    knows that it must reconnect.
+    """If a channel cannot be opened because the connection is closed, open() raises pika's error, which tells the
+    caller to reconnect.
     """
     lost = exceptions.ConnectionWrongStateError("closed")
 

@@ -65,7 +65,7 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
 )
 def test_a_condition_on_a_list_matches_rows_by_the_values_in_their_columns(text: str, holds: bool) -> None:
     """A `--where` condition on the output of `list queues`, or of a similar command, compares a column with a number, a
-    text, a pattern or a boolean: `messages>4` matches a row with 5 messages, and `name~^logs` a row whose name starts
+    string, a pattern or a boolean: `messages>4` matches a row with 5 messages, and `name~^logs` a row whose name starts
     with "logs". If the broker reports no value for a column, no comparison with this column matches, not even
     `state~'.*'`.
     """

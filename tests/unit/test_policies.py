@@ -188,8 +188,8 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_command_that_acknowledges_messages_itself_never_gets_more_than_its_limit() -> None:
-    """If a command such as `worker` acknowledges messages itself, it never gets more messages than `--count` allows,
+def test_a_command_with_manual_acknowledgements_never_gets_more_messages_than_its_limit() -> None:
+    """A command that uses manual acknowledgements, such as `worker`, never gets more messages than `--count` allows,
     however late the acknowledgements are.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))

@@ -216,7 +216,7 @@ def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
     assert waits.calls[2:] == [(1, 7.0, 0.05), (1, 7.0, 0.25)]
 
 
-def test_confirmed_messages_are_reported_before_a_missing_confirm_is_an_error(
+def test_confirmed_messages_are_reported_before_a_missing_confirm_raises_an_error(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
     """If a confirm does not arrive in time, publish() first reports each message that the broker has confirmed, and

@@ -105,7 +105,7 @@ def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     missed heartbeats, for example while its machine was suspended, or without giving a reason, mqtool considers this
     temporary, and connects again. If the broker gives another reason, such as not-found, mqtool does not connect again.
     If the broker refuses a management request during an attempt to reconnect, mqtool makes another attempt if the
-    response has the status 503, which is temporary, but not if it has the status 404.
+    response has status 503, which is temporary, but not if it has status 404.
     """
     assert refusal.is_temporary is is_temporary
 

@@ -291,10 +291,10 @@ def test_a_connection_without_an_io_thread_reads_when_it_is_run(broker: Broker, 
     assert broker.closed == [True]
 
 
-def test_a_connection_resumes_after_a_loss(broker: Broker, connect: Connect) -> None:
-    """After a loss, an AMQP 1.0 connection closes its socket, connects again, begins a new session, and resumes the
-    interrupted work. If an attempt fails, for example because the broker shuts down, the socket of this attempt is
-    closed, and another attempt is made. Notices report the loss, each failed attempt, and how long reconnecting took.
+def test_a_lost_amqp_1_0_connection_is_reopened_and_its_work_resumed(broker: Broker, connect: Connect) -> None:
+    """When an AMQP 1.0 connection is lost, mqtool closes its socket, reconnects, begins a new session, and resumes the
+    interrupted work. If an attempt fails, for example because the broker is shutting down, mqtool closes the socket of
+    this attempt and tries again. Notices report the loss, each failed attempt, and how long reconnecting took.
     """
     session = connect([ONE], Backoff(first=0))
     broker.unreachable = [Unavailable("no route"), None, None, None]

@@ -333,8 +333,8 @@ def test_scrub_finds_a_field_however_its_key_is_written() -> None:
 
 
 def test_scrubbed_headers_have_values_that_amqp_allows() -> None:
-    """After `scrub`, a message has headers of the same names as before, and AMQP allows the values that replace theirs:
-    for example, a decimal still fits into 32 bits. A value that mqtool cannot decode becomes a byte array, because
+    """`scrub` keeps the names of a message's headers, and replaces their values with others that AMQP allows: for
+    example, a decimal still fits into 32 bits. A value that mqtool cannot decode becomes a byte array, because
     replacing bytes in its encoding would not give a valid AMQP value.
     """
     headers = {

@@ -102,7 +102,7 @@ def test_queue_convert_ends_with_an_error_if_the_broker_does_not_commit_in_time(
     broker: TransactionalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the broker does not reply to tx.commit, `queue convert` does not hang: it raises NotConfirmed after the
-    timeout for confirms. RabbitMQ 3.10 never replies if another client deletes the destination, a quorum queue, at the
+    confirm timeout. RabbitMQ 3.10 never replies if the destination is a quorum queue that another client deletes at the
     same time.
     """
     monkeypatch.setattr(transactions, "CONFIRM_TIMEOUT", 0.1)

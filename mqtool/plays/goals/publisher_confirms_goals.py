@@ -103,7 +103,7 @@ def _gave_up(seen: Seen) -> str:
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
         return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. First receive the order in it."
-    return f"The broker refused {refused[-1]} (basic.nack), so no queue has it. Publish it again."
+    return f"The broker refused {refused[-1]} (basic.nack), so it is not in the queue. Publish it again."
 
 
 def _room(seen: Seen) -> str:

@@ -19,7 +19,7 @@ def load() -> dict[str, list[str]]:
 
 
 def add(tutorial: str, goal: Goal) -> None:
-    """Store that a goal was reached.
+    """Record that a goal was reached.
 
     Raises:
         MqtoolError: the file cannot be written.

@@ -161,7 +161,10 @@ def _pictures(seen: Seen) -> list[SeenCopy]:
 
 
 def _limited(seen: Seen) -> set[str]:
-    """Return the workers that finished one task (a picture) while another task still waited in the queue."""
+    """Return the workers that finished a task (a picture) while another task still waited in the queue.
+
+    This shows that their prefetch was limited.
+    """
     copies = _pictures(seen)
     return {
         held.receiver
@@ -485,7 +488,7 @@ def _only_good(seen: Seen) -> str:
 _REQUEUE_LOOP = Goal(
     "requeue-loop",
     "requeue_loop.py tries forever to send mail to an address without an @. Fix the program, run it, and send it an "
-    "address with an @ and one without. The one without has to be dead-lettered. To send a mail:\n"
+    "address with an @ and one without. The one without has to be dead-lettered. To send the program an address:\n"
     "  mqtool send -q mails ann@example.com",
     _out_of_the_way,
     (

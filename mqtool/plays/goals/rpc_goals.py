@@ -154,7 +154,7 @@ _LATE = Goal(
     (
         "Is a request in a queue lost if no server is running?",
         "The request waits in the queue like any message. How long a client waits for the reply is up to the client.",
-        "in one terminal, once the queue exists:\n  mqtool rpc-client 30\nat once, in another one:\n"
+        "in one terminal, once the queue exists:\n  mqtool rpc-client 30\nimmediately afterwards, in another one:\n"
         "  mqtool rpc-server",
     ),
 )

@@ -8,8 +8,9 @@ whether the goal is reached.
                                └─> SeenCopy (in another queue)
 
 The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what is
-acknowledged. A few seconds later, a queue's counters show that all its deliveries were acknowledged. If a receiver ends
-immediately, RabbitMQ may not count its acknowledgements; then a queue that stays empty shows that nothing is left.
+acknowledged. A few seconds later, a queue's counters show that all its deliveries were acknowledged. If a receiver
+exits right after it has acknowledged a message, RabbitMQ may not count the acknowledgement. In this case, a queue that
+stays empty shows that all its messages were acknowledged.
 """
 
 import re
@@ -80,7 +81,7 @@ class SeenCopy:
         at: the sequence number of the event at which the message entered the queue.
         end: how the message left the queue: as in SeenDelivery, or "purged", "deleted" or "lost in the restart"; empty
             while the message is in the queue.
-        look: how often the queues had been read when the message was first seen in this queue.
+        look: how many times the queues had been read when the message was first seen in this queue.
     """
 
     message: "SeenMessage"
@@ -217,9 +218,10 @@ class SeenBound(NamedTuple):
 
     Attributes:
         keys: the keys of the bindings.
-        since, until: the times at which the first of the bindings was seen, and at which none was seen any more, by
-            the broker's clock, in milliseconds since 1970; `until` is 0 while the queue is bound. Both times are late,
-            because the topology is read only from time to time.
+        since: the time at which the first binding was seen, by the broker's clock, in milliseconds since 1970.
+        until: the time at which the last binding was found to be gone, in the same unit; 0 while the queue is bound.
+
+    Both times are somewhat late, because the topology is read only from time to time.
     """
 
     keys: set[str]

@@ -296,9 +296,9 @@ def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     ("pattern", "text"),
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
-def test_a_like_pattern_matches_even_if_its_first_attempt_fails(pattern: str, text: str) -> None:
-    """In an SQL filter, a part of a LIKE pattern may occur in the text several times. If the rest of the pattern does
-    not fit after the first occurrence, a later one can match: 'aaxb' is LIKE '%a_b%'.
+def test_a_like_pattern_is_tried_at_each_position(pattern: str, text: str) -> None:
+    """In an SQL filter, part of a LIKE pattern may occur several times in the text. If the rest of the pattern does not
+    match after the first occurrence, it may match after a later one: 'aaxb' LIKE '%a_b%' is true.
     """
     assert LikePattern(pattern).matches(text, lambda _: None)
 

@@ -203,7 +203,7 @@ def test_messages_expire_even_if_no_client_uses_the_queue(vhost: VirtualHost, cl
 
 
 def test_a_message_that_is_requeued_after_its_ttl_expires_immediately(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message's TTL also runs while a consumer holds the message. If the message is requeued after its TTL has
+    """A message's TTL keeps running while the message is unacknowledged. If the message is requeued after its TTL has
     passed, it expires immediately.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))

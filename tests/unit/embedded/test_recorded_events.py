@@ -423,10 +423,10 @@ def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
     assert scene.what() == ["published", "appended"] * 40
 
 
-def test_events_without_a_message_in_a_queue_share_the_limit_of_new_messages(scene: Scene) -> None:
-    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count like new
-    messages: between two requests of `mqtool ui`, the broker records at most 50 new messages and such events in total.
-    It remembers the latest offset that a consumer has stored, even if it has not recorded this event.
+def test_events_without_a_message_in_a_queue_count_towards_the_limit_of_new_messages(scene: Scene) -> None:
+    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count towards the
+    same limit as new messages: between two requests of `mqtool ui`, the broker records at most 50 new messages and such
+    events together. Even if it does not record that a consumer has stored an offset, it remembers the latest offset.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)

@@ -222,9 +222,9 @@ def test_only_durable_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, durable queues have their persistent messages, and quorum queues have all messages, in order and
-    with their properties. Acknowledged messages, transient messages of classic queues, and the messages of a purged
-    queue are gone.
+    """After a restart, durable queues still have their persistent messages, and quorum queues still have all their
+    messages, in order and with their properties. Acknowledged messages, transient messages of classic queues, and the
+    messages of a purged queue are gone.
     """
 
     async def run() -> None:

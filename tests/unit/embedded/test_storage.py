@@ -193,8 +193,8 @@ def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
 def test_a_client_learns_why_a_durable_queue_cannot_be_declared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write the definition of a durable queue, it closes the client's connection with the error
-    506, which contains the reason, such as a full disk.
+    """If the broker cannot write the definition of a durable queue, it closes the client's connection with error 506.
+    The error text contains the reason, such as a full disk.
     """
 
     async def run() -> None:
