@@ -165,7 +165,8 @@ class Channel(ChannelListener):
         order are yielded, without waiting for those of earlier messages.
 
         Args:
-            messages: None means that there is no message right now, so that receipts can be yielded.
+            messages: None means that there is no message right now, so that receipts can be yielded. At a second None
+                in a row, the channel waits up to 0.05 s for confirms.
             exchange: for messages without one; None is the default exchange.
             routing_key: for messages without one.
             persistent: use delivery mode 2 for messages without a delivery mode.

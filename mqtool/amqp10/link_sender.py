@@ -108,7 +108,6 @@ class SenderOwner(Protocol):
 
     changed: threading.Condition
     failure: MqtoolError | None
-    stopping: bool
     confirm_timeout: float
 
     @property
@@ -235,7 +234,8 @@ class Sender:
         published again.
 
         Args:
-            messages: None means that there is no message right now, so that receipts can be yielded.
+            messages: None means that there is no message right now, so that receipts can be yielded. At a second None
+                in a row, the sender waits up to 0.05 s for outcomes.
             window: the number of messages without an outcome; 1 waits for each before the next is sent.
 
         Raises:
@@ -258,6 +258,7 @@ class Sender:
     def _sent(self, source: Iterator[list[Message]], window: int) -> Iterator[Receipt]:
         """Send messages, and yield the receipts available so far. Stops reading the input at the first error in it."""
         sequence = 0
+        is_idle = False  # True if there was no message last time, either
         while True:
             try:
                 if (batch := next(source, None)) is None:
@@ -276,8 +277,9 @@ class Sender:
                 self._bad_input = error  # the messages before it still get their outcomes
                 return
             self._session.pump()
-            if sequence == before:  # there is no input right now
-                self._wait(at_most=0.05)
+            if sequence == before:
+                self._wait(at_most=0.05 if is_idle else 0)
+            is_idle = sequence == before
             yield from self._collected()
 
     def add(self, message: Message, sequence: int = 0) -> None:
@@ -366,8 +368,6 @@ class Sender:
             if left <= 0:
                 return
             session.wait(lambda: self._has_outcome() or session.hopeless is not None, left)
-        if not self._outstanding and at_most is not None:
-            session.wait(lambda: session.stopping, at_most)
 
     def _count(self) -> str:
         count = len(self.unconfirmed)

@@ -23,7 +23,7 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
 from mqtool.management import path, queues
-from mqtool.management.api_client import Json
+from mqtool.management.api_client import DEEPEST, Json, is_deeper
 
 T = TypeVar("T")
 
@@ -105,15 +105,18 @@ def where_log_is(started: Started) -> str:
 
 def read_definitions(file: Path) -> Json:
     """Read a file of definitions; raise UsageError if it cannot be read or contains none."""
+    deep = f"cannot read {file}: it is nested too deeply"
     try:
         document = json.loads(file.read_text())
     except RecursionError as error:
-        raise UsageError(f"cannot read {file}: it is nested too deeply") from error
+        raise UsageError(deep) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise UsageError(f"cannot read {file}: {reason}") from error
     if not isinstance(document, dict):
         raise UsageError(f"{file} contains no definitions", "'mqtool definitions export' writes such a file")
+    if is_deeper(document, DEEPEST):
+        raise UsageError(deep)
     return document
 
 
@@ -145,7 +148,10 @@ def load_definitions(started: Started) -> None:
 def _names_vhosts(document: Json) -> bool:
     """True if definitions name virtual hosts, as those of a whole broker do, but not those of a single virtual host."""
     return "vhosts" in document or any(
-        "vhost" in item for items in document.values() if isinstance(items, list) for item in items
+        isinstance(item, dict) and "vhost" in item
+        for items in document.values()
+        if isinstance(items, list)
+        for item in items
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mqtool import management
 from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, path
-from mqtool.management.api_client import Json, is_deeper, is_incomplete
+from mqtool.management.api_client import DEEPEST, Json, is_deeper, is_incomplete
 from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
 
@@ -156,9 +156,7 @@ _SETTINGS: dict[str, Json] = {
 _BINDING = {"source": "", "destination": "", "destination_type": "queue", "routing_key": "", "arguments": {}}
 _OTHERS = ("users", "permissions", "topic_permissions", "parameters", "global_parameters")
 
-#: The maximum nesting of an object in a definitions file. Code that copies or prints it calls itself for each level.
-_DEEPEST = 200
-_DEPTH_HINT = f"an object can have up to {_DEEPEST} levels"
+_DEPTH_HINT = f"an object can have up to {DEEPEST} levels"
 
 #: The objects of each kind, as in a definitions file.
 Contents = dict[str, list[Json]]
@@ -234,7 +232,7 @@ def _parsed(text: str, where: str) -> Json:
         raise BadData(f"{where} contains no definitions", "'mqtool definitions export' writes such a file")
     for section, items in told.items():
         for number, item in enumerate(items if isinstance(items, list) else [items], 1):
-            if is_deeper(item, _DEEPEST):
+            if is_deeper(item, DEEPEST):
                 raise BadData(f'{where}: number {number} of "{section}" is nested too deeply', _DEPTH_HINT)
     return told
 

@@ -74,6 +74,10 @@ def is_incomplete(value: Any) -> bool:
     return f'"{TOO_DEEP}"' in json.dumps(value)
 
 
+#: The maximum nesting of an object in a definitions file. Code that copies or encodes it calls itself for each level.
+DEEPEST = 200
+
+
 def is_deeper(value: Any, depth: int) -> bool:
     """Return True if lists and objects are nested in each other in more levels than `depth`."""
     level = [value]

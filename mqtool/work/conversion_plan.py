@@ -354,12 +354,23 @@ def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[
         if argument in _MATTERS:
             why = _MATTERS[argument].format(to=to)
             yield Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
-    for argument, value in plan.target.arguments.items():
-        if is_incomplete(value):
-            yield Refusal(
-                f"its argument {argument!r} is nested too deeply to stay the same",
-                f"to leave it out: --argument {quoted(f'{argument}:=null')}",
-            )
+    for argument in _too_deep(plan.target):
+        yield Refusal(_TOO_DEEP.format(argument), f"to leave it out: --argument {quoted(f'{argument}:=null')}")
+
+
+#: Why a queue cannot be declared with an argument that the management API shows only in part.
+_TOO_DEEP = "its argument {!r} is nested too deeply to stay the same"
+
+
+def _too_deep(definition: Definition) -> list[str]:
+    return [argument for argument, value in definition.arguments.items() if is_incomplete(value)]
+
+
+def check_depth(queue: str, wanted: Definition) -> None:
+    """Raise BadData if a queue cannot get a definition again because one of its arguments is nested too deeply."""
+    for argument in _too_deep(wanted):
+        hint = f"instead, convert it with --to {wanted.type} --argument {quoted(f'{argument}:=null')}"
+        raise BadData(f"{queue!r} cannot become {wanted.type} again: {_TOO_DEEP.format(argument)}", hint)
 
 
 def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) -> Iterator[Refusal]:

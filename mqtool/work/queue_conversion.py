@@ -52,6 +52,7 @@ from mqtool.work.conversion_plan import (
     beyond_limits,
     bindings_of,
     by_policies,
+    check_depth,
     dead_letters,
     view_of,
 )
@@ -245,6 +246,7 @@ class Conversion:
             MqtoolError: the broker refuses the new definition or does not confirm the present one, or the user lacks a
                 permission. Nothing was changed.
         """
+        check_depth(self._plan.queue, self._plan.target)
         self.lock()
         for name in (self._plan.queue, self._names.meanwhile):
             view = view_of(self._api, self._vhost, name)
@@ -348,18 +350,22 @@ class Conversion:
         arrived = False
         for _ in range(_TRIES):
             view = view_of(self._api, self._vhost, name)
-            if view is not None:
+            if view is None:
+                check_depth(name, wanted)
+            else:
                 try:
                     yield from self._empty(name, undo=undo)
                 except BadData:
                     if not undo:
                         raise
                     self._was_left = True  # a message that cannot be moved, and those after it
-                if not (undo or self._force) and _gets_messages(self._connection, self._channel, name, self._quiet):
-                    if arrived:  # the first may have been requeued by a client that has just ended
+                if not (undo or self._force):
+                    used = _first_use(self._connection, self._channel, name, self._quiet)
+                    if used.ready and arrived:  # the first may have been requeued by a client that has just ended
                         raise _published_directly(name)
-                    arrived = True
-                    continue
+                    arrived = arrived or used.ready > 0
+                    if used != (0, 0):
+                        continue
                 is_quorum = view.get("type") == "quorum"  # RabbitMQ deletes it with any messages in it
                 if is_quorum and not (undo or self._force or is_empty(self._connection, name)):
                     continue
@@ -378,7 +384,7 @@ class Conversion:
             divert = partial(administration.unbind, self._channel, Binding(self._names.through, name))
             yield from self._drain(name, self.messages.held, "held", divert)
         yield from self._drain(name, self.messages.held, "held")
-        if not self._is_acknowledged:
+        if not (self._force and self._is_acknowledged):  # with --force, consumers that come later are cancelled
             self._check_clients(name)
             yield from self._drain(name, self.messages.held, "held")  # those that arrived or were requeued meanwhile
 
@@ -414,7 +420,8 @@ class Conversion:
 
         def replace(pika: Any, done: Any) -> None:
             if not is_quorum:
-                pika.queue_delete(name, if_empty=True)  # does not wait: the next request follows at once
+                # Does not wait: the next request follows at once. A consumer might have unacknowledged messages.
+                pika.queue_delete(name, if_empty=True, if_unused=not self._force)
                 declare(pika, done)
                 return
 
@@ -582,15 +589,15 @@ def _check_not_stopped(connection: Connection) -> None:
         raise Stopped
 
 
-def _gets_messages(connection: Connection, channel: Channel, queue: str, within: float) -> bool:
-    """Return True as soon as an empty queue has messages; False if it has none within this many seconds."""
+def _first_use(connection: Connection, channel: Channel, queue: str, within: float) -> administration.Depth:
+    """Return a queue's depth as soon as it has messages or consumers; (0, 0) if it has none within so many seconds."""
     deadline = time.monotonic() + within
-    while not channel.depth_of(queue):
+    while (found := administration.depth(channel, queue)) == (0, 0):
         _check_not_stopped(connection)
         if time.monotonic() >= deadline:
-            return False
+            break
         time.sleep(_LOOK)
-    return True
+    return found
 
 
 def _published_directly(queue: str) -> Unavailable:

@@ -112,9 +112,13 @@ def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_p
     assert "shovels.json: the broker refuses: the embedded broker does not have shovel 'x'\n" in refused.stderr
     assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
     assert "No such file" in home.run(*up, "--definitions", "none").stderr
-    (home.directory / "deep.json").write_text('{"queues":' + "[" * 100_000 + "]" * 100_000 + "}")
-    deep = home.run(*up, "--definitions", "deep.json")
-    assert (deep.code, deep.stderr.endswith("deep.json: it is nested too deeply\n")) == (2, True), deep.stderr
+    for levels in (970, 100_000):
+        (home.directory / "deep.json").write_text('{"queues":' + "[" * levels + "]" * levels + "}")
+        deep = home.run(*up, "--definitions", "deep.json")
+        assert (deep.code, deep.stderr.endswith("deep.json: it is nested too deeply\n")) == (2, True), deep.stderr
+    (home.directory / "numbers.json").write_text('{"queues": [1]}')
+    strange = home.run(*up, "--definitions", "numbers.json")
+    assert (strange.code, "cannot load " in strange.stderr) == (2, True), strange.stderr
 
 
 def management_of(status: str) -> list[str]:

@@ -718,11 +718,14 @@ def test_a_recording_is_written_even_if_the_page_ends_with_an_error(tmp_path: Pa
 
 @on_any_broker
 def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: Shell, ui: Running) -> None:
-    """`mqtool ui` exits with 69 if its port is in use or if the broker does not answer, and with 0 after Ctrl-C."""
+    """`mqtool ui` exits with 69 if its port is in use or if the broker does not answer, and with 0 after Ctrl-C. If the
+    port is in use, --record creates no file.
+    """
     port = re.findall(r":(\d+)/", ui.stdout)[0]
-    taken = shell.run("mqtool", "ui", "--port", port)
+    taken = shell.run("mqtool", "ui", "--port", port, "--record", "new.html")
     assert taken.code == 69
     assert "in use" in taken.stderr
+    assert not (shell.directory / "new.html").exists()
     assert shell.run("mqtool", "ui", environment={"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:9"}).code == 69
     assert ui.interrupt().wait().code == 0
 

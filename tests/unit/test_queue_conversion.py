@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
-from mqtool.errors import NotFound, Unavailable, UsageError
+from mqtool.errors import BadData, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.message import Confirmation, Message
 from mqtool.testing import EmbeddedBroker, Vhost
@@ -249,6 +249,31 @@ def test_an_undo_declares_a_deleted_queue_with_its_original_type_and_arguments(p
     assert place.bodies() == [*range(COUNT)]
 
 
+def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_completely(place: Place) -> None:
+    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo` would
+    have to declare a queue with such an argument again, because the queue has been deleted or replaced, it refuses to
+    do so. The hint says how to convert the queue without the argument.
+    """
+    deep: list[Any] = []
+    for _ in range(62):
+        deep = [deep]
+    place.fill(note=deep)
+    conversion = place.conversion(changes={"note": None})
+    conversion.begin()
+    administration.delete_queue(place.channel, "jobs")
+    with pytest.raises(BadData, match=r"^'jobs' cannot become classic again: its argument 'note' is nested") as raised:
+        list(conversion.run(undo=True))
+    assert raised.value.hint == "instead, convert it with --to classic --argument note:=null"
+    list(conversion.run())
+    place.connections[-1].close()
+    assert place.view()["type"] == "quorum"
+    done = conversion._plan
+    back = place.conversion(plan=replace(done, source=done.target, target=done.source))
+    with pytest.raises(BadData, match=r"^'jobs' cannot become classic again: its argument 'note' is nested"):
+        back.begin()
+    assert place.view()["type"] == "quorum"
+
+
 @pytest.mark.parametrize(("batches", "left"), [(0, 22), (1, 18), (3, 12), (4, 7), (6, 1)])
 def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, batches: int, left: int) -> None:
     """`queue convert` moves each message twice: out of the queue, and back. Conversion.remaining() is the number of
@@ -449,6 +474,60 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
     tally = place.resume(quiet=5.0)
     assert tally.held == 2
     place.check_converted("quorum", COUNT + 3)
+
+
+@pytest.mark.parametrize("to", ["quorum", "classic"])
+def test_a_message_that_a_new_consumer_takes_just_before_a_queue_is_replaced_is_not_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """If a client subscribes to a queue while `queue convert` waits to see whether the queue is still used, and takes a
+    message that was published through the default exchange, the conversion waits until the client has ended. The
+    message is then requeued, and the conversion moves it.
+    """
+    place.fill({"quorum": "classic", "classic": "quorum"}[to])
+    sleep, client = time.sleep, list[Connection]()
+
+    def step(seconds: float) -> None:
+        if seconds == queue_conversion._LOOK and not client:
+            client.append(place.connect())
+            client[0].channel().consumer(Queue("jobs"), Receiving(prefetch=1))
+            place.publish(exchange="", key="jobs")
+        elif seconds == queue_conversion._LOOK:
+            client[0].close()
+        sleep(seconds)
+
+    monkeypatch.setattr(queue_conversion.time, "sleep", step)
+    conversion = place.conversion(to, quiet=5.0)
+    conversion.begin()
+    list(conversion.run())
+    place.check_converted(to, COUNT + 1)
+
+
+def test_a_consumer_that_subscribes_at_the_last_moment_keeps_its_message(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`queue convert` deletes a classic queue only if it has no consumers, which may have unacknowledged messages. If
+    one subscribes just before that, the conversion waits until the consumer has ended, and tries again.
+    """
+    place.fill()
+    replace_queue, client = Conversion._replace, list[Connection]()
+
+    def replaced(*arguments: Any, **options: Any) -> bool:
+        if not client:
+            client.append(place.connect())
+            client[0].channel().consumer(Queue("jobs"), Receiving(prefetch=1))
+            place.publish(exchange="", key="jobs")
+            try:
+                return replace_queue(*arguments, **options)
+            finally:
+                client[0].close()
+        return replace_queue(*arguments, **options)
+
+    monkeypatch.setattr(Conversion, "_replace", replaced)
+    conversion = place.conversion()
+    conversion.begin()
+    list(conversion.run())
+    place.check_converted("quorum", COUNT + 1)
 
 
 def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_lost(

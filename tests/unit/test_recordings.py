@@ -2,11 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqtool.cli.commands import recording
+from mqtool.cli.commands.recording import RecordingOptions, Replayed
 from mqtool.errors import BadData
 from mqtool.recordings.recording import (
     Changes,
@@ -40,6 +43,11 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    monotonic = __call__
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
     """When the messages are due, in seconds after the first one."""
@@ -55,6 +63,20 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
+
+
+def test_replay_has_its_publisher_wait_for_confirms_before_a_long_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before `recording replay` waits for more than 0.1 s until the next message is due, it tells its publisher twice
+    that there is no message. The publisher then waits for confirms, so each outcome is reported before the gap.
+    """
+    clock = Clock()
+    monkeypatch.setattr(recording, "time", clock)
+    file = tmp_path / "recording"
+    file.write_bytes(b"\n".join([line(1), line(1.05), line(1.25)]))
+    replayed = Replayed(RecordingOptions([file], Selection(), Changes()), ReplayPace(clock=clock), keeps_rest=False)
+    assert [message is not None for message in replayed] == [True, True, False, False, True]
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:

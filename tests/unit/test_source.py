@@ -197,6 +197,45 @@ def test_the_option_failed_to_saves_the_end_of_a_file_after_a_signal(
     assert b"last" in kept.body
 
 
+def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer has
+    not written yet, as long as the writer pauses for less than 0.25 s. So a program such as `receive`, which writes
+    each line once the previous one has been read, loses no message.
+    """
+    monkeypatch.setattr(source, "LOOK_UP", 60.0)
+    os.mkfifo(tmp_path / "pipe")
+    writing = os.open(tmp_path / "pipe", os.O_RDWR)
+    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
+    read = read_messages(asked([], options), Addressing(), default=b"")
+    os.write(writing, b"0\n")
+    next(iter(read))
+
+    def write_the_rest() -> None:
+        os.write(writing, b"1\n")
+        os.close(writing)
+
+    later = threading.Timer(0.05, write_the_rest)
+    later.start()
+    assert [message.body for message in read.rest(0)] == [b"0", b"1"]
+    later.join()
+
+
+def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(tmp_path: Path) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes nothing more but does not end,
+    `send` saves what it has read, and ends.
+    """
+    os.mkfifo(tmp_path / "pipe")
+    writing = os.open(tmp_path / "pipe", os.O_RDWR)
+    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
+    read = read_messages(asked([], options), Addressing(), default=b"")
+    os.write(writing, b"0\n")
+    next(iter(read))
+    assert [message.body for message in read.rest(0)] == [b"0"]
+    os.close(writing)
+
+
 def test_a_line_with_an_invalid_routing_key_is_saved_if_an_option_overrides_the_key(tmp_path: Path) -> None:
     """If `send --failed-to FILE` fails, it saves the unsent messages of its input in FILE, up to the first line that
     can never be sent, such as a line whose routing key is too long. If the option `-r` overrides the routing keys of

@@ -59,7 +59,7 @@ app = group("recording", "Play back, scrub and compare recordings.", heading="Me
 _DEFAULT_EXCHANGE = Exchange("")
 
 
-#: If the next message is due in more than this many seconds, confirms are processed first, which may take 0.05 s.
+#: If the next message is due in more than this many seconds, the publisher first waits for confirms, for up to 0.05 s.
 _LONG = 0.1
 #: The first message of a file must end within this many bytes, and the last one must begin within as many of the end.
 _NEAR = 256 * 1024
@@ -170,7 +170,7 @@ class Replayed(Input):
                 due = self._pace.due(message)
                 while stopping.requested() is None and (left := due - time.monotonic()) > 0:
                     if left > _LONG:
-                        yield None
+                        yield from (None, None)  # a publisher waits for confirms at the second None
                         left = due - time.monotonic()
                     time.sleep(max(0.0, min(left, LOOK_UP)))
                 if stopping.requested() is not None:

@@ -88,7 +88,6 @@ def ui(
         ask("switch the firehose on", access, is_safe=True)
     actions = _actions(broker, access, allow_changes=allow_changes)
 
-    recording = None if record is None else _create(record)
     ending = ExitStack()
     taps: set[Tap] = set()
 
@@ -109,6 +108,7 @@ def ui(
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}
     server, stop = PageServer(start, port, answers), threading.Event()
+    recording = None if record is None else _create(record)
     with stopping.calling(stop.set):
         output.show(server.url)
         if open_page:

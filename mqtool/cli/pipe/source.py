@@ -27,6 +27,8 @@ LOOK_UP = 0.25
 #: Seconds between the first None and the second one, at which a publisher waits for confirms. If it waited at the first
 #: one, it would do so for each line of a program that writes the next line once this one is read, as `receive` does.
 _SOON = 0.005
+#: The None in a row by which there has been no input for LOOK_UP seconds.
+_PAUSES = 3
 
 
 def has_input(descriptor: int) -> bool:
@@ -246,8 +248,8 @@ class Input:
     def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
 
-        Does not wait for the end of a pipe, because it may never come. Ends at a line that is invalid or cannot be
-        published; see `error`.
+        Does not wait for the end of a pipe, because it may never come: ends if there has been no input for LOOK_UP
+        seconds. Also ends at a line that is invalid or cannot be published; see `error`.
 
         Args:
             published: the number of published messages. The latest one that was read may still have been waiting, or
@@ -255,11 +257,16 @@ class Input:
             frame_max: see check_latest().
         """
         waiting = [self._latest] if self._latest is not None and self._handed_out > published else []
+        pauses = 0
         with suppress(MqtoolError):
             for message in chain(waiting, self._read):
-                if message is None or not self.check_latest(frame_max):
+                if message is not None:
+                    if not self.check_latest(frame_max):
+                        return
+                    yield message
+                    pauses = 0
+                elif (pauses := pauses + 1) == _PAUSES:
                     return
-                yield message
 
     def check_latest(self, frame_max: int | None) -> bool:
         """Return True if the latest message that was read can be published. Otherwise, set `error`, with its line.
