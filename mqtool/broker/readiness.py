@@ -21,7 +21,7 @@ from mqtool.broker import ports, state
 from mqtool.broker.background import last_words
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started
-from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
+from mqtool.errors import MqtoolError, NotFound, TimedOut, Unavailable, UsageError
 from mqtool.management import path, queues
 from mqtool.management.api_client import DEEPEST, Json, is_deeper
 
@@ -85,17 +85,19 @@ def _wait_for_quorum_queues(started: Started) -> None:
     """Wait until quorum queues know their messages. After a start, they read their logs, and seem to be empty."""
     deadline = time.monotonic() + _QUORUM_PATIENCE
     own, names = parse_addresses(started.url)[0], defaultdict[str, list[str]](list)
+    columns = ("name", "vhost", "type")
     with suppress(MqtoolError):  # the broker is up in any case
-        for view in queues(started.management, None, ("name", "vhost", "type")):
+        for view in connect_within(_MANAGEMENT_PATIENCE, lambda: [*queues(started.management, None, columns)]):
             if view.get("type") == "quorum":
                 names[view["vhost"]].append(view["name"])
     for vhost in names:
         with suppress(MqtoolError), Connection([own._replace(virtual_host=vhost)]) as connection:
             channel = connection.channel()
             for name in names[vhost]:
-                while (asked := time.monotonic()) < deadline:
-                    if channel.depth_of(name) or time.monotonic() - asked < _GIVES_UP:
-                        break
+                with suppress(NotFound):  # it has just been deleted
+                    while (asked := time.monotonic()) < deadline:
+                        if channel.depth_of(name) or time.monotonic() - asked < _GIVES_UP:
+                            break
 
 
 def where_log_is(started: Started) -> str:
