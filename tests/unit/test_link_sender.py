@@ -9,7 +9,18 @@ import pytest
 
 from mqtool.amqp10 import link_sender, sections
 from mqtool.amqp10.link_sender import WINDOW, OutgoingTransfer, Sender, SendingLink, addressed, is_unavailable
-from mqtool.codecs.amqp10_frames import Accepted, Attach, Error, Flow, Modified, Rejected, Released, Source, Target
+from mqtool.codecs.amqp10_frames import (
+    Accepted,
+    Attach,
+    Disposition,
+    Error,
+    Flow,
+    Modified,
+    Rejected,
+    Released,
+    Source,
+    Target,
+)
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import BadData, MqtoolError, NotConfirmed, Unavailable
 from mqtool.message import Confirmation, InBatches, Message
@@ -332,6 +343,65 @@ def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that
     with pytest.raises(Unavailable, match="gone"):
         next(receipts)
     assert sender.unconfirmed == [Message(b"2", "q", "")]
+
+
+def test_send_yields_responses_out_of_order_before_an_error(broker: Broker) -> None:
+    """If the connection of an AMQP 1.0 sender is lost for good after the broker has accepted a message, but not an
+    earlier one, send() yields the receipt of the accepted message before it raises the error.
+    """
+
+    def fail() -> None:
+        broker.decide(b"2")
+        broker.failure = Unavailable("gone")
+
+    broker.steps = [fail]
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = sender.send(messages(b"1", b"2"))
+    assert next(receipts).message.body == b"2"
+    with pytest.raises(Unavailable, match="gone"):
+        next(receipts)
+    assert sender.unconfirmed == [Message(b"1", "q", "")]
+
+
+def test_a_sender_reports_a_message_that_was_not_accepted_at_once(broker: Broker) -> None:
+    """When the broker rejects or releases a message, an AMQP 1.0 sender calls its on_refused at once, with a receipt
+    that contains the outcome. It does not do so for a message that the broker accepts.
+    """
+    refused = list[tuple[bytes, str]]()
+    sender = Sender(broker, QUEUE, persistent=False)
+    sender.on_refused = lambda receipt: refused.append((receipt.message.body, receipt.confirmation))
+
+    def decide() -> None:
+        broker.decide(b"3", state=Released())
+        broker.decide(b"2", state=Rejected(None))
+        broker.decide(b"1")
+        assert refused == [(b"3", "returned"), (b"2", "nacked")]
+
+    broker.steps = [decide]
+    assert len([*sender.send(messages(b"1", b"2", b"3"))]) == 3
+    assert len(refused) == 2
+
+
+def test_a_message_that_the_broker_settles_without_an_outcome_has_the_default_outcome() -> None:
+    """If the broker settles an AMQP 1.0 message without an outcome, or in a state such as received, the message has the
+    default outcome of the link's source, if it has one. Before it is settled, it has no outcome.
+    """
+    link = SendingLink("link", QUEUE)
+    link.attached(Attach("link", 0, True, source=Source(default_outcome=Released()), target=Target(QUEUE)))
+    assert link.outcome(Disposition(True, 0, settled=True)) == Released()
+    assert link.outcome(Disposition(True, 0, settled=False)) is None
+    assert link.outcome(Disposition(True, 0, settled=True, state=Accepted())) == Accepted()
+    link.attached(Attach("link", 0, True, target=Target(QUEUE)))
+    assert link.outcome(Disposition(True, 0, settled=True)) is None
+
+
+def test_a_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(broker: Broker) -> None:
+    """A message with a header that is not valid UTF-8 cannot be sent over AMQP 1.0. The hint says what may be any bytes
+    instead.
+    """
+    with pytest.raises(BadData, match=r"^a name, a key or a header is not valid UTF-8$") as raised:
+        [*Sender(broker, QUEUE, persistent=False).send(iter([Message(b"1", properties={"headers": {"a": "\ud800"}})]))]
+    assert raised.value.hint == "only a message's body may be any bytes"
 
 
 def test_send_raises_the_connections_error_at_once_if_a_link_cannot_be_attached(

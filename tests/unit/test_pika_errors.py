@@ -79,6 +79,8 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
         (403, "ACCESS_REFUSED - exchange name 'amq.x' contains reserved prefix", AccessRefused,
          "exchange name 'amq.x' contains reserved prefix",
          "names that start with 'amq.' are reserved for the broker; choose another"),
+        (404, "NOT_FOUND - no exchange 'amq.default' in vhost '/'", NotFound, "no exchange 'amq.default' in vhost '/'",
+         "the name of the default exchange is empty: 'mqtool send -q QUEUE' publishes to it"),
         (404, "NOT_FOUND - no queue 'q'", NotFound, "no queue 'q'",
          "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists"),
         (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q'", DeclaredDifferently,
@@ -433,3 +435,22 @@ def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> 
     assert type(headers) is HeadersTooLarge
     assert str(headers) == "the headers and properties are 140,000 bytes long; the broker takes up to 131,064"
     assert headers.hint == "move what is large into the body"
+
+
+def test_the_size_that_the_broker_accepts_is_taken_from_its_reply() -> None:
+    """If the broker closes a channel because a message was too large, mqtool takes the broker's limit from its reply.
+    Another error names no limit.
+    """
+    text = "PRECONDITION_FAILED - message size 2000 is larger than configured max size 1000"
+    assert pika_errors.largest_message(exceptions.ChannelClosedByBroker(406, text)) == 1000
+    assert pika_errors.largest_message(exceptions.ChannelClosedByBroker(406, "PRECONDITION_FAILED - other")) is None
+    assert pika_errors.largest_message(ValueError()) is None
+
+
+def test_a_server_that_sends_more_than_any_broker_does_is_named_as_the_cause() -> None:
+    """If what claims to be a broker sends a message of more than 512 MiB, mqtool's error gives this limit, and the hint
+    says where to look.
+    """
+    error = pika_errors.message_too_large()
+    assert str(error) == "the broker sends a message of more than 512 MiB"
+    assert error.hint == ("RabbitMQ sends nothing as large; check --url, and what is between mqtool and the broker")
