@@ -237,6 +237,8 @@ def _unfit(name: str, value: object) -> BadData:
         if name == _COPIES:
             hint = "routing keys for copies are in the header CC"
         return BadData(f"the header {name!r} is {what}, which AMQP 1.0 does not allow", hint)
+    if isinstance(value, str):
+        return BadData(f"the header {name!r} is not valid UTF-8", "only a message's body may be any bytes")
     wrong = f"the header {name!r} contains a number that is too large for AMQP 1.0, or of AMQP 0-9-1's type decimal"
     return BadData(wrong, "send the number as text")
 

@@ -395,12 +395,23 @@ def test_a_message_that_the_broker_settles_without_an_outcome_has_the_default_ou
     assert link.outcome(Disposition(True, 0, settled=True)) is None
 
 
-def test_a_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(broker: Broker) -> None:
-    """A message with a header that is not valid UTF-8 cannot be sent over AMQP 1.0. The hint says what may be any bytes
-    instead.
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Message(b"1", "\ud800"), "a name, a key or a header"),
+        (Message(b"1", properties={"headers": {"a": "\ud800"}}), "the header 'a'"),
+        (Message(b"1", properties={"headers": {"x-a": "\ud800"}}), "the header 'x-a'"),
+    ],
+    ids=["key", "header", "annotation"],
+)
+def test_a_key_or_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(
+    broker: Broker, message: Message, words: str
+) -> None:
+    """A message with a routing key or a header that is not valid UTF-8 cannot be sent over AMQP 1.0. The hint says what
+    may be any bytes.
     """
-    with pytest.raises(BadData, match=r"^a name, a key or a header is not valid UTF-8$") as raised:
-        [*Sender(broker, QUEUE, persistent=False).send(iter([Message(b"1", properties={"headers": {"a": "\ud800"}})]))]
+    with pytest.raises(BadData, match=rf"^{words} is not valid UTF-8$") as raised:
+        [*Sender(broker, QUEUE, persistent=False).send(iter([message]))]
     assert raised.value.hint == "only a message's body may be any bytes"
 
 
