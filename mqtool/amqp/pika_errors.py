@@ -191,10 +191,17 @@ def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
     )
 
 
+#: Ports of RabbitMQ that do not speak AMQP.
+_OTHER_PORTS = {15672: "the management API", 15671: "the management API", 5552: "streams", 5551: "streams"}
+
+
 def closed_early(address: Address) -> MqtoolError:
     """The error for a connection that the other end closes during the handshake, without a reason."""
+    closed = f"{address.host}:{address.port} closed the connection during the handshake"
+    if (usual := _OTHER_PORTS.get(address.port)) is not None:
+        return Unavailable(closed, f"{address.port} is usually the port of {usual}; AMQP's is 5672")
     return Unavailable(
-        f"{address.host}:{address.port} closed the connection during the handshake",
+        closed,
         "the broker may be starting or stopping: try again"
         + (
             "; if clients need a certificate, name it with --tls-cert"

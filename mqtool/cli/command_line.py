@@ -28,7 +28,7 @@ from mqtool.cli.help.index import ALIASES
 from mqtool.cli.help.option_sections import SECTIONS, help_record
 from mqtool.cli.help.sentence import sentence_of
 from mqtool.cli.invocation import Call, current
-from mqtool.errors import UsageError
+from mqtool.errors import ExitCode, UsageError
 
 #: The key in a context's `meta` that says that --help-all was given.
 _EVERYTHING = "mqtool.help_all"
@@ -272,7 +272,7 @@ def _call(context: typer.Context, effect: Effect, values: dict[str, Any]) -> Cal
 
 
 def group(name: str, about: str, *, heading: str, hint: Callable[[str], str | None] | None = None) -> CommandGroup:
-    """Return a group of commands, such as `queue`. Without a subcommand, it shows its help.
+    """Return a group of commands, such as `queue`. Without a subcommand, it shows its help, and exits with 2.
 
     Args:
         heading: see command().
@@ -282,6 +282,7 @@ def group(name: str, about: str, *, heading: str, hint: Callable[[str], str | No
     def shown_alone(ctx: typer.Context, help_all: HelpAll = False) -> None:  # noqa: ARG001
         if ctx.invoked_subcommand is None:
             output.show(ctx.get_help())
+            raise typer.Exit(ExitCode.USAGE)  # in a script, an argument may have been empty
 
     also = [alias for alias in ALIASES if alias.startswith(f"{name} ")]
     vars(shown_alone).update(heading=heading, hint=hint)

@@ -33,7 +33,7 @@ OTHER_OPTIONS = (
     ("--server", "--url", _URL),
     ("--port", "--url", "--url, such as localhost:5673"),
     ("-p", "--port", ""),
-    ("-p", "--vhost", "--vhost VHOST"),
+    ("-p", "--vhost", "--vhost VHOST; the port is part of --url, such as localhost:5673"),
     ("--ssl", "--tls-ca", _TLS),
     ("--tls", "--tls-ca", _TLS),
     ("--cacert", "--tls-ca", _TLS),
@@ -248,7 +248,8 @@ def _similar_option(flag: str, flags: list[str]) -> str | None:
     # Nobody should skip a question because of a misspelling, and --all is not meant as --help-all.
     flags = [each for each in flags if each.startswith("--") and each not in ("--yes", "--help-all")]
     partial = [each for each in flags if each.startswith(f"{flag}-") or each[2:].endswith(flag[1:])]
-    return (next(iter(partial), None) or mistyped(flag, flags)) if flag.startswith("--") else None
+    shortest = min((each for each in flags if each.startswith(flag)), key=len, default=None)
+    return (next(iter(partial), None) or mistyped(flag, flags) or shortest) if flag.startswith("--") else None
 
 
 def _last_word(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import html
 import json
 import os
 import re
@@ -175,7 +176,8 @@ def _said(answer: "BaseHTTPResponse") -> str:
                 break
         said = json.loads(content)
         reason = str(said.get("reason") or said.get("error") or answer.reason)
-        return " ".join(reason.strip().replace("\n\n", ": ").split())  # RabbitMQ's reasons can have several lines
+        # RabbitMQ's reasons can have several lines, and are escaped for its management page.
+        return html.unescape(" ".join(reason.strip().replace("\n\n", ": ").split()))
     except (ValueError, AttributeError, RecursionError):
         return str(answer.reason)
 

@@ -262,6 +262,49 @@ def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_ex
     assert unbound(*between) == (0, f"{what} is now not bound {to[:-1]} and these arguments\n")
 
 
+@pytest.mark.parametrize("name", ["hello", "jobs"])
+def test_no_declare_needs_no_permission_to_configure(admin: Shell, ann: str, name: str) -> None:
+    """With --no-declare, a user who may write to and read from an existing queue, but not declare it, can send to the
+    queue and receive from it. This is true of a tutorial's queue, such as `hello`, too.
+    """
+    admin.run("mqtool", "queue", "declare", name)
+    admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
+    to = ("-q", name, "--no-declare", "--user", ann, "--password-file", "secret")
+    sent = admin.run("mqtool", "send", *to, "x")
+    assert sent.code == 0, sent.stderr
+    received = admin.run("mqtool", "receive", *to, "-c", "1", "--raw")
+    assert (received.code, received.stdout) == (0, "x\n"), received.stderr
+
+
+def test_a_receiver_with_no_declare_needs_no_permission_to_configure_the_exchange(admin: Shell, ann: str) -> None:
+    """With --no-declare, a user who may not declare an exchange or a queue can receive from existing ones with
+    `receive-log`, if the queue is named.
+    """
+    admin.run("mqtool", "receive-log", "fanout", "-q", "all-logs", "--idle-timeout", "10ms")
+    admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
+    login = ("--user", ann, "--password-file", "secret")
+    receive = ("mqtool", "receive-log", "fanout", "-q", "all-logs", "--idle-timeout", "10ms", *login)
+    assert admin.run(*receive).code == 77
+    received = admin.run(*receive, "--no-declare")
+    assert received.code == 0, received.stderr
+
+
+def test_a_misspelled_tag_is_set_with_a_warning(admin: Shell, ann: str) -> None:
+    """RabbitMQ accepts any text as a user's tag. If a tag is probably a misspelling of one that has an effect, `user
+    tags` sets it, and says which tag may be meant.
+    """
+    tagged = admin.run("mqtool", "user", "tags", ann, "managment")
+    assert tagged.code == 0, tagged.stderr
+    assert "the tag 'managment' has no effect; did you mean 'management'?" in tagged.stderr
+
+
+def test_the_reason_of_the_management_api_is_shown_as_plain_text(admin: Shell) -> None:
+    """RabbitMQ escapes some of its reasons for its management page. mqtool shows them as plain text."""
+    policy = ("--pattern", "^x", "--apply-to", "queues", "--definition", '{"max-lenght": 10}')
+    refused = admin.run("mqtool", "policy", "set", "limits", *policy)
+    assert (refused.code, "max-lenght" in refused.stderr, "&" in refused.stderr) == (2, True, False), refused.stderr
+
+
 @large
 def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
     """After `permission set`, a user can configure, write to and read from the queues and exchanges whose names match

@@ -141,6 +141,9 @@ COMMAND_LINE = [
     Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),
     Case("receive --prefetch 65536", 2, "Invalid value for '--prefetch': 65536"),
     Case("receive --format %z", 2, "unknown placeholder '%z' in --format", "'mqtool help output'"),
+    Case(
+        "receive --format json", 2, "--format 'json' has no placeholders, such as %s for the body", "for JSON: --json"
+    ),
     Case("receive --format 100%", 2, "unknown placeholder '%' in --format", "'mqtool help output'"),
     Case("receive --raw --json", 2, "--raw, --json and --format cannot be combined", "only one"),
     Case("receive-log topic # --json --format %b", 2, "--raw, --json and --format cannot be combined"),

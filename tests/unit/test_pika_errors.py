@@ -454,3 +454,14 @@ def test_a_server_that_sends_more_than_any_broker_does_is_named_as_the_cause() -
     error = pika_errors.message_too_large()
     assert str(error) == "the broker sends a message of more than 512 MiB"
     assert error.hint == ("RabbitMQ sends nothing as large; check --url, and what is between mqtool and the broker")
+
+
+@pytest.mark.parametrize(("port", "usual"), [(15672, "the management API"), (5552, "streams")])
+def test_a_port_that_usually_speaks_another_protocol_is_named_if_it_closes_the_connection(
+    port: int, usual: str
+) -> None:
+    """If a server closes the connection during the handshake, and its port is usually that of the management API or of
+    streams, the hint says so, and names AMQP's port.
+    """
+    hint = f"{port} is usually the port of {usual}; AMQP's is 5672"
+    assert pika_errors.closed_early(Address("one", port, "v", "ann")).hint == hint

@@ -118,4 +118,5 @@ def _say(queue: str, kind: PeekKind, shown: int, into: Path | None, *, has_condi
         price = "" if kind.limit is None else price
         if not kind.is_certain:
             price = ": each look may count as a delivery, and the limit can be read only from the management API"
-        output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")
+        stays = "it stays" if shown == 1 else "they stay"
+        output.notice(f"{shown:,} shown; {stays} in {queue}, marked as redelivered{price}")

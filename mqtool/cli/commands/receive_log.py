@@ -65,8 +65,11 @@ def _receive(
         waiting=waiting,
         queue_is_private=is_private,
     ) as (channel, incoming):
-        if not (is_private or administration.queue_exists(channel, queue)):
-            check_new(queue.name, incoming.access, declares=asked.queue.declare)
+        if not is_private:
+            if not administration.queue_exists(channel, queue):
+                check_new(queue.name, incoming.access, declares=asked.queue.declare)
+            if asked.queue.declare is False and not incoming.access.strict:
+                channel.accept_settings(queue)
         check_exchange(asked.exchange.of(exchange), channel, incoming.access, declares=asked.queue.declare)
         ask_to_declare(channel, incoming.access, asked.exchange.of(exchange))
         settings = incoming.printed(matching.within_limit(settings, incoming.access, channel, queue.name))

@@ -61,7 +61,7 @@ def list_(
     narrower = (("number", "name"), ("name",))
     layout.show_rows(map(_row, plays.PLAYS), columns, narrower=narrower, prose="summary", as_json=as_json)
     if is_read:
-        output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read it.")
+        output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read most of them.")
 
 
 def _row(name: str) -> dict[str, str]:
@@ -139,7 +139,7 @@ def _show_repair(copy_to: Path | None) -> None:
 def run(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.PLAYS]),
+        typer.Argument(metavar="[NAME]...", help="Tutorials (default: all)", autocompletion=lambda: [*plays.PLAYS]),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Continue at reading pace, without waiting for Enter")] = False,
     no_pause: Annotated[

@@ -21,6 +21,7 @@ from mqtool.cli.pipe.existence import missing
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.spelling import mistyped
 
 app = group("user", "Add and delete users; change passwords and tags.", heading="Manage")
 
@@ -46,6 +47,8 @@ _NEW_PASSWORD = Annotated[
 
 #: A user without this tag cannot change users, not even to get the tag back.
 _ADMINISTRATOR = "administrator"
+#: The tags that have a meaning on RabbitMQ.
+_KNOWN_TAGS = (_ADMINISTRATOR, "monitoring", "policymaker", "management", "impersonator")
 
 #: What to say about a password among the arguments, and the hint.
 _NO_PASSWORD = ("a password does not belong on the command line", "--password-file FILE, or - to read it from stdin")
@@ -97,6 +100,15 @@ def _tags(tags: Any) -> str:
     return ",".join(name.strip(" ") for name in names if name.strip(" "))
 
 
+def _wanted_tags(tags: list[str] | None) -> str:
+    """Format new tags. Say if one is probably a misspelling: RabbitMQ accepts any text."""
+    wanted = _tags(tags or [])
+    for tag in wanted.split(","):
+        if meant := mistyped(tag, _KNOWN_TAGS):
+            output.warning(f"the tag {tag!r} has no effect; did you mean {meant!r}?")
+    return wanted
+
+
 @command(
     app,
     "mqtool user add ann",
@@ -121,7 +133,7 @@ def add(
     if is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):
         return
     api.put(
-        path("users", name), {"password": _ask_password(name, broker.options.password_file), "tags": _tags(tag or [])}
+        path("users", name), {"password": _ask_password(name, broker.options.password_file), "tags": _wanted_tags(tag)}
     )
     output.status(f"added user {name!r}")
 
@@ -165,7 +177,7 @@ def tags(
     if not tags and not none:
         output.show(_having(name, _tags(view["tags"])))
         return
-    new = _tags(tags or [])
+    new = _wanted_tags(tags)
     is_own = name == api.user and _ADMINISTRATOR in _tags(view["tags"]).split(",")
     locks_out = is_own and _ADMINISTRATOR not in new.split(",")
     what = f"remove your own tag {_ADMINISTRATOR!r}" if locks_out else f"change the tags of user {name!r}"

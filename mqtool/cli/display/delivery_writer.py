@@ -220,7 +220,14 @@ TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """Convert a --format template to a list of functions, one per part. Raises UsageError for unknown placeholders."""
+    """Convert a --format template to a list of functions, one per part.
+
+    Raises:
+        UsageError: a placeholder is unknown, or the template is only a word, which names a format in other commands.
+    """
+    if template.isalnum():
+        hint = "for JSON: --json" if "json" in template.lower() else "'mqtool help output' lists them"
+        raise UsageError(f"--format {template!r} has no placeholders, such as %s for the body", hint)
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):

@@ -38,7 +38,8 @@ def checked(
             in a protected context; see check_new() for commands that receive.
     """
     is_tutorials = queue.name in {each.name for each in dialect_names(broker)}
-    if not (is_tutorials or options.has_settings or broker.strict):
+    may_declare = is_tutorials and options.declare is not False
+    if not (may_declare or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
     may_be_new = not access.is_guarded if publishes else is_tutorials or options.has_settings
@@ -94,7 +95,7 @@ def check_new(
 
 
 def check_exchange(exchange: Exchange, channel: ChannelOrSession, access: Access, *, declares: bool | None) -> None:
-    """Check that an exchange exists if it must not be declared.
+    """Check that an exchange exists if it must not be declared. The channel then uses it as it is.
 
     Args:
         declares: the value of --declare.
@@ -102,8 +103,11 @@ def check_exchange(exchange: Exchange, channel: ChannelOrSession, access: Access
     Raises:
         NotFound: the exchange does not exist.
     """
-    if declares is False and exchange.name and not _is_there(channel, access, exchange):
-        refuse(exchange.name, access, kind="exchange")
+    if declares is False and exchange.name:
+        if not _is_there(channel, access, exchange):
+            refuse(exchange.name, access, kind="exchange")
+        if not access.strict:
+            channel.accept_settings(exchange)
 
 
 def ask_to_declare(channel: ChannelOrSession, access: Access, *things: Exchange | Queue) -> None:
