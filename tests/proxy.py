@@ -12,12 +12,14 @@ class Proxy(scene.Proxy):
     Attributes:
         accepted: the number of connections forwarded so far.
         break_early: the number of next connections that it closes after the broker's first frame.
+        is_silent: True to forward nothing more, as if the network was gone, without closing connections.
     """
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port)
         self.accepted = 0
         self.break_early = 0
+        self.is_silent = False
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
         if self.break_early:
@@ -28,3 +30,11 @@ class Proxy(scene.Proxy):
             return
         self.accepted += 1
         super().join(client, server)
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # cut
+            while data := source.recv(65536):
+                if not self.is_silent:
+                    target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)

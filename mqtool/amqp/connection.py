@@ -35,8 +35,32 @@ _INTERNAL_ERROR = 541
 #: that publishes or consumes earlier may be blocked for half a minute.
 _ELECTION = 2.0
 
+#: A command that must stop waits for a broker that sends nothing at all for up to this many seconds: short of the 10
+#: seconds after which containers are killed, and longer than a busy broker takes to reply.
+_SILENCE = 8.0
+
 #: Seconds after which an idle connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
+
+
+class _Silence:
+    """Measures for how long a broker has sent nothing, while a command waits for it and asks again and again."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._since = self._asked_at = -math.inf
+
+    def lasts(self, received: int) -> bool:
+        """Return True if nothing has been received for too long. After a pause of a second, it starts anew.
+
+        Args:
+            received: the number of bytes received so far.
+        """
+        now = time.monotonic()
+        if received != self._received or now - self._asked_at > 1.0:
+            self._received, self._since = received, now
+        self._asked_at = now
+        return now - self._since > _SILENCE
 
 
 class State(Enum):
@@ -96,6 +120,7 @@ class Connection:
         self._opened_at = time.monotonic()
         self.stopping = False
         self.deadline = math.inf
+        self._silence = _Silence()
         self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []
@@ -202,12 +227,18 @@ class Connection:
 
     @property
     def hopeless(self) -> str | None:
-        """Why the command must stop without waiting for the broker ("the connection is lost"); None if it need not."""
+        """Why the command must stop without waiting for the broker ("the connection is lost"); None if it need not.
+
+        Ask repeatedly while waiting for the broker: if it is frozen, or the network is gone, this is how it shows.
+        """
         if not self.stopping and time.monotonic() < self.deadline:
             return None
         if self._state is State.LOST:
             return "the connection is lost"
-        return "the broker blocks publishers" if self._is_blocked else None
+        if self._is_blocked:
+            return "the broker blocks publishers"
+        pika = self._pika
+        return "the broker does not reply" if self._silence.lasts(pika.bytes_received if pika else 0) else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
         """Start opening a channel. Call it on the I/O thread.

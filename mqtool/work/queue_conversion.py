@@ -590,7 +590,7 @@ def _check_not_stopped(connection: Connection) -> None:
 
 
 def _first_use(connection: Connection, channel: Channel, queue: str, within: float) -> administration.Depth:
-    """Return a queue's depth as soon as it has messages or consumers; (0, 0) if it has none within so many seconds."""
+    """Return a queue's depth as soon as it has messages or consumers; (0, 0) if it has none in this time."""
     deadline = time.monotonic() + within
     while (found := administration.depth(channel, queue)) == (0, 0):
         _check_not_stopped(connection)

@@ -18,7 +18,7 @@ import pytest
 from mqtool.amqp import Connection, Receiving, parse_addresses
 from mqtool.message import Message
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import closable_terminal
 from tests.cli.test_exec import depth
@@ -48,6 +48,33 @@ def test_a_signal_to_any_thread_ends_receive(shell: Shell) -> None:
     [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
     assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
     assert receiver.wait().code == 0
+
+
+@on_any_broker
+@large
+@pytest.mark.parametrize(
+    ("command", "code"), [("worker --exec true", 0), ("move jobs --to done --idle-timeout 1h", 69)]
+)
+def test_a_signal_ends_a_command_whose_broker_has_fallen_silent(
+    shell: Shell, broker: TestBroker, command: str, code: int
+) -> None:
+    """If the network or the broker has fallen silent, but the connection is not closed, the first Ctrl-C ends a command
+    within seconds. It does not wait until missing heartbeats show that the connection is lost, which takes two minutes.
+    """
+    for queue in ("jobs", "done"):
+        shell.run("mqtool", "queue", "declare", queue)
+    parts = urlsplit(broker.url)
+    with Proxy(parts.port or 0) as proxy:
+        url = broker.url.replace(f":{parts.port}", f":{proxy.port}")
+        ready = command.startswith("worker")
+        running = shell.start("mqtool", *command.split(), "-u", url, ready=ready)
+        if ready:
+            running.wait_until_ready()
+        else:
+            wait_until(lambda: shell.run("mqtool", "list", "queues", "consumers").stdout.count("1"), "move to consume")
+        proxy.is_silent = True
+        stopped = running.interrupt().wait()
+    assert stopped.code == code, stopped.stderr
 
 
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -660,6 +661,35 @@ def test_closing_does_not_wait_for_a_broker_that_does_not_answer_an_attempt_to_r
         accepted.close()
     with pytest.raises(Unavailable, match=r"^the connection is closed$"):
         opened.channel()
+
+
+def test_a_command_that_was_told_to_stop_waits_at_most_8_seconds_for_a_silent_broker(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a command has been told to stop, and waits for a broker that is frozen or cannot be reached, it gives up after
+    8 s in which the broker has sent nothing. The seconds in which it did not wait do not count.
+    """
+    opened, now = connect(), [1000.0]
+    channel = opened.channel()
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def asked(seconds: float) -> list[str | None]:
+        """Ask every half second for this long; return the different answers."""
+        answers = []
+        for _ in range(int(seconds * 2)):
+            now[0] += 0.5
+            answers.append(opened.hopeless)
+        return [*dict.fromkeys(answers)]
+
+    assert asked(60) == [None]
+    opened.stopping = True
+    assert asked(8) == [None]
+    channel.declare(Q)
+    assert asked(8) == [None]
+    assert asked(1) == [None, "the broker does not reply"]
+    now[0] += 60
+    assert asked(8) == [None]
+    assert asked(1) == [None, "the broker does not reply"]
 
 
 def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect, vhost: Vhost) -> None:

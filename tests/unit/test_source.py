@@ -222,6 +222,35 @@ def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
     later.join()
 
 
+def test_the_option_failed_to_does_not_follow_a_slow_writer_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer never ends, as `tail -f`, and writes a
+    line now and then, `send` saves what comes in the next seconds, and ends.
+    """
+    monkeypatch.setattr(source, "LOOK_UP", 60.0)
+    os.mkfifo(tmp_path / "pipe")
+    writing = os.open(tmp_path / "pipe", os.O_RDWR)
+    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
+    read = read_messages(asked([], options), Addressing(), default=b"")
+    os.write(writing, b"0\n")
+    next(iter(read))
+    ended = threading.Event()
+
+    def write_slowly() -> None:
+        while not ended.wait(0.02):
+            os.write(writing, b"more\n")
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    kept = [message.body for message in read.rest(0)]
+    ended.set()
+    writer.join()
+    os.close(writing)
+    assert kept[0] == b"0"
+    assert 2 < len(kept) <= source._PAUSES + 2
+
+
 def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(tmp_path: Path) -> None:
     """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes nothing more but does not end,
     `send` saves what it has read, and ends.

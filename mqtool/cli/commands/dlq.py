@@ -39,6 +39,7 @@ from mqtool.work import peeking, redriving
 from mqtool.work.history import REASONS, death_of
 from mqtool.work.redriving import LetterChoice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
+from mqtool.work.transfer import AT_ONCE
 
 app = group("dlq", "Show dead letters, move them back, or drop them.", heading="Messages")
 
@@ -304,6 +305,9 @@ def redrive(
                 moved += 1
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
+        except Unavailable as error:
+            error.hint = error.hint or f"run it again to move the rest; up to {AT_ONCE} may be in both queues"
+            raise
         finally:
             progress.stop()
             output.status(f"{moved:,} moved back from {source}")

@@ -390,8 +390,8 @@ class FailedMessages:
         with self._checked():
             for message in messages:
                 self._file.write(self._encode(self._addressed(message)))
+                self._file.flush()  # nothing that is known to have failed is lost if the process is killed
                 self.count += 1
-            self._file.flush()  # nothing that is known to have failed is lost if the process is killed
 
     def finish(self, *, is_input_valid: bool = True) -> None:
         """Close the file and rename it to its final name. If it replaces lines that this run has not read, say so.

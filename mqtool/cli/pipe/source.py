@@ -27,8 +27,9 @@ LOOK_UP = 0.25
 #: Seconds between the first None and the second one, at which a publisher waits for confirms. If it waited at the first
 #: one, it would do so for each line of a program that writes the next line once this one is read, as `receive` does.
 _SOON = 0.005
-#: The None in a row by which there has been no input for LOOK_UP seconds.
-_PAUSES = 3
+#: The maximum number of pauses of _SOON seconds in the rest of a pipe. A program such as `tail -f` may write a line
+#: every tenth of a second for ever.
+_PAUSES = 40
 
 
 def has_input(descriptor: int) -> bool:
@@ -248,8 +249,8 @@ class Input:
     def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
         """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
 
-        Does not wait for the end of a pipe, because it may never come: ends if there has been no input for LOOK_UP
-        seconds. Also ends at a line that is invalid or cannot be published; see `error`.
+        Does not wait for the end of a pipe, because it may never come: ends if there is no input for LOOK_UP seconds,
+        or often for _SOON seconds. Also ends at a line that is invalid or cannot be published; see `error`.
 
         Args:
             published: the number of published messages. The latest one that was read may still have been waiting, or
@@ -257,15 +258,16 @@ class Input:
             frame_max: see check_latest().
         """
         waiting = [self._latest] if self._latest is not None and self._handed_out > published else []
-        pauses = 0
+        silence = pauses = 0
         with suppress(MqtoolError):
             for message in chain(waiting, self._read):
                 if message is not None:
                     if not self.check_latest(frame_max):
                         return
                     yield message
-                    pauses = 0
-                elif (pauses := pauses + 1) == _PAUSES:
+                silence = silence + 1 if message is None else 0
+                pauses += silence == 2  # the second None in a row comes after _SOON, the third one after LOOK_UP
+                if silence > 2 or pauses > _PAUSES:
                     return
 
     def check_latest(self, frame_max: int | None) -> bool:
