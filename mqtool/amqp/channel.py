@@ -166,7 +166,7 @@ class Channel(ChannelListener):
 
         Args:
             messages: None means that there is no message right now, so that receipts can be yielded. At a second None
-                in a row, the channel waits up to 0.05 s for confirms.
+                in a row, the channel waits up to 0.05 s for confirms that are missing.
             exchange: for messages without one; None is the default exchange.
             routing_key: for messages without one.
             persistent: use delivery mode 2 for messages without a delivery mode.

@@ -235,7 +235,7 @@ class Sender:
 
         Args:
             messages: None means that there is no message right now, so that receipts can be yielded. At a second None
-                in a row, the sender waits up to 0.05 s for outcomes.
+                in a row, the sender waits up to 0.05 s for outcomes that are missing.
             window: the number of messages without an outcome; 1 waits for each before the next is sent.
 
         Raises:
@@ -354,6 +354,7 @@ class Sender:
         """Wait until the oldest message has an outcome, or for `at_most` seconds."""
         session, deadline = self._session, None if at_most is None else time.monotonic() + at_most
         session.pump()
+        session.check()
         while self._outstanding and not self._has_outcome():
             session.check()
             if why := session.hopeless:

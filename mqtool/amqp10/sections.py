@@ -214,6 +214,8 @@ def _annotation(name: str, value: Any) -> tuple[bytes, bytes]:
     key = variable(0xA3, (_COPIES if name == "CC" else name).encode("ascii", "replace"))
     try:
         return key, encode_any(value)
+    except UnicodeEncodeError as error:
+        raise _not_utf_8(name) from error
     except ValueError as error:
         raise _unfit(name, value) from error
 
@@ -238,9 +240,13 @@ def _unfit(name: str, value: object) -> BadData:
             hint = "routing keys for copies are in the header CC"
         return BadData(f"the header {name!r} is {what}, which AMQP 1.0 does not allow", hint)
     if isinstance(value, str):
-        return BadData(f"the header {name!r} is not valid UTF-8", "only a message's body may be any bytes")
+        return _not_utf_8(name)
     wrong = f"the header {name!r} contains a number that is too large for AMQP 1.0, or of AMQP 0-9-1's type decimal"
     return BadData(wrong, "send the number as text")
+
+
+def _not_utf_8(name: str) -> BadData:
+    return BadData(f"the header {name!r} is not valid UTF-8", "only a message's body may be any bytes")
 
 
 # Decoding.

@@ -366,11 +366,16 @@ def _too_deep(definition: Definition) -> list[str]:
     return [argument for argument, value in definition.arguments.items() if is_incomplete(value)]
 
 
-def check_depth(queue: str, wanted: Definition) -> None:
-    """Raise BadData if a queue cannot get a definition again because one of its arguments is nested too deeply."""
+def check_depth(queue: str, wanted: Definition, *, is_gone: bool = False) -> None:
+    """Raise BadData if a queue cannot get a definition again because one of its arguments is nested too deeply.
+
+    Args:
+        is_gone: the queue does not exist, so it can only be declared with the definition of its conversion.
+    """
     for argument in _too_deep(wanted):
         hint = f"instead, convert it with --to {wanted.type} --argument {quoted(f'{argument}:=null')}"
-        raise BadData(f"{queue!r} cannot become {wanted.type} again: {_TOO_DEEP.format(argument)}", hint)
+        wrong = f"{queue!r} cannot become {wanted.type} again: {_TOO_DEEP.format(argument)}"
+        raise BadData(wrong, None if is_gone else hint)
 
 
 def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) -> Iterator[Refusal]:

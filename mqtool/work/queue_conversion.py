@@ -64,6 +64,8 @@ from mqtool.work.queue_limits import room_in
 _PATIENCE, _LOOK = 20.0, 0.05
 #: Seconds without new messages after which nobody is expected to publish to the queue through the default exchange.
 _QUIET = 3.0
+#: How many times clients may subscribe to the queue, and end, before it is replaced. Each time, it is emptied again.
+_VISITS = 2
 #: The maximum number of attempts to empty and replace the queue, in case messages or declarations interfere.
 _TRIES = 200
 
@@ -246,7 +248,6 @@ class Conversion:
             MqtoolError: the broker refuses the new definition or does not confirm the present one, or the user lacks a
                 permission. Nothing was changed.
         """
-        check_depth(self._plan.queue, self._plan.target)
         self.lock()
         for name in (self._plan.queue, self._names.meanwhile):
             view = view_of(self._api, self._vhost, name)
@@ -259,7 +260,8 @@ class Conversion:
         except UsageError as error:  # users know neither the trial's name nor the options of 'queue declare'
             raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
-        if not self.is_replaced():  # or else its bindings stay
+        if not self.is_replaced():  # or else the queue and its bindings stay
+            check_depth(self._plan.queue, self._plan.target)
             self._exact(bindings_of(self._api, self._vhost, self._plan.queue))
         if left_behind(self._api, self._vhost, self._plan.queue) is None:
             # An earlier conversion that was killed before its last request: messages would seem to be coming back.
@@ -347,11 +349,11 @@ class Conversion:
     def _take_out(self, *, undo: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue with one that has the new definition."""
         name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
-        arrived = False
+        uses = _Uses(self._connection, self._channel, name, self._quiet)
         for _ in range(_TRIES):
             view = view_of(self._api, self._vhost, name)
             if view is None:
-                check_depth(name, wanted)
+                check_depth(name, wanted, is_gone=True)
             else:
                 try:
                     yield from self._empty(name, undo=undo)
@@ -359,15 +361,7 @@ class Conversion:
                     if not undo:
                         raise
                     self._was_left = True  # a message that cannot be moved, and those after it
-                if not (undo or self._force):
-                    used = _first_use(self._connection, self._channel, name, self._quiet)
-                    if used.ready and arrived:  # the first may have been requeued by a client that has just ended
-                        raise _published_directly(name)
-                    arrived = arrived or used.ready > 0
-                    if used != (0, 0):
-                        continue
-                is_quorum = view.get("type") == "quorum"  # RabbitMQ deletes it with any messages in it
-                if is_quorum and not (undo or self._force or is_empty(self._connection, name)):
+                if not (undo or self._force) and not uses.are_over(is_quorum=view.get("type") == "quorum"):
                     continue
             if self._replace(wanted, view, undo=undo):
                 self._channel.bind(Queue(name), Exchange(self._names.back))
@@ -589,6 +583,34 @@ def _check_not_stopped(connection: Connection) -> None:
         raise Stopped
 
 
+class _Uses:
+    """Watches whether clients still use a queue that has been emptied, before it is replaced."""
+
+    def __init__(self, connection: Connection, channel: Channel, queue: str, quiet: float) -> None:
+        self._connection, self._channel, self._queue, self._quiet = connection, channel, queue, quiet
+        self._has_arrived, self._visits = False, 0
+
+    def are_over(self, *, is_quorum: bool) -> bool:
+        """Return True if the queue has been quiet for a while; False if it is to be emptied again.
+
+        Args:
+            is_quorum: the broker deletes the queue even if it has messages or consumers.
+
+        Raises:
+            Unavailable: clients use it again and again.
+        """
+        used = _first_use(self._connection, self._channel, self._queue, self._quiet)
+        if used.ready and self._has_arrived:  # the first may have been requeued by a client that has just ended
+            raise _published_directly(self._queue)
+        self._has_arrived = self._has_arrived or used.ready > 0
+        self._visits += used.consumers > 0
+        if self._visits > _VISITS:
+            raise _visited(self._queue)
+        if used != (0, 0) or not is_quorum:
+            return used == (0, 0)
+        return is_empty(self._connection, self._queue) and not _consumers(self._channel, self._queue)
+
+
 def _first_use(connection: Connection, channel: Channel, queue: str, within: float) -> administration.Depth:
     """Return a queue's depth as soon as it has messages or consumers; (0, 0) if it has none in this time."""
     deadline = time.monotonic() + within
@@ -609,6 +631,14 @@ def _published_directly(queue: str) -> Unavailable:
     go_on = pasteable("queue convert --resume", queue)
     return Unavailable(
         f"clients publish to {queue!r} through the default exchange: messages may be lost when it is replaced",
+        f"stop these clients, then: {go_on}; or, to accept the loss, add --force",
+    )
+
+
+def _visited(queue: str) -> Unavailable:
+    go_on = pasteable("queue convert --resume", queue)
+    return Unavailable(
+        f"clients keep subscribing to {queue!r}: their messages would be lost when it is replaced",
         f"stop these clients, then: {go_on}; or, to accept the loss, add --force",
     )
 

@@ -345,6 +345,26 @@ def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that
     assert sender.unconfirmed == [Message(b"2", "q", "")]
 
 
+def test_a_sender_without_input_notices_that_its_connection_is_lost_for_good(broker: Broker) -> None:
+    """If the connection of an AMQP 1.0 sender is lost for good while there is no input, and the broker has responded to
+    all messages, send() raises the connection's error when it looks for input the next time.
+    """
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        yield None
+        yield None
+        broker.failure = Unavailable("gone")
+        yield None
+        raise AssertionError("it still looks for input")
+
+    broker.steps = [broker.decide]
+    receipts = Sender(broker, QUEUE, persistent=False).send(source())
+    assert next(receipts).message.body == b"1"
+    with pytest.raises(Unavailable, match="gone"):
+        next(receipts)
+
+
 def test_send_yields_responses_out_of_order_before_an_error(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 sender is lost for good after the broker has accepted a message, but not an
     earlier one, send() yields the receipt of the accepted message before it raises the error.

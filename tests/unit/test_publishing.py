@@ -219,7 +219,7 @@ def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
 def test_confirmed_messages_are_reported_before_a_missing_confirm_raises_an_error(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """If a confirm does not arrive in time, publish() first reports each message that the broker has confirmed, also if
+    """If a confirm does not arrive in time, publish() first reports each message that the broker has confirmed, even if
     an earlier message is unconfirmed, and then raises NotConfirmed. All other messages still count as unconfirmed.
     """
     broker.confirms = False

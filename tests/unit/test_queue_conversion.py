@@ -249,28 +249,34 @@ def test_an_undo_declares_a_deleted_queue_with_its_original_type_and_arguments(p
     assert place.bodies() == [*range(COUNT)]
 
 
-def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_completely(place: Place) -> None:
-    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo` would
-    have to declare a queue with such an argument again, because the queue has been deleted or replaced, it refuses to
-    do so. The hint says how to convert the queue without the argument.
-    """
+def deeply_nested() -> list[Any]:
+    """Lists in each other, the innermost of which the management client leaves out."""
     deep: list[Any] = []
     for _ in range(62):
         deep = [deep]
-    place.fill(note=deep)
+    return deep
+
+
+def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_completely(place: Place) -> None:
+    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo` would
+    have to declare a queue with such an argument again, because the queue has been deleted or replaced, it refuses to
+    do so. If the queue exists, the hint says how to convert it without the argument.
+    """
+    place.fill(note=deeply_nested())
     conversion = place.conversion(changes={"note": None})
     conversion.begin()
     administration.delete_queue(place.channel, "jobs")
     with pytest.raises(BadData, match=r"^'jobs' cannot become classic again: its argument 'note' is nested") as raised:
         list(conversion.run(undo=True))
-    assert raised.value.hint == "instead, convert it with --to classic --argument note:=null"
+    assert raised.value.hint is None, "only --resume can continue, and says so"
     list(conversion.run())
     place.connections[-1].close()
     assert place.view()["type"] == "quorum"
     done = conversion._plan
     back = place.conversion(plan=replace(done, source=done.target, target=done.source))
-    with pytest.raises(BadData, match=r"^'jobs' cannot become classic again: its argument 'note' is nested"):
+    with pytest.raises(BadData, match=r"^'jobs' cannot become classic again: its argument 'note' is nested") as raised:
         back.begin()
+    assert raised.value.hint == "instead, convert it with --to classic --argument note:=null"
     assert place.view()["type"] == "quorum"
 
 
@@ -476,6 +482,26 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
     place.check_converted("quorum", COUNT + 3)
 
 
+def visited(place: Place, monkeypatch: pytest.MonkeyPatch, conversion: Conversion, times: int) -> None:
+    """Subscribe to `jobs` and take a message when the conversion begins to look whether it is used, this many times.
+
+    Each client ends when the conversion says that it waits until the queue has no consumers.
+    """
+    first_use, clients, left = queue_conversion._first_use, list[Connection](), times
+
+    def used(*arguments: Any) -> administration.Depth:
+        nonlocal left
+        if left:
+            left -= 1
+            clients.append(place.connect())
+            clients[0].channel().consumer(Queue("jobs"), Receiving(prefetch=1))
+            place.publish(exchange="", key="jobs")
+        return first_use(*arguments)
+
+    monkeypatch.setattr(queue_conversion, "_first_use", used)
+    conversion._connection.notice = lambda _: clients.pop().close()
+
+
 @pytest.mark.parametrize("to", ["quorum", "classic"])
 def test_a_message_that_a_new_consumer_takes_just_before_a_queue_is_replaced_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch, to: str
@@ -485,22 +511,33 @@ def test_a_message_that_a_new_consumer_takes_just_before_a_queue_is_replaced_is_
     message is then requeued, and the conversion moves it.
     """
     place.fill({"quorum": "classic", "classic": "quorum"}[to])
-    sleep, client = time.sleep, list[Connection]()
-
-    def step(seconds: float) -> None:
-        if seconds == queue_conversion._LOOK and not client:
-            client.append(place.connect())
-            client[0].channel().consumer(Queue("jobs"), Receiving(prefetch=1))
-            place.publish(exchange="", key="jobs")
-        elif seconds == queue_conversion._LOOK:
-            client[0].close()
-        sleep(seconds)
-
-    monkeypatch.setattr(queue_conversion.time, "sleep", step)
     conversion = place.conversion(to, quiet=5.0)
+    visited(place, monkeypatch, conversion, 1)
     conversion.begin()
     list(conversion.run())
     place.check_converted(to, COUNT + 1)
+
+
+def test_a_queue_is_not_replaced_while_clients_keep_subscribing_to_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If clients subscribe to a queue again and again while `queue convert` waits to see whether the queue is still
+    used, the conversion stops, and the hint says how to continue. No message is lost.
+    """
+    place.fill()
+    conversion = place.conversion(quiet=5.0)
+    visited(place, monkeypatch, conversion, 3)
+    conversion.begin()
+    with pytest.raises(Unavailable, match=r"^clients keep subscribing to 'jobs'") as raised:
+        list(conversion.run())
+    assert raised.value.hint == (
+        "stop these clients, then: mqtool queue convert --resume jobs; or, to accept the loss, add --force"
+    )
+    monkeypatch.undo()
+    for each in place.connections[1:]:
+        each.close()
+    place.resume()
+    place.check_converted("quorum", COUNT + 3)
 
 
 def test_a_consumer_that_subscribes_at_the_last_moment_keeps_its_message(
@@ -732,6 +769,26 @@ def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
     assert place.depths() == {"jobs": len(bodies)}
     assert place.bodies() == bodies
     assert left_behind(place.api, place.name, "jobs") is None
+
+
+def test_the_bindings_of_a_queue_with_a_deeply_nested_argument_are_restored(place: Place) -> None:
+    """If a stopped conversion's temporary queue was deleted, the conversion can be finished even if the queue, which is
+    still the original one, has an argument that is nested too deeply to be declared again.
+    """
+    place.fill(note=deeply_nested())
+    conversion = place.conversion(changes={"note": None})
+    conversion.begin()
+    with closing(conversion.run()) as running:
+        next(running)
+    place.connections[-1].close()
+    administration.delete_queue(place.channel, NAMES.held)
+    plan = left_behind(place.api, place.name, "jobs")
+    assert plan is not None
+    last = place.conversion(plan=plan)
+    last.begin()
+    list(last.run())
+    assert place.bindings() == [("logs", "jobs", "kern.#", {"note": "kept"})]
+    assert place.view()["type"] == "classic"
 
 
 def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None:

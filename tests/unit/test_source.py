@@ -251,6 +251,33 @@ def test_the_option_failed_to_does_not_follow_a_slow_writer_for_ever(
     assert 2 < len(kept) <= source._PAUSES + 2
 
 
+def test_the_option_failed_to_saves_a_long_line_that_arrives_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long for
+    the pipe, so that its parts arrive one after another.
+    """
+    monkeypatch.setattr(source, "LOOK_UP", 60.0)
+    os.mkfifo(tmp_path / "pipe")
+    writing = os.open(tmp_path / "pipe", os.O_RDWR)
+    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
+    read = read_messages(asked([], options), Addressing(), default=b"")
+    os.write(writing, b"0\n")
+    next(iter(read))
+
+    def write_in_parts() -> None:
+        for _ in range(10):
+            threading.Event().wait(0.02)
+            os.write(writing, b"x" * 6000)
+        os.write(writing, b"\n")
+        os.close(writing)
+
+    writer = threading.Thread(target=write_in_parts)
+    writer.start()
+    assert [len(message.body) for message in read.rest(0)] == [1, 60_000]
+    writer.join()
+
+
 def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(tmp_path: Path) -> None:
     """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes nothing more but does not end,
     `send` saves what it has read, and ends.

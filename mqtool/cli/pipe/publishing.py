@@ -5,6 +5,7 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
 """
 
 import fcntl
+import math
 import os
 import stat
 import sys
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 #: The number of failures to print one by one; the rest are only counted.
 _REPORTED = 10
+#: After this many seconds of keeping the rest of the input, say so.
+_LONG = 1.0
 #: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
 
@@ -283,8 +286,18 @@ class Outgoing:
             output.notice(f"no queue received {self._unroutable:,} of them; with --mandatory they count as failed")
         if self._kept is not None:
             self._kept.add(map(original, unconfirmed))
-            self._kept.add(self._source.rest(self.total + len(unconfirmed), self._frame_max))
+            self._kept.add(self._rest(len(unconfirmed), sys.exc_info()[1]))
             self._kept.finish(is_input_valid=self._source.error is None)
+
+    def _rest(self, unconfirmed: int, why: BaseException | None) -> Iterator[Message]:
+        """Yield the rest of the input. If a pipe's writer goes on, say why nothing is sent: it may never pause."""
+        is_pipe = self._source.fraction is None and isinstance(why, MqtoolError)
+        say_at = time.monotonic() + _LONG if is_pipe else math.inf
+        for message in self._source.rest(self.total + unconfirmed, self._frame_max):
+            yield message
+            if time.monotonic() > say_at:
+                say_at = math.inf
+                output.notice(f"{why}; --failed-to keeps the rest of the input until it pauses, and Ctrl-C ends this")
 
     def _sums(self, unconfirmed: int) -> str:
         seconds = time.monotonic() - self._started

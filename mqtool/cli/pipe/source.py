@@ -1,10 +1,12 @@
 """Reads the messages to publish: command-line words, or stdin and files, as lines or as NDJSON."""
 
 import fcntl
+import math
 import os
 import re
 import select
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, repeat
@@ -247,7 +249,7 @@ class Input:
         return any(output.is_same_file(each, path) for each in self._descriptors)
 
     def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
-        """Yield the unpublished messages: those in the rest of a file, or those that a pipe contains now.
+        """Yield the unpublished messages: those in the rest of a file, or those that come from a pipe without a pause.
 
         Does not wait for the end of a pipe, because it may never come: ends if there is no input for LOOK_UP seconds,
         or often for _SOON seconds. Also ends at a line that is invalid or cannot be published; see `error`.
@@ -258,17 +260,21 @@ class Input:
             frame_max: see check_latest().
         """
         waiting = [self._latest] if self._latest is not None and self._handed_out > published else []
-        silence = pauses = 0
+        pauses, since = 0, math.inf
         with suppress(MqtoolError):
             for message in chain(waiting, self._read):
                 if message is not None:
                     if not self.check_latest(frame_max):
                         return
                     yield message
-                silence = silence + 1 if message is None else 0
-                pauses += silence == 2  # the second None in a row comes after _SOON, the third one after LOOK_UP
-                if silence > 2 or pauses > _PAUSES:
+                    since = math.inf
+                    continue
+                # The time since the last None shows a pause: parts of a long line may come between two.
+                pause = time.monotonic() - since
+                pauses += pause > _SOON / 2
+                if pause > LOOK_UP / 2 or pauses > _PAUSES:
                     return
+                since = time.monotonic()
 
     def check_latest(self, frame_max: int | None) -> bool:
         """Return True if the latest message that was read can be published. Otherwise, set `error`, with its line.
