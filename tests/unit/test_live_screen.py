@@ -84,6 +84,18 @@ def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
         stop.set()
 
 
+def test_the_key_help_of_a_live_view_lists_all_keys_of_the_view() -> None:
+    """The last line of a live view names the keys of the view, as far as the terminal is wide enough. The help that the
+    key ? shows names all of them.
+    """
+    keys = "  ".join(f"{number} column-{number}" for number in range(30))
+    live = Live(lambda _height, _wanted: Frame(Text("row"), keys=keys), 0.0)
+    live._keep(live._fetch(10, ""))
+    assert "column-29" not in shown(live)
+    assert not live._obey("?\x1b[F")
+    assert "column-29" in shown(live)
+
+
 def test_control_characters_in_names_are_escaped_in_a_live_view() -> None:
     """A live view, such as `top`, escapes control characters and invisible characters in the names that the broker
     reports.

@@ -231,7 +231,9 @@ class Live:
             frame, state = self._frame or Frame(""), self._state()
         self._height = console.height
         above = [*frame.above, *([Text(state, style="bold red", no_wrap=True, overflow="ellipsis")] if state else [])]
-        lines = layout.escaped_lines(console, Text(_HELP) if self._shows_help else frame.body)
+        # The last line of a narrow screen does not show all keys of the view.
+        help_text = Text(f"{_HELP}\n{frame.keys}" if frame.keys else _HELP)
+        lines = layout.escaped_lines(console, help_text if self._shows_help else frame.body)
         heads, rows = (0, lines) if self._shows_help else (frame.heads, lines)
         first, rows = rows[:heads], rows[heads:]
         self._page = max(1, console.height - len(above) - len(first) - 1)
