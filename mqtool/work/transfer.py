@@ -26,6 +26,8 @@ from mqtool.work import history
 
 #: The maximum number of messages being moved at a time; if the process is killed, they may be in both queues.
 AT_ONCE = 100
+#: The hint if messages may have been published whose originals are still in the source queue.
+RUN_AGAIN = f"run it again to move the rest; up to {AT_ONCE} messages may be in both queues"
 #: Seconds without a delivery after which a queue that has messages is considered blocked.
 _STALLED = 10.0
 #: Seconds between checks of a queue that delivers nothing.

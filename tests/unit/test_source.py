@@ -5,8 +5,11 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -16,7 +19,7 @@ from mqtool.cli import stopping
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.pipe import source
-from mqtool.cli.pipe.source import Addressing, delimited, read_messages
+from mqtool.cli.pipe.source import Addressing, Input, delimited, read_messages
 from mqtool.cli.values import header
 from mqtool.errors import BadData, UsageError
 from mqtool.message import InBatches, Message
@@ -197,20 +200,27 @@ def test_the_option_failed_to_saves_the_end_of_a_file_after_a_signal(
     assert b"last" in kept.body
 
 
-def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer has
-    not written yet, as long as the writer pauses for less than 0.25 s. So a program such as `receive`, which writes
-    each line once the previous one has been read, loses no message.
-    """
-    monkeypatch.setattr(source, "LOOK_UP", 60.0)
+@pytest.fixture
+def piped(tmp_path: Path) -> tuple[int, Input]:
+    """The writing end of a pipe, and the input of `send --failed-to`, which has read one line, b"0", from it."""
     os.mkfifo(tmp_path / "pipe")
     writing = os.open(tmp_path / "pipe", os.O_RDWR)
     options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
     read = read_messages(asked([], options), Addressing(), default=b"")
     os.write(writing, b"0\n")
     next(iter(read))
+    return writing, read
+
+
+def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
+    piped: tuple[int, Input], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer has
+    not written yet, as long as the writer pauses for less than 0.25 s. So a program such as `receive`, which writes
+    each line once the previous one has been read, loses no message.
+    """
+    monkeypatch.setattr(source, "LOOK_UP", 60.0)
+    writing, read = piped
 
     def write_the_rest() -> None:
         os.write(writing, b"1\n")
@@ -222,74 +232,42 @@ def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
     later.join()
 
 
-def test_the_option_failed_to_does_not_follow_a_slow_writer_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer never ends, as `tail -f`, and writes a
-    line now and then, `send` saves what comes in the next seconds, and ends.
-    """
-    monkeypatch.setattr(source, "LOOK_UP", 60.0)
-    os.mkfifo(tmp_path / "pipe")
-    writing = os.open(tmp_path / "pipe", os.O_RDWR)
-    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
-    read = read_messages(asked([], options), Addressing(), default=b"")
-    os.write(writing, b"0\n")
-    next(iter(read))
-    ended = threading.Event()
-
-    def write_slowly() -> None:
-        while not ended.wait(0.02):
-            os.write(writing, b"more\n")
-
-    writer = threading.Thread(target=write_slowly)
-    writer.start()
-    kept = [message.body for message in read.rest(0)]
-    ended.set()
-    writer.join()
-    os.close(writing)
-    assert kept[0] == b"0"
-    assert 2 < len(kept) <= source._PAUSES + 2
-
-
-def test_the_option_failed_to_saves_a_long_line_that_arrives_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long for
-    the pipe, so that its parts arrive one after another.
-    """
-    monkeypatch.setattr(source, "LOOK_UP", 60.0)
-    os.mkfifo(tmp_path / "pipe")
-    writing = os.open(tmp_path / "pipe", os.O_RDWR)
-    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
-    read = read_messages(asked([], options), Addressing(), default=b"")
-    os.write(writing, b"0\n")
-    next(iter(read))
-
-    def write_in_parts() -> None:
-        for _ in range(10):
-            threading.Event().wait(0.02)
-            os.write(writing, b"x" * 6000)
-        os.write(writing, b"\n")
-        os.close(writing)
-
-    writer = threading.Thread(target=write_in_parts)
-    writer.start()
-    assert [len(message.body) for message in read.rest(0)] == [1, 60_000]
-    writer.join()
-
-
-def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(tmp_path: Path) -> None:
+def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(piped: tuple[int, Input]) -> None:
     """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes nothing more but does not end,
     `send` saves what it has read, and ends.
     """
-    os.mkfifo(tmp_path / "pipe")
-    writing = os.open(tmp_path / "pipe", os.O_RDWR)
-    options = MessageOptions(file=tmp_path / "pipe", lines=True, failed_to=tmp_path / "failed")
-    read = read_messages(asked([], options), Addressing(), default=b"")
-    os.write(writing, b"0\n")
-    next(iter(read))
+    writing, read = piped
     assert [message.body for message in read.rest(0)] == [b"0"]
     os.close(writing)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, steps: Iterable[float | bytes]) -> Input:
+    """The lines of an input: a step is a part of it, or the seconds that pass before the reader looks in vain again."""
+    now = [0.0]
+    monkeypatch.setattr(source, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def chunks() -> Iterator[bytes | None]:
+        for step in steps:
+            now[0] += step if isinstance(step, float) else 0.0
+            yield None if isinstance(step, float) else step
+
+    return Input(None if line is None else Message(line) for line in delimited(chunks(), b"\n"))
+
+
+def test_the_option_failed_to_does_not_follow_a_slow_writer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer never ends, as `tail -f`, and writes a
+    line now and then, `send` saves the lines that come before the 41st pause of 5 ms, and ends.
+    """
+    read = timed(monkeypatch, cycle([b"more\n", 0.0, 0.005]))
+    assert len([*read.rest(0)]) == 41
+
+
+def test_the_option_failed_to_saves_a_long_line_that_arrives_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long for
+    the pipe, so that its parts arrive one after another.
+    """
+    read = timed(monkeypatch, [b"0\n", *[0.002, b"x" * 600] * 100, b"\n"])
+    assert [len(message.body) for message in read.rest(0)] == [1, 60_000]
 
 
 def test_a_line_with_an_invalid_routing_key_is_saved_if_an_option_overrides_the_key(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from mqtool.work import peeking, redriving
 from mqtool.work.history import REASONS, death_of
 from mqtool.work.redriving import LetterChoice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
-from mqtool.work.transfer import AT_ONCE
+from mqtool.work.transfer import RUN_AGAIN
 
 app = group("dlq", "Show dead letters, move them back, or drop them.", heading="Messages")
 
@@ -306,7 +306,7 @@ def redrive(
                 if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
         except Unavailable as error:
-            error.hint = error.hint or f"run it again to move the rest; up to {AT_ONCE} may be in both queues"
+            error.hint = error.hint or RUN_AGAIN
             raise
         finally:
             progress.stop()

@@ -28,7 +28,7 @@ from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
 from mqtool.spelling import counted, pasteable, quoted
 from mqtool.where import of_delivery
-from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, stays
+from mqtool.work.transfer import RUN_AGAIN, NotMoved, QueueTransfer, Until, elsewhere, name_of, stays
 
 app = typer.Typer()
 
@@ -159,7 +159,7 @@ def _show(transfer: QueueTransfer, there: int, count: int | None, between: str, 
         raise
     except (NotConfirmed, Unavailable) as error:
         if isinstance(error, NotConfirmed) or error.hint is None:
-            error.hint = f"run it again to move the rest; up to {AT_ONCE} messages may be in both queues"
+            error.hint = RUN_AGAIN
         raise
     finally:
         progress.stop()

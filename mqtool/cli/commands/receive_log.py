@@ -16,7 +16,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
-from mqtool.cli.pipe.existence import ask_to_declare, check_exchange, check_new
+from mqtool.cli.pipe.existence import accept_existing, ask_to_declare, check_exchange, check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
 from mqtool.errors import UsageError
@@ -68,8 +68,7 @@ def _receive(
         if not is_private:
             if not administration.queue_exists(channel, queue):
                 check_new(queue.name, incoming.access, declares=asked.queue.declare)
-            if asked.queue.declare is False and not incoming.access.strict:
-                channel.accept_settings(queue)
+            accept_existing(queue, channel, incoming.access, declares=asked.queue.declare)
         check_exchange(asked.exchange.of(exchange), channel, incoming.access, declares=asked.queue.declare)
         ask_to_declare(channel, incoming.access, asked.exchange.of(exchange))
         settings = incoming.printed(matching.within_limit(settings, incoming.access, channel, queue.name))

@@ -106,8 +106,21 @@ def check_exchange(exchange: Exchange, channel: ChannelOrSession, access: Access
     if declares is False and exchange.name:
         if not _is_there(channel, access, exchange):
             refuse(exchange.name, access, kind="exchange")
-        if not access.strict:
-            channel.accept_settings(exchange)
+        accept_existing(exchange, channel, access, declares=declares)
+
+
+def accept_existing(
+    thing: Exchange | Queue, channel: ChannelOrSession, access: Access, *, declares: bool | None
+) -> None:
+    """If an existing queue or exchange must not be declared, use it as it is. This needs no permission to configure it.
+
+    With --strict, it is declared all the same, because only this shows whether its settings differ.
+
+    Args:
+        declares: the value of --declare.
+    """
+    if declares is False and not access.strict:
+        channel.accept_settings(thing)
 
 
 def ask_to_declare(channel: ChannelOrSession, access: Access, *things: Exchange | Queue) -> None:
