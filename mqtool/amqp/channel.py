@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 class ChannelOwner(ChannelConnection, Protocol):
     """The part of Connection that a channel uses."""
 
-    stopping: bool
     deadline: float
     cluster: str
 
+    def stop(self) -> None: ...
     @property
     def broker(self) -> str: ...
     @property
@@ -307,7 +307,8 @@ class Channel(ChannelListener):
 
     def stop(self) -> None:
         """End all consumers; stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
-        self.stopping = self.connection.stopping = True
+        self.stopping = True
+        self.connection.stop()
         for consumer in self._consumers:
             consumer.stop()
 

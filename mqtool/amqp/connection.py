@@ -20,7 +20,7 @@ from pika.connection import Connection as PikaConnection
 from mqtool.address import Address, TlsFiles
 from mqtool.amqp import pika_errors
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.io_thread import Answer, IoThread
+from mqtool.amqp.io_thread import LAST_PATIENCE, Answer, IoThread
 from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, failure_of, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
@@ -34,10 +34,6 @@ _INTERNAL_ERROR = 541
 #: Seconds to wait while the other nodes of a cluster elect new leaders for their queues. In RabbitMQ 3.10, a client
 #: that publishes or consumes earlier may be blocked for half a minute.
 _ELECTION = 2.0
-
-#: A command that must stop waits for a broker that sends nothing at all for up to this many seconds: short of the 10
-#: seconds after which containers are killed, and longer than a busy broker takes to reply.
-_SILENCE = 8.0
 
 #: Seconds after which an idle connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
@@ -60,7 +56,7 @@ class _Silence:
         if received != self._received or now - self._asked_at > 1.0:
             self._received, self._since = received, now
         self._asked_at = now
-        return now - self._since > _SILENCE
+        return now - self._since > LAST_PATIENCE
 
 
 class State(Enum):
@@ -188,6 +184,10 @@ class Connection:
         told = (self._pika.server_properties if self._pika else None) or {}
         return "the embedded broker" if "embedded broker" in str(told.get("information", "")) else self.broker
 
+    def stop(self) -> None:
+        """Stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
+        self.stopping = True
+
     def close(self) -> None:
         """Close the connection. Unacknowledged deliveries are requeued."""
         with self._changed:
@@ -226,12 +226,17 @@ class Connection:
         return self._backoff is not None
 
     @property
+    def must_stop(self) -> bool:
+        """True if the command must stop, because of a signal or its own time limit."""
+        return self.stopping or time.monotonic() >= self.deadline
+
+    @property
     def hopeless(self) -> str | None:
         """Why the command must stop without waiting for the broker ("the connection is lost"); None if it need not.
 
         Ask repeatedly while waiting for the broker: if it is frozen, or the network is gone, this is how it shows.
         """
-        if not self.stopping and time.monotonic() < self.deadline:
+        if not self.must_stop:
             return None
         if self._state is State.LOST:
             return "the connection is lost"

@@ -1,9 +1,10 @@
 """IoThread runs pika's event loop; Requests uses it to send requests to the broker for other threads."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -27,6 +28,9 @@ CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateE
 OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
 #: Seconds between two checks of whether a reply can still arrive.
 CHECK_INTERVAL = 0.1
+#: Seconds for which a command that must stop waits for a reply: less than the 10 seconds after which containers are
+#: killed, and longer than a busy broker takes to reply.
+LAST_PATIENCE = 8.0
 #: Seconds to wait for the thread to end.
 _PATIENCE = 2.0
 
@@ -114,6 +118,7 @@ class Requests:
         is_unanswered: True if the broker did not reply to the latest request in time.
 
     Args:
+        must_stop: returns True if the command must stop. A reply then has a few seconds left to arrive.
         hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
         on_refused: called on the I/O thread when the broker closes the channel while no request is pending.
         on_cancelled: called on the I/O thread with the tag of a consumer that the broker has cancelled.
@@ -123,6 +128,7 @@ class Requests:
         self,
         io: IoThread,
         open_pika_channel: OpenPikaChannel,
+        must_stop: Callable[[], bool],
         hopeless: Callable[[], str | None],
         *,
         on_refused: Callable[[exceptions.ChannelClosedByBroker], None],
@@ -133,9 +139,11 @@ class Requests:
         self.is_unanswered = False
         self._io = io
         self._open_pika_channel = open_pika_channel
+        self._must_stop = must_stop
         self._hopeless = hopeless
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
+        self._has_given_up = False  # then the next request does not wait as long again
         self._one_at_a_time = threading.Lock()
         # The current request, and its channel: an abandoned channel may still report that it was closed.
         self._answer: Answer[Any] | None = None
@@ -147,13 +155,14 @@ class Requests:
         Raises:
             MqtoolError: the broker has closed the channel instead.
             pika.exceptions.AMQPError: the connection is lost.
+            Unavailable: the command must stop, and the broker does not reply.
         """
         opened: Answer[None] = Answer()
         with self._one_at_a_time:
             self._io.run(lambda: self._open(opened))
-            while self._io.waits_for(opened):
-                pass
             try:
+                for _ in self._waiting_for(opened):
+                    pass
                 opened.result()
             except exceptions.ChannelClosedByBroker as error:
                 raise pika_errors.closed_by_broker(error) from error
@@ -194,14 +203,31 @@ class Requests:
         with self._one_at_a_time:
             self._io.run(start)
             deadline = None if within is None else time.monotonic() + within
-            while self._io.waits_for(answer):
-                if deadline is not None and time.monotonic() > deadline:
+            for now in self._waiting_for(answer):
+                if deadline is not None and now > deadline:
                     self.is_unanswered = True
                     raise NotConfirmed(f"the broker did not reply within {within:g} s")
                 if why := self._hopeless():
                     raise StoppedWaiting(f"stopped: {why}")
             self.is_unanswered = False
             return answer.result()
+
+    def _waiting_for(self, answer: Answer[Any]) -> Iterator[float]:
+        """Yield the time (`time.monotonic()`) again and again until there is an answer.
+
+        Raises:
+            Unavailable: the command must stop, and the broker does not reply, although it may still send heartbeats.
+        """
+        give_up_at = math.inf
+        while self._io.waits_for(answer):
+            now = time.monotonic()
+            if self._must_stop():
+                give_up_at = min(give_up_at, now + (0 if self._has_given_up else LAST_PATIENCE))
+            if now > give_up_at:
+                self.is_unanswered = self._has_given_up = True
+                raise StoppedWaiting("stopped: the broker does not reply")
+            yield now
+        self._has_given_up = False
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
         """Send a method that has no reply, unless the channel was reopened after `epoch`. Any thread may call it."""

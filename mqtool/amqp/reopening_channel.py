@@ -82,6 +82,7 @@ class ChannelConnection(Protocol):
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
         comes_back: True if the connection is reopened after a loss.
+        must_stop: True if the command must stop.
         hopeless: the reason if the command must stop without waiting for the broker; otherwise None.
     """
 
@@ -96,6 +97,8 @@ class ChannelConnection(Protocol):
     def frame_max(self) -> int: ...
     @property
     def comes_back(self) -> bool: ...
+    @property
+    def must_stop(self) -> bool: ...
     @property
     def hopeless(self) -> str | None: ...
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None], /) -> PikaChannel: ...
@@ -156,6 +159,7 @@ class ReopeningChannel:
         self.requests = Requests(
             connection.io,
             connection.open_pika_channel,
+            lambda: connection.must_stop,
             lambda: connection.hopeless,
             on_refused=self._on_refused,
             on_cancelled=self._on_cancelled,

@@ -293,7 +293,7 @@ class Conversion:
 
     def stop(self) -> None:
         """Make run() raise Stopped soon. Safe to call from a signal handler."""
-        self._connection.stopping = True
+        self._connection.stop()
         if self._moving is not None:
             self._moving.stop()
 

@@ -95,7 +95,7 @@ class ScriptedBroker:
     cluster = "cluster"
 
     def __init__(self) -> None:
-        self.has_progressed = self.lacks_a_node = self.stopping = False
+        self.has_progressed = self.lacks_a_node = self.must_stop = False
         self.hopeless: str | None = None
         self.broker = self.broker_to_show = "RabbitMQ 4.0.5"
         self.methods: list[Any] = []
@@ -139,6 +139,9 @@ class ScriptedBroker:
 
     def open_pika_channel(self, on_open: Callable[[Any], None]) -> Any:
         return self._pika.channel(on_open_callback=on_open)
+
+    def stop(self) -> None:
+        self.must_stop = True
 
     def close(self) -> None:
         self._loop.close()

@@ -392,14 +392,14 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also sets
-    the connection's attribute `stopping`.
+    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also tells
+    the connection that the command must stop.
     """
     channel = broker.channel()
-    assert (channel.stopping, broker.stopping) == (False, False)
+    assert (channel.stopping, broker.must_stop) == (False, False)
     deliveries = channel.consume(Queue("q"), Receiving(timeout=20))
     channel.stop()
-    assert (channel.stopping, broker.stopping) == (True, True)
+    assert (channel.stopping, broker.must_stop) == (True, True)
     assert [*deliveries] == []
     assert [*channel.consume(Queue("q"), Receiving(timeout=20))] == []
 

@@ -160,7 +160,7 @@ def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
     assert opened.cluster.endswith(f"@localhost {vhost.url.partition('@')[2].replace('/', ' ')}")
     assert opened.frame_max == 131_072
     assert (opened.comes_back, opened.lacks_a_node, opened.hopeless) == (False, False, None)
-    opened.stopping = True
+    opened.stop()
     assert opened.hopeless is None
 
 
@@ -636,7 +636,7 @@ def test_neither_closing_nor_a_stopped_command_waits_for_the_next_attempt_to_rec
     [recovery] = {*threading.enumerate()} - before
     assert recovery.daemon
     assert opened.hopeless is None
-    opened.stopping = True
+    opened.stop()
     with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
         channel.declare(Q)
     opened.close()
@@ -682,7 +682,7 @@ def test_a_command_that_was_told_to_stop_waits_at_most_8_seconds_for_a_silent_br
         return [*dict.fromkeys(answers)]
 
     assert asked(60) == [None]
-    opened.stopping = True
+    opened.stop()
     assert asked(8) == [None]
     channel.declare(Q)
     assert asked(8) == [None]
@@ -710,7 +710,7 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
     told.wait_for("the broker has unblocked publishers")
     assert told[1:] == ["the broker has unblocked publishers"]
     assert [each for each in log.events if each in ("paused", "resumed")] == ["paused", "resumed"]
-    opened.stopping = True
+    opened.stop()
     assert publish(channel, b"2") == ["confirmed"]
     with ThreadPoolExecutor(1) as pool, vhost.faults.block_publishers():
         stopped = pool.submit(publish, channel, b"3").exception(10)
@@ -737,7 +737,7 @@ def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_w
             blocked.undo()
         assert sent.result() == ["confirmed"]
     told.wait_for("connected again")  # the confirm may come a moment before the connection knows that it is open
-    opened.stopping = True
+    opened.stop()
     assert opened.hopeless is None
 
 

@@ -60,6 +60,7 @@ class Channel(Requests):
         super().__init__(
             broker.io,
             broker.open_pika_channel,
+            lambda: broker.must_stop,
             lambda: broker.hopeless,
             on_refused=self.refusals.append,
             on_cancelled=self.cancelled.append,
@@ -206,6 +207,31 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     with pytest.raises(StoppedWaiting, match=r"^stopped: the connection is lost$"):
         channel.make(LOOK)
     assert clock.now == pytest.approx(180.1)
+
+
+def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, channel: Channel, clock: Clock) -> None:
+    """If a command has been told to stop, a request or the opening of a channel waits up to 8 s for the broker's reply,
+    even if the broker still sends heartbeats, and then raises StoppedWaiting. The next request does not wait again.
+    After a reply, a request waits up to 8 s again.
+    """
+    broker.silent = {spec.Queue.Declare, spec.Channel.Open}
+
+    def waited(request: Callable[[], object]) -> float:
+        before = clock.now
+        with pytest.raises(StoppedWaiting, match=r"^stopped: the broker does not reply$"):
+            request()
+        return clock.now - before
+
+    clock.events = [int] * 300 + [broker.stop]
+    clock.now = 150
+    assert waited(lambda: channel.make(LOOK)) == pytest.approx(38.1, abs=0.11)
+    assert waited(channel.open) < 0.3
+    clock.now, broker.silent = 110, set()
+    channel.open()
+    channel.make(LOOK)
+    broker.silent = {spec.Queue.Declare, spec.Channel.Open}
+    assert waited(channel.open) == pytest.approx(8.1, abs=0.11)
+    assert waited(lambda: channel.make(LOOK, within=5)) < 0.3
 
 
 def test_a_request_that_the_broker_refuses_raises_its_error(broker: ScriptedBroker, channel: Channel) -> None:

@@ -71,7 +71,7 @@ def peek(
     is_screenful = limit is None and output.is_terminal(output.STDOUT)
     limit = _SCREENFUL if is_screenful else limit
     reader = output.PipeReader(on_gone=lambda: None)
-    with access.connect() as connection, stopping.calling(lambda: None):
+    with access.connect() as connection, stopping.calling(connection.stop):
         channel = connection.channel()
         require(queue, channel, access)
         kind = waiting.kind_of(access, channel, queue)
