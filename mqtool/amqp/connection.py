@@ -20,11 +20,12 @@ from pika.connection import Connection as PikaConnection
 from mqtool.address import Address, TlsFiles
 from mqtool.amqp import pika_errors
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.io_thread import LAST_PATIENCE, Answer, IoThread
+from mqtool.amqp.io_thread import Answer, IoThread
 from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, failure_of, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import CONFIRM_TIMEOUT
+from mqtool.silence import Silence
 from mqtool.spelling import counted
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
@@ -37,26 +38,6 @@ _ELECTION = 2.0
 
 #: Seconds after which an idle connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
-
-
-class _Silence:
-    """Measures for how long a broker has sent nothing, while a command waits for it and asks again and again."""
-
-    def __init__(self) -> None:
-        self._received = 0
-        self._since = self._asked_at = -math.inf
-
-    def lasts(self, received: int) -> bool:
-        """Return True if nothing has been received for too long. After a pause of a second, it starts anew.
-
-        Args:
-            received: the number of bytes received so far.
-        """
-        now = time.monotonic()
-        if received != self._received or now - self._asked_at > 1.0:
-            self._received, self._since = received, now
-        self._asked_at = now
-        return now - self._since > LAST_PATIENCE
 
 
 class State(Enum):
@@ -116,7 +97,7 @@ class Connection:
         self._opened_at = time.monotonic()
         self.stopping = False
         self.deadline = math.inf
-        self._silence = _Silence()
+        self._silence = Silence()
         self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []

@@ -15,6 +15,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import pika_errors
 from mqtool.amqp.administration import Reply, Request
 from mqtool.errors import NotConfirmed, StoppedWaiting
+from mqtool.silence import LAST_PATIENCE
 
 T = TypeVar("T")
 
@@ -28,9 +29,6 @@ CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateE
 OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
 #: Seconds between two checks of whether a reply can still arrive.
 CHECK_INTERVAL = 0.1
-#: Seconds for which a command that must stop waits for a reply: less than the 10 seconds after which containers are
-#: killed, and longer than a busy broker takes to reply.
-LAST_PATIENCE = 8.0
 #: Seconds to wait for the thread to end.
 _PATIENCE = 2.0
 

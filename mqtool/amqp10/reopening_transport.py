@@ -17,6 +17,7 @@ from mqtool.amqp import Address, Backoff
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, crashed, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
+from mqtool.silence import LAST_PATIENCE, Silence
 
 #: Seconds to wait for the broker's reply.
 PATIENCE = 20.0
@@ -71,6 +72,7 @@ class ReopeningTransport:
         self.due_at: float | None = None
         self._addresses, self._context, self._backoff, self._notice = list(addresses), context, backoff, notice
         self._attempts: Iterator[tuple[int, float]] = iter(())
+        self._silence = Silence()
         self._closing = threading.Event()
         self._crashes = 0
         self._opened_at = time.monotonic()
@@ -124,7 +126,11 @@ class ReopeningTransport:
     @property
     def hopeless(self) -> str | None:
         """Why a stopping command should not wait for the broker; None if it may wait."""
-        return "the connection is lost" if self.must_stop and self.is_lost else None
+        if not self.must_stop:
+            return None
+        if self.is_lost:
+            return "the connection is lost"
+        return "the broker does not reply" if self._silence.lasts(self.transport.received_at) else None
 
     @property
     def must_stop(self) -> bool:
@@ -172,16 +178,11 @@ class ReopeningTransport:
 
         Raises:
             Lost: the connection was lost after the request.
-            Unavailable: the broker has not replied within `patience` seconds.
+            Unavailable: the broker has not replied within `patience` seconds, or the command must stop.
         """
         deadline = time.monotonic() + patience
-        if self.reads_here:  # the I/O thread itself, or the one that opens the connection
-            while not done():
-                if self._closing.is_set():
-                    raise Lost
-                if time.monotonic() > deadline:
-                    raise TimeoutError(0, "the broker does not answer")
-                self._handle(self.transport.read(_TICK))
+        if self.reads_here:
+            self._until_here(done, deadline)
             return
         while True:
             self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK if patience < math.inf else None)
@@ -189,8 +190,22 @@ class ReopeningTransport:
                 raise Lost
             if done():
                 return
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
+                if self.must_stop:
+                    raise StoppedWaiting("stopped: the broker does not reply")
                 raise Unavailable(f"the broker did not answer within {patience:g} s")
+            if self.must_stop:
+                deadline = min(deadline, now + LAST_PATIENCE)
+
+    def _until_here(self, done: Callable[[], bool], deadline: float) -> None:
+        """Wait on the I/O thread itself, or on the one that opens the connection."""
+        while not done():
+            if self._closing.is_set():
+                raise Lost
+            if time.monotonic() > deadline:
+                raise TimeoutError(0, "the broker does not answer")
+            self._handle(self.transport.read(_TICK))
 
     def wait(self, done: Callable[[], bool], timeout: float | None) -> None:
         """Wait until done() is true, or for a number of seconds. Raises the failure that ended the session."""

@@ -48,6 +48,7 @@ class Transport:
     Attributes:
         frame_max: the maximum size of a frame that the broker accepts, in bytes.
         properties: the broker's information about itself, such as its version.
+        received_at: the time (`time.monotonic()`) at which something was last received.
 
     Args:
         logged_in_before: a connection that ends during the login is a network failure, not a refusal.
@@ -96,7 +97,7 @@ class Transport:
         self._waker.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._wakes, select.POLLIN)
-        self._sent_at = self._received_at = time.monotonic()
+        self._sent_at = self.received_at = time.monotonic()
 
     @staticmethod
     def _connect(address: Address, context: ssl.SSLContext | None) -> socket.socket:
@@ -216,8 +217,8 @@ class Transport:
             data = self._received()
         now = time.monotonic()
         if data:
-            self._received_at = now
-        elif self._heartbeat and now - self._received_at > self._heartbeat:
+            self.received_at = now
+        elif self._heartbeat and now - self.received_at > self._heartbeat:
             raise TimeoutError(0, "the broker sent nothing, not even a heartbeat")
         if self._send_within and now - self._sent_at >= self._send_within:
             self.send([HEARTBEAT])

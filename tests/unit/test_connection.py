@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pika import PlainCredentials, exceptions
 
+from mqtool import silence
 from mqtool.amqp import (
     Address,
     Backoff,
@@ -671,7 +672,7 @@ def test_a_command_that_was_told_to_stop_waits_at_most_8_seconds_for_a_silent_br
     """
     opened, now = connect(), [1000.0]
     channel = opened.channel()
-    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(silence, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def asked(seconds: float) -> list[str | None]:
         """Ask every half second for this long; return the different answers."""

@@ -54,6 +54,7 @@ class Broker:
     """
 
     frame_max = 512
+    received_at = 0.0
 
     def __init__(self) -> None:
         self.properties = {"version": "4.1.0"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mqtool import silence
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp10 import reopening_transport
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
@@ -35,10 +36,11 @@ class Broker:
         closed: whether each connection that was closed was closed politely.
         waits: how long each read waited at most.
         closing_fails: True if closing a connection raises an error.
+        received_at: when the connection last received something.
     """
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = self.received_at = 1000.0
         self.properties = {"version": "4.1.0"}
         self.unreachable: list[MqtoolError | None] = []
         self.asked: list[tuple[Any, ...]] = []
@@ -141,7 +143,8 @@ class Session(ReopeningTransport):
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
-    monkeypatch.setattr(reopening_transport, "time", broker)
+    for module in (reopening_transport, silence):
+        monkeypatch.setattr(module, "time", broker)
     monkeypatch.setattr(reopening_transport, "Transport", broker.connect)
     return broker
 
@@ -560,6 +563,31 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
     assert {*broker.closed} == {False}
     assert str(session.failure) == "the connection is closed"
     assert len(broker.asked) == 1
+
+
+def test_a_stopped_command_waits_only_8_s_for_an_amqp_1_0_broker(broker: Broker, connect: Connect) -> None:
+    """After stop() has been called on an AMQP 1.0 connection, a request waits up to 8 s for the broker's reply, and
+    then raises StoppedWaiting. Another call that waits for the broker, for example for credit or an outcome, gives up
+    if the broker has sent nothing at all for 8 s while the call waits.
+    """
+    session = connect()
+    session.changed = Clocked(broker)
+    session.stop()
+
+    def waited(wait: Callable[[], object]) -> float:
+        began = broker.now
+        with pytest.raises(StoppedWaiting, match=r"^stopped: the broker does not reply$"):
+            wait()
+        return broker.now - began
+
+    assert waited(lambda: session.until(lambda: False, session.epoch)) == pytest.approx(8.3, abs=0.21)
+    assert waited(lambda: session.wait(lambda: False, None)) == pytest.approx(8.1, abs=0.21)
+    assert session.hopeless == "the broker does not reply"
+    broker.received_at = broker.now
+    assert session.hopeless is None
+    assert waited(lambda: session.wait(lambda: False, None)) == pytest.approx(8.1, abs=0.21)
+    broker.now += 60
+    assert session.hopeless is None
 
 
 @pytest.mark.parametrize("closing_fails", [True, False])
