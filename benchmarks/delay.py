@@ -47,7 +47,7 @@ from mqtool.tutorials.dialects import DELAY_EXCHANGE
 
 #: The number of messages, and their longest delay in seconds.
 DEPTHS = ((1_000, 10), (10_000, 10), (100_000, 60))
-#: Seconds for one measurement.
+#: Time limit for one measurement, in seconds.
 LIMIT = 180
 MQTOOL = str(Path(sys.executable).parent / "mqtool")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.pairs import MQTOOL, QUEUE, URL, Run, compare, fresh_queue, run, write_lines
 
 COUNT = 4_000
-#: Seconds without a message after which the worker ends; they are not counted.
+#: Seconds without a message after which the worker ends. The measured time does not include them.
 IDLE = 2
 
 

@@ -12,8 +12,8 @@ name contains WORD. --runs N measures each command N times, by default 7.
 
 With --instructions, valgrind counts the instructions that each command executes, because their number hardly depends on
 the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. With --instructions,
-the exit code is 1 if a command executes over 5 % more instructions with CHANGE than with BASE, or if a broker of CHANGE
-uses over 10 % more CPU time per message than the same kind of broker of BASE.
+the exit code is 1 if a command executes over 5% more instructions with CHANGE than with BASE, or if a broker of CHANGE
+uses over 10% more CPU time per message than the same kind of broker of BASE.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from pamqp import commands
 from benchmarks.embedded import Client, consume, publish_confirmed
 
 HERE = Path(__file__).parents[1]
-#: A cost has grown if it is more than this many times that of the base: instructions, and brokers' CPU time.
+#: The cost of a row (instructions; CPU time of brokers) has grown if it is more than this many times that of the base.
 TOLERANCE, BROKER_TOLERANCE = 1.05, 1.1
 #: The brokers that are measured: the type of their queue, and their options.
 BROKERS = {
@@ -45,7 +45,7 @@ BROKERS = {
 }
 #: The number of rounds in which brokers are measured.
 ROUNDS = 30
-#: How many more times a row is measured if its cost seems to have grown. Chance adds instructions, but removes none.
+#: How many more times a row is measured if its cost seems to have grown. Chance can only add instructions.
 AGAIN = 4
 #: Ends the line of a row whose cost has grown.
 GREW = "  GREW"
@@ -343,9 +343,7 @@ def main() -> None:
         "change", type=Path, metavar="CHANGE", nargs="?", default=HERE, help="the changed one (default: this checkout)"
     )
     parser.add_argument(
-        "--instructions",
-        action="store_true",
-        help="count the instructions of commands; exit with 1 if CHANGE exceeds BASE by more than the tolerance",
+        "--instructions", action="store_true", help="count instructions; exit with 1 if a cost has grown"
     )
     parser.add_argument("--rows", metavar="WORD", default="", help="measure only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")

@@ -81,7 +81,7 @@ def embedded() -> Iterator[Broker]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Run a private RabbitMQ node with basic message rates, RabbitMQ's default. `mqtool broker up` sets detailed ones,
+    """Run a private RabbitMQ node with basic message rates, RabbitMQ's default. `mqtool broker up` sets detailed rates,
     which cost more.
     """
     starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))

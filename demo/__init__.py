@@ -4,5 +4,5 @@ make the pictures for the documentation.
 
 from pathlib import Path
 
-#: Where receivers write; relative, as it is typed.
+#: The directory to which receivers write: a relative path, as in the commands.
 OUTPUT = Path("demo-output")

@@ -9,7 +9,7 @@ from pathlib import Path
 from demo import OUTPUT
 from mqtool.stage.terminal import CheckFailed
 
-#: In the order to look for them.
+#: Log files to look for, in this order.
 _USUAL = (
     "/var/log/dpkg.log",
     "/var/log/apt/history.log",

@@ -31,7 +31,7 @@ from mqtool.stage.terminal import CheckFailed, Guard, Terminal
 _NAME = "real_log"
 #: How many of the most frequent first words get a receiver each.
 _OWN = 3
-#: Up to this many other words share a receiver; nobody would type more.
+#: The other words share a receiver if there are at most this many: nobody would type more binding keys.
 _TYPED = 24
 _OTHER_NAMES = ("all", "rest")
 _LONGEST = 16

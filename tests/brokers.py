@@ -28,16 +28,16 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
 IN_CI = bool(os.environ.get("CI"))
-#: On a busy machine, RabbitMQ may pause for more than a second before it delivers a message. MQTOOL_TEST_URL names one.
+#: True if RabbitMQ may pause for more than a second before it delivers a message, because its machine is busy.
 MAY_PAUSE = IN_CI or "MQTOOL_TEST_URL" in os.environ
-#: The version that the suite's embedded broker behaves like, whatever its default: that of the RabbitMQ under test.
+#: The RabbitMQ version that the embedded broker of the tests behaves like: that of the RabbitMQ under test.
 LIKE = os.environ.get("MQTOOL_TEST_LIKE") or "3.10"
-#: For tests of mqtool itself that do not depend on how a broker replies.
+#: Runs a test on the embedded broker only, for tests whose result does not depend on the broker.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-#: For tests that take more than half a second of CPU time, for example because they run many commands. Together, they
+#: Marks tests that take more than half a second of CPU time, for example because they run many commands. Together, they
 #: would take a fifth of the time of `make test`.
 large = pytest.mark.skipif(not IN_CI, reason="takes much CPU time; runs only if CI is set")
-#: For the tests of single pictures in a browser, which take nearly half of the processor time of all tests.
+#: Marks the tests of single pictures in a browser, which take nearly half of the CPU time of all tests.
 pictures = pytest.mark.skipif(not IN_CI, reason="takes minutes in a browser; runs only in make test-page and CI")
 
 
@@ -45,9 +45,10 @@ Answer = TypeVar("Answer")
 
 
 def until_readable(call: Callable[[], Answer]) -> Answer:
-    """Return what a call of the management API returns.
+    """Call a function that uses the management API, and return its result.
 
-    RabbitMQ is shared: call again while another test's queue has arguments nested too deeply for Python's json module.
+    All tests share RabbitMQ. Retry while a queue of another test has arguments nested too deeply for Python's json
+    module.
     """
     deadline = time.monotonic() + 60
     while True:
@@ -67,7 +68,7 @@ class TestBroker:
         kind: "rabbitmq" or "embedded".
         url: amqp://…, with the test's own virtual host.
         management: the URL of its management API.
-        version: RabbitMQ's version, such as "3.10.8"; "" until it has been asked for.
+        version: RabbitMQ's version, such as "3.10.8"; "" until it has been requested.
         streams: the URL of its stream port; "" if it has none.
     """
 
@@ -121,9 +122,9 @@ class TestBroker:
         return TestBroker(self.kind, f"{self.url}/{encoded}", self.management, _version_of(self), self.streams)
 
     def emptied(self) -> bool:
-        """Delete what a test has left in the virtual host. Return True if it is empty now, for another test.
+        """Delete what a test has left in the virtual host. Return True if another test can use it, because it is empty.
 
-        A new virtual host takes RabbitMQ 40 ms of CPU time. Deleting what a test has left takes only a few.
+        To create a virtual host, RabbitMQ needs 40 ms of CPU time. Deleting what a test has left takes only a few.
         """
         try:
             left: Any = self.api("GET", f"definitions/{self.vhost}")
@@ -139,10 +140,10 @@ class TestBroker:
         return not any(value for value in left.values() if isinstance(value, list))
 
     def differs_since(self, version: str, why: str) -> bool:  # noqa: ARG002
-        """True from this version of RabbitMQ on. The marker of the same name does this for a whole test.
+        """Return True if this is RabbitMQ `version` or newer. For a whole test, use the marker of the same name.
 
         Args:
-            why: what is different there, for the reader.
+            why: what changed in this version; only for whoever reads the test.
         """
         return _numbers(self.version) >= _numbers(version)
 
@@ -184,9 +185,9 @@ def docker_image() -> str:
 
 
 def free_port() -> int:
-    """Return a free port that no other test of this run gets, whichever worker runs it.
+    """Return a free port that no other test of this run gets, on any worker.
 
-    Until a broker listens at its port, and while it restarts, other workers could not see that the port is taken.
+    Other workers cannot see that a port is taken while its broker is starting or restarting.
     """
     claims = Path(os.environ["MQTOOL_SUITE_STATE"]) / "ports"
     claims.mkdir(exist_ok=True)
@@ -207,13 +208,13 @@ def own_broker(kind: BrokerKind) -> None:
 
 
 def only_in_ci(why: str) -> None:
-    """Skip a slow test outside CI, where other tests cover its parts."""
+    """Skip a slow test unless it runs in CI. Other tests cover its parts."""
     if not IN_CI:
         pytest.skip(f"{why}; runs only if CI is set")
 
 
 def has_ipv6() -> bool:
-    """Whether a server can listen at ::1. Containers often have no such address, although their kernel knows IPv6."""
+    """Return True if a server can listen at ::1. In many containers, it cannot, although the kernel supports IPv6."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             return True
@@ -222,14 +223,14 @@ def has_ipv6() -> bool:
 
 
 def skip_or_fail(reason: str) -> None:
-    """Skip the test if a broker is missing; in CI, fail it."""
+    """Skip the test, because a broker is missing; in CI, fail the test."""
     if IN_CI:
         pytest.fail(f"{reason}; CI requires it")
     pytest.skip(reason)
 
 
 def speaks_amqp10(broker: TestBroker) -> bool:
-    """True unless the broker answers the AMQP 1.0 header with that of another protocol."""
+    """Return True unless the broker answers the AMQP 1.0 protocol header with another protocol's header."""
     header = b"AMQP\x03\x01\x00\x00"
     with socket.create_connection(("127.0.0.1", broker.port), 10) as connection:
         connection.sendall(header)
@@ -255,7 +256,7 @@ def rabbitmqctl(started: Started, *words: str) -> str:
 def impatient_node(timeout: int) -> Iterator[str]:
     """Start a RabbitMQ node with this consumer timeout, in milliseconds, and yield its URL.
 
-    RabbitMQ up to 4.2 looks for late acknowledgements once a minute; this node does so once per `timeout`.
+    RabbitMQ up to 4.2 checks for late acknowledgements once a minute; this node checks once per `timeout`.
     """
     own_broker(BrokerKind.NODE)
     name = f"impatient-{uuid.uuid4().hex[:8]}"
@@ -287,7 +288,7 @@ class Restartable:
 
     @property
     def data(self) -> str:
-        """Its data directory."""
+        """The broker's data directory."""
         return str(self._started.details["data"])
 
     def queues(self) -> list[Any]:
@@ -298,7 +299,7 @@ class Restartable:
         self._starter.stop(self._started)
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, so that it cannot write anything else to disk."""
+        """Kill the broker with SIGKILL, so that it cannot write anything else to disk."""
         os.killpg(self._started.pid, signal.SIGKILL)
         os.waitpid(self._started.pid, 0)
 

@@ -1,4 +1,4 @@
-"""Fixtures: the brokers of the matrix, and a shell to run mqtool in."""
+"""Fixtures: the brokers under test, and a shell to run mqtool in."""
 
 import faulthandler
 import fcntl
@@ -38,12 +38,12 @@ _SERVER = pytest.StashKey[subprocess.Popen[bytes]]()
 _STARTING = pytest.StashKey[threading.Thread]()
 #: A copy of the worker's own stderr, for the traceback of a test that hangs.
 _STDERR = pytest.StashKey[int]()
-#: A teardown that takes longer than this hangs; so does a test that exceeds its timeout by more than this. Stopping a
+#: A worker is ended if a teardown takes longer than this, or a test exceeds its timeout by more than this. Stopping a
 #: RabbitMQ node takes up to 60 s.
 _MORE_SECONDS = 180
 #: Starts RabbitMQ with its default rates mode. `mqtool broker up` sets it to detailed.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
-#: In CI, these tests start RabbitMQ nodes. They come first, so that one worker gets them: two rarely run at once.
+#: In CI, these tests start RabbitMQ nodes. They come first, so that one worker runs most of them, one after another.
 _WITH_NODES = {
     "test_drill_kill_node_loses_nothing",
     "test_delayed_relay_continues_after_the_broker_was_killed",
@@ -106,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -k, which may have deselected the embedded broker's cases
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect cases that RabbitMQ need not run and most cases of sampled tests, and share the rest out."""
+    """Deselect cases that need not run on RabbitMQ and most cases of sampled tests; order the rest for the workers."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
@@ -135,7 +135,7 @@ def _in_parts(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Return the tests in such an order that each worker's part has files of every directory.
 
     pytest-xdist gives each worker a consecutive part. A worker that has finished takes tests from the end of another
-    part. There, the quick tests of tests/unit are easy to share.
+    part, which are the quick tests of tests/unit.
     """
     with_nodes = [item for item in items if item.name.partition("[")[0] in _WITH_NODES]
     others = (item for item in items if item not in with_nodes)
@@ -145,9 +145,9 @@ def _in_parts(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests. If one is marked `sampled`, return its first case and a random choice, the same in each run.
+    """Return the tests to run. Of a test marked `sampled`, these are the first case and a random choice of the others.
 
-    Each broker gets its own sample.
+    The choice is the same in each run, but another one for each broker.
     """
     cases: dict[tuple[str, bool], list[pytest.Item]] = {}
     for item in items:
@@ -164,7 +164,7 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
 
 @contextmanager
 def _ending_after(item: pytest.Item, seconds: float) -> Iterator[None]:
-    """End this worker, and print what its threads are doing, if the block takes longer.
+    """If the block takes longer than this, end this worker, and print what its threads are doing.
 
     pytest-timeout's alarm goes off only once, so it cannot end a teardown that hangs after the test has timed out. If
     it goes off in a __del__(), Python ignores its exception, and the test goes on.
@@ -275,7 +275,7 @@ def no_exception_is_lost() -> Iterator[None]:
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterator[TestBroker]:
-    """Each broker of the matrix in turn, with an empty virtual host that no other test uses."""
+    """Each broker under test in turn, with an empty virtual host that no other test uses."""
     found: TestBroker | None = request.getfixturevalue(request.param)
     if found is None:
         skip_or_fail("rabbitmq-server is not installed, and MQTOOL_TEST_URL is not set")
@@ -296,7 +296,7 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
 def no_other_firehose(shared: Path) -> Iterator[None]:
     """Keep other tests with this fixture from running at the same time.
 
-    If the firehoses of two virtual hosts are switched at the same moment, RabbitMQ may switch one of them back.
+    If the firehoses of two virtual hosts are switched on or off at the same time, RabbitMQ may undo one of the changes.
     """
     with (shared / "firehose.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

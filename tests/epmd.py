@@ -5,14 +5,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-#: The request to end.
+#: The request that tells epmd to exit.
 KILL = b"\x00\x01k"
 
 
 @contextmanager
 def epmd(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """A program that listens on a port until it has answered one connection with each answer. Yields the port and the
-    requests.
+    """Listen on a free port, and send each of the answers on one connection. Yield the port, and a list to which the
+    requests are added.
     """
     asked: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))

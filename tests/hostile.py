@@ -46,7 +46,7 @@ def nested(depth: int, kind: bytes = b"F") -> bytes:
 
 @dataclass(frozen=True)
 class Hostile:
-    """A message.
+    """A message that no well-behaved client sends.
 
     Attributes:
         headers: the encoded content of the headers table; None to leave it out.

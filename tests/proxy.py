@@ -11,8 +11,8 @@ class Proxy(scene.Proxy):
 
     Attributes:
         accepted: the number of connections forwarded so far.
-        break_early: the number of next connections that it closes after the broker's first frame.
-        is_silent: True to forward nothing more, as if the network was gone, without closing connections.
+        break_early: how many of the next connections to close after the broker's first frame.
+        is_silent: True to forward nothing more, as if the network had failed, without closing connections.
     """
 
     def __init__(self, target_port: int) -> None:

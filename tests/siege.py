@@ -1,7 +1,7 @@
 """Sends malformed input to an embedded broker for some time: python -m tests.siege, part of make soak.
 
 At the end, the program prints how many connections of each kind it made. It stops at the first problem: a well-behaved
-client is not served, the broker logs an internal error, or it uses more memory than it should. `--seed` repeats a run.
+client is not served, the broker logs an internal error, or the broker uses too much memory. `--seed` repeats a run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
 MEMORY_LIMIT = 200_000_000
-#: The most memory that the broker may use: its limit, and what Python itself needs.
+#: The most memory that the broker's process may use: the broker's own limit, and what Python needs.
 MOST_MEMORY = MEMORY_LIMIT + 250_000_000
 CHECK_AFTER = 200
 

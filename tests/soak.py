@@ -36,13 +36,13 @@ from tests.brokers import rabbitmqctl
 
 MQTOOL = [sys.executable, "-m", "mqtool"]
 QUEUE, STREAM = "soak", "soak-stream"
-#: Lines that one publisher process sends, and the most confirmed, unhandled lines with which the next one starts.
+#: Lines that one publisher process sends; and the most confirmed, unhandled lines with which the next process starts.
 BATCH, WAITING = 1000, 3000
-#: The first number that is sent with a delay, and the delay, which takes more than one wait queue.
+#: The first number that is sent with a delay, and the delay. Messages with this delay go through several wait queues.
 DELAYED, DELAY = 10_000_000, "1250ms"
 #: The line of a confirmed number, as `send -v` and `send-stream -v` print it.
 CONFIRMED = re.compile(r" \[x\] (?:Sent ')?(\d+)(?:'| message sent)\n")
-#: One in 7 fails once, one in 50 fails until there is a file named "mended".
+#: One number in 7 fails once. One number in 50 fails until there is a file named "mended".
 PROGRAM = (
     "read -r n; "
     '[ $((n % 50)) = 0 ] && [ ! -e mended ] && exit 1; [ $((n % 7)) = 0 ] && [ "$MQ_ATTEMPT" = 1 ] && exit 75; '
@@ -209,7 +209,7 @@ class Soak:
         return self.report(is_empty=is_empty)
 
     def drain(self) -> bool:
-        """Wait until all messages are handled, also dead letters. Return False if they are not handled in time."""
+        """Wait until all messages, including dead letters, are handled. Return False if that takes too long."""
         end = time.monotonic() + DRAINING
         while time.monotonic() < end:
             self.start("redrive", "dlq", "redrive", QUEUE, "--yes").wait()
@@ -225,7 +225,7 @@ class Soak:
         return False
 
     def done(self, file: str = "done.txt") -> Counter[int]:
-        """Count how often each number was handled; with "read.txt", how often it was read from the stream."""
+        """Count how many times each number was handled or, with "read.txt", read from the stream."""
         path = self.directory / file
         return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
 

@@ -69,7 +69,7 @@ class Orders:
 
 
 class Billing:
-    """Bills each order once, however often its message is delivered."""
+    """Bills each order once, even if its message is delivered several times."""
 
     def __init__(self, url: str, bill: Callable[[Any], None]) -> None:
         self._channel = connect(url)

@@ -1,4 +1,4 @@
-"""The drills: each one disturbs a flow of messages to a receiver, or workers that run a program for each message.
+"""The drills: each one causes a failure while a receiver or workers consume messages from a queue.
 
 Messages flow from a sender to a receiver while the broker restarts, a node is killed, or connections are cut:
 
@@ -17,7 +17,7 @@ Workers run a program for each message. One of them is killed, a message always 
              killed
 
 The broker redelivers the unacknowledged messages of a killed worker to another worker. A message that always fails is
-dead-lettered with the reason. A message published twice is handled once.
+dead-lettered. A message published twice is handled once.
 """
 
 import shlex
@@ -102,7 +102,8 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
     """Send and receive messages in four parts, numbered from 0. Before sending part N, call breaks[N] if it exists.
 
-    Before each break, both programs have reported that they have reconnected after the previous one.
+    Before each call, wait until more than half of the messages sent so far have arrived, and both programs have
+    reported that they have reconnected after the previous call.
     """
     messages = DrillMessages(count)
     arrivals = Arrivals(scene.directory / "got", messages)
@@ -150,7 +151,7 @@ _AT_ONCE = 4
 
 
 def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Kill a worker (kill -9) while its programs run. Another worker gets its messages, and then all remaining ones."""
+    """Kill a worker (kill -9) while its programs run. Another worker receives their messages, and then the rest."""
     scene.say(
         f"{count} messages are sent to a queue. Worker 1 runs a program for each message, up to {_AT_ONCE} at the same "
         "time. It is killed while its programs run, before it has acknowledged their messages. Then worker 2 starts. "

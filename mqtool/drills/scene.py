@@ -79,7 +79,7 @@ class Verdict:
     def balance(self) -> str:
         """Return the number of lost messages, followed by the equation sent = done + dead letters + lost.
 
-        If the missing messages may still be in the queue, return a text that says so.
+        If the missing messages may still be in the queue, return "inconclusive" and their number.
         """
         if self.is_inconclusive:
             return f"inconclusive: {self.lost:,} missing, perhaps still in the queue, behind other publishers' messages"
@@ -94,7 +94,7 @@ class Verdict:
             ("redelivered", self.redelivered), ("duplicates recognised", self.suppressed),
             ("handled twice", self.twice), ("dead letters", self.dead),
             ("missing" if self.is_inconclusive else "lost", self.lost),
-            *([("not of this drill", self.foreign)] if self.foreign else []),
+            *([("from other publishers", self.foreign)] if self.foreign else []),
         ]  # fmt: skip
         pause = [] if self.pause is None else [("longest pause", f"{self.pause:.1f} s")]
         return [(name, f"{count:,}") for name, count in rows] + pause
@@ -264,7 +264,7 @@ class DrillScene:
 def number_of(terminal: Terminal, what: str) -> int:
     """Return the number before the word `what`, such as "confirmed", in a terminal's output.
 
-    If several lines contain a number before this word, the last of these lines counts. If none does, the result is 0.
+    If several lines contain such a number, return that of the last line. If none does, return 0.
     """
     found = [match[1] for line in terminal.lines if (match := re.search(rf"([\d,]+) {what}", line))]
     return int(found[-1].replace(",", "")) if found else 0

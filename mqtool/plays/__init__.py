@@ -12,7 +12,7 @@ from mqtool.tutorials.dialects import OVER_AMQP10
 from mqtool.tutorials.pages import AMQP10
 from mqtool.tutorials.pages import NAMES as NAMES
 
-#: All plays, in the recommended order. Plays whose names are not in NAMES have no page to read.
+#: All plays, in the recommended order. A play whose name is not in NAMES has no page for `tutorial show`.
 PLAYS: dict[str, Play] = {
     "why-queues": why_queues.WHY_QUEUES,
     "hello-world": tutorial_plays.HELLO_WORLD,

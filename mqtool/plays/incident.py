@@ -33,7 +33,7 @@ def play(stage: Stage) -> None:
     worker.start(work)
     said = _fails(stage, shop, worker, tap)
     _is_made_fit_to_share(stage, tap)
-    stage.say("On a laptop, with its own broker, the same worker gets the same messages, and fails again.")
+    stage.say("On a laptop with its own broker, the same worker receives the same messages and fails again.")
     with (
         embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as (fresh, management),
         stage.audience.on_broker(api_of(management)),
@@ -57,8 +57,8 @@ def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> lis
     """Cause the incident; return the lines that `dlq show` prints about the dead letter."""
     exchange, queue = stage.name("payments"), stage.name("charges")
     stage.say(
-        "A worker charges cards, and now and then a charge fails. A tap gets copies of the messages, and removes none "
-        "of them."
+        "A worker charges cards, and now and then a charge fails. A tap receives a copy of each message, and does not "
+        "remove any from the queue."
     )
     shop.run(f"mqtool exchange declare {exchange} topic")
     shop.run(f"mqtool exchange bind {exchange} {queue} 'charge.#'")
@@ -92,7 +92,7 @@ def _errors(shown: list[str]) -> list[str]:
 
 INCIDENT = Play(
     "Replay an incident",
-    "A failure in production is recorded, cleared of personal data so that it can be shared, and repeated elsewhere.",
+    "A failure in production is recorded, pseudonymised so that it can be shared, and replayed on another broker.",
     play,
     queues=("charges", "charges.dlq"),
     exchanges=("payments",),

@@ -62,7 +62,7 @@ def perform(
             own if url is None else _shared(play, url, prefix) as (broker_url, management),
             _counting(management, audience),
             Stage(audience, replace(place, url=broker_url, management=management)) as stage,
-            # Only on a broker of its own may the audience do something, too.
+            # The audience may act on the broker only if it was started for this play.
             audience.on_broker(*((api_of(management), stage.place.environment) if management else (None, None))),
         ):
             play.play(stage)

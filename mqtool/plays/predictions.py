@@ -23,7 +23,7 @@ RESTARTED_BROKER = Question(
     "Only the persistent one. The queue itself survives, since it is durable.",
 )
 UNBOUND_EXCHANGE = Question(
-    "Where does the message wait until a receiver comes?",
+    "Where does the message wait until a receiver starts?",
     "Nowhere. An exchange keeps no messages: without a bound queue, it drops them, or returns them if the publisher "
     "wants them back.",
 )
@@ -41,7 +41,7 @@ NAMED_QUEUE = Question(
     "Yes. The queue has a name, so it was not deleted with the receiver. It has kept its bindings and the message.",
 )
 TWO_BINDINGS = Question(
-    "kern.critical matches both patterns of the third receiver. How often does that receiver get the message?",
+    "kern.critical matches both patterns of the third receiver. How many times does that receiver get it?",
     "Once. A queue gets one copy of a message, however many of its bindings match.",
 )
 WORDS = Question(

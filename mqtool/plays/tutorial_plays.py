@@ -37,7 +37,7 @@ HELLO_WORLD = Play(
 
 
 _QUICK_TASK = ["a", "b", "c", "d", "e"]
-#: Three dots are three seconds of work. In that time, the picture, too, shows the other worker handle all quick tasks.
+#: Three dots are three seconds of work, long enough for the picture to show that the other worker does all quick tasks.
 _LONG_TASK = "long..."
 
 
@@ -48,7 +48,7 @@ def _work_queues(stage: Stage) -> None:
     _round_robin(stage, boss, [one, two])
     _killed_worker(stage, boss, one, two)
     _forgotten_acknowledgement(stage, boss, one, two)
-    if not stage.place.apart and not stage.place.protocol:  # it may restart only its own broker
+    if not stage.place.apart and not stage.place.protocol:  # a play restarts only a broker that was started for it
         _restarted_broker(stage, boss, one, two)
 
 
@@ -281,7 +281,7 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     emitter.run(f"mqtool emit-log direct{exchange} critical 'Disk full.'")
     emitter.run(f"mqtool emit-log direct{exchange} info 'All is well.'")
     stage.say(
-        "The error waits in the queue; nobody asks for the info any more. Start the receiver again.",
+        "The critical message waits in the queue. No queue is bound with 'info' any more. Start the receiver again.",
         predictions.NAMED_QUEUE,
     )
     disk.start(receive)
@@ -319,9 +319,7 @@ def _topics(stage: Stage) -> None:
     stage.say("Three receivers use patterns: * matches exactly one word of the routing key, # any number of words.")
     for terminal, patterns, _, _ in receivers:
         terminal.start(f"mqtool receive-log topic{exchange} {patterns} > {terminal.name}.log")
-    stage.say(
-        "Send four messages. Each key has two words: who speaks, and how serious it is.", predictions.TWO_BINDINGS
-    )
+    stage.say("Send four messages. Each routing key has two words: a source and a severity.", predictions.TWO_BINDINGS)
     for key, text in _MESSAGES:
         emitter.run(f"mqtool emit-log topic{exchange} {key} {shlex.quote(text)}")
     for terminal, _, lines, _ in receivers:
@@ -518,7 +516,7 @@ PUBLISHER_CONFIRMS = Play(
 
 #: The second message must overtake the first, however long a busy machine takes to start its command.
 _DELAY_LONG, _DELAY_SHORT = 6, 1
-#: Names shared by the wait queues and their exchanges, which are used if the broker does not have the plugin.
+#: The names of the wait queues, and of their exchanges. They are used if the broker does not have the plugin.
 _DELAY_WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_DELAY_LONG, _DELAY_SHORT)),
     "delayed_logs.exchange.delay.1s.classic",
@@ -537,7 +535,7 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
     receiver.start(f"mqtool receive-delayed{exchange}{stage.declared_queue('delay_queue')}")
     stage.say(
         f"'Wake up!' is due in {_DELAY_LONG} seconds; 'Tea is ready.' is sent after it, but is due in {_DELAY_SHORT}. "
-        "Each send command ends immediately: the messages wait in the broker."
+        "Each send command ends immediately: the messages wait on the broker."
     )
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_LONG}s 'Wake up!'")
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_SHORT}s 'Tea is ready.'")
@@ -548,7 +546,7 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
     stage.expect(
         "the message sent second arrived first", [body for _, _, body in received], ["Tea is ready.", "Wake up!"]
     )
-    stage.expect("no message came early", [late for late, _, _ in received if late.startswith("-")], [])
+    stage.expect("no message arrived early", [late for late, _, _ in received if late.startswith("-")], [])
 
 
 def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:

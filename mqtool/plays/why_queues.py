@@ -89,7 +89,7 @@ def _decoupling(stage: Stage) -> None:
 
 def _asynchrony(stage: Stage) -> None:
     packing = stage.name("packing")
-    # In the picture, too, the packer has packed an order before the next one comes.
+    # Slow enough for the picture to show that each order is packed before the next one arrives.
     count, per_second = 8, 2.0
 
     stage.say(
@@ -133,7 +133,7 @@ def _asynchrony(stage: Stage) -> None:
 
 
 def _forget_orders(stage: Stage) -> None:
-    """Delete the queues and the exchange of the first reason to use queues: later pictures must not show them."""
+    """Delete the queues and the exchange of the play's first part, so that later pictures do not show them."""
     with Connection(parse_addresses(stage.place.url)) as connection:
         channel = connection.channel()
         for queue in ("stock", "mail"):
@@ -146,8 +146,8 @@ def _peak_clipping(stage: Stage) -> None:
     burst, capacity = 40, 1 / _PACK_SECONDS
 
     stage.say(
-        f"Third reason: peak clipping. The packer can do {capacity:g} orders a second at most. On a quiet day that "
-        f"is enough. Now {burst} orders come within a second."
+        f"Third reason: peak clipping. The packer can pack at most {capacity:g} orders per second. On a quiet day, "
+        f"that is enough. Now {burst} orders arrive within one second."
     )
     shop_terminal, packer = stage.terminals("shop", "packer")
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")

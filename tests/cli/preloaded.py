@@ -1,10 +1,10 @@
-"""A server that imports mqtool once and forks for each command: starting Python takes longer than most commands.
+"""A server that imports mqtool once and forks for each command, since starting Python takes longer than most commands.
 
 A run of the suite has one server. It forks a child for each command that a `Process` requests. For scripts, the
-directory `where()` comes first on the PATH. The `mqtool` there is another client of the server: it forwards signals to
-the command, and ends as the command does. If a client is killed, so is its command. When pytest ends, it closes the
-server's standard input; the server then kills the commands that are still running, and exits. Commands that a preloaded
-command starts are preloaded, too.
+directory `where()` comes first on the PATH. It contains another `mqtool`, which asks the server to run the command,
+forwards signals to it, and ends with the same exit code or signal. If a client of the server is killed, so is its
+command. When pytest ends, it closes the server's standard input; the server then kills the commands that are still
+running, and exits. Commands that a preloaded command starts are preloaded, too.
 
 Other things that a process inherits (ignored signals, limits) come from the server. Tests that depend on them use
 `Shell.start_cold()`. The server needs Linux. On other systems, each command starts as installed.
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
-#: True on Linux: the server waits for the end of a process by pidfd_open().
+#: True on Linux: the server needs pidfd_open() to wait for the end of a process.
 IS_POSSIBLE = hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")
 #: The maximum size of a request, in bytes. A command with a longer one starts as installed.
 _MOST = 200_000
@@ -72,7 +72,7 @@ posix._exit(code)
 
 
 def where() -> Path:
-    """The directory of the preloaded mqtool, to come first on a PATH."""
+    """Return the directory of the preloaded `mqtool`, which has to come first on the PATH."""
     return Path(os.environ["MQTOOL_SUITE_STATE"]) / "preloaded"
 
 
@@ -94,7 +94,7 @@ def start_server() -> "subprocess.Popen[bytes]":
 
 
 def takes(command: Sequence[str | bytes]) -> bool:
-    """True if the server has this command, and its arguments are not too long."""
+    """Return True if the server can run this command, and its arguments are not too long."""
     return IS_POSSIBLE and command[0] in _MODULES and sum(map(len, command)) < _MOST // 2
 
 

@@ -19,7 +19,7 @@ from tests.cli import preloaded
 
 #: Seconds to wait. On a busy machine, restarting RabbitMQ takes more than one minute.
 PATIENCE = 120.0
-#: The --idle-timeout if all messages are in the queue already. A busy RabbitMQ takes a while to deliver them.
+#: The --idle-timeout for tests whose messages are already in the queue. A busy RabbitMQ takes a while to deliver them.
 IDLE = "3s" if MAY_PAUSE else "1s"
 
 
@@ -37,7 +37,7 @@ class Result:
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
-    """Wait until a condition is true. Fails if it is not true in time."""
+    """Wait until a condition is true. Fails if it is not true within `patience` seconds."""
     terminal.wait_until(condition, what, patience)
 
 
@@ -64,20 +64,20 @@ class Running:
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """What the command has printed on stdout so far."""
         return self._stdout.read_text("utf-8", "replace")
 
     @property
     def stderr(self) -> str:
-        """What it has printed on stderr so far."""
+        """What the command has printed on stderr so far."""
         return self._stderr.read_text("utf-8", "replace")
 
     def wait_until_ready(self) -> Self:
-        """Wait until it consumes."""
+        """Wait until the command consumes. Fails if the command ends first."""
         ready = self._ready
         assert ready is not None, "this command has no --ready-file"
         wait_until(lambda: ready.exists() or self.process.poll() is not None, lambda: f"ready: {self.stderr}")
-        assert ready.exists(), f"it ended: {self.stderr}"
+        assert ready.exists(), f"the command ended before it consumed: {self.stderr}"
         return self
 
     def wait_for_stdout(self, text: str) -> Self:
@@ -89,13 +89,13 @@ class Running:
         return self
 
     def wait_until_connected_again(self, times: int) -> Self:
-        """Wait until it has said this many times that it has connected again. Messages may arrive a moment before."""
+        """Wait until stderr contains this many notices of a reconnection. Messages may arrive a moment before them."""
         said = "connected again to"
         wait_until(lambda: self.stderr.count(said) == times, lambda: f"{said!r} {times} times in {self.stderr!r}")
         return self
 
     def write(self, data: bytes) -> Self:
-        """Write to its standard input, which is a pipe."""
+        """Write to the command's standard input, which must be a pipe."""
         assert self.process.stdin is not None
         self.process.stdin.write(data)
         self.process.stdin.flush()
@@ -129,7 +129,7 @@ class Shell:
         self._started: list[Running] = []
 
     def start_cold(self) -> None:
-        """Start mqtool as installed, for tests that depend on what its process inherits."""
+        """From now on, start commands without the server of preloaded.py: they inherit limits and ignored signals."""
         self._is_cold = True
         self.environment["PATH"] = self.environment["PATH"].removeprefix(f"{preloaded.where()}:")
 
@@ -171,7 +171,7 @@ class Shell:
     def run_for_hint(self, hint: str, *command: str) -> Result:
         """Run a command, several times if its hint is missing, and return the last result.
 
-        For a hint, a command waits a second for the management API. A busy RabbitMQ may take longer.
+        A command omits its hint if the management API does not answer in a second. A busy RabbitMQ may take longer.
         """
         for _ in range(5):
             result = self.run(*command)
@@ -226,7 +226,7 @@ class Shell:
     def run_until(self, text: str, number: signal.Signals, command: str) -> Result:
         """Run a command that prints many lines on stderr, and send it a signal once it has printed this text.
 
-        It cannot end before the signal: its stderr is a pipe that is not read meanwhile, and has room for few lines.
+        The command cannot end before the signal: its stderr is a pipe that nothing reads, with room for few lines.
         """
         log = self.directory / "log"
         os.mkfifo(log)

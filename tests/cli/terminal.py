@@ -51,17 +51,17 @@ def on_terminal(
 
     Args:
         keys: the keys to type, each after the cue has appeared once more.
-        is_silent: True if the broker does not answer. Otherwise, the result leaves out the line that says so.
+        is_silent: True if the broker does not answer. Otherwise, the result omits the line "waiting for an answer…".
     """
     result = shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, str(columns), *command)
     return result if is_silent else replace(result, stdout_bytes=_WAITING.sub(b"", result.stdout_bytes))
 
 
 class ClosableTerminal:
-    """A terminal on which a command runs that is the leader of its session.
+    """A terminal whose command is a session leader, and so gets SIGHUP when the terminal is closed.
 
     Args:
-        terminal: the descriptor of the terminal's other end.
+        terminal: the file descriptor of the terminal's other end, with which a test types and reads.
     """
 
     def __init__(self, pid: int, terminal: int) -> None:
@@ -72,7 +72,7 @@ class ClosableTerminal:
         self._code: int | None = None
 
     def wait_for(self, text: str) -> None:
-        """Wait until the terminal shows a text."""
+        """Wait until the terminal shows this text."""
 
         def is_shown() -> bool:
             while select.select([self._terminal], [], [], 0)[0]:
@@ -85,7 +85,7 @@ class ClosableTerminal:
         os.write(self._terminal, keys.encode())
 
     def suspend(self) -> None:
-        """Suspend the command, as a shell does after Ctrl-Z, and let the terminal pass on whole lines only."""
+        """Suspend the command and set the terminal to pass on only whole lines, as a shell does after Ctrl-Z."""
         os.kill(self._pid, signal.SIGSTOP)
         os.waitpid(self._pid, os.WUNTRACED)
         settings = termios.tcgetattr(self._terminal)

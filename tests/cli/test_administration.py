@@ -120,10 +120,10 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 @pytest.mark.sampled(1)
-def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """`queue delete`, `queue purge` and `exchange delete` take several names, and stop at the first name that does not
-    exist. If this is the very first of the names, they exit with 69. Otherwise, they print how many queues or exchanges
-    they have purged or deleted, list the other names, and exit with 3.
+def test_delete_and_purge_of_several_names_stop_at_a_missing_name(admin: Shell, command: str) -> None:
+    """`queue delete`, `queue purge` and `exchange delete` accept several names, and stop at the first name that does
+    not exist. If nothing was deleted or purged before that, the command exits with 69. Otherwise, it prints how many
+    queues or exchanges it has deleted or purged, lists the other names, and exits with 3.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -154,9 +154,9 @@ def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_an_unacknowledg
     admin: Shell, broker: TestBroker
 ) -> None:
     """RabbitMQ treats a queue as empty while a client holds the queue's last message unacknowledged, and would delete
-    this message with the queue. `queue delete --if-empty --if-unused` therefore asks first. Without a terminal, it
-    exits with 2 and keeps the queue, and the message is requeued when the client disconnects. With --yes, it deletes
-    the queue.
+    this message with the queue. `queue delete --if-empty --if-unused` therefore asks for confirmation. Without a
+    terminal, it exits with 2 and keeps the queue, and the message is requeued when the client disconnects. With
+    --yes, it deletes the queue.
     """
     delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
@@ -179,7 +179,8 @@ def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_an_unacknowledg
 
 def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_without_the_management_api(shell: Shell) -> None:
     """Without the management API, mqtool cannot know whether messages are unacknowledged. `queue delete --if-empty
-    --if-unused` then asks before it deletes an empty queue. Without a terminal, it exits with 2 unless --yes is given.
+    --if-unused` then asks for confirmation before it deletes an empty queue. Without a terminal, it exits with 2
+    unless --yes is given.
     """
     shell.run("mqtool", "queue", "declare", "old", "--queue-type", "classic")
     delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused", "--management", "http://127.0.0.1:1")
@@ -232,10 +233,10 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
 
 @large
 @pytest.mark.parametrize("to_exchange", [False, True])
-def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_exchange: bool) -> None:
-    """`exchange unbind` exits with 0, and says that the queue or exchange is no longer bound with this key, or that it
-    was not bound, or that it is still bound with other arguments. `n:=1` and `n:=true` are not the same argument.
-    Without the management API, which alone can tell, it says only that there is no such binding now.
+def test_exchange_unbind_says_whether_it_removed_a_binding(admin: Shell, *, to_exchange: bool) -> None:
+    """`exchange unbind` exits with 0, and says whether it removed a binding or found none, and whether the queue or
+    exchange is still bound with the same key but other arguments. `n:=1` and `n:=true` are different arguments.
+    Without the management API, the command says only that there is no such binding now.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     admin.run("mqtool", "exchange", "declare", "jobs", "fanout")
@@ -265,7 +266,7 @@ def test_exchange_unbind_says_whether_there_was_a_binding(admin: Shell, *, to_ex
 @pytest.mark.parametrize("name", ["hello", "jobs"])
 def test_no_declare_needs_no_permission_to_configure(admin: Shell, ann: str, name: str) -> None:
     """With --no-declare, a user who may write to and read from an existing queue, but not declare it, can send to the
-    queue and receive from it. This is true of a tutorial's queue, such as `hello`, too.
+    queue and receive from it. The queue may also be a tutorial's default queue, such as `hello`.
     """
     admin.run("mqtool", "queue", "declare", name)
     admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
@@ -277,8 +278,8 @@ def test_no_declare_needs_no_permission_to_configure(admin: Shell, ann: str, nam
 
 
 def test_a_receiver_with_no_declare_needs_no_permission_to_configure_the_exchange(admin: Shell, ann: str) -> None:
-    """With --no-declare, a user who may not declare an exchange or a queue can receive from existing ones with
-    `receive-log`, if the queue is named.
+    """With --no-declare, `receive-log -q QUEUE` can receive from an existing exchange and queue even if the user may
+    not declare them.
     """
     admin.run("mqtool", "receive-log", "fanout", "-q", "all-logs", "--idle-timeout", "10ms")
     admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
@@ -290,16 +291,18 @@ def test_a_receiver_with_no_declare_needs_no_permission_to_configure_the_exchang
 
 
 def test_a_misspelled_tag_is_set_with_a_warning(admin: Shell, ann: str) -> None:
-    """RabbitMQ accepts any text as a user's tag. If a tag is probably a misspelling of one that has an effect, `user
-    tags` sets it, and says which tag may be meant.
+    """RabbitMQ accepts any string as a user's tag. If a tag is probably misspelled, such as `managment`, `user tags`
+    sets it, but says that this tag has no effect, and asks "did you mean" with the correct one.
     """
     tagged = admin.run("mqtool", "user", "tags", ann, "managment")
     assert tagged.code == 0, tagged.stderr
     assert "the tag 'managment' has no effect; did you mean 'management'?" in tagged.stderr
 
 
-def test_the_reason_of_the_management_api_is_shown_as_plain_text(admin: Shell) -> None:
-    """RabbitMQ escapes some of its reasons for its management page. mqtool shows them as plain text."""
+def test_an_error_from_the_management_api_contains_no_html_escapes(admin: Shell) -> None:
+    """If RabbitMQ's management API rejects a request, its error message may contain HTML escapes, such as `&quot;`.
+    mqtool prints the message as plain text.
+    """
     policy = ("--pattern", "^x", "--apply-to", "queues", "--definition", '{"max-lenght": 10}')
     refused = admin.run("mqtool", "policy", "set", "limits", *policy)
     assert (refused.code, "max-lenght" in refused.stderr, "&" in refused.stderr) == (2, True, False), refused.stderr
@@ -397,9 +400,9 @@ def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
 
 @pytest.mark.parametrize("new", ["management", "--none"])
 @pytest.mark.once_on_rabbitmq
-def test_user_tags_asks_before_you_lose_your_own_tag_administrator(admin: Shell, ann: str, new: str) -> None:
-    """If users removed the tag administrator from themselves, they could not restore it. `user tags` therefore asks
-    first. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
+def test_user_tags_asks_before_administrators_remove_their_own_tag(admin: Shell, ann: str, new: str) -> None:
+    """Administrators who removed their own tag `administrator` could not restore it. `user tags` therefore asks for
+    confirmation. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
     """
     assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
         0,
@@ -435,10 +438,11 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
         assert sentence in wrong.stderr
 
 
-def test_the_hint_for_a_refusal_says_what_an_administrator_can_do(admin: Shell, ann: str) -> None:
-    """`queue declare` exits with 77 if the user that it logs in as lacks a permission. `list queues` and `list users`
-    exit with 77 if this user lacks the tag that they need. The hint says how an administrator can grant the permission
-    or set the tag. For a permission, it prints no complete command, which would replace what the user may do already.
+def test_the_hint_for_a_missing_permission_or_tag_says_how_to_grant_it(admin: Shell, ann: str) -> None:
+    """If the user lacks a permission, `queue declare` exits with 77. If the user lacks the required tag, `list
+    queues` and `list users` exit with 77. The hint says how an administrator can grant the permission or set the tag.
+    For a permission, it contains no complete command, because that command would replace the user's existing
+    permissions.
     """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
@@ -550,8 +554,8 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
 
 @on_any_broker
 def test_ctrl_c_before_exchange_unbind_has_changed_anything_keeps_the_binding(admin: Shell) -> None:
-    """`exchange unbind` first reads the bindings. If the management API does not answer, Ctrl-C ends the command at
-    once with exit code 130, and the binding is kept.
+    """`exchange unbind` first reads the bindings from the management API. If the API does not answer, Ctrl-C ends the
+    command immediately with exit code 130, and the binding is kept.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     admin.run("mqtool", "exchange", "bind", "amq.direct", "jobs", "red")
@@ -584,9 +588,12 @@ def test_ctrl_c_or_ctrl_d_at_a_confirmation_prompt_changes_nothing(
 
 
 @on_any_broker
-def test_ctrl_c_at_the_second_prompt_says_which_queue_was_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`queue delete` with two queues asks about each. If a user answers yes for the first one and presses Ctrl-C at the
-    second prompt, the command exits with 130, says that one of two queues was deleted, and names the other.
+def test_queue_delete_after_ctrl_c_at_the_second_prompt_names_the_queue_that_is_left(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """`queue delete` with two queues asks about each. If the user answers yes for the first queue and presses Ctrl-C
+    at the second prompt, the command exits with 130, says that one of two queues was deleted, and names the queue
+    that was not deleted.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")

@@ -97,7 +97,7 @@ def test_worker_passes_a_message_with_a_forged_x_opt_deaths_to_its_program_compl
 ) -> None:
     """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. Even if a publisher sets
     x-opt-deaths to a number, the program that `worker` runs over AMQP 1.0 gets the message's body, exchange, routing
-    key, headers and properties. If the program fails, the dead letter keeps them, too.
+    key, headers and properties. If the program fails, they are also in the dead letter.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -113,8 +113,8 @@ def test_worker_passes_a_message_with_a_forged_x_opt_deaths_to_its_program_compl
 
 
 def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher adds false annotations x-exchange and x-routing-key to a message, even twice each, `receive` over
-    AMQP 1.0 prints the exchange and the routing key with which the broker routed the message.
+    """If a publisher adds false annotations x-exchange and x-routing-key to a message, even each of them twice,
+    `receive` over AMQP 1.0 prints the exchange and the routing key with which the broker routed the message.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -154,9 +154,9 @@ def test_worker_publishes_no_copy_to_a_queue_named_in_an_application_property_x_
 
 
 def test_worker_retries_a_message_with_a_list_in_an_application_property(shell: Shell, broker: TestBroker) -> None:
-    """AMQP 1.0 does not allow a list in an application property, but a publisher may send one nevertheless. `worker`
-    over AMQP 1.0 retries such a message like any other. On the retry, too, the program gets the message's other
-    application properties.
+    """AMQP 1.0 does not allow a list in an application property, but a publisher may send one. `worker` over AMQP 1.0
+    retries this message like any other, and passes the message's other application properties to its program on the
+    retry, too.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     _published(broker, "jobs", {"odd": ["a"], "tenant": "acme"})
@@ -204,7 +204,9 @@ def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker:
 
 
 def test_send_refuses_a_cc_header_that_is_not_a_list_of_routing_keys(shell: Shell) -> None:
-    """If the header CC is not a list of strings, `send` over AMQP 1.0 says so and exits with 65, as over AMQP 0-9-1."""
+    """If the header CC is not a list of strings, `send` over AMQP 1.0 exits with 65, as over AMQP 0-9-1. The error
+    says that the header must be a list of routing keys.
+    """
     for value in ("CC=copy", "CC:=[1]"):
         sent = shell.run("mqtool", "send", "-q", "q", "-H", value, "Hello")
         assert (sent.code, sent.stderr) == (
@@ -215,9 +217,9 @@ def test_send_refuses_a_cc_header_that_is_not_a_list_of_routing_keys(shell: Shel
 
 
 def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
-    """If the broker rejects a message, for example because the queue is full, `send` over AMQP 1.0 reports the message
-    as nacked. If the broker releases a message because no queue is bound for it, `send --mandatory` reports the message
-    as returned. In both cases, `send` gives the reason and exits with 75.
+    """If the broker rejects a message, for example because the queue is full, `send` over AMQP 1.0 reports the
+    message as nacked. If the broker releases a message because no queue is bound for it, `send --mandatory` reports
+    the message as returned, and gives this reason. Both times, `send` exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -238,8 +240,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 
 
 def test_send_json_refuses_a_property_that_is_not_utf_8_over_amqp_1_0(shell: Shell) -> None:
-    """Over AMQP 1.0, if a line of input has a property that is not valid UTF-8, `send --json` says so, exits with 65,
-    and sends only the messages before this line.
+    """Over AMQP 1.0, if a line of input has a property that is not valid UTF-8, `send --json` prints an error about
+    this, exits with 65, and sends only the messages before this line.
     """
     lines = '{"body": "1"}\n' + r'{"body": "2", "properties": {"type": "\ud800"}}' + '\n{"body": "3"}\n'
 
@@ -296,8 +298,8 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
 
 
 def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -> None:
-    """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json` contains a message with a delay, the
-    command sends the messages before it, gives the reason why it stops, and exits with 2.
+    """If the input of `send --json` contains a message with a delay, the command sends the messages before it, says
+    that messages cannot be delayed over AMQP 1.0, and exits with 2.
     """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot be delayed over AMQP 1.0" in sent.stderr) == (2, True)
@@ -392,14 +394,15 @@ def test_rpc_server_drops_replies_to_exchanges(shell: Shell) -> None:
 
 def test_rpc_server_says_that_a_reply_is_lost_over_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, if the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It
-    accepts the request nevertheless, and goes on with the next one.
+    nevertheless accepts the request, and continues with the next one.
     """
     lose_replies(shell, broker, "/queues/")
 
 
 def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
-    """If an AMQP 1.0 connection is lost after the first of two replies, and `rpc-client` cannot reconnect, the command
-    prints this reply, and exits with 124 when the time given with --timeout is up.
+    """If the AMQP 1.0 connection of `rpc-client` is lost after the first of two replies, and cannot be reopened, the
+    command exits with 124 after the time given with --timeout, and says that 1 of 2 replies is missing. It has
+    printed the first reply.
     """
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
@@ -541,8 +544,8 @@ def test_receive_log_waits_until_the_temporary_queue_of_its_lost_connection_is_g
     shell: Shell, broker: TestBroker, proxy: Proxy
 ) -> None:
     """If `receive-log` over AMQP 1.0 loses its connection, it reconnects, and declares its temporary queue again. The
-    broker refuses this until it has deleted the old queue, which is exclusive to the lost connection. `receive-log`
-    repeats its attempts until the old queue is gone, and receives the messages that are published later.
+    broker refuses the declaration until it has deleted the old queue, which is exclusive to the lost connection.
+    `receive-log` retries until the old queue is gone, and then receives the messages that are published later.
     """
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-u", through(proxy, broker)).wait_until_ready()
     [queue] = (each["name"] for each in broker.api("GET", f"queues/{broker.vhost}") if "mqtool.gen-" in each["name"])
@@ -606,8 +609,9 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(1)
 def test_plain_scripts_receive_their_own_and_mqtools_messages(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """`tutorial show --plain` prints an AMQP 1.0 script that can receive or send, and runs unchanged. The script as
-    receiver gets one message from the script as sender, and one from the corresponding mqtool command, such as `send`.
+    """`tutorial show --plain` prints an AMQP 1.0 script that can receive or send, and runs unchanged. A receiving
+    script gets one message from the same script run as a sender, and one from the corresponding mqtool command, such
+    as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(
@@ -638,8 +642,8 @@ def test_messages_with_headers_too_large_for_delayed_relay_do_not_hold_up_other_
     shell: Shell, broker: TestBroker
 ) -> None:
     """`delayed relay` uses AMQP 0-9-1, and so cannot publish a message whose headers are larger than a frame. An AMQP
-    1.0 publisher can send such a message. If the relay gets 201 of them, one more than it takes at a time, it warns
-    about them, and dead-letters all of them. It still delays other messages.
+    1.0 publisher can send such a message. If the relay gets 201 of them, one more than it takes at a time, it prints
+    a warning, and dead-letters all of them. It still delays other messages.
     """
     del shell.environment["MQTOOL_PROTOCOL"]
     relay = shell.start("mqtool", "delayed", "relay", "tasks", ready=True).wait_until_ready()
@@ -667,9 +671,9 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:
-    """Over AMQP 1.0, a command in a protected context asks before it declares a missing exchange or queue. Without a
-    terminal, the command says what it would declare and exits with 2. If the exchange or queue exists, the command does
-    not ask.
+    """Over AMQP 1.0, a command in a protected context asks for confirmation before it declares a missing exchange or
+    queue. Without a terminal, the command says what it would declare and exits with 2. If the exchange or queue
+    exists, the command does not ask.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
@@ -694,12 +698,13 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
         "peek jobs",
     ],
 )
-def test_a_reply_to_that_no_client_may_publish_over_amqp_0_9_1_does_not_stop_commands(
+def test_commands_omit_a_reply_to_that_the_broker_refuses_over_amqp_0_9_1(
     shell: Shell, broker: TestBroker, typed: str
 ) -> None:
-    """The broker refuses the reply_to amq.rabbitmq.reply-to from a client of AMQP 0-9-1 that waits for no direct
-    replies, but accepts it over AMQP 1.0. Commands that publish such a message again leave this reply_to out, and
-    handle the next messages as well. Commands that do not publish it keep the reply_to.
+    """Over AMQP 0-9-1, the broker refuses a message with the reply_to amq.rabbitmq.reply-to from a client that waits
+    for no direct replies. Over AMQP 1.0, it accepts such a message. Commands that republish the message over AMQP
+    0-9-1, such as `move`, omit this reply_to, and continue with the next message. Commands that only read the message
+    keep it.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("jobs", "jobs.dlq"):
@@ -722,12 +727,12 @@ def test_a_reply_to_that_no_client_may_publish_over_amqp_0_9_1_does_not_stop_com
     ]
 
 
-def test_the_type_amqp_1_0_gives_a_publisher_no_rights_of_whoever_publishes_the_message_again(
+def test_republishing_a_message_with_a_forged_type_amqp_1_0_sends_no_copy_to_another_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """Over AMQP 0-9-1, any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If the
-    body contains the annotation x-cc, or cannot be decoded, `send --json` and `worker` publish it over AMQP 1.0 as
-    bytes: no copy goes to the queue that x-cc names, and the worker goes on with the next message.
+    """Over AMQP 0-9-1, any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If
+    the body contains the annotation x-cc, or cannot be decoded, `send --json` and `worker` republish the body over
+    AMQP 1.0 as bytes. No copy goes to the queue that x-cc names, and `worker` continues with the next message.
     """
     for queue in ("inbox", "copies", "payroll"):
         shell.run("mqtool", "queue", "declare", queue)
@@ -751,12 +756,10 @@ def test_the_type_amqp_1_0_gives_a_publisher_no_rights_of_whoever_publishes_the_
     assert depths == [0, 3, len(for_worker), 0]
 
 
-def test_a_message_that_rabbitmq_cannot_convert_ends_its_consumers_over_amqp_1_0(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """RabbitMQ 4's session crashes each time it is about to deliver a message that it cannot convert to AMQP 1.0, such
-    as one of the type amqp-1.0 with an undecodable body. After three crashes, `receive` exits with 69, and its hint
-    names AMQP 0-9-1, over which `receive` gets the message. The embedded broker delivers the message over AMQP 1.0.
+def test_receive_ends_if_rabbitmq_cannot_convert_a_message_to_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
+    """In RabbitMQ 4, an AMQP 1.0 session crashes when RabbitMQ cannot convert a message to AMQP 1.0, such as one of
+    the type amqp-1.0 with an undecodable body. After three crashes, `receive` exits with 69, and its hint suggests
+    AMQP 0-9-1, over which `receive` gets the message. The embedded broker delivers the message over AMQP 1.0.
     """
     shell.run("mqtool", "queue", "declare", "inbox")
     line = {"body": "x", "exchange": "", "routing_key": "inbox", "properties": {"type": "amqp-1.0"}}

@@ -28,9 +28,10 @@ class Case:
     """A command that cannot work.
 
     Attributes:
-        command: after "mqtool"; {host} is the broker's host and port; {quiet}, {http} and {closed} are others.
-        code: what it exits with.
-        says: what the sentence must contain.
+        command: the words after "mqtool". {host} stands for the broker's host and port; {quiet}, {http} and {closed}
+            stand for those without a broker, see places().
+        code: the exit code.
+        says: what the error must contain.
         hint: what the hint must contain, if anything.
         also: patterns of the other lines on stderr: those of the tutorial, and the total.
     """
@@ -371,8 +372,8 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(15)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
-    """A wrong option or value on the command line is reported in one sentence, with exit code 2 and without contacting
-    a broker.
+    """If an option or a value on the command line is wrong, mqtool reports this in one sentence, and exits with 2
+    without contacting a broker.
     """
     run(case, lonely_shell, {})
 
@@ -423,9 +424,9 @@ def test_an_error_says_why_no_broker_answers_at_an_address(
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
 @pytest.mark.sampled(4)
-def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
-    """A name or header that AMQP cannot carry, such as a queue name of 256 bytes, is refused by mqtool itself, with one
-    sentence that gives the reason.
+def test_mqtool_rejects_names_and_headers_that_amqp_cannot_carry(shell: Shell, broker: TestBroker, case: Case) -> None:
+    """If AMQP cannot carry a name or a header, such as a queue name of 256 bytes, mqtool itself rejects it, and says
+    why in one sentence.
     """
     run(case, shell, {"host": f"localhost:{broker.port}"})
 
@@ -435,8 +436,8 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
-    """If the broker refuses an operation, the command reports the reason in one sentence and exits with the documented
-    code.
+    """If the broker refuses an operation, the command prints the broker's reason in one sentence, and exits with the
+    documented exit code.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     channel = connection.channel()

@@ -54,9 +54,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @large
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    The management API counts the same numbers of published, delivered and acknowledged messages, with two exceptions.
-    It does not count messages of the stream protocol. Since `bench` is connected only briefly, RabbitMQ may report 0
-    for each of these numbers.
+    The management API reports the same numbers of published, delivered and acknowledged messages, except for the
+    stream protocol, whose messages it does not count. RabbitMQ may report 0 for each of these numbers, because
+    `bench` is connected only briefly.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -177,8 +177,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
     """`bench` numbers the messages that it publishes. Another client publishes messages to the queue of `bench`, some
-    with forged numbers, others with none. `bench` reports how many such messages it received, and includes them in no
-    other result. With --rpc, `bench` sends no reply to the queue that these messages name in reply_to.
+    with forged numbers, others with none. `bench` reports how many of these messages it received, and excludes them
+    from all other results. With --rpc, `bench` sends no reply to the queue that these messages name in reply_to.
     """
     _disturbed(shell, broker, *options.split())
 
@@ -189,8 +189,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
-    """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue, and
-    includes them in no other result. This holds for classic queues and for streams.
+    """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue,
+    and excludes them from all other results, for a classic queue as for a stream.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)
@@ -209,7 +209,7 @@ def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: Embedd
 
 
 @large
-def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
+def test_bench_with_a_rate_measures_latencies_from_the_time_at_which_messages_were_due(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
     """`bench --rate 1000` measures each latency from the time at which the message was due. If the broker stalls for 1
@@ -298,9 +298,9 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
 def test_bench_with_rpc_delay_ack_or_churn_reports_everything_as_confirmed(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench --churn`,
-    which sends no messages, reports as "confirmed" how many connections, channels, queues or bindings it has created.
-    In all cases, `bench` leaves no queue behind.
+    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench
+    --churn`, which sends no messages, reports as "confirmed" how many connections, channels, queues or bindings it
+    has created. With each of these options, `bench` leaves no queue behind.
     """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())

@@ -93,9 +93,9 @@ def test_broker_up_starts_a_broker_and_broker_down_stops_it(home: Shell, kind: B
     assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
 
 
-def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
-    """If `broker up` is given --definitions, the broker loads the file at each start. If the broker refuses the file,
-    the command exits with 2 and leaves no broker running.
+def test_the_definitions_given_to_broker_up_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
+    """If `broker up` is given --definitions FILE, the broker loads the file at each start. If the broker cannot load
+    the file, the command exits with 2 and leaves no broker running.
     """
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
@@ -122,7 +122,7 @@ def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_p
 
 
 def management_of(status: str) -> list[str]:
-    """Where `broker status` says that the management API is."""
+    """Return the URLs of the management API that `broker status` prints."""
     return re.findall(r"management +(\S+)", status)
 
 
@@ -249,9 +249,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 @pytest.mark.parametrize("how", ["broker up", "broker up, stopped", "broker serve", "a private node"])
 def test_broker_rm_purge_keeps_messages_that_another_broker_uses(home: Shell, how: str) -> None:
-    """If another broker uses the data directory of a stopped broker, or a directory inside it, `broker rm --purge` for
-    the stopped broker says so, exits with 2 and deletes nothing. Once the other broker has ended or been removed, the
-    command deletes the messages.
+    """If another broker uses the data directory of a stopped broker, or a directory inside it, `broker rm --purge`
+    for the stopped broker says that the directory is in use, exits with 2 and deletes nothing. Once the other broker
+    has ended or been removed, the command deletes the messages.
     """
     kind = BrokerKind.NODE if how == "a private node" else BrokerKind.EMBEDDED
     own_broker(kind)
@@ -357,8 +357,9 @@ def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
 
 
 def test_broker_status_checks_the_default_broker_if_none_was_started(home: Shell) -> None:
-    """If no broker was started with `broker up`, and none is named, `broker status` connects to localhost:5672. It says
-    "running" and exits with 0 if a broker answers there, and otherwise says why not and exits with 69.
+    """If no broker was started with `broker up`, and none is named, `broker status` connects to localhost:5672. If a
+    broker answers there, the command says "running" and exits with 0. Otherwise, it says why no broker answers, and
+    exits with 69.
     """
     status = home.run("mqtool", "broker", "status")
     if status.stdout.endswith("\n  running\n"):
@@ -473,12 +474,13 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
     assert foreground.wait().code == 0
 
 
-def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
+def test_commands_recognize_that_another_broker_listens_at_the_address_of_a_killed_one(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
-    """If the broker that `broker up` started was killed, and a broker that somebody else started listens at its
-    address, commands use the other broker's management API, even if yet another broker has the killed one's, and
-    `bench` asks before it puts load on the other broker. No password is sent to the killed one's management port.
+    """The broker that `broker up` started is killed, and another user's broker now listens at its address. Commands
+    use the management API of this other broker, even if a third broker has the management port of the killed one.
+    `bench` asks for confirmation before it puts load on the other broker. No password is sent to the killed broker's
+    management port.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
     management = f"--management-port={free_port()}"
@@ -501,12 +503,12 @@ def test_another_broker_at_the_address_of_a_killed_one_is_not_taken_for_it(
     assert (asked.code, "this would put load on" in asked.stderr) == (2, True), asked.stderr
 
 
-def test_commands_find_the_management_api_of_a_broker_in_docker_if_the_docker_daemon_does_not_answer(
+def test_commands_find_the_management_api_in_docker_if_the_docker_daemon_does_not_answer(
     home: Shell, neighbour: Shell, at_port: str, tmp_path: Path
 ) -> None:
-    """If the Docker daemon does not answer, commands cannot know if the broker that `broker up` started in Docker still
-    runs. They use the management API that `broker up` recorded if it belongs to the broker at this address, and no API
-    of another broker.
+    """If the Docker daemon does not answer, commands cannot know whether the broker that `broker up` started in
+    Docker is still running. They then use the management API that `broker up` recorded if it belongs to the broker at
+    this address, and never the API of another broker.
     """
     port, management = int(at_port.partition("=")[2]), free_port()
     # The first broker stands in for the one in Docker. The API of the second one is where mqtool looks first.
@@ -528,11 +530,11 @@ def declare_in_page(ui: Running, queue: str) -> dict[str, Any]:
     return run_action(ui, "declare-queue", name=queue, type="classic")[-1]
 
 
-def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
+def test_the_page_of_ui_does_not_use_another_broker_at_the_same_address(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
-    """If the broker for which `mqtool ui` was started is killed, and a broker that somebody else started listens at its
-    address, the page neither changes this broker nor reads from it.
+    """If the broker for which `mqtool ui` was started is killed, and another user's broker then listens at its
+    address, the page neither changes that other broker nor reads from it.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run(*up)
@@ -552,9 +554,10 @@ def test_the_page_of_ui_changes_no_other_broker_at_the_address_of_its_own(
 def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
-    """If another context is in use since `mqtool ui` was started, its page still changes the broker that it shows; a
-    context beside --url does not matter. The commands that the page shows name this broker, so that they use it in any
-    terminal. If this broker's context has changed, the page neither changes a broker nor reads from one.
+    """The page of `mqtool ui` changes the broker that it shows, even if the user has switched to another context
+    since `mqtool ui` was started, or has started it with both --url and a context. The commands that the page shows
+    name this broker, so they can be pasted into any terminal. If the context of this broker is changed, the page
+    neither changes a broker nor reads from one.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -587,9 +590,9 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     ui.interrupt().wait()
 
 
-def test_the_page_of_ui_restarts_no_other_broker_with_the_name_of_its_own(home: Shell, at_port: str) -> None:
-    """If the broker for which `mqtool ui` was started is stopped, and another one is started with its name at another
-    port, the page does not restart this one.
+def test_the_page_of_ui_does_not_restart_another_broker_of_the_same_name(home: Shell, at_port: str) -> None:
+    """If the broker for which `mqtool ui` was started is stopped, and another broker of the same name is started at
+    another port, the page does not restart that other broker.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
     home.run(*up, at_port)
@@ -603,7 +606,7 @@ def test_the_page_of_ui_restarts_no_other_broker_with_the_name_of_its_own(home: 
     ui.interrupt().wait()
 
 
-def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
+def test_broker_status_and_down_recognize_that_a_process_id_was_reused(home: Shell) -> None:
     """If a broker has died and its process id now belongs to another broker, `broker status` says that the first broker
     is not running, and `broker down` does not stop the second one.
     """
@@ -662,9 +665,9 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
 def test_broker_up_and_restart_release_the_reserved_ports_even_if_the_command_cannot_end(
     home: Shell, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`broker up` and `broker restart` reserve the broker's ports until the broker has started. Each command then
-    releases the ports, even if the command itself cannot end yet because nobody reads its output. Otherwise, a later
-    `broker restart` could not reserve the ports, and another broker could take the ports during that restart.
+    """`broker up` and `broker restart` reserve the broker's ports until the broker has started. They then release the
+    ports, even if they cannot exit yet because no process reads their output. Otherwise, a later `broker restart`
+    could not reserve the ports, and another broker could take them during that restart.
     """
     if command == "restart":
         home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -802,8 +805,8 @@ def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> N
 
 def test_broker_up_with_tls_uses_the_port_below_each_plain_port(home: Shell, amqp_tls: Authority, at_port: str) -> None:
     """With TLS, `broker up` uses two ports for each protocol: a plain port and, for TLS, the port below it, such as
-    5672 and 5671. If the port below --port is in use, the command exits with 69. The management API, however, gets
-    other ports if the port below its default port is in use.
+    5672 and 5671. If the port below --port is in use, the command exits with 69. If the port below the management
+    API's default port is in use, however, `broker up` chooses other ports for the management API.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
@@ -818,10 +821,10 @@ def test_broker_up_with_tls_uses_the_port_below_each_plain_port(home: Shell, amq
 
 
 @pytest.mark.parametrize("command", ["up --kind=embedded --in-memory", "serve"])
-def test_broker_up_and_serve_refuse_ports_that_are_too_close(home: Shell, amqp_tls: Authority, command: str) -> None:
+def test_broker_up_and_serve_refuse_conflicting_ports(home: Shell, amqp_tls: Authority, command: str) -> None:
     """If two port options of `broker up` or `broker serve` need the same port, the command exits with 2 and names the
-    options and the port. With TLS, each option also needs the port below the given one, so neighbouring ports are
-    refused as well.
+    options and the port. With TLS, each option also needs the port below the given one, so neighbouring ports
+    conflict as well.
     """
     port = free_port()
     start = ("mqtool", "broker", *command.split(), f"--port={port}")
@@ -877,8 +880,8 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
 
 def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: Shell) -> None:
     """Commands look for the management API at the AMQP port + 10000. If the broker's API is at another port, `broker
-    env` exports MQTOOL_MANAGEMENT_URL. With --remote, it does not, because the API accepts no connections from other
-    machines.
+    env` exports MQTOOL_MANAGEMENT_URL. With --remote, which prints variables for other machines, it does not, because
+    the API accepts no connections from there.
     """
     port, api = free_port(), free_port()
     up = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine", "--listen=127.0.0.2", f"--port={port}")
@@ -914,8 +917,8 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
 def test_the_epmd_of_a_killed_node_is_stopped(
     home: Shell, at_port: str, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    """If a private RabbitMQ node was killed, its epmd (Erlang's port mapper) is still running. `broker up` stops this
-    epmd even if it then starts a broker of another kind. `broker rm` stops it, too.
+    """If a private RabbitMQ node is killed, its epmd (Erlang's port mapper) keeps running. `broker up` stops this
+    epmd, even if it then starts a broker of another kind. `broker rm` also stops it.
     """
     monkeypatch.setenv("XDG_STATE_HOME", home.environment["XDG_STATE_HOME"])
     with epmd([b"OK"]) as (port, asked):

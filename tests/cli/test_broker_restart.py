@@ -37,9 +37,9 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
 
 
 @large
-def test_a_quorum_queue_has_its_messages_as_soon_as_a_restarted_broker_is_up(lonely_shell: Shell) -> None:
-    """After a start, a quorum queue of RabbitMQ reads its log, and seems to be empty meanwhile. `broker restart` ends
-    when the queue knows its messages, so that the next command sees all of them.
+def test_broker_restart_waits_until_a_quorum_queue_reports_its_messages(lonely_shell: Shell) -> None:
+    """After RabbitMQ starts, a quorum queue seems to be empty while it reads its log. `broker restart` exits only
+    when the queue reports its messages, so that the next command sees all of them.
     """
     own_broker(BrokerKind.NODE)
     shell = lonely_shell
@@ -56,12 +56,12 @@ def test_a_quorum_queue_has_its_messages_as_soon_as_a_restarted_broker_is_up(lon
 
 
 @large
-def test_a_classic_queue_that_rejects_messages_loses_its_surplus_in_a_restart(
+def test_a_restart_enforces_a_lowered_max_length_on_a_classic_queue_that_rejects_publishes(
     restartable: Restartable, lonely_shell: Shell
 ) -> None:
-    """A policy lowers the maximum length of queues with the overflow setting `reject-publish`. When the broker
-    restarts, a classic queue drops or dead-letters its oldest messages, and keeps only as many as the maximum. `policy
-    set` warns of this, with the number of messages. A quorum queue keeps all its messages.
+    """A policy lowers the maximum length of queues with the overflow setting `reject-publish`, which already have
+    more messages. When RabbitMQ restarts, a classic queue drops or dead-letters its oldest messages until the maximum
+    is met. `policy set` warns of this, with the number of messages. A quorum queue keeps all its messages.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = restartable.url

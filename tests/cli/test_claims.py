@@ -1,5 +1,5 @@
-"""Arguments and headers that any user can forge: an administrator's command acts on none that the broker does not
-confirm.
+"""Arguments and headers that any user can forge: an administrator's command acts on them only if the broker confirms
+them.
 """
 
 import json
@@ -178,13 +178,13 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
 
 
 @pytest.mark.parametrize("argument", ["x-dead-letter-exchange", "x-dead-letter-routing-key"])
-def test_queue_convert_redirects_no_dead_letters_of_a_queue_whose_argument_has_two_values(
+def test_queue_convert_keeps_the_dead_letter_target_of_a_queue_whose_argument_has_two_values(
     shell: Shell, broker: TestBroker, argument: str
 ) -> None:
     """A client can declare a queue with two values of x-dead-letter-exchange or x-dead-letter-routing-key. The broker
-    checks permissions for the first value and uses it, but RabbitMQ's management API shows the last one. `queue
-    convert` does not give the new queue another value than the broker uses: if the API shows another one, the queue is
-    not converted, nor does `queue convert --resume` continue its conversion unless the queue is named.
+    uses the first value, and checks permissions for it, but RabbitMQ's management API shows the last one. If the two
+    differ, `queue convert` exits with 2 and does not convert the queue, because its dead letters would go elsewhere.
+    `queue convert --resume` does not convert it, either.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory.dead"):
@@ -252,12 +252,12 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
 
 
-def test_dlq_redrive_moves_a_message_with_two_x_death_headers_only_to_the_queue_that_the_broker_wrote_into_one(
+def test_dlq_redrive_uses_the_x_death_header_that_the_broker_updated_and_not_a_forged_one(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher sends a message with two headers x-death, the second of which names another user's queue. When the
-    message becomes a dead letter, the broker updates the first one. `dlq redrive` goes by that one, and moves the
-    message back to the queue from which it came.
+    """A publisher sends a message with two x-death headers, the second of which names another user's queue. When the
+    message is dead-lettered, the broker updates the first x-death header. `dlq redrive` uses the first one, and moves
+    the message back to the queue from which it came.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "graveyard")
@@ -316,8 +316,8 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
 
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
     """`dlq redrive` adds a header to each dead letter. If the headers of a dead letter already fill a whole frame,
-    which is the most that AMQP 0-9-1 allows, the command leaves this dead letter in its queue and gives the reason. It
-    moves the other dead letters back and exits with 3.
+    which is the most that AMQP 0-9-1 allows, the command leaves this dead letter in its queue, and prints the size of
+    its headers. It moves the other dead letters back and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -333,9 +333,10 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a message's headers claim a false exchange, `delayed now` adds headers with the true exchange and routing key.
-    If the message's headers already fill a whole frame, which is the most that AMQP 0-9-1 allows, the command leaves
-    the message in its wait queue and gives the reason. It delivers the other messages and exits with 3.
+    """If a message's headers claim a false exchange, `delayed now` adds headers with the true exchange and routing
+    key. If the message's headers already fill a whole frame, which is the most that AMQP 0-9-1 allows, the command
+    leaves the message in its wait queue, and prints the size of its headers. It delivers the other messages and exits
+    with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -470,13 +471,13 @@ def test_delayed_now_and_delayed_cancel_send_nothing_to_a_forged_destination(
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
 
 
-def test_delayed_now_delivers_nothing_from_a_wait_queue_that_does_not_lead_to_the_amq_destination_in_its_name(
+def test_delayed_now_delivers_nothing_from_a_wait_queue_with_a_false_amq_destination_in_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The name of a wait queue may claim that its messages are for an exchange or queue named `amq.…`. If the wait
-    queue does not dead-letter them there, `delayed now` leaves them in the wait queue, says so, and exits with 3.
-    `delayed cancel` deletes them. Any user with permissions for names that begin with `mqtool.` can declare such a
-    queue.
+    """By its name, a wait queue may be for messages to an exchange or queue named `amq.…`. Any user with permissions
+    for names that begin with `mqtool.` can declare such a queue. If the wait queue does not dead-letter its messages
+    to the named destination, `delayed now` leaves them in the wait queue, prints the queue's name, and exits with 3.
+    `delayed cancel` deletes them.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -511,13 +512,13 @@ def test_delayed_now_delivers_nothing_from_a_wait_queue_that_does_not_lead_to_th
     assert (cancelled.code, "3 cancelled" in cancelled.stderr) == (0, True), cancelled.stderr
 
 
-def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_not_lead_there(
+def test_delayed_now_delivers_to_amq_topic_only_from_a_wait_queue_that_dead_letters_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed now` delivers a genuine delayed message to amq.topic, but no message from queues that have only the
-    names of wait queues for amq.topic, and do not dead-letter there: for example, because they have another dead-letter
-    exchange or none. It names these queues, and exits with 3. Users without permission to write to amq.topic can
-    declare such queues.
+    """Users without permission to write to amq.topic can declare queues with the names of wait queues for amq.topic.
+    If such a queue does not dead-letter to amq.topic, for example because it has another dead-letter exchange or
+    none, `delayed now` delivers none of its messages, prints the queue's name, and exits with 3. It still delivers a
+    genuine delayed message to amq.topic.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders", x_queue_type="quorum")
@@ -546,12 +547,12 @@ def test_delayed_now_delivers_nothing_to_amq_topic_from_a_wait_queue_that_does_n
     assert depth(broker, "orders") == 0
 
 
-def test_delayed_now_delivers_nothing_from_a_wait_queue_whose_dead_letter_exchange_the_broker_does_not_confirm(
+def test_delayed_now_delivers_nothing_from_a_wait_queue_with_two_dead_letter_exchanges(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A client declares a wait queue for amq.topic with two values of x-dead-letter-exchange. The first one, which the
-    broker uses, is another exchange. RabbitMQ's management API shows the second one, amq.topic. `delayed now` leaves
-    the messages in the wait queue, and exits with 3.
+    """A client declares a wait queue for amq.topic with two values of x-dead-letter-exchange. The first value, which
+    the broker uses, is another exchange. RabbitMQ's management API shows only the second value, amq.topic. `delayed
+    now` leaves the messages in the wait queue, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -576,11 +577,12 @@ def test_delayed_now_delivers_nothing_from_a_wait_queue_whose_dead_letter_exchan
         assert f"stays in '{queue}', which says that its messages are for 'amq.topic'" in result.stderr
 
 
-def test_delayed_now_publishes_nothing_from_a_wait_queue_that_names_the_default_exchange(
+def test_delayed_now_ignores_a_queue_named_like_a_wait_queue_for_the_default_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The name .exchange.delay.5m would mean that the queue's messages are for the default exchange, which delivers
-    each to the queue that its routing key names. mqtool never gives this name to a queue, so `delayed now` ignores it.
+    """By its name, the queue `.exchange.delay.5m` would be a wait queue for messages to the default exchange, which
+    routes each message to the queue that the routing key names. mqtool never declares a queue with this name, so
+    `delayed now` ignores it.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "payroll")
@@ -597,8 +599,8 @@ def test_delayed_now_publishes_nothing_from_a_wait_queue_that_names_the_default_
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` passes to its program a message's exchange and routing key, and those with which the message was first
-    published. On a retry, the two pairs differ. A publisher cannot change any of these four values with headers.
+    """`worker` passes to its program the exchange and routing key of each message, and those with which the message
+    was first published, which differ on a retry. A publisher cannot change any of these four values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -704,13 +706,13 @@ def test_worker_ignores_a_forged_exchange_and_routing_key_after_another_command_
 
 
 @pytest.mark.parametrize("way", ["move", "retry", "dead-letter"])
-def test_worker_ignores_an_exchange_and_routing_key_that_a_forged_header_of_a_conversion_names(
+def test_worker_ignores_the_exchange_and_routing_key_in_a_forged_header_of_queue_convert(
     shell: Shell, broker: TestBroker, way: str
 ) -> None:
-    """`queue convert` writes a header into the messages that it holds, and believes it in a message that was published
-    to its queue through the default exchange. If `move` or `worker` publishes a message in this way again, or the
-    broker dead-letters it there, a forged header has no effect: `worker` passes to its program where the message came
-    from.
+    """`queue convert` adds a header to each message that it moves, and trusts this header in messages that were
+    published to the converted queue through the default exchange. A publisher forges the header, and `move`, `worker`
+    or the broker's dead-lettering then publishes the message in this way. `worker` does not pass the exchange and
+    routing key in the forged header to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     dying = {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs"}
@@ -734,11 +736,12 @@ def test_worker_ignores_an_exchange_and_routing_key_that_a_forged_header_of_a_co
     assert lines == (["public", "k"] if way == "retry" else ["", "jobs"])
 
 
-def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_that_others_route_to_its_wait_queue(
+def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_routed_to_its_wait_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` lets a message wait for its retry in a queue of its own. If others bind an exchange to this queue, and
-    publish a message with a forged origin to it, `worker` does not pass this origin to its program.
+    """A message that `worker` will retry waits in a wait queue. If another client binds an exchange to this wait
+    queue, and publishes to it a message whose headers claim a false exchange and routing key, `worker` does not pass
+    these to its program.
     """
     declare(broker, "jobs")
     declare(broker, "jobs.wait.1ms", x_message_ttl=1, x_dead_letter_exchange="", x_dead_letter_routing_key="jobs")

@@ -17,7 +17,7 @@ from tests.cli.shell import Shell, wait_until
 
 @pytest.fixture
 def nodes() -> Iterator[list[Restartable]]:
-    """Two brokers that are not clustered, so that a message's place shows which node accepted it."""
+    """Two brokers that are not clustered: a message is only on the one that accepted it."""
     started = [Restartable(BrokerKind.EMBEDDED, f"several-{uuid.uuid4().hex[:8]}") for _ in range(2)]
     yield started
     for node in started:
@@ -53,7 +53,7 @@ def test_receive_and_worker_move_to_the_next_node_if_their_node_is_killed(
     shell: Shell, nodes: list[Restartable]
 ) -> None:
     """If the node to which `receive` and `worker` are connected is killed, they connect to the next node, and receive
-    the messages that are published there.
+    the messages that are then published to that node.
     """
     receiver = shell.start("mqtool", "receive", "--declare", "--raw", "-q", "lines").wait_until_ready()
     worker = shell.start(

@@ -305,8 +305,8 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
 )  # fmt: skip
 @pytest.mark.sampled(3)
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
-    """If the contexts file is invalid, `send` says what is wrong, and on which line, and exits with 2. With --url,
-    `send` does not read the file.
+    """If the contexts file is invalid, `send` says what is wrong, usually with the number of the line, and exits with
+    2. With --url, `send` does not read the file.
     """
     write_config(home, text)
     result = home.run("mqtool", "send", "x")
@@ -383,8 +383,8 @@ def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
 
 
 def test_context_edit_names_an_editor_that_does_not_exist(home: Shell) -> None:
-    """If the editor does not exist, `context edit` exits with 2. The error names the editor once and says why it cannot
-    be run, without the number of the system's error.
+    """If the editor does not exist, `context edit` exits with 2. The error names the editor once and says why it
+    cannot be run, without the system's error number.
     """
     edited = home.run("mqtool", "context", "edit", environment={"EDITOR": "nosucheditor"})
     assert (edited.code, edited.stderr) == (
@@ -482,12 +482,12 @@ def test_the_url_option_overrides_the_context_in_use(
 
 
 @on_any_broker
-def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_environment(
+def test_the_management_url_in_the_environment_applies_only_to_the_broker_in_the_environment(
     home: Shell, broker: TestBroker
 ) -> None:
-    """If --url names the same broker as MQTOOL_URL, commands use MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. If --url
-    names another broker, they ignore both variables, so that no broker gets changes or a password that are meant for
-    the other. This also applies to the commands that `tutorial run --url` runs.
+    """If --url names the same broker as MQTOOL_URL, commands use MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. If
+    --url names another broker, they ignore both variables: otherwise, one broker would get changes or a password
+    meant for the other. Commands that `tutorial run --url` runs ignore them, too.
     """
     home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
     home.environment["MQTOOL_STREAM_PORT"] = "1"
@@ -505,11 +505,11 @@ def test_the_management_url_in_the_environment_belongs_to_the_broker_in_the_envi
     assert home.run(*listed).code == 0
 
 
-def test_the_management_url_in_the_environment_belongs_to_localhost_if_nothing_names_a_broker(
+def test_the_management_url_in_the_environment_applies_to_localhost_if_no_broker_is_selected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If no variable, context or `broker up` names a broker, MQTOOL_MANAGEMENT_URL applies to a --url of localhost with
-    the usual port, and to no other --url.
+    """If no environment variable, context or `broker up` selects a broker, MQTOOL_MANAGEMENT_URL applies to a --url
+    of localhost with the default AMQP port, and to no other --url.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -520,7 +520,7 @@ def test_the_management_url_in_the_environment_belongs_to_localhost_if_nothing_n
 
 
 @pytest.mark.parametrize("used", ["context", "broker up"])
-def test_the_url_option_ignores_the_management_url_in_the_environment_if_another_broker_is_in_use(
+def test_commands_with_url_ignore_the_management_url_in_the_environment_if_a_broker_is_in_use(
     home: Shell, broker: TestBroker, used: str
 ) -> None:
     """If a context is in use, or `broker up` has started a broker, commands with --url ignore MQTOOL_MANAGEMENT_URL."""
@@ -541,9 +541,9 @@ def test_the_url_option_ignores_the_management_url_in_the_environment_if_another
 def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_context(
     staging: Shell, broker: TestBroker, how: str
 ) -> None:
-    """A command with a context, which was chosen with `context use`, -C or MQTOOL_CONTEXT, ignores
-    MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. These variables may belong to another broker, which would get the
-    context's password. The options --management and --stream-port still apply.
+    """A command whose context was chosen with `context use`, -C or MQTOOL_CONTEXT ignores MQTOOL_MANAGEMENT_URL and
+    MQTOOL_STREAM_PORT. These variables may belong to another broker, which would then get the context's password. The
+    options --management and --stream-port still apply.
     """
     if not has_known_stream_port(broker):
         pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
@@ -565,7 +565,7 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_contex
     assert "no management API answers at http://127.0.0.1:1" in listed.stderr
 
 
-def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker_that_broker_up_started(
+def test_the_api_and_stream_port_in_the_environment_do_not_apply_to_a_broker_from_broker_up(
     home: Shell, broker: TestBroker
 ) -> None:
     """A command that uses the broker that `broker up` started also uses this broker's management API and stream port,
@@ -577,11 +577,11 @@ def test_the_api_and_the_stream_port_in_the_environment_do_not_apply_to_a_broker
     assert (listed.code, sent.code) == (0, 0), listed.stderr + sent.stderr
 
 
-def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that_broker_up_started_was_killed(
+def test_the_api_and_stream_port_in_the_environment_apply_once_a_broker_from_broker_up_was_killed(
     home: Shell, broker: TestBroker
 ) -> None:
-    """If the process of the broker that `broker up` started has ended without `broker down`, and another broker
-    listens on its port, MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT apply to that broker.
+    """If the broker that `broker up` started has ended without `broker down`, and another broker listens on its port,
+    MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT apply to this other broker.
     """
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_STREAM_PORT": "1"}
     record_as_started(home, broker, born="long ago")
@@ -594,8 +594,8 @@ def test_the_api_and_the_stream_port_in_the_environment_apply_if_the_broker_that
 def test_exchange_unbind_reports_the_first_binding_before_it_asks_about_the_second(
     staging: Shell, broker: TestBroker
 ) -> None:
-    """In a protected context, `exchange unbind` with two keys asks for confirmation twice. It reports what it did with
-    the first binding before it asks about the second. If the user presses Ctrl-C at the second prompt, the second
+    """In a protected context, `exchange unbind` with two keys asks for confirmation twice. It reports that the first
+    binding was removed before it asks about the second. If the user presses Ctrl-C at the second prompt, the second
     binding is kept.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs", {"durable": True})
@@ -646,8 +646,8 @@ def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, 
 @on_any_broker
 @large
 def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
-    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal, it
-    exits with 2 and changes nothing, unless --confirm gives the context's name.
+    """In a protected context, every command that changes the broker first asks for confirmation, even with --yes.
+    Without a terminal, it exits with 2 and changes nothing, unless --confirm gives the context's name.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
@@ -715,7 +715,7 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
 
 @on_any_broker
 def test_definitions_import_shows_the_changes_before_it_asks(staging: Shell) -> None:
-    """In a protected context, `definitions import` shows what it would change before it asks."""
+    """In a protected context, `definitions import` shows what it would change before it asks for confirmation."""
     (staging.directory / "new.json").write_text('{"queues": [{"name": "new"}]}')
     refused = staging.run("mqtool", "definitions", "import", "new.json")
     assert (refused.code, refused.stdout) == (2, "")
@@ -796,9 +796,9 @@ def test_a_command_that_only_shows_or_sends_does_not_ask(in_use: Shell, broker: 
 
 @on_any_broker
 def test_emit_log_in_a_protected_context_asks_before_it_declares_an_exchange_unless_confirmed(staging: Shell) -> None:
-    """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares it only
-    if the answer is yes. With --confirm and the context's name, `emit-log`, `send`, `receive-log` and other commands
-    declare a missing exchange, queue or stream without asking.
+    """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares it
+    only if the answer is yes. If --confirm gives the context's name, `emit-log`, `send`, `receive-log` and other
+    commands declare a missing exchange, queue or stream without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout

@@ -443,9 +443,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
 def test_another_clients_binding_to_the_temporary_exchange_does_not_stop_a_conversion(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """`queue convert` uses a temporary exchange. If, during the conversion, another client adds a binding from some
-    other exchange to the temporary one, with arguments whose types mqtool cannot determine, the conversion can still be
-    completed or undone. The command then deletes this binding, and says so.
+    """`queue convert` uses a temporary exchange. If, during the conversion, another client binds this exchange to
+    some other exchange, with arguments whose types mqtool cannot determine, the conversion can still be completed or
+    undone. The command then deletes this binding, and prints a notice about it.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -522,8 +522,8 @@ def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To find out the types of bindings' arguments, `queue convert` makes trial bindings between a temporary exchange
-    and a temporary queue. If its stop() is called meanwhile, as on Ctrl-C or SIGTERM, it makes no further trial
-    binding, and leaves neither trial bindings nor this exchange and queue behind.
+    and a temporary queue. If the conversion's stop() method is called during this, as on Ctrl-C or SIGTERM, `queue
+    convert` makes no further trial binding, and deletes this exchange, this queue and all trial bindings.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -561,10 +561,11 @@ def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, 
 def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_consumer_is_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
-    empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers the queue has.
-    If a message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ counts 0 of
-    both, although the command itself is a consumer, the queue has not answered yet, and the command asks again.
+    """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue
+    is empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers the queue
+    has. If a message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ
+    reports no messages and no consumers, although the command itself is a consumer, the queue has not answered yet,
+    and the command asks again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -701,7 +702,7 @@ def test_a_conversion_restores_messages_that_were_moved_out_of_its_holding_queue
 
 
 def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published during the
+    """The progress bar of `queue convert` stays below 100% until the end, even if messages are published during the
     conversion.
     """
     shown = list[float]()
@@ -740,9 +741,9 @@ def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
 def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a client holds an unacknowledged message of the queue, `queue convert` fails, and its error contains the
-    number of unacknowledged messages. Once the client has disconnected, a later run converts the queue with all its
-    messages.
+    """While a message of the queue is unacknowledged, `queue convert` fails, and its error contains the number of
+    unacknowledged messages. Once the client that received the message has disconnected, a later run converts the
+    queue with all its messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -755,9 +756,9 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 
 
 def test_ctrl_c_ends_a_resumed_conversion_that_waits_for_acknowledgements(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` continues a conversion that was killed. While a client holds an unacknowledged message
-    of the queue, the command waits, and says so. Ctrl-C then ends it with exit code 130. The queue keeps its old type,
-    and the command says how to continue.
+    """`queue convert --resume` continues a conversion that was killed. While a message of the queue is
+    unacknowledged, the command says that it is waiting. Ctrl-C then ends it with exit code 130. The queue keeps its
+    old type, and the command prints how to continue.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -777,11 +778,11 @@ def test_ctrl_c_ends_a_resumed_conversion_that_waits_for_acknowledgements(manage
 @pytest.mark.parametrize("kill_at", range(50, 270, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(2)
-def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
+def test_a_killed_conversion_can_be_completed_after_a_client_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """After `queue convert` was killed, another client reads from the queue or sets a policy on the queue. Once this
-    client has disconnected, another run of `queue convert` completes the conversion, and no message is lost.
+    """After `queue convert` was killed, another client reads from the queue or sets a policy for it. Once this client
+    has disconnected, another run of `queue convert` completes the conversion, and no message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -896,9 +897,10 @@ def _unexpected(delivery: Delivery) -> Message:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages with a Mover, which is tested here alone. If clients publish to a queue half as
-    fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50 messages are
-    left, the Mover calls a function that stops new ones from reaching the queue, and then moves the last ones.
+    """`queue convert` moves messages with its class Mover, which is tested here alone. If clients publish to a queue
+    half as fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50
+    messages are left, the Mover calls a function that stops new ones from reaching the queue, and then moves the last
+    ones.
     """
     published = 300
 
@@ -1035,7 +1037,7 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages in batches from a holding queue to the converted queue. The class Mover, which
+    """`queue convert` moves messages in batches from a holding queue to the converted queue. Its class Mover, which
     does this, is tested here alone. If the converted queue has the overflow setting `reject-publish`, and publishers
     fill it just before a batch, the messages that it rejects stay in the holding queue, and are moved once there is
     room.
@@ -1071,8 +1073,8 @@ def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broke
 def test_a_mover_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. The Mover with which
-    `queue convert` moves messages waits for these deliveries, and so moves all messages.
+    """RabbitMQ may report a queue as empty before it has sent the last deliveries to a consumer. The class Mover,
+    with which `queue convert` moves messages, waits for these deliveries, and so moves all messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -1373,8 +1375,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert` accepts a queue with a name of 200 bytes and a dead-letter exchange. The broker's error message
-    about such a queue is cut off.
+    """Before `queue convert` converts a queue with a dead-letter exchange, it checks the queue's arguments by an
+    error message of the broker. Even if the queue has a name of 200 bytes, so that this message is truncated, `queue
+    convert --dry-run` accepts the queue.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
@@ -1387,7 +1390,9 @@ def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
 def test_queue_convert_says_that_a_user_may_not_configure_a_queue_with_a_dead_letter_exchange(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """If a user may not configure a queue that has a dead-letter exchange, `queue convert --dry-run` says so."""
+    """If a user lacks the configure permission for a queue that has a dead-letter exchange, `queue convert --dry-run`
+    says that access to this queue was refused, and exits with 2.
+    """
     fill(broker, x_dead_letter_exchange="amq.topic")
     user = f"u{uuid.uuid4().hex}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "monitoring"})
@@ -1430,11 +1435,11 @@ def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, bro
     ],
 )
 @pytest.mark.sampled(3)
-def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
+def test_queue_convert_dry_run_names_an_argument_that_the_broker_would_refuse(
     managed: Shell, broker: TestBroker, to: str, argument: str, said: str
 ) -> None:
-    """If the broker would not accept the arguments for the new queue type, `queue convert --dry-run` gives the reason
-    and exits with 2. Afterwards, the broker has the same queues, exchanges and bindings as before.
+    """If the broker would not accept an argument for the new queue type, `queue convert --dry-run` names this
+    argument and exits with 2. Afterwards, the broker has the same queues, exchanges and bindings as before.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     before = definitions(broker)
@@ -1471,8 +1476,8 @@ def test_queue_convert_changes_nothing_if_the_messages_do_not_fit_into_the_new_q
 
 
 def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(managed: Shell) -> None:
-    """The plan of `queue convert` counts the messages that are in the queue now; the management API's number may be
-    some seconds old.
+    """The plan of `queue convert` gives the current number of messages in the queue. The number in the management API
+    may be some seconds old.
     """
     managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin="1\n2\n3\n")
     planned = managed.run("mqtool", "queue", "convert", "jobs", "--to", "quorum", "--force", "--dry-run")
@@ -1761,10 +1766,10 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
-    """The broker adds headers to a dead letter. If the dead letter's own headers filled a frame, no client can publish
-    it again. `queue convert` then moves the messages before it, stops, and names the queue and the command that removes
-    the dead letter. Once this command has removed it, a second run completes the conversion. If the dead letter is to
-    be kept, `queue convert --undo` restores the queue with it.
+    """The broker adds headers to a dead letter. If the dead letter's own headers filled a frame, no client can
+    publish it again. `queue convert` then moves the messages before it, stops, and names the queue and the command
+    that removes the dead letter. After this command, a second run completes the conversion. If the dead letter is to
+    be kept, `queue convert --undo` restores all messages, including the dead letter, but not their order.
     """
     for undo in (True, False):
         fill(broker, count=7)

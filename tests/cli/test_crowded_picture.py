@@ -116,8 +116,8 @@ def logs(keys: Iterable[list[str]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_no_arrow_crosses_the_binding_keys_of_another_queue(chromium: Any, tmp_path: Path, count: int) -> None:
     """In the picture of a topic exchange with two to five queues, the binding keys of a queue overlap neither the
-    binding keys nor the arrow of another queue. This holds at widths of 1280, 768 and 390 pixels, and for any order of
-    the queues.
+    binding keys nor the arrow of another queue. This is tested at widths of 1280, 768 and 390 pixels, and for several
+    orders of the queues.
     """
     every_key = [["#"], ["kern.*"], ["kern.*", "*.critical"], ["kern.#"], ["kern.*.*"]]
     for keys in random.Random(count).sample([*itertools.permutations(every_key, count)], 8):

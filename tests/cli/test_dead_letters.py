@@ -115,8 +115,8 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 
 
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher forges the headers with which `worker` names the queue that a dead letter came from, `dlq redrive`
-    does not move the message to the queue in these headers.
+    """`worker` adds headers to a dead letter that name the queue from which it came. If a publisher forges these
+    headers, `dlq redrive` does not move the message to the queue that they name.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
@@ -149,7 +149,7 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_dlq_commands_do_not_ask_if_there_are_no_dead_letters(dead: Shell) -> None:
-    """On a terminal, `dlq drop` and `dlq redrive` do not ask for a confirmation if there are no dead letters. If there
+    """On a terminal, `dlq drop` and `dlq redrive` do not ask for confirmation if there are no dead letters. If there
     are any, `dlq drop` without a terminal and without --yes drops none, but says how many it would drop.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
@@ -214,9 +214,9 @@ def test_dlq_commands_exit_with_3_if_a_given_id_belongs_to_no_dead_letter(dead: 
     assert (empty.code, empty.stderr) == (3, f"0 {done} from jobs.dlq\n{missing}{hint}")
 
 
-def test_dlq_drop_drops_only_as_many_dead_letters_as_its_question_says(dead: Shell, broker: TestBroker) -> None:
+def test_dlq_drop_drops_only_as_many_dead_letters_as_its_prompt_says(dead: Shell, broker: TestBroker) -> None:
     """If a dead-letter queue has 3 messages, `dlq drop` asks whether to drop all 3. If another dead letter arrives
-    before the user agrees, the command drops 3 dead letters and keeps the new one.
+    before the user answers yes, the command drops 3 dead letters and keeps the new one.
     """
     screen, terminal = pty.openpty()
     try:
@@ -375,9 +375,9 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 @pytest.mark.sampled(1)
 @large
 def test_redrives_and_attempts_are_counted_even_if_the_broker_ignores_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. In both cases,
-    `dlq show` shows how often a message was redriven, and `worker` counts the attempts to handle a message. The brokers
-    of this test are embedded ones that behave like RabbitMQ 3.10, 4.0 and 4.3.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With all
+    versions, `dlq show` shows how many times a message was redriven, and `worker` counts the attempts to handle a
+    message. The brokers of this test are embedded ones that behave like RabbitMQ 3.10, 4.0 and 4.3.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

@@ -116,7 +116,7 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
     """Each --dialect imitates one version of RabbitMQ's tutorials, such as the one in Go. With every dialect, a
     tutorial's receiver prints the message of mqtool's sender. For six tutorials and the dialects `python`, `go`,
     `python-classic` and `go-classic`, it also prints the message of a pika script that sends as that version's own
-    script does. In all cases, both sides declare the same queue or exchange.
+    script does. Sender and receiver always declare the same queue or exchange.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)

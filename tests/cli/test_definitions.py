@@ -206,7 +206,7 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…`, with a note for each of these bindings. An
+    """`definitions convert` leaves out the bindings of queues named `amq.…`, and prints a note about each of them. An
     embedded broker that behaves like RabbitMQ 4.0 or 4.3 refuses the original file because of these bindings, and
     accepts the converted one.
     """
@@ -307,9 +307,9 @@ def test_an_invalid_definitions_file_is_refused_without_a_broker(lonely_shell: S
 def test_a_file_whose_arguments_are_nested_too_deeply_is_refused_in_one_sentence(
     lonely_shell: Shell, command: str
 ) -> None:
-    """If arguments in a definitions file are nested deeper than 200 levels, `definitions convert` and
-    `doctor --upgrade` name the object and exit with 65, rather than report a bug in mqtool. They read a file whose
-    arguments are nested 150 levels deep.
+    """If arguments in a definitions file are nested deeper than 200 levels, `definitions convert` and `doctor
+    --upgrade` print one sentence that names the object, and exit with 65. They read a file whose arguments are nested
+    150 levels deep.
     """
     file = '{"queues": [{"name": "a", "vhost": "/", "durable": true, "arguments": {"x": %s}}]}'
     wrong = lonely_shell.run("mqtool", *command.split(), stdin=file % nested(600))
@@ -320,9 +320,9 @@ def test_a_file_whose_arguments_are_nested_too_deeply_is_refused_in_one_sentence
     assert lonely_shell.run("mqtool", *command.split(), stdin=file % nested(150)).code in (0, 3)
 
 
-def test_export_warns_of_what_it_leaves_out_because_it_is_nested_too_deeply(lonely_shell: Shell) -> None:
-    """If arguments on the broker are nested deeper than mqtool reads, `definitions export` prints definitions without
-    the inner levels, exits with 0, and warns, naming one of the objects and the number of others.
+def test_definitions_export_warns_if_it_leaves_out_deeply_nested_arguments(lonely_shell: Shell) -> None:
+    """If arguments of objects on the broker are nested too deeply, `definitions export` leaves out the inner levels
+    and exits with 0. Its warning names one of these objects and says how many more there are.
     """
     queue = {"vhost": "/", "type": "classic", "durable": True, "auto_delete": False, "exclusive": False}
     queues = [
@@ -611,8 +611,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
 
 def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:
-    """In a SARIF message, brackets can form a link, and {0} stands for an argument. `doctor --format sarif` therefore
-    escapes brackets and braces in a queue's name.
+    """In a SARIF message, brackets can form a link, and {0} is a placeholder for an argument. `doctor --format sarif`
+    therefore escapes brackets and braces in a queue's name.
     """
     queue = {"vhost": "/", "name": "[x](http://evil) {0} \\", "durable": False, "auto_delete": False, "arguments": {}}
     (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))

@@ -98,7 +98,9 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """If a publishing command is given --delay, the message reaches the receiver, but not before the message is due."""
+    """If a publishing command such as `send` or `emit-log` is given --delay, the message reaches the receiver, but
+    not before it is due.
+    """
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -170,7 +172,7 @@ def test_send_with_a_delay_says_where_messages_wait_and_why(shell: Shell, broker
 )
 @pytest.mark.sampled(2)
 def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
-    """If a command with --delay is run three times, only the first run says where the messages wait."""
+    """If a command with --delay is run three times, only the first run prints where delayed messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
     assert [len(lines) for lines in said] == [2, 1, 1], said
@@ -199,8 +201,8 @@ def test_send_with_a_delay_uses_the_plugin_for_a_quorum_queue_only_with_via_plug
 
 @large
 def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """When `send --via ttl` sends its 10,000th message to wait queues, it prints a warning, and no second one for later
-    messages. For 100 messages, it prints none.
+    """When `send --via ttl` sends its 10,000th message to wait queues, it prints one warning that these are many. It
+    prints no second warning for later messages, and none for only 100 messages.
     """
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
@@ -251,8 +253,8 @@ def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=" ".join)
 def test_via_plugin_without_the_plugin_suggests_wait_queues(shell: Shell, plugin: bool, command: list[str]) -> None:
-    """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via ttl.
-    If there is such a plugin for this version of RabbitMQ, the hint also says how to enable it.
+    """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via
+    ttl. If the plugin exists for this version of RabbitMQ, the hint also says how to enable it.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")
@@ -341,8 +343,8 @@ def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: 
 
 
 def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and immediately sends a message that has
-    neither key. The option --delay overrides both keys.
+    """`send --json` delays each message by the duration in its key "delay", or until the time in its key "at", and
+    immediately sends a message that has neither key. The option --delay overrides both keys.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
@@ -453,8 +455,8 @@ def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
 
 
 def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> None:
-    """`send-delayed` declares the queue of the tutorial on delayed messages, so a message that is due waits in this
-    queue for the first receiver.
+    """`send-delayed` declares the default queue of the tutorial on delayed messages, so that a message that is due
+    stays in this queue until a receiver starts.
     """
     shell.run("mqtool", "send-delayed", "--delay", "1ms", "--via", via, "early")
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"

@@ -53,7 +53,7 @@ def publish(url: str, delays: list[object], exchange: str = "tasks", first: int 
 
 
 def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
-    """Receive messages of the queue `jobs` until this many different ones have come; return the NDJSON of all."""
+    """Receive messages of the queue `jobs` until this many different ones have arrived; return the NDJSON of all."""
     lines: list[Any] = []
 
     def have_come() -> bool:
@@ -99,9 +99,10 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 
 @on_any_broker
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published, which is in
-    the header timestamp_in_ms. It immediately forwards a message with a delay of one hour that was published an hour
-    ago. If this header is missing or names a time in the future, the delay starts when the relay gets the message.
+    """With `delayed relay --by-timestamps`, a message's delay starts at the time in its header timestamp_in_ms, which
+    is when it was published. A message with a delay of one hour that was published an hour ago is forwarded
+    immediately. If this header is missing or is a time in the future, the delay starts when the relay gets the
+    message.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
@@ -118,12 +119,10 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
     assert running.interrupt().wait().code == 0
 
 
-def test_messages_with_headers_too_large_for_a_delay_do_not_keep_others_from_being_delayed(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """`delayed relay` adds headers to each message that it delays. If a message's headers are so large that none can be
-    added, the relay publishes the message without delay. Even if it gets 201 such messages, one more than it takes at a
-    time, it still delays other messages.
+def test_delayed_relay_does_not_delay_messages_whose_headers_are_too_large(shell: Shell, broker: TestBroker) -> None:
+    """`delayed relay` adds headers to each message that it delays. If a message's headers are so large that none can
+    be added, the relay publishes the message without delay. Even if it gets 201 of these messages, one more than it
+    takes at a time, it still delays other messages.
     """
     running = relay(shell, "--type", "topic")
     large = {"x-delay": 3_600_000, "pad": "x" * 131_010}
@@ -306,9 +305,9 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 def test_delayed_relay_uses_an_existing_exchange_for_due_messages_and_its_alternate_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the relay's exchange for due messages already exists, `delayed relay` uses it, unless --type gives another
-    type: then the command exits with 78. If this exchange has an alternate exchange, the messages that no binding
-    matches go there, with or without a delay.
+    """If the relay's exchange for due messages already exists, `delayed relay` uses it. If --type gives another type,
+    however, the command exits with 78. If this exchange has an alternate exchange, messages that no binding matches
+    go to the alternate exchange, with or without a delay.
     """
     rest = Exchange("rest", "fanout", durable=True)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -342,9 +341,9 @@ def old_exchange(broker: TestBroker, **arguments: str) -> None:
 
 @on_any_broker
 def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange of the delayed message plugin has an alternate exchange, `delayed migrate` declares the relay's
-    exchange for due messages with the same one. If the exchange for due messages already exists, but without this
-    alternate exchange, `delayed migrate` exits with 78, and declares nothing.
+    """If the delayed message plugin's exchange has an alternate exchange, `delayed migrate` gives the same one to the
+    relay's exchange for due messages. If that exchange already exists without this alternate exchange, `delayed
+    migrate` exits with 78, and declares nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker, alternate_exchange="rest")
@@ -364,10 +363,10 @@ def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: Test
 def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a policy sets the alternate exchange of the delayed message plugin's exchange, but no policy does so for the
-    relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. The hint is a command that
-    sets such a policy for the relay's exchange. The new policy keeps the settings of the one that already applies to
-    the relay's exchange.
+    """A policy sets the alternate exchange of the delayed message plugin's exchange. If no policy does so for the
+    relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. Its hint is a command
+    that sets a policy for the relay's exchange. This policy also contains the settings of the policy that already
+    applies to the relay's exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)
@@ -416,7 +415,9 @@ def test_delayed_migrate_reports_messages_that_were_deleted_with_their_exchange(
 def test_delayed_relay_and_migrate_refuse_the_default_exchange(
     shell: Shell, broker: TestBroker, words: tuple[str, ...]
 ) -> None:
-    """`delayed relay` and `delayed migrate` exit with 2 if an exchange's name is empty, which means the default one."""
+    """`delayed relay` and `delayed migrate` exit with 2 if the name of an exchange is empty, which is the name of the
+    default exchange.
+    """
     refused = shell.run("mqtool", "delayed", *words, "--management", broker.management)
     assert (refused.code, refused.stderr.splitlines()[0]) == (
         2,

@@ -1,4 +1,4 @@
-"""`delayed`: messages that wait at the broker are listed, shown, cancelled, or delivered before they are due."""
+"""`delayed`: messages that wait on the broker are listed, shown, cancelled, or delivered before they are due."""
 
 import json
 import time
@@ -47,8 +47,8 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
 
 @large
 def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting) -> None:
-    """`delayed ls` counts the delayed messages for each destination, and `delayed show` prints them. Both include the
-    retries of `worker`, and leave all messages where they are.
+    """`delayed ls` prints the number of delayed messages for each destination, and `delayed show` prints the
+    messages. Both include the messages that `worker` will retry, and leave all messages where they are.
     """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
@@ -80,8 +80,8 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
     """If a publisher has forged the header `mqtool-due` with a negative number or a time at or after the end of the
-    year 9999, `delayed show` does not print when the message is due, but the longest time that it can still wait. It
-    prints all other messages as well.
+    year 9999, `delayed show` does not print when the message is due, but how long it will wait at most. It also
+    prints all other messages.
     """
     for due in (10**18, -(10**18), 253_402_300_799_999):
         sent = ("mqtool", "send", "--no-declare", "-q", "jobs.delay.1h", "-H", f"mqtool-due:={due}")
@@ -145,13 +145,13 @@ def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker:
     assert depth(broker, generated) == 1
 
 
-def test_delayed_now_keeps_a_message_for_a_generated_name_in_the_first_of_two_wait_queues(
+def test_delayed_now_keeps_a_message_for_a_broker_named_queue_in_the_first_of_two_wait_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a queue
-    whose name the broker has generated, only the name of the first wait queue shows this destination. That proves
-    nothing, because any client can declare a queue with the name of a wait queue. `delayed now` therefore leaves the
-    message in the first wait queue, gives this reason, and exits with 3.
+    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a
+    queue whose name the broker has generated, only the name of the first wait queue shows this destination. This name
+    may be forged, because any client can declare a queue with it. `delayed now` therefore leaves the message in the
+    first wait queue, prints this queue's name, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)
@@ -168,9 +168,9 @@ def test_delayed_now_keeps_a_message_for_a_generated_name_in_the_first_of_two_wa
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
     """A wait queue drops a message that is requeued more often than its delivery limit allows. If `delayed show` can
-    requeue a message only once more, it says so, and exits with 3. The next `delayed show` publishes this message to
-    the end of the wait queue, says so, and exits with 3, too. `delayed now` still delivers the message to its exchange,
-    with its original routing key.
+    requeue a message only once more, it prints a warning and exits with 3. The next `delayed show` publishes the
+    message to the end of the wait queue, says so, and also exits with 3. `delayed now` still delivers the message to
+    its exchange, with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0

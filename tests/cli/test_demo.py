@@ -61,7 +61,7 @@ def test_the_log_demonstration_delivers_a_log_whole_and_in_parts(
 @on_any_broker
 @large
 def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shell, broker: TestBroker) -> None:
-    """The tutorial `incident` passes all its checks, and leaves no queue on the broker."""
+    """`tutorial run incident` passes all checks of this tutorial, and leaves no queue on the broker."""
     result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)
 
     assert (result.code, result.stderr) == (0, "")

@@ -42,9 +42,9 @@ NODES = "alarms and nodes were not checked: the management API at "
 
 @pytest.mark.parametrize("tags", ["management", "policymaker"])
 def test_a_nagios_check_by_a_user_who_cannot_see_alarms_is_unknown(shell: Shell, broker: TestBroker, tags: str) -> None:
-    """If the user lacks the tag `monitoring`, the management API hides alarms. `doctor --format nagios` is then UNKNOWN
-    rather than OK, and says which tag the user needs. If it finds a problem that deserves a warning, it is WARNING, and
-    still says that it did not check alarms.
+    """If the user lacks the tag `monitoring`, the management API hides alarms. `doctor --format nagios` then prints
+    UNKNOWN rather than OK, and says which tag the user needs. If it finds a problem that deserves a warning, it
+    prints WARNING, and still says that it did not check alarms.
     """
     with user_of(broker, tags) as login:
         check = ("mqtool", "doctor", "--vhost", broker.vhost, "--format", "nagios", "--quiet", *login)
@@ -77,8 +77,8 @@ def test_a_nagios_check_by_a_user_who_only_monitors_can_be_ok(shell: Shell, brok
 
 
 def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: Shell, broker: TestBroker) -> None:
-    """If the user has no permissions in any virtual host, the management API shows no queues. `doctor --format nagios`
-    is then UNKNOWN rather than OK, and says so.
+    """If the user has no permissions in any virtual host, the management API shows no queues. `doctor --format
+    nagios` then prints UNKNOWN rather than OK, and says that the user has no permissions in any virtual host.
     """
     with user_of(broker, "management", is_permitted=False, path="") as login:
         checked = shell.run("mqtool", "doctor", "--format", "nagios", *login)
@@ -91,8 +91,8 @@ def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: She
 def test_a_user_who_monitors_a_virtual_host_needs_no_permissions_in_it_to_list_connections(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A user with the tag `monitoring` sees the connections of all virtual hosts, so `list connections` lists them even
-    if the URL names a virtual host in which the user has no permissions.
+    """A user with the tag `monitoring` may see the connections of all virtual hosts, so `list connections` exits with
+    0 even if the URL names a virtual host in which the user has no permissions.
     """
     with user_of(broker, "monitoring", is_permitted=False) as (*login, _between, _time):
         listed = shell.run("mqtool", "list", "connections", *login)
@@ -100,9 +100,9 @@ def test_a_user_who_monitors_a_virtual_host_needs_no_permissions_in_it_to_list_c
 
 
 def test_doctor_says_that_its_check_was_incomplete(shell: Shell, broker: TestBroker) -> None:
-    """If the user lacks the tag `monitoring`, and there is no other problem, `doctor` exits with 3. Even with --quiet,
-    its last lines name what it did not check, and the missing tag. With --format json, the list of findings is empty.
-    With --format sarif, the output says that the run was incomplete.
+    """If the user lacks the tag `monitoring`, and there is no other problem, `doctor` exits with 3. Even with
+    --quiet, its last lines on stderr name what it did not check, and the missing tag. With --format json, stdout is
+    empty. With --format sarif, the output says that the run was incomplete.
     """
     with user_of(broker, "management") as login:
         look = ("mqtool", "doctor", "--vhost", broker.vhost, "--quiet", *login)
@@ -122,7 +122,7 @@ def test_doctor_says_that_its_check_was_incomplete(shell: Shell, broker: TestBro
     assert invocation["toolExecutionNotifications"][0]["message"]["text"].startswith(NODES)
 
 
-def test_a_prometheus_alert_can_tell_that_alarms_were_not_checked(shell: Shell, broker: TestBroker) -> None:
+def test_doctor_prints_prometheus_metrics_for_checks_that_it_could_not_make(shell: Shell, broker: TestBroker) -> None:
     """`doctor --format prometheus` prints a metric for each check that it could not make. For a user without the tag
     `monitoring`, it exits with 0, and the metric for alarms and nodes has the label essential="true". For a user with
     this tag, no metric has this label.
@@ -169,8 +169,8 @@ def alarmed(lonely_shell: Shell, tmp_path: Path) -> Iterator[Shell]:
 
 
 def test_a_memory_alarm_never_looks_like_a_healthy_broker(alarmed: Shell) -> None:
-    """During a memory alarm, `doctor --format nagios` is CRITICAL for a user with the tag `monitoring`, and UNKNOWN for
-    a user who cannot see alarms.
+    """During a memory alarm, `doctor --format nagios` prints CRITICAL for a user with the tag `monitoring`, and
+    UNKNOWN for a user who cannot see alarms.
     """
     states = {}
     for tag in ("management", "monitoring"):
@@ -197,8 +197,9 @@ def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host
 
 def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(shell: Shell, broker: TestBroker) -> None:
     """A user with the tag `monitoring` sees the names of all virtual hosts, but no queues of a virtual host in which
-    the user has no permissions. `doctor --format nagios` names such a virtual host, and is not OK. With --vhost, it
-    checks only the given virtual host, and is OK if this one is healthy.
+    the user has no permissions. `doctor --format nagios` then names a virtual host whose queues were not checked, and
+    does not exit with 0. With --vhost, it checks only the given virtual host, and exits with 0 if this virtual host
+    is healthy.
     """
     with user_of(broker, "monitoring") as login:
         check = ("mqtool", "doctor", "--format", "nagios", *login)

@@ -66,7 +66,7 @@ def documented_lines() -> list[str]:
 
 
 def invocations(line: str) -> list[list[str]]:
-    """The arguments of each mqtool in a shell line, without comments, redirections and what is piped around it."""
+    """Return the arguments of each mqtool command in a shell line, without comments or redirections."""
     words = shlex.split(re.sub(r'"\$\((.*?)\)"', r"\1 ; ", line), comments=True)
     found: list[list[str]] = []
     current: list[str] | None = None
@@ -146,10 +146,10 @@ def test_the_generated_reference_is_up_to_date() -> None:
         assert PYTHON.read_text() == python()
 
 
-def test_a_command_never_imports_a_part_of_the_index_that_is_being_written(tmp_path: Path) -> None:
-    """mqtool's commands import an index of commands, which is rewritten when the documentation is built. At any time,
-    they import either the whole old index or the whole new one. A process that has opened the old file reads it to its
-    end.
+def test_the_index_of_commands_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """mqtool's commands import an index of commands, which is rewritten when the documentation is built. They always
+    import either the whole old index or the whole new one: a process that has opened the old file before it is
+    replaced still reads all of it.
     """
     written = tmp_path / "index.py"
     written.write_text("old")

@@ -60,9 +60,9 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 def test_drill_drop_connection_accepts_a_url_without_a_scheme_whose_password_equals_the_port(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """`drill drop-connection` replaces the port in the broker's URL with that of a proxy, which cuts connections. Even
-    if the URL has no scheme, and the password is the same number as the port, the drill logs in, the connections of its
-    sender and its receiver are cut, and all messages are handled.
+    """`drill drop-connection` replaces the port in the broker's URL with that of a proxy, which cuts connections. If
+    the URL has no scheme, and its password is the same number as the port, the drill still replaces only the port: it
+    logs in, the connections of its sender and its receiver are cut, and all messages are handled.
     """
     address = parse_addresses(broker.url)[0]
     user = f"drill-{address.port}"
@@ -188,18 +188,18 @@ def test_a_drill_counts_messages_that_other_clients_publish_to_its_queue_separat
     result = drill.wait(120)
     assert result.code == 0, result.stderr
     assert f"nothing lost: {count:,} sent = " in result.stderr
-    assert "not of this drill, and not counted: " in result.stderr
+    assert "from other publishers, and not counted: " in result.stderr
     assert not trap.exists()
 
 
 @large
 @on_any_broker
-def test_a_drill_ends_although_other_clients_publish_to_its_queue_without_end(
+def test_a_drill_ends_even_if_another_client_never_stops_publishing_to_its_queue(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
-    """If another client keeps publishing to a drill's queue, the queue is never empty. The drill nevertheless ends,
-    once none of its own messages has been handled for 20 s. If all of its own messages were handled by then, it reports
-    that nothing was lost.
+    """If another client keeps publishing to a drill's queue, the queue is never empty. The drill nevertheless ends
+    after none of its own messages has been handled for 20 s. If all of its own messages were handled by then, it
+    reports that nothing was lost.
     """
     drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)
     queue = _queue_of_drill(broker)
@@ -229,7 +229,9 @@ def test_the_help_of_each_drill_has_an_example(lonely_shell: Shell, name: str) -
 def test_a_drill_for_a_cluster_refuses_the_embedded_broker_before_it_begins(
     lonely_shell: Shell, options: list[str]
 ) -> None:
-    """`drill kill-node --kind embedded` prints only an error, and a hint with options that the drill has."""
+    """`drill kill-node --kind embedded` exits with 2. It prints only the error that the embedded broker cannot be a
+    cluster, and a hint that suggests --kind docker or --kind node.
+    """
     refused = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "embedded", *options)
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr.splitlines() == [

@@ -53,7 +53,7 @@ def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
         broker.api("DELETE", f"vhosts/{other}")
 
 
-def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
+def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_dead_letter_is_handled(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`worker --deduplicate` skips a second copy of a message that it has dead-lettered, but handles a dead letter that
@@ -74,8 +74,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 def test_a_redriven_dead_letter_is_not_a_duplicate_even_if_its_headers_had_to_be_dropped(shell: Shell) -> None:
     """`worker` adds headers to a dead letter. If there is no room for them, because the message's own headers are too
-    large, `worker` drops the message's own headers. After `dlq redrive`, `worker --deduplicate` still handles such a
-    message, and does not skip it as a duplicate. The same is true of a message whose publisher has forged the header
+    large, `worker` drops the message's own headers. After `dlq redrive`, `worker --deduplicate` still handles this
+    message, and does not skip it as a duplicate. This is also true of a message whose publisher has forged the header
     that counts redrives.
     """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
@@ -109,9 +109,9 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
 
 
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """If `worker --deduplicate` is killed with kill -9 while its program runs, the message does not count as handled:
-    the next worker runs its program for the redelivered message. Of the two runs of the program, only the second one is
-    completed.
+    """If `worker --deduplicate` is killed with kill -9 while its program runs, the message is not recorded as
+    handled: the next worker runs its program for the redelivered message. Of the two runs of the program, only the
+    second one is completed.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
@@ -150,9 +150,11 @@ def _stopped_while_it_waits(
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_worker_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
-    """While another worker handles a copy of its message, `worker --deduplicate` waits. If SIGINT or SIGTERM stops it
-    meanwhile, it exits with 0 and does not run its program, and its message stays in the queue.
+def test_worker_deduplicate_can_be_stopped_while_it_waits_for_another_worker(
+    shell: Shell, broker: TestBroker, number: int
+) -> None:
+    """While another worker handles a copy of its message, `worker --deduplicate` waits. If it gets SIGINT or SIGTERM
+    during this time, it exits with 0 and does not run its program, and its message stays in the queue.
     """
     result = _stopped_while_it_waits(shell, broker, "worker", ("new-task",), "task_queue", number)
     assert "0 done, 0 retries, 0 dead, 0 suppressed" in result.stderr
@@ -247,8 +249,10 @@ def test_rpc_server_deduplicate_replies_to_two_clients_with_the_same_message_id(
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_rpc_server_that_waits_for_another_one_can_be_stopped(shell: Shell, broker: TestBroker, number: int) -> None:
-    """While another server handles a copy of its request, `rpc-server --deduplicate` waits. If SIGINT or SIGTERM stops
-    it meanwhile, it exits with 0 and does not run its program, and its request stays in the queue.
+def test_rpc_server_deduplicate_can_be_stopped_while_it_waits_for_another_server(
+    shell: Shell, broker: TestBroker, number: int
+) -> None:
+    """While another server handles a copy of its request, `rpc-server --deduplicate` waits. If it gets SIGINT or
+    SIGTERM during this time, it exits with 0 and does not run its program, and its request stays in the queue.
     """
     _stopped_while_it_waits(shell, broker, "rpc-server", ("send", "-q", "rpc_queue"), "rpc_queue", number)

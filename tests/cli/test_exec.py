@@ -47,8 +47,8 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 @on_any_broker
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
 def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell, protocol: str) -> None:
-    """If a program's reply is larger than the broker's max_message_size, `rpc-server --exec` replies with an error that
-    names the limit, and goes on with the next request.
+    """If a program's reply is larger than the broker's max_message_size, `rpc-server --exec` replies with an error
+    that names the limit, and continues with the next request.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -66,7 +66,7 @@ def test_rpc_server_answers_with_an_error_if_the_reply_is_too_large(shell: Shell
 
 
 def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
-    """Check what `rpc-server` does with replies to a missing and to a full queue. `prefix` makes names addresses."""
+    """Check what `rpc-server` does with replies to a missing and a full queue. A prefix turns names into addresses."""
     rejects = ("--queue-type", "classic", "--max-length", "1", "--argument", "x-overflow=reject-publish")
     shell.run("mqtool", "queue", "declare", "full", *rejects)
     assert shell.run("mqtool", "send", "-q", "full", "first").code == 0
@@ -85,8 +85,8 @@ def lose_replies(shell: Shell, broker: TestBroker, prefix: str = "") -> None:
 
 
 def test_rpc_server_says_that_a_reply_is_lost(shell: Shell, broker: TestBroker) -> None:
-    """If the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It acknowledges the
-    request nevertheless, and goes on with the next one.
+    """If the queue for a reply does not exist or is full, `rpc-server` says that the reply is lost. It nevertheless
+    acknowledges the request, and continues with the next one.
     """
     lose_replies(shell, broker)
 
@@ -97,9 +97,9 @@ def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
-    redelivers the request. `rpc-server` answers the redelivered request with an error. With --count 2, it counts such a
-    request only once: it answers both of two requests, whether the first or the last reply is too large, and then exits
-    with 0.
+    redelivers the request. `rpc-server` answers the redelivered request with an error, and counts it only once: with
+    --count 2, it answers both of two requests, whether the first or the last reply is too large, and then exits with
+    0.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -143,7 +143,7 @@ def test_quick_programs_run_while_a_slow_one_is_running(shell: Shell, broker: Te
 
 @on_any_broker
 def test_worker_with_concurrent_programs_handles_exactly_as_many_messages_as_count_says(shell: Shell) -> None:
-    """`worker -c 10 --concurrency 4` handles exactly ten of 20 messages; the others stay in the queue."""
+    """`worker -c 10 --concurrency 4` handles exactly 10 of 20 messages; the others stay in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
     rest = shell.run("mqtool", "receive", "-q", "task_queue", "--raw", "--idle-timeout", IDLE)
@@ -274,9 +274,9 @@ def ended(status: object, **headers: str) -> Message:
 def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the exit status in a reply is not an integer from 0 to 255, `rpc-client` says that it is invalid and exits
-    with 1. For several requests, it counts such a reply as a failure. With --dialect, it exits with 1 without an error
-    message.
+    """`rpc-server --exec` puts its program's exit status into the reply. If the exit status in a reply is not an
+    integer from 0 to 255, `rpc-client` says that it is invalid and exits with 1. For several requests, it counts this
+    reply as a failure. With --dialect, it exits with 1 without an error message.
     """
     long = "x" * 300
     invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{long}"': long}
@@ -402,7 +402,7 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 @pytest.mark.parametrize(
     ("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=["no option", "count", "prefetch"]
 )
-def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
+def test_worker_prefetches_as_many_messages_as_concurrency_or_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
     """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch M, it prefetches
@@ -420,8 +420,8 @@ def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_s
 
 
 def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: Shell) -> None:
-    """If a program exits with 127, `worker` starts no more programs, and acknowledges only the messages that were
-    handled before.
+    """If a program exits with 127, which means that a command was not found, `worker` starts no more programs, and
+    acknowledges only the messages that were handled before.
     """
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
     program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
@@ -588,8 +588,8 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failures(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, `worker`
-    retries the message, and acknowledges it if the second attempt succeeds.
+    """If a program exits with 65, which stands for invalid data, `worker` dead-letters the message without a retry.
+    After any other failure, `worker` retries the message, and acknowledges it if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(
@@ -655,11 +655,11 @@ def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBr
     ],
     ids=["length", "bytes", "ttl", "expires"],
 )
-def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
+def test_worker_dead_letters_nothing_to_a_queue_that_may_lose_messages(
     shell: Shell, broker: TestBroker, arguments: dict[str, object]
 ) -> None:
     """If the dead-letter queue of `worker` already exists with a TTL, an expiry, or a maximum length that drops
-    messages, so that it may not keep its messages, `worker` exits with 78 instead of dead-lettering a message. The
+    messages, it may not keep its messages. `worker` then exits with 78 instead of dead-lettering a message. The
     message stays in its queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, "arguments": arguments})
@@ -679,12 +679,12 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_gets_none(
     ],
     ids=["quorum", "lazy", "transient"],
 )
-def test_a_dead_letter_queue_with_other_settings_is_used_if_it_drops_no_messages(
+def test_a_dead_letter_queue_with_other_arguments_is_used_if_it_drops_no_messages(
     shell: Shell, broker: TestBroker, settings: dict[str, object]
 ) -> None:
-    """If the dead-letter queue of `worker` already exists with other settings, such as another type or as a transient
-    queue, `worker` still dead-letters messages to it, and prints one notice about the difference. The queue in this
-    test drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects further messages.
+    """If the dead-letter queue of `worker` already exists with another type, other arguments or as a transient queue,
+    `worker` still dead-letters messages to it, and prints one notice about the difference. The queue in this test
+    drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects further messages.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, **settings})
     for _ in range(2):
@@ -696,7 +696,7 @@ def test_a_dead_letter_queue_with_other_settings_is_used_if_it_drops_no_messages
 
 
 @on_any_broker
-def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
+def test_worker_retries_messages_of_a_queue_with_the_longest_name(shell: Shell, broker: TestBroker) -> None:
     """For a queue whose name has 255 bytes, the longest that AMQP allows, `worker` can still retry and dead-letter
     messages, and `dlq redrive` moves the dead letters back.
     """

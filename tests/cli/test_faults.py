@@ -113,7 +113,7 @@ def test_send_stream_exits_with_69_while_the_broker_blocks_publishers(tester: Sh
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> None:
+def test_broker_fault_says_that_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> None:
     """`broker fault` on RabbitMQ exits with 2 and says that only the embedded broker supports faults."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     refused = shell.run("mqtool", "broker", "fault", "cut-connections")

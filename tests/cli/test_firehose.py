@@ -47,8 +47,8 @@ def tapping(shell: Shell, *words: str) -> Running:
 
 
 def test_tap_with_the_firehose_shows_every_published_message(shell: Shell, broker: TestBroker) -> None:
-    """`tap --all --firehose --json` prints each message as it was published, in a line with which `send --json` can
-    publish the same message again.
+    """`tap --all --firehose --json` prints each message as it was published. `send --json` can publish the same
+    message again from the printed line.
     """
     tap = tapping(shell, "--all", "--json", "-c", "2")
     sent = {
@@ -148,8 +148,8 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
 def test_tap_with_the_firehose_ignores_messages_that_others_send_to_its_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`tap --firehose` does not print messages that other clients publish or dead-letter to its queue. It prints one
-    notice about them, and continues to print the messages that the firehose copies.
+    """`tap --firehose` does not print messages that other clients publish or dead-letter to the queue of `tap`. It
+    prints one notice about them, and continues to print the messages that the firehose copies.
     """
     tap = tapping(shell, "--all", "--json", "--where", "exchange!=''", "-c", "1")
     found: Any = broker.api("GET", f"queues/{broker.vhost}?columns=name")

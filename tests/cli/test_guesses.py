@@ -90,7 +90,7 @@ def test_a_command_with_one_wrong_letter_gets_the_right_hint(
 
 def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
     """If one letter of a word of at least five letters in a command is left out, or two neighbouring letters are
-    swapped, the hint is the right command. This is true of more than 95 % of all such typing errors in all commands.
+    swapped, the hint is the right command. This is true of more than 95% of all these typing errors in all commands.
     """
     slips = [
         (group, slip, name)
@@ -111,13 +111,13 @@ def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
     ["user rename ann", "context rn", "context default", "kill", "drain", "close", "clear", "drop", "rm", "remove",
      "exchange purge", "queue close", "queue drop jobs", "help close", "help clear", "dlq purge jobs"],
 )  # fmt: skip
-def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
+def test_no_hint_suggests_a_harmful_command_for_a_word_that_only_resembles_it(
     monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    """A word that resembles the name or a synonym of a command that deletes, consumes or breaks something, but may mean
-    something else, does not get that command as a hint. For example, `remove` is a synonym of `delete`, so the hint for
-    `user remove` is `user delete`, but `user rename` does not get this hint. Nor does a hint name such a command of
-    another group: the hint for `dlq purge` is `dlq drop`, which is of the same group, not `queue purge`.
+    """If a word resembles the name or a synonym of a command that deletes, consumes or breaks something, but may mean
+    something else, the hint does not suggest that command. For example, `rename` resembles `remove`, a synonym of
+    `delete`, but the hint for `user rename` does not suggest `user delete`. Nor does a hint suggest a harmful command
+    of another group: the hint for `dlq purge` is `dlq drop`, not `queue purge`.
     """
     ours = {"dlq purge jobs": "dlq drop", "context default": "context use"}
     hint = str(hint_for(monkeypatch, typed))
@@ -128,10 +128,10 @@ def test_a_word_that_only_resembles_a_harmful_command_does_not_get_it_as_a_hint(
 
 @large
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
-    """Of about 170 words that other tools use, such as `prune`, mqtool answers only four with a hint to use a command
-    that changes or consumes something: `clean`, `delay`, `more` and `tag`. mqtool takes each of these four for a typing
-    error, because it differs in only one letter from the name or a synonym of the command in the hint. For example, the
-    hint for `policy clean` is `policy clear`.
+    """Of about 170 words that other tools use, such as `prune`, only four get a hint to use a command that changes or
+    consumes something: `clean`, `delay`, `more` and `tag`. Each of these differs in only one letter from the name or
+    a synonym of the command in the hint, and so looks like a typing error. For example, the hint for `policy clean`
+    is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
@@ -152,9 +152,9 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
     }
 
 
-def test_the_last_word_of_a_command_that_changes_something_does_not_suggest_it_in_another_group() -> None:
-    """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the name
-    of another group, as in `exchange purge`, the hint does not suggest that command. The only exceptions are in
+def test_no_hint_suggests_a_harmful_command_for_its_last_word_after_another_groups_name() -> None:
+    """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the
+    name of another group, as in `exchange purge`, the hint does not suggest `queue purge`. The only exceptions are in
     GUESSES, mqtool's table of words and the commands that users probably mean by them.
     """
     wrong = set()

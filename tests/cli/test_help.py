@@ -55,7 +55,7 @@ def topic_page(name: str, columns: int) -> str:
 @pytest.mark.sampled(1)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """`COMMAND --help` has at most 60 lines on a terminal of 80 columns, and at most 90 lines on a terminal of 50
-    columns. No line is wider than the terminal, and no text is cut.
+    columns. Apart from examples and single long words, no line is wider than the terminal, and no text is cut.
     """
     for command in every(described())[1:]:
         page = page_of(command, columns)
@@ -188,9 +188,10 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     assert "'user list' and 'user ls' mean 'list users'." in lonely_shell.run("mqtool", "help", "user").stdout
 
 
-def test_the_help_says_when_yes_is_not_needed_and_what_idle_timeout_counts(lonely_shell: Shell) -> None:
-    """The help of --yes says which commands ask only in a protected context, and that `dlq redrive` asks on a terminal.
-    The help of --idle-timeout says that only the time with a connection counts.
+def test_the_help_says_when_yes_and_idle_timeout_apply(lonely_shell: Shell) -> None:
+    """For commands that ask only in a protected context, such as `move`, the help of --yes says that this option has
+    no effect. For others, such as `dlq redrive`, it says that --yes skips the prompt or confirmation. The help of
+    --idle-timeout says that only idle time with a connection counts.
     """
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
@@ -215,7 +216,9 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["--help", "queue --help", "receive --help", "help receive", "receive --help-all"])
 def test_help_exits_with_141_if_nobody_reads_it(lonely_shell: Shell, command: str) -> None:
-    """If the reader of the help has exited already, the exit code is 141, as for every other output."""
+    """If the reader of the help has already exited, the exit code is 141 (128 + SIGPIPE), and nothing is printed on
+    stderr.
+    """
     late = f"( until [ -e gone ]; do :; done; mqtool {command} )"
     result = lonely_shell.script(f"{late} | {{ exec <&-; touch gone; }}; echo ${{PIPESTATUS[0]}}")
     assert (result.stdout, result.stderr) == ("141\n", "")
@@ -285,8 +288,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 @large
 def test_hints_about_options_name_the_command_or_an_option() -> None:
     """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
-    either contains the name of this command, for example in an example of its use, or suggests another option. A shell
-    would find no pipe or redirection in it, except in an example.
+    either contains the name of this command, for example in an example of its use, or suggests another option. Only
+    an example may contain `<`, `>` or `|`, so that a pasted hint does not start a pipe or redirection.
     """
     tried = set()
     for command in leaves(described()):
@@ -333,7 +336,7 @@ def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shel
 
 
 def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
-    """`mqtool --help` has at most 40 lines, and names every command."""
+    """`mqtool --help` has at most 40 lines, and names every command or its group, such as `queue`."""
     page = overview()
     assert len(page.splitlines()) <= 40
     named = set(re.split(r"[\s,:]+", page))
@@ -382,9 +385,11 @@ def test_mqtool_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
         ("receive -c many", "'many' is not a number"),
     ],
 )
-def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint of a usage error shows an option or an example that can be typed. If a password was typed as an
-    argument, as in `user add ann secret`, mqtool does not print it.
+def test_a_usage_error_shows_an_option_an_example_or_the_invalid_value(
+    lonely_shell: Shell, typed: str, said: str
+) -> None:
+    """A usage error shows an option or an example that can be typed, or the invalid value. If a password was typed as
+    an argument, as in `user add ann secret`, mqtool does not print it.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2

@@ -34,9 +34,10 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 
 
-def test_a_hint_contains_a_whole_command_line_only_if_nothing_else_was_typed(lonely_shell: Shell) -> None:
-    """`queue delete -5 --url URL` is a usage error. Its hint does not print the command line with `--` before -5, which
-    without the URL would delete queue `-5` of another broker.
+def test_the_hint_for_a_name_with_a_dash_repeats_no_command_line_without_its_url(lonely_shell: Shell) -> None:
+    """A queue name such as -5 needs `--` before it. The hint for `queue delete -5` therefore contains the command
+    line with `--`. The hint for `queue delete -5 --url URL` contains no command line, because without the URL, the
+    command would delete queue `-5` of another broker.
     """
     refused = lonely_shell.run("mqtool", "queue", "delete", "-5", "--url", "localhost:1")
     assert refused.stderr.splitlines()[1] == "hint: if it is not an option, put -- before it"

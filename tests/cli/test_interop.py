@@ -43,7 +43,7 @@ class Room:
         self.awaiting = " [*] Awaiting RPC requests\n" if self.is_go else " [x] Awaiting RPC requests\n"
 
     def text(self, body: str) -> str:
-        """As mqtool prints it: older Python scripts print its repr()."""
+        """Return a body as mqtool prints it: in the dialects of older Python scripts, its repr()."""
         return repr(body) if self._quotes else body
 
     def received(self, body: str) -> str:

@@ -45,11 +45,11 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
     return worker
 
 
-def test_each_list_command_shows_what_is_on_the_broker(
+def test_each_list_command_lists_the_brokers_objects_of_its_kind(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """`list queues`, `list connections`, `list plugins` and the other `list` commands print what is on the broker, in
-    their default columns or in the columns named on the command line.
+    """`list queues`, `list connections`, `list plugins` and the other `list` commands print the broker's queues,
+    connections, plugins and so on, in their default columns or in the columns named on the command line.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -66,8 +66,8 @@ def test_each_list_command_shows_what_is_on_the_broker(
 
 
 def test_list_queues_shows_current_counts_of_ready_messages_and_consumers(shell: Shell, listing: object) -> None:
-    """`list queues` shows the current counts of ready messages and consumers. The counts of unacknowledged messages may
-    be out of date; if they are, the command prints a note that they are up to 5 s old.
+    """`list queues` shows the current counts of ready messages and consumers. If it shows counts of unacknowledged
+    messages that are out of date, it also prints a note that they are up to 5 s old.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
@@ -237,7 +237,9 @@ def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> N
 
 @on_any_broker
 def test_list_queues_says_that_there_are_no_queues(shell: Shell, listing: object, broker: TestBroker) -> None:
-    """If the virtual host has no queues, `list queues` prints a sentence on stderr, and nothing on stdout."""
+    """If the virtual host has no queues, `list queues` prints on stderr that there are none in this virtual host. It
+    prints nothing on stdout and exits with 0.
+    """
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
 
@@ -269,9 +271,10 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If a queue named with -q does not exist, `list queues` prints the other named queues, names the missing one, and
-    exits with 69. `list exchanges -e` does the same for exchanges. Both do so even without the management API. With it,
-    the hint suggests a similar name. If a named queue exists but does not match --where, the exit code is 0.
+    """If a queue named with -q does not exist, `list queues` prints the other named queues, reports the missing one,
+    and exits with 69, even without the management API. `list exchanges -e` does the same for exchanges. With the
+    management API, the hint suggests an existing queue with a similar name. If a named queue exists but does not
+    match --where, the exit code is 0.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
@@ -304,7 +307,7 @@ def test_list_watch_keeps_printing_the_list_until_ctrl_c(shell: Shell, listing: 
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, keys filter, sort, scroll and quit `list queues --watch`, and a line says how many rows do not
-    fit. If TERM is "dumb", the output contains no escape sequences.
+    fit on the screen. If TERM is "dumb", the output contains no escape sequences.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -341,9 +344,8 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` gets the counts of ready messages and consumers over AMQP, for the
-    queues that -q names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because AMQP cannot
-    list bindings.
+    """Without the management API, `list queues` counts ready messages and consumers over AMQP, in the queues that -q
+    names or, without -q, in the tutorials' queues. `list bindings` exits with 69, because AMQP cannot list bindings.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -370,8 +372,8 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
 def test_list_and_doctor_exit_with_69_if_the_vhost_in_the_url_does_not_exist(
     command: str, shell: Shell, broker: TestBroker
 ) -> None:
-    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and say so, although `doctor`, `list
-    connections` and `list channels` look at all vhosts.
+    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and name the missing vhost, although
+    `doctor`, `list connections` and `list channels` look at all vhosts.
     """
     url = broker.url.rpartition("/")[0] + "/nowhere"
     refused = shell.run("mqtool", *command.split(), "--url", url, "--management", broker.management)
@@ -383,8 +385,8 @@ def test_list_and_doctor_exit_with_69_if_the_vhost_in_the_url_does_not_exist(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.sampled(2)
 def test_list_exits_with_77_if_the_password_is_wrong(kind: str, shell: Shell, listing: object) -> None:
-    """If the password is wrong, each `list` command exits with 77 and says that the broker refuses the user. It does
-    not print the password.
+    """If the password is wrong, each `list` command exits with 77. The error says that the broker refuses the user
+    with this password, but does not show the password.
     """
     (shell.directory / "password").write_text("very-wrong\n")
     refused = shell.run("mqtool", "list", kind, "--password-file", "password")

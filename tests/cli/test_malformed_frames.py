@@ -74,7 +74,9 @@ def like_4_3() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def run(lonely_shell: Shell, like_4_3: EmbeddedBroker) -> Callable[..., Result]:
-    """A function that runs a command, whose broker's frames are changed. There is a message to receive."""
+    """Return a function that runs a command through a proxy that changes the broker's frames. The queue and the stream
+    each have a message to receive.
+    """
 
     def run(change: Change, *command: str) -> Result:
         is_stream = command[0].endswith("-stream")
@@ -120,9 +122,9 @@ def change_frames(key: int, change: Change) -> Change:
 def test_receive_stream_reports_a_malformed_frame_as_a_lost_connection(
     run: Callable[..., Result], change: Change
 ) -> None:
-    """If the broker sends `receive-stream` a frame of the stream protocol that is too short, that has a count larger
-    than the frame, or that is for another subscription, `receive-stream` reports that the connection was lost. With
-    --no-reconnect, it exits with 69.
+    """If the broker sends `receive-stream` a malformed frame of the stream protocol, for example one that is too
+    short or is for another subscription, `receive-stream` reports that the connection was lost. With --no-reconnect,
+    it exits with 69.
     """
     result = run(change, "receive-stream", "-q", "send-stream", "--no-reconnect", "--timeout", "30s")
     assert (result.code, UNREADABLE in result.stderr) == (69, True), result.stderr
@@ -148,9 +150,9 @@ def test_send_stream_reports_a_malformed_confirm_as_a_lost_connection(
     assert (result.code, UNREADABLE in result.stderr) == (75, True), result.stderr
 
 
-def test_receive_stream_gives_up_if_each_connection_brings_a_malformed_frame(run: Callable[..., Result]) -> None:
-    """If every connection of `receive-stream` fails with a malformed frame from the broker, the command gives up after
-    the N reconnects that --max-reconnects N allows, and exits with 69.
+def test_receive_stream_gives_up_if_every_connection_fails_with_a_malformed_frame(run: Callable[..., Result]) -> None:
+    """If every connection of `receive-stream --max-reconnects 2` fails with a malformed frame from the broker, the
+    command reconnects twice, then gives up, and exits with 69.
     """
     malformed = change_frames(DELIVER, lambda _: of_stream(DELIVER, b""))
     result = run(malformed, "receive-stream", "-q", "send-stream", "--max-reconnects", "2", "--timeout", "30s")
@@ -176,7 +178,7 @@ def change_performatives(matches: Callable[[Any], bool], change: Change) -> Chan
     return changed
 
 
-def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Callable[..., Result]) -> None:
+def test_receive_reports_two_deliveries_with_the_same_id_as_a_lost_connection(run: Callable[..., Result]) -> None:
     """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with the same delivery id, `receive` reports
     that the connection was lost. With --no-reconnect, it exits with 69.
     """
@@ -189,8 +191,8 @@ def test_receive_reports_two_deliveries_with_one_id_as_a_lost_connection(run: Ca
 def test_a_disposition_for_billions_of_deliveries_does_not_delay_send_and_receive(
     run: Callable[..., Result], last: int
 ) -> None:
-    """If the broker sends an AMQP 1.0 disposition for a range of billions of delivery ids, `send` and `receive` are not
-    delayed: they send and receive their message and exit with 0.
+    """If the broker sends an AMQP 1.0 disposition for a range of billions of delivery ids, `send` and `receive` are
+    not delayed by it: they send or receive their message, and exit with 0.
     """
     requeued = frame(0, Disposition(False, 0x4000_0000, 0x4000_0000 + last & 0xFFFF_FFFF, settled=True))
     received = run(change_performatives(is_delivery, lambda data: requeued + data), "receive", "-q", "send", "-c", "1")
@@ -270,7 +272,7 @@ def test_malformed_frames_neither_crash_nor_hang_a_command(
     run: Callable[..., Result], command: tuple[str, ...]
 ) -> None:
     """Whatever malformed frames the broker sends, for example with bytes changed, added or left out, commands for
-    streams and for AMQP 1.0 end within their time limit with a documented exit code, and report no bug in mqtool.
+    streams and for AMQP 1.0 do not hang. They exit with a documented exit code, and do not report a bug in mqtool.
     """
     uncounted = 4 if command[0].endswith("-stream") else 0
 

@@ -58,9 +58,9 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """`move` to another broker keeps the messages' order, bodies, properties and headers. Among the exceptions are the
-    headers x-delivery-count, which counts deliveries by the old broker, and CC, which would have the new broker route
-    copies to other queues.
+    """`move` to another broker keeps the messages' order, bodies, properties and headers, but drops the headers
+    x-delivery-count, which counts deliveries by the old broker, and CC, which would make the new broker route copies
+    to other queues.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
@@ -210,11 +210,11 @@ def test_move_leaves_the_other_messages_in_an_auto_delete_queue(shell: Shell, br
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_move_out_of_an_auto_delete_queue_that_is_stopped_loses_no_message(
+def test_a_stopped_or_killed_move_from_an_auto_delete_queue_loses_no_message(
     shell: Shell, broker: TestBroker, number: signal.Signals
 ) -> None:
-    """If `move` is stopped or killed while it moves the messages of an auto-delete queue, the broker does not delete
-    the queue, and no message is lost.
+    """If Ctrl-C or SIGKILL ends `move` while it moves the messages of an auto-delete queue, the broker does not
+    delete the queue, and no message is lost.
     """
     fill(broker, Queue("a", durable=True, auto_delete=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "10/s", "-v").wait_for_stderr("Moved")
@@ -227,8 +227,8 @@ def test_a_move_out_of_an_auto_delete_queue_that_is_stopped_loses_no_message(
 
 
 def test_move_refuses_a_stream_before_the_broker_has_counted_its_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the source queue of `move` is a stream, the command says so and exits with 69, even right after publishing,
-    when the broker still reports that the stream is empty.
+    """If the source queue is a stream, `move` exits with 69, and the error says that the queue is a stream. It does
+    so even right after messages were published, when the broker still reports that the stream is empty.
     """
     stream = Queue("a", durable=True, arguments={"x-queue-type": "stream"})
     fill(broker, stream, numbered(20), Queue("b", durable=True))
@@ -281,11 +281,11 @@ def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker
     assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
 
 
-def test_the_hint_about_a_missing_target_queue_is_for_the_other_broker(
+def test_the_hint_about_a_missing_target_queue_declares_the_queue_on_the_target_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
     """If the target queue of `move --to-url` does not exist, the hint is a command that declares this queue on the
-    other broker.
+    broker given with --to-url.
     """
     fill(broker, Queue("a"), numbered(1))
     move = ("mqtool", "move", "a", "--to", "new", "--to-url", other.url)
@@ -321,9 +321,9 @@ def same_at_another_address(broker: TestBroker) -> str:
 
 
 def test_move_refuses_the_source_queue_at_another_address(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If --to-url reaches the source queue's own broker under another address, and --to names the source queue, `move`
-    exits with 2. It moves nothing, and creates no queue that stays on the broker. A queue of the same name on another
-    broker is accepted.
+    """If --to-url reaches the source queue's own broker under another address, and --to names the source queue,
+    `move` exits with 2. It moves nothing, and leaves no temporary queue on the broker. If --to-url leads to another
+    broker, --to may name a queue of the same name.
     """
     fill(broker, Queue("a"), numbered(3))
     same = shell.run("mqtool", "move", "a", "--to", "a", "--to-url", f"amqp://{same_at_another_address(broker)}")
@@ -338,8 +338,8 @@ def test_move_refuses_the_source_queue_at_another_address(shell: Shell, broker: 
 
 
 def test_a_move_by_a_user_who_may_not_declare_queues_moves_each_message_once(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not declare queues, `move` cannot find out whether a queue of the same name at another address is
-    the source queue itself. It then moves each message of the source queue once, and ends.
+    """If the user may not declare queues, `move` cannot find out whether a queue of the same name at another address
+    is the source queue itself. Even if it is, `move` moves each message only once, and ends.
     """
     user = f"mover-{uuid.uuid4().hex[:8]}"
     fill(broker, Queue("a"), numbered(300))
@@ -367,9 +367,11 @@ def test_a_move_that_is_stopped_says_how_many_messages_it_has_looked_at(shell: S
     assert ended.stderr.splitlines()[-1] == "1 moved from a to b; stopped after looking at 4 messages"
 
 
-def test_a_move_ends_although_the_moved_messages_come_back(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue dead-letters each message back to the source queue at once, `move` ends after the messages
-    that were in the source queue when it started. No message is lost.
+def test_a_move_ends_although_the_target_queue_dead_letters_back_to_the_source_queue(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the target queue immediately dead-letters each message back to the source queue, `move` ends once it has
+    moved the messages that were in the source queue when it started. No message is lost.
     """
     back = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), numbered(3), Queue("b", arguments=back))
@@ -379,8 +381,8 @@ def test_a_move_ends_although_the_moved_messages_come_back(shell: Shell, broker:
 
 @on_any_broker
 def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
-    """`move --idle-timeout DURATION` also moves messages that arrive while it runs, and ends once none has arrived for
-    this time. Without this option, `move` of an empty queue ends at once.
+    """`move --idle-timeout DURATION` also moves messages that arrive while it runs, and ends once none has arrived
+    for DURATION. Without this option, `move` of an empty queue ends immediately.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
@@ -424,9 +426,11 @@ def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker
 
 
 @on_any_broker
-def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If --to-context names a protected context, and there is no terminal, `move` exits with 2 unless --confirm gives
-    the context's name.
+def test_move_to_a_protected_context_without_a_terminal_needs_the_option_confirm(
+    shell: Shell, broker: TestBroker, other: TestBroker
+) -> None:
+    """If --to-context names a protected context, and there is no terminal on which to ask for confirmation, `move`
+    exits with 2 unless --confirm gives the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
@@ -446,8 +450,9 @@ def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBro
 def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own_broker(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If --to-context names a protected context with the URL of the source queue's own broker, `move` asks as for any
-    other broker. If --context names this context as well, it asks once. A name given with --confirm is enough for both.
+    """If --to-context names a protected context with the URL of the source queue's own broker, `move` asks for
+    confirmation, as for any other broker. If --context names the same context, `move` asks only once, and one
+    --confirm with the context's name confirms both.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected").code == 0
@@ -466,9 +471,9 @@ def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own
 
 @on_any_broker
 def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(shell: Shell, broker: TestBroker) -> None:
-    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url, and not as the user
-    who consumes, unless --to-url names no user. If the password in --to-url is wrong, `move` exits with 77, and moves
-    nothing. If --to names the source queue, `move` exits with 2, even if the users may not declare queues.
+    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url or, if --to-url
+    names no user, as the user who consumes. If the password in --to-url is wrong, `move` exits with 77 and moves
+    nothing. If --to names the source queue itself, `move` exits with 2, even if the users may not declare queues.
     """
     fill(broker, Queue("a"), numbered(3), Queue("b"))
     here, run = urlsplit(broker.url), uuid.uuid4().hex[:8]
@@ -526,9 +531,9 @@ def test_move_removes_forged_headers_if_their_true_values_do_not_fit_into_the_fr
 
 
 def test_move_skips_a_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
-    """The broker's own headers can make the headers of a dead letter larger than a frame, so that no client can publish
-    the dead letter again. `move` names such a dead letter, leaves it in the queue, moves all other messages, and exits
-    with 3. The hint is a command that takes the dead letter out of the queue.
+    """The broker's own headers can make the headers of a dead letter larger than a frame, so that no client can
+    publish the dead letter again. `move` names such a dead letter, leaves it in the queue, moves all other messages,
+    and exits with 3. The hint is a command that consumes the dead letter.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

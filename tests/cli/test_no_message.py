@@ -25,8 +25,8 @@ _NAMED = [
 @pytest.mark.parametrize("command", _NAMED)
 @pytest.mark.sampled(3)
 def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Shell, command: str) -> None:
-    """If a publishing command names a queue or an exchange but gets no message, it exits with 2. It publishes no
-    default text and declares nothing.
+    """If a publishing command names a queue or an exchange, but no message is given, it exits with 2. It does not
+    publish the default message of its tutorial, and declares nothing.
     """
     unattended = shell.run("mqtool", *command.split())
     assert (unattended.code, unattended.stdout, "there is no " in unattended.stderr) == (2, "", True)
@@ -37,8 +37,8 @@ def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Sh
 @on_any_broker
 def test_empty_input_publishes_nothing_and_prints_a_note(shell: Shell) -> None:
     """If `send` or `new-task` is called without a message as an argument, and its input, from stdin or a file, is
-    empty, the command publishes nothing and prints a note that says so. With the argument '', `send` publishes an empty
-    message. With the argument -, it publishes the whole of stdin as one message, even if stdin is empty.
+    empty, the command publishes nothing and prints a note that the input is empty. With the argument '', `send`
+    publishes an empty message. With the argument -, it publishes all of stdin as one message, even if stdin is empty.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):

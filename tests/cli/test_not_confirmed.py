@@ -59,8 +59,8 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
 
 @on_any_broker
 def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) -> None:
-    """If the FILE of `send --failed-to FILE` has lines from before, a notice says how many were replaced. There is none
-    if FILE was empty, or if it was also the input.
+    """If FILE already has lines when `send --failed-to FILE` starts, a notice says how many lines were replaced.
+    There is no such notice if FILE was empty, or if it was also the input.
     """
     keep = ("mqtool", "send", "-r", "nosuch", "--json", "--failed-to", "failed")
     line = '{"body": "a"}\n'
@@ -74,11 +74,12 @@ def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) ->
 
 @on_any_broker
 @pytest.mark.parametrize("given", ["-f failed", "< failed"])
-def test_send_keeps_an_input_with_an_invalid_line_that_is_also_the_file_for_failed_messages(
+def test_send_leaves_an_invalid_input_that_is_also_its_file_of_failed_messages_unchanged(
     shell: Shell, given: str
 ) -> None:
-    """If the FILE of `send --failed-to FILE` is also the input, and one of its lines is not a message, the messages
-    after this line have not been read. FILE then stays as it is, so that none of them is lost, and `send` says so.
+    """If the FILE of `send --failed-to FILE` is also the input, and one of its lines is not a message, `send` exits
+    with 65 and leaves FILE unchanged, because it has not read the messages after the invalid line. A notice says that
+    FILE is unchanged, and that the messages before the invalid line will be sent again.
     """
     text = '{"body": "a"}\nno JSON\n{"body": "b"}\n'
     (shell.directory / "failed").write_text(text)
@@ -93,10 +94,10 @@ def test_send_keeps_an_input_with_an_invalid_line_that_is_also_the_file_for_fail
 
 
 @on_any_broker
-def test_send_that_leaves_its_input_unchanged_adds_nothing_to_what_a_killed_run_left(shell: Shell) -> None:
-    """If a killed run of `send --failed-to FILE` has left FILE.unfinished, and FILE, which is also the input, has an
-    invalid line, both files stay as they are. What this run could not send is still in FILE: if it were in both, it
-    would be sent twice.
+def test_send_adds_no_messages_to_file_unfinished_if_they_stay_in_its_unchanged_input(shell: Shell) -> None:
+    """The FILE of `send --failed-to FILE` is also the input, and has an invalid line; a killed run has left
+    FILE.unfinished. `send` then changes neither file: the messages that it could not send are still in FILE, and
+    would be sent twice if they were also added to FILE.unfinished.
     """
     text, earlier = '{"body": "a"}\nno JSON\n', '{"body": "z", "routing_key": "nosuch"}\n'
     (shell.directory / "failed").write_text(text)
@@ -109,9 +110,10 @@ def test_send_that_leaves_its_input_unchanged_adds_nothing_to_what_a_killed_run_
 
 
 @on_any_broker
-def test_send_does_not_take_a_stdin_that_it_does_not_read_for_its_input(shell: Shell) -> None:
-    """If FILE of `send --failed-to FILE` is on stdin, but `send` reads another file, or no input at all, FILE gets the
-    failed messages, and a notice says how many lines were replaced.
+def test_send_replaces_the_file_of_failed_messages_if_it_is_on_a_stdin_that_send_does_not_read(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is redirected to stdin, but `send` takes its messages from another file
+    or from the command line, FILE is not the input. `send` therefore replaces the lines of FILE with the failed
+    messages, and a notice says how many lines were replaced.
     """
     (shell.directory / "input").write_text('{"body": "a"}\nno JSON\n')
     for given, code in (("--json -f input", 65), ("a", 75)):
@@ -126,8 +128,8 @@ def test_send_does_not_take_a_stdin_that_it_does_not_read_for_its_input(shell: S
 @on_any_broker
 @pytest.mark.parametrize("given", ["failed", "other failed", "< failed"])
 def test_a_replay_refuses_to_save_failed_messages_to_its_recording(shell: Shell, given: str) -> None:
-    """`recording replay` exits with 2 if the FILE of --failed-to is also one of the recordings, which then stays as it
-    is: with --where, for example, the messages that are not selected would be lost.
+    """If the FILE of --failed-to is also one of the recordings to replay, `recording replay` exits with 2 and leaves
+    FILE unchanged. Otherwise, with --where, for example, the messages that are not selected would be lost.
     """
     text = '{"body": "a"}\n{"body": "b", "routing_key": "q"}\n'
     for name in ("failed", "other"):
@@ -181,11 +183,12 @@ def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shel
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["link", "dangling link", "named pipe", "directory"])
-def test_send_does_not_write_through_what_another_user_has_put_at_the_name_of_its_temporary_file(
+def test_send_exits_with_2_if_its_temporary_file_is_a_symbolic_link_a_pipe_or_a_directory(
     shell: Shell, kind: str
 ) -> None:
-    """If FILE.unfinished is a symbolic link, a named pipe or a directory, `send --failed-to FILE` exits with 2 without
-    waiting, sends nothing, and changes neither it nor the file that the link names.
+    """`send --failed-to FILE` uses FILE.unfinished as its temporary file. If there is a symbolic link, a named pipe
+    or a directory of this name, perhaps from another user, `send` exits with 2, sends nothing, and changes neither
+    FILE.unfinished nor the target of the link.
     """
     precious, planted = shell.directory / "precious", shell.directory / "failed.unfinished"
     precious.write_text("a line\nno newline at the end")
@@ -213,8 +216,9 @@ def test_send_does_not_write_through_what_another_user_has_put_at_the_name_of_it
 def test_no_failed_messages_are_added_to_the_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """If FILE.unfinished belongs to another user, who could read the messages, the FILE of --failed-to is refused, and
-    FILE.unfinished stays as it is. If it does not exist, it is created.
+    """Failed messages are first written to FILE.unfinished. If that file belongs to another user, who could read the
+    messages, --failed-to FILE is refused with a usage error, and FILE.unfinished stays unchanged. If there is no
+    FILE.unfinished, FILE is created.
     """
     source = Input(iter(()))
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
@@ -342,9 +346,10 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
 )
 @pytest.mark.sampled(2)
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command says so in a note,
-    and exits with 0. With -l, the note contains the number of such messages. There is no note with --quiet, or with a
-    header x-delay, because the exchange might be delaying the message.
+    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the line that reports the
+    message as sent adds "no queue received it", and the exit code is 0. With -l, the command prints how many messages
+    no queue received. With --quiet or a header x-delay, it prints neither, because a delayed-message exchange might
+    be delaying the message.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -427,8 +432,8 @@ def test_rpc_client_reports_that_a_full_queue_refuses_its_request(shell: Shell) 
 
 
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange to which `send -l --failed-to FILE` publishes is deleted meanwhile, the command prints the
-    broker's reason, keeps all unconfirmed messages in FILE, and exits with 3.
+    """If an exchange is deleted while `send -l --failed-to FILE` publishes to it, the command prints the broker's
+    error, keeps all unconfirmed messages in FILE, and exits with 3.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
@@ -450,7 +455,7 @@ def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell:
 
 @pytest.fixture
 def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
-    """A shell on an embedded broker that can have faults."""
+    """A shell whose embedded broker can simulate faults."""
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     return lonely_shell
 
@@ -477,8 +482,9 @@ def test_send_stops_at_a_line_that_cannot_be_published(shell: Shell, bad: dict[s
 
 
 def test_the_option_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
-    """If a line of input has a delay, which --mandatory does not allow, `send --json --mandatory --failed-to FILE`
-    exits with 2. It writes this line and all later ones to FILE, because they can be sent without --mandatory.
+    """If a message in the input has a delay, which cannot be combined with --mandatory, `send --json --mandatory
+    --failed-to FILE` exits with 2. It writes this message and all later ones to FILE, because they can be sent
+    without --mandatory.
     """
     lines = _ndjson({"body": "1"}, {"body": "2", "delay": "1m"}, {"body": "3"})
     sent = shell.run("mqtool", "send", "-q", "q", "--json", "--mandatory", "--failed-to", "failed", stdin=lines)
@@ -486,10 +492,11 @@ def test_the_option_failed_to_keeps_a_delayed_message_that_mandatory_forbids(she
     assert _bodies(shell, "failed") == ["2", "3"]
 
 
-def test_a_refusal_is_reported_although_a_later_line_has_a_routing_key_that_is_not_used(shell: Shell) -> None:
-    """With -q QUEUE, `send --json` ignores the routing keys in its input, even one that is too long. If the broker
-    refuses a message before such a line, `send --json -q QUEUE --failed-to FILE` exits with 3 if the broker has
-    confirmed other messages, and with 75 if not. FILE contains all messages that were not confirmed.
+def test_a_refusal_is_reported_although_an_unused_routing_key_in_a_later_line_is_too_long(shell: Shell) -> None:
+    """With -q QUEUE, `send --json` ignores the routing keys in its input. If the broker refuses a message, and a
+    later line has a routing key that is too long, `send --json -q QUEUE --failed-to FILE` therefore reports the
+    refusal, and exits with 3 or 75, not with 65 as for an invalid line. FILE contains the refused message and the
+    later one.
     """
     lines = _ndjson(
         {"body": "1"}, {"body": "2", "properties": {"user_id": "somebody"}}, {"body": "3", "routing_key": "k" * 300}
@@ -519,9 +526,9 @@ def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_
 
 
 def test_send_exits_with_65_after_an_invalid_line_although_the_broker_also_refuses_a_message(shell: Shell) -> None:
-    """If the broker refuses a message, and a later line of the input is invalid, `send --json --failed-to FILE` exits
-    with 65. This exit code means that the lines after the invalid one are not in FILE. The command prints both reasons,
-    and FILE contains the unconfirmed messages.
+    """If the broker refuses a message, and a later line of the input is invalid, `send --json --failed-to FILE`
+    reports both and exits with 65. This exit code means that the lines after the invalid one are not in FILE. FILE
+    contains the unconfirmed messages before the invalid line.
     """
     assert shell.run("mqtool", "queue", "declare", "q").code == 0
     lines = '{"body": "1"}\n{"body": "2", "exchange": "nosuch"}\noops\n{"body": "last"}\n'
@@ -547,8 +554,8 @@ def _replay_of_two(shell: Shell, exchange: str) -> list[str]:
 
 def test_replay_exits_with_65_if_a_line_after_a_refused_message_is_invalid(shell: Shell) -> None:
     """If the broker refuses a message because its exchange does not exist, `recording replay --failed-to FILE` stops
-    publishing, and saves this message and the rest of the recording in FILE. If a line of the rest is invalid, the
-    command exits with 65, and saves only the messages before this line.
+    publishing, and saves this message and the rest of the recording in FILE. If a later line is invalid, the command
+    exits with 65, and saves only the messages before this line.
     """
     replay = _replay_of_two(shell, "nosuch")
     with (shell.directory / "recording").open("a") as file:
@@ -757,8 +764,8 @@ def _silence(vhost: Vhost) -> None:
 def test_rpc_client_times_out_while_the_broker_is_down_or_silent(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If the broker goes down or falls silent after the first of two replies, `rpc-client --timeout` prints this reply,
-    and exits with 124 when the time is up. It says how many replies are missing.
+    """If the broker goes down or falls silent after the first of two replies, `rpc-client --timeout` prints the first
+    reply, and exits with 124 when the time is up. The error says how many replies are missing.
     """
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     own_shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()
@@ -805,12 +812,12 @@ def test_sigterm_or_sighup_ends_send_while_the_broker_is_down_or_blocks_publishe
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_send_over_amqp_1_0_at_once_while_the_broker_blocks_publishers(
+def test_a_signal_ends_send_over_amqp_1_0_immediately_while_the_broker_blocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, number: int
 ) -> None:
-    """If `send --protocol amqp1.0` has sent messages, and then waits because the broker blocks publishers, it says so.
-    Ctrl-C or SIGTERM ends it with exit code 75. It does not wait until --confirm-timeout has passed. FILE of
-    `--failed-to FILE` keeps the message that waits.
+    """If the broker blocks publishers while `send --protocol amqp1.0 --failed-to FILE` still has messages to send,
+    `send` reports that the broker blocks publishers. Ctrl-C or SIGTERM then ends `send` with exit code 75, without
+    waiting for --confirm-timeout, and FILE contains the message that was not confirmed.
     """
     options = ("--protocol", "amqp1.0", "--confirm-timeout", "1h", "--failed-to", "failed")
     sender = own_shell.start("mqtool", "send", "-l", "-v", *options, stdin=PIPE)
@@ -829,11 +836,12 @@ def test_a_signal_ends_send_over_amqp_1_0_at_once_while_the_broker_blocks_publis
 
 
 @pytest.mark.parametrize("ends", ["the alarm is over", "the command is stopped"])
-def test_commands_over_amqp_1_0_wait_with_declarations_while_the_broker_blocks_publishers(
+def test_send_over_amqp_1_0_declares_its_queue_only_once_the_broker_unblocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, ends: str
 ) -> None:
-    """If `send --protocol amqp1.0` starts while the broker blocks publishers, it says that it waits. Once the broker
-    unblocks publishers, it declares the queue and sends its message. If it is stopped before, it exits with 69.
+    """If `send --protocol amqp1.0` starts while the broker blocks publishers, it prints that it is waiting. Once the
+    broker unblocks publishers, `send` declares the queue and sends its message. If Ctrl-C stops `send` before that,
+    it exits with 69.
     """
     with amqp_vhost.faults.block_publishers("low"):
         sender = own_shell.start("mqtool", "send", "--protocol", "amqp1.0", "x", ready=False)
@@ -866,8 +874,9 @@ def test_send_keeps_its_messages_when_the_terminal_is_closed(own_shell: Shell, a
 
 
 def test_sighup_ends_send_although_its_message_looks_like_the_option_o(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """SIGHUP makes a command with the option -o reopen its output file. If `send` has no such option, but a message
-    that begins with -o, SIGHUP ends it with exit code 75, and --failed-to keeps the message.
+    """SIGHUP makes a command with the option -o reopen its output file. `send` has no such option. SIGHUP therefore
+    ends `send` with exit code 75, even if the message begins with -o and so looks like this option, and --failed-to
+    keeps the message.
     """
     own_shell.run("mqtool", "queue", "declare", "hello")
     _block(amqp_vhost)
@@ -990,8 +999,8 @@ def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> No
 def test_rpc_client_says_after_ctrl_c_that_its_request_may_still_be_in_the_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If Ctrl-C ends `rpc-client` before the reply has come, it exits with 130, and says that the request may still be
-    in the queue.
+    """If Ctrl-C ends `rpc-client` before the reply has arrived, it exits with 130, and says that the request may
+    still be in the queue.
     """
     assert shell.run("mqtool", "queue", "declare", "rpc_queue").code == 0
     client = shell.start("mqtool", "rpc-client", "30")
@@ -1071,7 +1080,7 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
     """`publisher-confirms all` publishes in three ways, individual, batch and async, and prints the time of each. Its
-    last line says how often `batch` waited for confirms, and whether `async` took about as long as `batch`.
+    last line says how many times `batch` waited for confirms, and whether `async` took about as long as `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])

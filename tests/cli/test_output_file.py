@@ -110,8 +110,8 @@ def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) 
 
 
 def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -> None:
-    """If the output file has several lines and the last one is incomplete, as after a killed run, `receive -o` removes
-    this line from the file and reports the beginning of the line.
+    """If the output file has several lines and the last one is incomplete, as after a killed run, `receive -o`
+    removes this line from the file, and prints the line's size and beginning.
     """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
@@ -127,8 +127,8 @@ def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -
 
 @on_any_broker
 def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(shell: Shell) -> None:
-    """If another `receive -o` has the same file open, an incomplete last line may be one that the other command is
-    still writing. `receive -o` does not remove this line.
+    """If another `receive -o` has the same output file open, it may still be writing an incomplete last line. A
+    second `receive -o` therefore does not remove this line.
     """
     log = shell.directory / "app.log"
     shell.start("mqtool", "receive", "-q", "other", "--raw", "-o", "app.log").wait_until_ready()
@@ -252,8 +252,9 @@ def test_closing_the_terminal_after_ctrl_c_does_not_kill_receive_to_a_file(
 def test_a_command_that_cannot_write_its_file_names_the_file_and_exits_with_1(
     shell: Shell, limit: int, command: str, names: str
 ) -> None:
-    """If a file cannot grow, as on a full disk, the command that writes the file exits with 1, and names the file or
-    its directory. If the file was to be a chart or a generated program, no incomplete file is left behind.
+    """If a file cannot grow, as on a full disk, the command that writes the file exits with 1, and the error names
+    the file or its directory. If `bench` cannot write its chart, or `tutorial show repair` its programs, no
+    incomplete file is left behind.
     """
     shell.start_cold()
     # Python would write truncated .pyc files.

@@ -64,8 +64,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """`peek` shows all messages of a queue with hundreds of messages, only the first ones (-c), or only the matching
-    ones (--where). Even after several runs, all messages are still in the queue, in order.
+    """From a queue with hundreds or thousands of messages, `peek` shows all messages, only the first ones (-c), or
+    only the matching ones (--where). Even after several runs, all messages are still in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -99,8 +99,9 @@ def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     broker: TestBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While `peek` shows the messages of a queue with x-single-active-consumer, another client begins to consume from
-    the queue. The broker delivers the remaining messages only to that client, so `peek` fails, and says how many
-    messages it has not shown. Once that client has closed its channel, all messages are in the queue, in order.
+    the queue. The broker delivers the remaining messages only to that client, so `peek` fails with an error that says
+    how many messages it has not shown. Once that client has closed its channel, all messages are in the queue, in
+    order.
     """
     channel = connection.channel()
     single = {"x-queue-type": "quorum", "x-single-active-consumer": True}
@@ -321,12 +322,12 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
 
 
-def test_peek_exits_with_141_if_its_reader_ends_and_a_message_reaches_the_delivery_limit(
+def test_peek_exits_with_141_after_a_closed_pipe_even_if_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message behind the first one of a quorum queue has reached the delivery limit, and the program that reads the
-    output of `peek` ends. `peek` then still reports the message, but exits with 141, as for any closed pipe, and not
-    with 1.
+    """If the second message of a quorum queue has reached the delivery limit, `peek` usually exits with 1. If the
+    program that reads the output of `peek` has exited, `peek` still prints the warning about this message, but exits
+    with 141, as for any closed pipe.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     requeue_the_second(broker, 3, 6)

@@ -211,7 +211,7 @@ def recorded(chromium: Any, directory: Path, records: Iterable[dict[str, Any]]) 
 
 
 def places(page: Page, fate: str) -> list[tuple[float, float]]:
-    """Where the messages with this fate are drawn."""
+    """Return the positions at which the messages in this state (`fate`) are drawn."""
     found = page.ask(
         """
         return [...document.querySelectorAll("#picture .dot")].filter((dot) => dot.dataset.fate === arguments[0])
@@ -307,8 +307,9 @@ def test_a_consumer_with_prefetch_1_gets_its_next_message_once_its_acknowledgeme
 
 
 def test_a_consumer_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
-    """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several messages at the consumer at once, even if the consumer acknowledges each message immediately.
+    """If a consumer without a prefetch limit receives several messages in the same millisecond, the picture of
+    `mqtool ui` draws several messages at the consumer at once, even if the consumer acknowledges each message
+    immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -382,8 +383,8 @@ def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, t
 def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_requeued(
     chromium: Any, tmp_path: Path, why: str
 ) -> None:
-    """If a worker gets three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui` first
-    draws all three messages at the worker, and only then moves them back to their queue.
+    """If a worker receives three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui`
+    first draws all three messages at the worker, and only then moves them back to their queue.
     """
     records = jobs([{"name": "1/tag", "label": "worker 1", "prefetch": 0}])
     to = {"consumer": "1/tag", "no_ack": False, "redelivered": False, "to": None}
@@ -441,9 +442,9 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 
 def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
-    """If an RPC server gets a request and publishes the reply in the same millisecond, a tutorial's picture first moves
-    the request to the server. Only when the request has arrived does the server's terminal show it, and does the
-    picture move the reply.
+    """If an RPC server receives a request and publishes the reply in the same millisecond, a tutorial's picture first
+    moves the request to the server. Only when the request has arrived does the server's terminal show it, and does
+    the picture move the reply.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -512,8 +513,8 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path, width: int) -> None:
-    """While many messages move along an arrow in the picture of `mqtool ui`, no message covers the arrow's message
-    rate. This holds for a wide page and for a phone.
+    """While many messages move along an arrow in the picture of `mqtool ui`, on a wide page or on a phone, no message
+    covers the arrow's message rate.
     """
     records = jobs()
     for number in range(60):
@@ -546,9 +547,8 @@ def rates(page: Page) -> list[str]:
 
 
 def test_the_rate_of_an_arrow_disappears_when_no_messages_move(chromium: Any, tmp_path: Path) -> None:
-    """When messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if no further
-    report comes from the broker. In a recording, only the time that is played counts, so a rate stays while the
-    recording is paused.
+    """When messages stop moving, the picture of `mqtool ui` removes the rates from the arrows within a few seconds,
+    even if the broker sends no further report. While a recording is paused, a rate stays.
     """
     counted = [(0, 0), (1000, 100), (2000, 200)]
     records = [
@@ -669,10 +669,10 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client of a tutorial deletes its reply queue before the tutorial's page has asked the broker for a list of
-    queues. The page knows the queue only from the reply that moves through it. The tutorial's picture shows the queue
-    while the reply moves. It removes the queue once the broker reports the deletion or, without such a report, once the
-    commands of the tutorial's next scene begin.
+    """An RPC client of a tutorial deletes its reply queue before the page has asked the broker for a list of queues,
+    so the page knows the queue only from the reply that moves through it. The picture shows the queue while the reply
+    moves, and removes it once the broker reports the deletion or, without such a report, once the commands of the
+    next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -731,8 +731,7 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
     """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, both disappear from the
-    tutorial's picture at once, and not only when the page with the picture next asks the broker for a list of
-    consumers.
+    tutorial's picture immediately, and not only when the page next asks the broker for a list of consumers.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
     records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
@@ -914,7 +913,7 @@ def test_the_text_beside_a_moving_message_is_not_cut_at_the_edge_of_the_picture(
         assert seen > 4
 
 
-def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tmp_path: Path) -> None:
+def test_the_clients_of_a_scene_stay_until_the_next_scene_begins(chromium: Any, tmp_path: Path) -> None:
     """In the picture of a tutorial, publishers and consumers whose programs have ended stay until the commands of the
     next scene begin, so that a viewer sees them while reading the next scene's text.
     """
@@ -933,8 +932,8 @@ def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tm
 
 
 def test_a_recording_ends_only_when_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a recording of `mqtool ui`, no message moves any more, even if a worker with prefetch 1 got many
-    messages in the recording's last moment.
+    """At the end of a recording of `mqtool ui`, no message moves any more, even if a worker with prefetch 1 received
+    many messages in the recording's last moment.
     """
     records = jobs([{"name": "one/tag", "label": "worker 1"}])
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
@@ -1042,8 +1041,9 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, key: str, seen: str
 ) -> None:
     """While a message moves from a topic exchange to a queue, the picture of `mqtool ui` shows the message's routing
-    key beside it, in quotes if the key has no letters or digits. Behind a headers exchange, it shows the message's
-    headers instead. Behind a fanout exchange or the default exchange, it shows no text.
+    key beside it, in quotes if the key has no letters or digits. If the message comes from a headers exchange, the
+    picture shows the message's headers instead. If it comes from a fanout exchange or the default exchange, the
+    picture shows no text.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -1119,7 +1119,7 @@ def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
 
 
 def moving_labels(page: Page, steps: int) -> set[str]:
-    """What is beside messages that move, at this many moments."""
+    """Return the labels that moving messages have at any of this many moments of the recording."""
     texts = set()
     for step in range(steps):
         seek(page, step / steps)
@@ -1160,7 +1160,7 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 @pytest.mark.parametrize(
     ("keys", "seen"), [(["mail"], {"Tea is ready."}), (["mail", "fax"], {"mail"})], ids=["one", "two"]
 )
-def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_its_routing_key(
+def test_a_message_of_a_tutorial_has_its_body_beside_it_if_all_bindings_have_the_same_key(
     chromium: Any, tmp_path: Path, keys: list[str], seen: set[str]
 ) -> None:
     """While messages move through an exchange whose bindings all have the same key, a tutorial's picture shows each
@@ -1307,8 +1307,8 @@ def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
 ) -> None:
     """If the broker confirms a message, the picture of a tutorial moves a small tick with the word "confirm" from the
     exchange to the publisher, once the message has arrived in its queue. The label of a confirm for five messages is
-    "confirm of 5", and that of a negative one is "nack". No label covers a box, and no queue counts a confirm as a
-    message.
+    "confirm of 5", and the label of a negative acknowledgement is "nack". No label covers a box, and no queue counts
+    a confirm as a message.
     """
     page = recorded(chromium, tmp_path, of_confirms(count, nack=nack))
     page.resize(width)
@@ -1329,7 +1329,7 @@ def test_a_confirm_moves_to_the_publisher_after_its_message_has_arrived(
 
 
 def order(page: Page) -> list[tuple[str, str]]:
-    """Return the messages and confirms that move in a recording, by fate and destination, each once and in order."""
+    """Return the messages and confirms that move in a recording, by state and destination, each once and in order."""
     found = dict[tuple[str, str], None]()
     for step in range(150):
         seek(page, step / 150)
@@ -1338,8 +1338,8 @@ def order(page: Page) -> list[tuple[str, str]]:
 
 
 def test_the_picture_continues_after_an_event_that_the_page_does_not_know(chromium: Any, tmp_path: Path) -> None:
-    """If a newer broker reports an event that the page of `mqtool ui` does not know, and that belongs to no queue, the
-    page lists the event by its name, and still shows later messages.
+    """If a newer broker reports an event that the page of `mqtool ui` does not know, and that belongs to no queue,
+    the page lists the event under its name, and still shows later messages.
     """
     unknown = {"kind": "event", "t": 1000, "what": "throttled", "from": {"client": "boss"}}
     page = recorded(chromium, tmp_path, [*jobs(), unknown, *published(2000, 0), {"kind": "now", "t": 4000}])
@@ -1386,9 +1386,9 @@ def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn
 
 
 def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: Any, tmp_path: Path) -> None:
-    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue, and the picture ends their
-    movement at once. The broker then confirms the last message, and half a second after the confirm, another client
-    gets an error. The picture draws the confirm without delay, and so before the error.
+    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue, and the picture ends
+    their movement immediately. The broker then confirms the last message, and half a second after the confirm,
+    another client gets an error. The picture draws the confirm without delay, and so before the error.
     """
     records = [each for each in play() if each["t"] < 7100]
     (goes_on,) = [each for each in play() if each["kind"] == "goes_on" and each["number"] == 2]
@@ -1482,7 +1482,7 @@ def test_a_tutorials_picture_shows_a_flow_of_messages_without_its_rate(chromium:
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
     """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each message's offset beside
-    it, even if the consumer gets several messages together. A viewer thus sees where each consumer starts.
+    it, even if the consumer receives several messages together. A viewer thus sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -1914,9 +1914,9 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
 def test_a_message_dropped_after_its_delay_is_marked_at_the_exchange_that_finds_no_queue(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a delayed exchange forwards a message to a topic exchange after the message's delay, and no binding of the
-    topic exchange matches, the picture of `mqtool ui` moves the message to the topic exchange, and marks it as dropped
-    there.
+    """If a delayed-message exchange forwards a message to a topic exchange after the message's delay, and no binding
+    of the topic exchange matches, the picture of `mqtool ui` moves the message to the topic exchange, and marks it as
+    dropped there.
     """
     records = jobs()
     records[1]["exchanges"] = [
@@ -1995,8 +1995,8 @@ def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path)
 def test_an_amqp_1_0_consumers_box_shows_its_link_credit_even_after_a_reconnection(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows the consumer's link credit, and still does
-    so after the client has reconnected. The box of an AMQP 0-9-1 consumer shows the prefetch limit instead.
+    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows the consumer's link credit, even after the
+    client has reconnected. The box of an AMQP 0-9-1 consumer shows the prefetch limit instead.
     """
     worker = {"label": "worker 1", "prefetch": None}
     first, second = (f"10.0.0.7:{port} -> 10.0.0.1:5672/0" for port in (50001, 50002))
@@ -2256,9 +2256,9 @@ def of_one_row(page: Page, selector: str) -> bool:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, scheme: str) -> None:
-    """In a window of 1280×800 pixels, the page of a tutorial needs no scrolling, and the picture takes most of the
-    width. In a window of 390×844 pixels, the whole picture is visible without scrolling, and the buttons are in one
-    row.
+    """In a window of 1280×800 pixels, the page of a tutorial needs no scrolling, and the picture takes more than
+    three quarters of the width. In a window of 390×844 pixels, the whole picture is visible without scrolling, and
+    the buttons are in one row.
     """
     page = recorded(chromium, tmp_path, play())
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -2418,7 +2418,7 @@ def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path
 
 def test_a_live_region_tells_screen_readers_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
     """A live region of the page of `mqtool ui` tells screen readers which client has published, received or
-    acknowledged which message, and which publisher has got a confirm or a nack.
+    acknowledged which message, and which publisher has received a confirm or a nack.
     """
     confirmed = of_confirms()[-2]
     records = [*play(), {**confirmed, "t": 2001}, {**confirmed, "t": 8001, "messages": [1], "nack": True}]

@@ -30,8 +30,8 @@ def test_the_page_of_the_tutorials_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
-def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
-    """Each exchange and queue in a tutorial's diagram has the name and type that the tutorial's commands declare."""
+def test_a_diagram_shows_names_and_types_that_the_tutorials_declare(name: str) -> None:
+    """Each exchange and queue in a tutorial's diagram has a name and a type that the tutorials' commands declare."""
     labels = {
         f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in NAMES[Dialect.PYTHON]
     }

@@ -78,7 +78,7 @@ def test_receive_remains_the_single_active_consumer_of_a_queue_with_a_delivery_l
 ) -> None:
     """On a quorum queue with a delivery limit, `receive` normally cancels its consumer after the first message and
     starts another one. It does not do so if the queue has a single active consumer, because another client would then
-    become the active one. Of two `receive` commands, the first one therefore gets every message.
+    become the active one. Of two `receive` commands, the first one therefore receives every message.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limits = ("--argument", "x-single-active-consumer:=true", "--argument", "x-delivery-limit:=5")
@@ -410,9 +410,9 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
-    """The routing key `{app}.{level}` has two placeholders. For each line, `emit-log --key-pattern` replaces them with
-    the parts of the line that the pattern's groups of the same names match. If a line does not match the pattern, both
-    become 'unknown', and the command says how many lines did not match.
+    """The routing key `{app}.{level}` has two placeholders. For each line, `emit-log --key-pattern` replaces them
+    with the parts of the line that the pattern's groups of the same names match. If a line does not match the
+    pattern, both placeholders become 'unknown', and the command says how many lines did not match.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -458,8 +458,8 @@ def test_a_full_disk_behind_stderr_is_ignored_and_one_behind_stdout_is_reported(
 
 
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
-    """If one of three `receive` commands on the same queue is killed, the other two get the messages that the killed
-    one had not acknowledged, and every message is printed at least once.
+    """If one of three `receive` commands on the same queue is killed, the other two receive the messages that the
+    killed one had not acknowledged, and every message is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
@@ -501,9 +501,8 @@ def test_commands_accept_a_closed_stderr_but_not_a_closed_stdin_or_stdout(shell:
 @pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @on_any_broker
 def test_send_and_receive_succeed_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
-    """If two or all of stdin, stdout and stderr are closed, as some launchers of daemons leave them, `send` exits with
-    0, and `receive --output` writes the message to its file. If stderr is the one that is open, `send` prints no error
-    there.
+    """If two or all of stdin, stdout and stderr are closed, as in some daemons, `send` exits with 0, and `receive
+    --output` writes the message to its file. If stderr is the one that is open, `send` prints no error there.
     """
     shell.start_cold()
     sent = shell.script(f"mqtool send kept {closed}", timeout=30)

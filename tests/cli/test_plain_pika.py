@@ -1,4 +1,4 @@
-"""The scripts that `tutorial show --plain` prints run as printed, together with the commands that they stand for."""
+"""The scripts that `tutorial show --plain` prints run as printed, and work together with mqtool's own commands."""
 
 import ast
 import sys
@@ -14,7 +14,7 @@ WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C\n"
 
 
 class Room:
-    """mqtool, and a script made by redirecting what it prints; both find the broker by AMQP_URL."""
+    """A shell for mqtool and for scripts that mqtool has printed; both find the broker by AMQP_URL."""
 
     def __init__(self, shell: Shell, url: str) -> None:
         self.shell = shell
@@ -59,9 +59,9 @@ def ends_well(script: Running) -> None:
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 @pytest.mark.sampled(1)
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """`tutorial show hello-world --plain` prints a pika script that can send and receive messages. The script receives
-    what `mqtool send` has sent, and `mqtool receive` gets what the script has sent. Either sender declares the queue if
-    it is missing.
+    """`tutorial show hello-world --plain` prints a pika script that can send and receive messages. The script
+    receives what `mqtool send` has sent, and `mqtool receive` receives what the script has sent. Either sender
+    declares the queue if it is missing.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -221,8 +221,8 @@ def test_the_script_of_publisher_confirms_prints_the_same_lines_as_the_command(r
 
 
 def test_the_script_of_delayed_messages_exchanges_messages_with_mqtool(room: Room) -> None:
-    """`tutorial show delayed-messages --plain` prints a script that gets the messages of `send-delayed`.
-    `receive-delayed` gets the script's messages in the order in which the messages are due.
+    """`tutorial show delayed-messages --plain` prints a script that receives the messages of `send-delayed`.
+    `receive-delayed` receives the script's messages in the order in which the messages are due.
     """
     room.printed("delayed-messages")
     room.script("send", "4000", "second")

@@ -32,7 +32,7 @@ def playing(lonely_shell: Shell, chromium: Any, request: pytest.FixtureRequest) 
 
 
 def shown(page: Page, selector: str) -> str:
-    """A text of the play; "" if it is not there."""
+    """Return the text of an element of the page; "" if there is no such element."""
     return str(page.ask("const e = document.querySelector(arguments[0]); return e ? e.innerText : ''", selector))
 
 

@@ -21,7 +21,7 @@ AT_RESTART = "warning: queue 'jobs-full' drops 7 of 10 messages when RabbitMQ re
 
 @pytest.fixture
 def admin(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows where the management API is."""
+    """A shell with the address of the management API in its environment."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     return shell
 
@@ -89,8 +89,8 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
 
 
 def test_policy_set_refuses_an_invalid_pattern_before_it_counts_messages(admin: Shell) -> None:
-    """If the pattern is not a valid regular expression, `policy set` exits with 2 and names it. It does not ask about
-    messages that the policy would remove, even if a queue has some.
+    """If the pattern is not a valid regular expression, `policy set` exits with 2, and the error names the pattern.
+    The command does not first ask about messages that the policy would remove.
     """
     admin.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n")
     for pattern in ("[", "*", "(", ")"):
@@ -102,8 +102,8 @@ def test_policy_set_refuses_an_invalid_pattern_before_it_counts_messages(admin: 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
-    """`policy set` exits with 2 if --definition is not a JSON object. So does an empty JSON object: the message
-    says that a policy needs a setting.
+    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty one. For an empty object, the
+    error says that a policy needs at least one setting.
     """
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
@@ -270,10 +270,8 @@ def test_policy_commands_ask_if_any_of_several_policies_with_the_same_priority_w
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages. That is the case if no queue
-    exceeds the new limit, if another policy takes precedence, or if the queue has a lower limit of its own. It is also
-    the case if the queue rejects new messages instead of dropping old ones, if the queue's type does not support a
-    setting, or if the setting affects only later messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages: for example, because no queue
+    exceeds the new limit, or because the queue rejects new messages instead of dropping old ones.
     """
     fill(admin, "jobs")
     fill(admin, "full", "--argument", "x-overflow=reject-publish")

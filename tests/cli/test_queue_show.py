@@ -16,7 +16,7 @@ SETTINGS = ("--max-length", "9", "--dead-letter-exchange", "dead")
 
 @pytest.fixture
 def admin(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows the management API, and a queue `jobs` with a consumer and two bindings."""
+    """A shell with the address of the management API in its environment, and a queue `jobs` with two bindings."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for line in (
         "exchange declare dead topic",

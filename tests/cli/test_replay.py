@@ -241,7 +241,7 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
     """The property user_id of a received message names the user who published the original. `send --json` therefore
     sends a copy of this message without its user_id, even if the same user sends the copy. A user_id given on the
-    command line is sent.
+    command line is kept.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
@@ -256,12 +256,12 @@ def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Sh
 
 
 @pytest.mark.parametrize("command", ["recording replay", "send --json"])
-def test_a_reply_to_in_a_stream_that_no_client_may_publish_does_not_stop_commands(
+def test_replay_and_send_json_drop_a_direct_reply_to_that_a_stream_contains(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """The broker refuses the reply_to amq.rabbitmq.reply-to from a client that waits for no direct replies, but whoever
-    writes to a stream can write it there. `recording replay` and `send --json` publish such a message without this
-    property, and the next ones, too.
+    """The broker refuses a message with the reply_to amq.rabbitmq.reply-to unless the client consumes direct replies,
+    but a client that writes to a stream can store this reply_to there. `recording replay` and `send --json` publish
+    such a message without its reply_to, and then publish the following messages.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -320,7 +320,7 @@ def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, c
 @on_any_broker
 def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection: Connection) -> None:
     """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, writes all others to
-    FILE, and exits with 130. That is so even if the recording's last line does not end with a newline.
+    FILE, and exits with 130, even if the recording's last line does not end with a newline.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})

@@ -250,8 +250,8 @@ with stopping.calling(lambda: print("stopping")):
 @pytest.mark.parametrize("first", ["SIGHUP", "SIGTERM"])
 def test_sighup_never_counts_as_the_second_signal(first: str) -> None:
     """The first signal asks a command to stop, and a second one usually kills it. A SIGHUP after a SIGTERM or another
-    SIGHUP does not kill it: a command that exits with 0 after the first signal alone still does so. When a terminal is
-    closed, SIGHUP may arrive twice: from the shell, and from the kernel when the shell ends.
+    SIGHUP does not kill it, and does not change its exit code. When a terminal is closed, SIGHUP may arrive twice:
+    from the shell, and from the kernel when the shell ends.
     """
     result = run([sys.executable, "-c", HANGS_UP_LATER, first], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
@@ -389,9 +389,8 @@ def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_it
 def test_top_ends_without_an_error_when_the_terminal_is_closed(
     shell: Shell, signals: str, keys: str, shown: str
 ) -> None:
-    """When the terminal is closed, `top 2> FILE` ends with exit code 0 and reports no error in FILE. This is also the
-    case if `top` was started with SIGHUP ignored, so that the signal does not end it, and if the user is typing a text
-    to filter by.
+    """When the terminal is closed, `top 2> FILE` ends with exit code 0 and reports no error in FILE. It does so even
+    if `top` was started with SIGHUP ignored, so that the signal does not end it, or if the user is typing a filter.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     with closable_terminal(shell, "sh", "-c", f"{signals}exec mqtool top 2> errors") as terminal:
@@ -529,8 +528,8 @@ def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestB
 def test_messages_that_a_stopped_command_leaves_in_a_quorum_queue_stay_in_order(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """After Ctrl-C, all messages that `receive` or `worker` has not handled are in their quorum queue in the original
-    order, even those that the command had already received. No message that was handled is left in the queue.
+    """After Ctrl-C, the messages that `receive` or `worker` has not handled, including those that it had already
+    received, are in their quorum queue in the original order. No message that was handled is left in the queue.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()

@@ -43,8 +43,8 @@ def numbers(first: int, last: int) -> str:
 
 
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
-    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages that
-    were sent before the reader started, and these messages stay in the stream for the next reader.
+    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader receives messages
+    that were sent before it started, and these messages stay in the stream for the next reader.
     """
     sent = shell.run("mqtool", "send-stream")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
@@ -95,9 +95,9 @@ def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None
         assert (message["headers"], message["properties"]) == ({**headers, "x-stream-offset": offset}, properties)
 
 
-def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and names the option
-    with which it gets all messages. With --offset, it prints no such notice.
+def test_receive_says_that_it_receives_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `receive` without --offset on a stream says that it receives only new messages, and names the
+    option with which it receives all messages. With --offset, it prints no such notice.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -179,9 +179,9 @@ def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: Te
     assert len(numbers_read) <= 20_000 + not_stored + 4
 
 
-def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --filter VALUE` gets only the messages that were sent with VALUE as their filter value. On a
-    RabbitMQ that is too old for stream filters, `send-stream --filter` exits with 2.
+def test_receive_stream_filter_receives_only_messages_with_that_filter_value(shell: Shell, broker: TestBroker) -> None:
+    """`receive-stream --filter VALUE` receives only the messages that were sent with VALUE as their filter value. On
+    a RabbitMQ that is too old for stream filters, `send-stream --filter` exits with 2.
     """
     send = ("mqtool", "send-stream", "-q", "s")
     sent = shell.run(*send, "--filter", "eu", "one")
@@ -298,9 +298,9 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
 
 
 def test_errors_of_stream_commands_name_what_is_wrong(shell: Shell, broker: TestBroker) -> None:
-    """If a stream command gets a wrong stream port, virtual host, stream, argument or offset, its error names what is
-    wrong. The exit code depends on the error, for example 69 if nothing answers at the stream port, and 78 if the queue
-    is not a stream.
+    """If a stream command is given a wrong stream port, virtual host, stream, argument or offset, its error names
+    what is wrong. The exit code depends on the error, for example 69 if nothing answers at the stream port, and 78 if
+    the queue is not a stream.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -538,7 +538,7 @@ def publish_batches(broker: TestBroker, stream: str, *batches: bytes) -> None:
 
 
 def batch(kind: int, data: bytes, count: int = 1) -> bytes:
-    """Encode a sub-entry batch with a compression method that says that it decompresses to 7 bytes."""
+    """Encode a sub-entry batch with this compression method, which claims an uncompressed size of 7 bytes."""
     return struct.pack(">BHII", 0x80 | kind << 4, count, 7, len(data)) + data
 
 
@@ -558,8 +558,8 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """A stream has compressed batches with 65,535 messages each. With 600 MB of address space, `receive-stream` can
-    read more than one batch of such a stream, because it decompresses one batch at a time.
+    """A stream has compressed batches with 65,535 messages each. If its address space is limited to 600 MB,
+    `receive-stream` can read more than one batch of such a stream, because it decompresses one batch at a time.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)

@@ -20,7 +20,7 @@ READ = ("mqtool", "receive-stream", "-q", "orders", "--idle-timeout", IDLE)
 
 @pytest.fixture
 def shell(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows the broker's port for streams."""
+    """A shell with the broker's stream port in its environment."""
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
     shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
@@ -59,8 +59,9 @@ def test_a_routing_key_always_selects_the_same_partition(shell: Shell, broker: T
 
 
 def test_partitions_get_messages_in_turn_and_each_has_its_own_stored_offset(shell: Shell) -> None:
-    """Without a routing key, `send-stream` sends messages to the partitions of a super stream in turn. `receive-stream
-    --track` stores an offset for each partition, and its next run resumes at these offsets.
+    """Without a routing key, `send-stream` sends messages to the partitions of a super stream one after the other
+    (round robin). `receive-stream --track` stores an offset for each partition, and its next run resumes at these
+    offsets.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {

@@ -42,7 +42,7 @@ def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
     """`tap EXCHANGE` prints each message published to a topic, fanout or headers exchange. From a direct exchange, it
-    prints the messages whose routing keys are bound when `tap` starts. The bound queues still get every message.
+    prints the messages whose routing keys are bound when `tap` starts. The bound queues still receive every message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
@@ -60,8 +60,8 @@ def test_tap_prints_every_message_that_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_prints_only_messages_with_matching_keys_or_headers(shell: Shell, broker: TestBroker) -> None:
-    """With binding keys or headers on its command line, `tap` prints only the matching messages. With -e, it prints the
-    matching messages of a second exchange as well.
+    """With binding keys or headers on its command line, `tap` prints only the matching messages. With -e, it also
+    prints the matching messages of a second exchange.
     """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
@@ -106,9 +106,9 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange or the queue does not exist, `tap` says so, and exits with 69. If a direct exchange has no
-    bindings, or if the command line names neither an exchange nor a queue, or both, `tap` says what is wrong, and exits
-    with 2.
+    """If the exchange or the queue does not exist, `tap` names it and exits with 69. If a direct exchange has no
+    bindings, or if the command line names neither an exchange nor a queue, or both, `tap` exits with 2, and the error
+    says what is wrong.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),
@@ -144,9 +144,9 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
     shell: Shell, connection: Connection, words: str, ignored: str, hint: str
 ) -> None:
-    """If the command line of `tap` names headers for an exchange that is not a headers exchange, or binding keys for a
-    fanout or headers exchange, `tap` exits with 2, because the exchange would route other messages as well. The hint
-    contains --where with the same selection.
+    """If the command line of `tap` names headers for an exchange that is not a headers exchange, or binding keys for
+    a fanout or headers exchange, `tap` exits with 2, because the exchange would ignore them and also route other
+    messages. The hint says how to select the messages instead, in most cases with --where.
     """
     connection.channel().declare(Exchange("logs", "fanout", auto_delete=True))
     refused = shell.run("mqtool", "tap", *words.split(), "--idle-timeout", "10ms")

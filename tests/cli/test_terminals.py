@@ -62,7 +62,7 @@ def test_an_error_is_wrapped_between_words(lonely_shell: Shell) -> None:
         assert shown_there.split() == lonely_shell.run(*command).stderr.split()
 
 
-def test_drawings_are_ascii_in_the_locale_c(lonely_shell: Shell) -> None:
+def test_diagrams_and_marks_are_ascii_in_the_c_locale(lonely_shell: Shell) -> None:
     """With LC_ALL=C, mqtool uses only ASCII characters for the diagrams and marks that it prints on a terminal."""
     lonely_shell.environment["LC_ALL"] = "C"
     page = seen(lonely_shell, "mqtool", "tutorial", "show", "routing")

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has delet
 
 @pytest.fixture
 def watcher(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows where the management API is."""
+    """A shell with the address of the management API in its environment."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     return shell
 
@@ -93,7 +93,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: TestBroker) -> None:
     """`doctor` cannot tell whether a full queue with the overflow setting reject-publish has lost messages or refused
-    them. It names both possibilities, and says that refused messages are not lost, because their publishers get a nack.
+    them. It names both possibilities, and says that refused messages are not lost, because their publishers receive a
+    nack.
     """
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     broker.api("PUT", f"queues/{broker.vhost}/full", {"arguments": arguments, "durable": True})
@@ -293,8 +294,8 @@ def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues and says that there
-    are 19 others. With --json, `doctor` prints one finding for each queue.
+    """If many queues have the same problem, `doctor` prints one finding. For 40 queues, the finding names the first
+    21 and says that there are 19 others. With --json, `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -517,8 +518,8 @@ def test_doctor_exits_with_2_if_its_command_line_is_wrong_and_its_format_is_not_
     ],
 )
 def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: TestBroker, opening: str) -> None:
-    """If `doctor --format nagios` cannot write to stdout, the exit code is 3 (UNKNOWN), and stderr says why. This also
-    holds if no broker answers.
+    """If `doctor --format nagios` cannot write to stdout, the exit code is 3 (UNKNOWN), even if no broker answers,
+    and stderr says why nothing could be written.
     """
     if "/dev/full" in opening and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -534,7 +535,8 @@ def test_doctor_format_nagios_reports_a_silent_broker_as_critical_in_time(
     watcher: Shell, broker: TestBroker, silent_part: str
 ) -> None:
     """If the management API, or each of the three nodes given with -u, accepts connections but never replies, `doctor
-    --format nagios` reports CRITICAL and exits with 2, before a monitoring system would end the check.
+    --format nagios` reports CRITICAL and exits with 2 within 25 seconds, so that the monitoring system does not end
+    the check first.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -562,8 +564,8 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted by the column that --sort names, with a warning for each queue
-    that has messages and no consumer. For streams, `top` leaves the message rates empty.
+    """In a pipe, `top` prints all queues once, sorted by the column that --sort names, with the warning "no consumer"
+    for each queue that has messages but no consumer. The message rates of streams are left empty.
     """
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")

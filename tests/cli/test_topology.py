@@ -124,7 +124,7 @@ def test_each_format_of_topology_contains_every_exchange_and_queue(
     shell: Shell, channel: BlockingChannel, form: str
 ) -> None:
     """Each --format of `topology` (mermaid, dot and json) contains the exchanges and queues of the virtual host. The
-    JSON format contains each binding as well.
+    JSON format also contains each binding.
     """
     text = shell.run("mqtool", "topology", "--format", form).stdout
     for name in ("kern", "audit", "other", "idle"):

@@ -244,8 +244,8 @@ def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_ur
 
 def test_a_narrow_terminal_does_not_break_the_commands_that_tutorial_try_prints(lonely_shell: Shell) -> None:
     """On a terminal of 40 columns, `tutorial try` prints each command for other terminals on one line, so that it can
-    be copied: the one that selects its broker, those of a hint, and, at the end, the ones that continue and
-    forget the broker. It breaks sentences between words.
+    be copied. This includes the command that selects its broker and the commands of a hint. Sentences are broken
+    between words.
     """
     with EmbeddedBroker(management_port=0) as used:
         lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
@@ -267,8 +267,9 @@ def test_a_narrow_terminal_does_not_break_the_commands_that_tutorial_try_prints(
 
 
 def test_tutorial_try_prints_a_complete_url_for_a_broker_that_was_given_as_host_and_port(lonely_shell: Shell) -> None:
-    """If `tutorial try --url HOST:PORT` is given without a scheme, the URL that it prints for other terminals has the
-    scheme, the host and the port. A shell passes the options of the URL on unchanged.
+    """If the --url of `tutorial try` is HOST:PORT with options such as ?heartbeat=9, but without a scheme, the
+    command that `tutorial try` prints for other terminals sets a URL with the scheme, the host, the port and all
+    options. The URL is quoted, so that a shell does not change the options.
     """
     with EmbeddedBroker(management_port=0) as used:
         lonely_shell.environment |= {"MQTOOL_URL": used.url, "MQTOOL_MANAGEMENT_URL": str(used.management_url)}
@@ -302,7 +303,9 @@ def test_the_key_r_deletes_the_learners_queue_and_restarts_the_goal(lonely_shell
 @pytest.mark.sampled(1)
 @large
 def test_tutorial_try_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` has started is left, not even its broker."""
+    """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` has started is left running, not even its
+    broker.
+    """
     lonely_shell.start_cold()
     lonely_shell.environment["TRY_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -357,7 +360,7 @@ def test_tutorial_try_suggests_a_name_for_an_unknown_tutorial(lonely_shell: Shel
 
 
 def test_every_tutorial_with_goals_except_repair_can_be_run() -> None:
-    """Every tutorial that has goals for `tutorial try`, except `repair`, can be played with `tutorial run`."""
+    """Every tutorial that has goals for `tutorial try`, except `repair`, can be run with `tutorial run`."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 
 

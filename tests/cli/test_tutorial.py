@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def processes_with(text: str) -> list[str]:
-    """The command lines of this machine's processes that have a text in their environment."""
+    """Return the command lines of the processes on this machine whose environment contains the text."""
     if not Path("/proc/self").exists():
         pytest.skip("this system does not show the environments of processes")
     found = []

@@ -224,9 +224,9 @@ def test_the_label_of_a_binding_separates_the_headers_by_commas(shell: Shell, pa
 @on_any_broker
 @large
 def test_the_page_shows_the_state_of_each_message(shell: Shell, page: Page) -> None:
-    """The legend on the page of `mqtool ui` shows a different shape for each state of a message. The page says when a
-    message is returned as unroutable, draws a delayed message with the seconds until it is due, and draws a message of
-    a stream in the stream's box.
+    """The legend on the page of `mqtool ui` shows a different shape for each state of a message. The page lists a
+    message that is returned as unroutable, draws a delayed message with the seconds until it is due, and draws a
+    message of a stream in the stream's box.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
@@ -432,7 +432,7 @@ def test_the_page_says_that_it_cannot_show_individual_messages_on_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
     """The page of `mqtool ui` shows the topology and the message counts of any broker. On RabbitMQ without --tap or
-    --firehose, the page cannot show individual messages, and says so.
+    --firehose, the page says that it cannot show individual messages.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
@@ -551,9 +551,12 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running, br
 
 @on_any_broker
 @pytest.mark.parametrize("seconds", ["nan", "601", "-1", "soon"])
-def test_the_page_refuses_a_number_of_seconds_for_which_no_worker_can_sleep(ui: Running, seconds: str) -> None:
-    """The action "Consume slowly" of `mqtool ui` takes from 0 to 600 seconds for each message. It refuses everything
-    else, rather than fail each message of the queue.
+def test_the_action_consume_slowly_refuses_a_value_that_is_not_between_0_and_600_seconds(
+    ui: Running, seconds: str
+) -> None:
+    """On the page of `mqtool ui`, the action "Consume slowly" accepts from 0 to 600 seconds for each message. It
+    refuses any other value with an error. Otherwise, the consumer would fail at each message, because it could not
+    wait for this time.
     """
     [refused] = run_action(ui, "consume", queue="jobs", seconds=seconds)
     assert refused["error"] == f"'{seconds}' is not a number of seconds from 0 to 600"
@@ -586,7 +589,7 @@ def test_the_page_changes_the_broker_of_a_protected_context_if_the_user_has_conf
 ) -> None:
     """`mqtool ui --allow-changes --confirm NAME` lets the page change the broker of the protected context NAME: the
     commands that it runs, such as `queue purge`, do not ask for confirmation again. The first command that the page
-    proposes names the context, too.
+    proposes also names the context.
     """
     do(shell, "queue declare jobs")
     do(shell, "send -q jobs hello")
@@ -694,17 +697,17 @@ def test_ui_exits_with_69_if_the_virtual_host_does_not_exist(shell: Shell) -> No
 
 @on_any_broker
 def test_ui_needs_a_password_file_that_can_be_read_again(shell: Shell) -> None:
-    """`mqtool ui` refuses --password-file with stdin or a pipe, with 2: each command of the page reads the password
-    again, and would find nothing there.
+    """If --password-file names stdin or a pipe, `mqtool ui` exits with 2, because each command of the page reads the
+    password again, and would find nothing there.
     """
     for file in ("-", "/dev/stdin"):
         refused = shell.run("mqtool", "ui", "--password-file", file, stdin="guest")
         assert (refused.code, refused.stderr.count("a regular file")) == (2, 1)
 
 
-def test_a_recording_is_written_even_if_the_page_ends_with_an_error(tmp_path: Path) -> None:
-    """If `mqtool ui --record` fails, for example because the management API sends something strange, the file contains
-    the events up to then.
+def test_a_recording_is_written_even_if_the_command_ends_with_an_unexpected_error(tmp_path: Path) -> None:
+    """If `mqtool ui --record FILE` ends with an unexpected error, FILE contains the events that happened before the
+    error.
     """
 
     def events() -> Iterator[dict[str, Any]]:
@@ -718,8 +721,8 @@ def test_a_recording_is_written_even_if_the_page_ends_with_an_error(tmp_path: Pa
 
 @on_any_broker
 def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: Shell, ui: Running) -> None:
-    """`mqtool ui` exits with 69 if its port is in use or if the broker does not answer, and with 0 after Ctrl-C. If the
-    port is in use, --record creates no file.
+    """`mqtool ui` exits with 69 if its port is in use or if the management API does not answer, and with 0 after
+    Ctrl-C. If the port is in use, --record creates no file.
     """
     port = re.findall(r":(\d+)/", ui.stdout)[0]
     taken = shell.run("mqtool", "ui", "--port", port, "--record", "new.html")
@@ -733,8 +736,8 @@ def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: S
 @on_any_broker
 @large
 def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
-    """`mqtool ui --record FILE` writes a recording of its page to one HTML file. The key s on the page saves such a
-    file as well. A browser plays each of the two files without mqtool, and loads nothing else.
+    """`mqtool ui --record FILE` writes a recording of its page to one HTML file. The key s on the page also saves
+    such a file. A browser plays each of the two files without mqtool, and loads nothing else.
     """
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
@@ -799,9 +802,10 @@ def test_ui_record_does_not_replace_a_file(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_ui_record_writes_to_no_file_that_has_taken_the_place_of_its_own(shell: Shell, kind: str) -> None:
-    """If FILE of `mqtool ui --record FILE` is replaced while the command runs, by a link or by a file that others can
-    read, the command exits with 2, says so, and writes neither to that file nor to the one that the link names.
+def test_ui_record_does_not_write_to_a_file_that_has_replaced_its_own(shell: Shell, kind: str) -> None:
+    """If the FILE of `mqtool ui --record FILE` is replaced while the command runs, by a symbolic link or by a file
+    that others can read, the command exits with 2. The error says that another file has replaced FILE, and the
+    command writes neither to that file nor to the link's target.
     """
     ui = shell.start("mqtool", "ui", "--record", "seen.html", ready=False).wait_for_stdout("#")
     file, precious = shell.directory / "seen.html", shell.directory / "precious"
@@ -819,8 +823,8 @@ def test_ui_record_writes_to_no_file_that_has_taken_the_place_of_its_own(shell: 
 
 @on_any_broker
 def test_ui_record_creates_its_file_again_if_it_was_deleted(shell: Shell) -> None:
-    """If FILE of `mqtool ui --record FILE` is deleted while the command runs, the command creates it again at its end,
-    with the recording. Only the owner can read it.
+    """If the FILE of `mqtool ui --record FILE` is deleted while the command runs, the command creates it again at its
+    end, with the recording. Only the owner can read it.
     """
     ui = shell.start("mqtool", "ui", "--record", "seen.html", ready=False).wait_for_stdout("#")
     file = shell.directory / "seen.html"

@@ -24,7 +24,7 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
     """Run a web server that answers with JSON, by the first word of the path below /api/; otherwise with [].
 
     Yields:
-        its URL, and the methods of the requests that it has got.
+        its URL, and the methods of the requests that it has received.
     """
     requests: list[str] = []
 
@@ -58,9 +58,9 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
-    """If the management API redirects a request, mqtool does not follow the redirect: the other server would get the
-    content of the request, such as the password of a new user, and could answer anything. mqtool exits with 69, and the
-    error names the other server, without credentials or query string.
+    """If the management API redirects a request, mqtool does not follow the redirect: the other server would receive
+    the content of the request, such as the password of a new user, and could answer anything. mqtool exits with 69,
+    and the error names the other server, without credentials or query string.
     """
     with serving({}) as (other, requests):
         login = other.replace("://", "://admin:s3cr3t@")
@@ -80,9 +80,11 @@ def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, s
     ("answer", "says"), [(b"", "connection reset by peer"), (b"AMQP\x00\x00\x09\x01\r\n", "it does not speak HTTP")]
 )
 @on_any_broker
-def test_what_is_not_a_web_server_is_described_in_plain_words(shell: Shell, answer: bytes, says: str) -> None:
-    """If a server at the management API's address resets the connection, as RabbitMQ's AMQP port may, or answers in
-    another protocol, mqtool exits with 69, and the error says so in plain words.
+def test_a_server_at_the_management_apis_address_that_does_not_speak_http_is_reported(
+    shell: Shell, answer: bytes, says: str
+) -> None:
+    """If a server at the management API's address resets the connection, as RabbitMQ's AMQP port may, or does not
+    answer in HTTP, mqtool exits with 69, and the error says which of the two happened.
     """
 
     def accept(listener: socket.socket) -> None:

@@ -309,7 +309,7 @@ def normal(text: str) -> str:
 
 
 def table() -> str:
-    """Return the tables of the scripts' command lines and of the other ones, as Markdown."""
+    """Return the tables of the scripts' command lines and of the articles' other command lines, as Markdown."""
     parts = []
     for dialect, scenes in ARTICLES.items():
         rows = dict.fromkeys(
@@ -334,13 +334,13 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with the current table between its two marks."""
+    """Return the page with the current table between the two comments that mark its place."""
     before, start, rest = text.partition(_START)
     return before + start + table() + "".join(rest.partition(_END)[1:])
 
 
 def counts() -> tuple[int, int]:
-    """Return how many distinct rows print the same, and how many differ by design."""
+    """Return the number of distinct rows whose output is the same, and of those whose output differs by design."""
     rows = {(dialect, row.script, row.mqtool, row.differs) for dialect, of in ARTICLES.items() for each in of
             for row in each}  # fmt: skip
     differing = sum(bool(row[3]) for row in rows)

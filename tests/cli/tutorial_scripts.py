@@ -1,8 +1,8 @@
-"""The tutorials' programs, written with plain pika: the other side of the interop tests.
+"""The tutorials' programs, written with plain pika. Tests of interoperability run them together with mqtool.
 
-Each program declares what its dialect's article declares, so it fails if the other side has declared the same name with
+Each program declares what its dialect's article declares, so it fails if mqtool has declared the same name with
 different arguments. It prints the article's lines. The dialects are repeated here on purpose: if they were taken from
-mqtool, a wrong name would be wrong on both sides, and no test would notice it.
+mqtool, a wrong name would be wrong in both programs, and no test would notice it.
 
     python -m tests.cli.tutorial_scripts receive --dialect go --url amqp://localhost
 """

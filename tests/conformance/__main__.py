@@ -13,12 +13,12 @@ from tests.conformance import brokers
 from tests.conformance.page import PAGE, unexplained, written
 from tests.conformance.suites import TABLE, Suite, load
 
-#: Outside of the repository, so that pytest does not find our pyproject.toml above a suite that has no settings.
+#: Outside of the repository: for a suite without pytest settings, pytest would otherwise use our pyproject.toml.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mqtool-conformance")
 
 
 def _run(suite: Suite, kind: str) -> None:
-    """Run a suite on a new broker, and keep the outcomes."""
+    """Run a suite on a new broker, and save the outcomes."""
     directory = suite.directory(_CACHE)
     own = {name: suite.source(_CACHE) / path for name, path in suite.certificates.items()}
     with (brokers.embedded if kind == "embedded" else brokers.rabbitmq)(
@@ -53,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run client libraries' own tests on both brokers.")
     parser.add_argument("names", nargs="*", help="suites (default: all, which also writes the page)")
     parser.add_argument("--prepare", action="store_true", help="download and install only")
-    parser.add_argument("--page", action="store_true", help="write the page from the last runs only")
+    parser.add_argument("--page", action="store_true", help="run no tests; write the page from the last results")
     parser.add_argument("--on", choices=["embedded", "rabbitmq"], help="run on one broker only")
     asked = parser.parse_args()
     suites = load(TABLE.read_text())

@@ -53,7 +53,7 @@ def has_rabbitmq() -> bool:
 
 
 def busy_ports() -> list[int]:
-    """Return those ports of the suites that are in use."""
+    """Return the ports that the suites expect their broker on, but that are in use already."""
     return [port for port in (AMQP, TLS, MANAGEMENT, STREAMS) if not ports.is_free(port)]
 
 

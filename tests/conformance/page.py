@@ -145,7 +145,7 @@ def _named(suite: Suite, each: Comparison) -> str:
 
 
 def _tests(names: Sequence[str]) -> str:
-    """Name the test functions, without modules and parameters."""
+    """Return the names of the test functions, without modules and parameters."""
     short = dict.fromkeys(f"`{name.rpartition('::')[2].partition('[')[0]}`" for name in names)
     shown = ", ".join(list(short)[:12])
     return shown if len(short) <= 12 else f"{shown} and {len(short) - 12} more"

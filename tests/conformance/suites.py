@@ -12,7 +12,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("suites.toml")
 _PLUGINS = Path(__file__).with_name("plugins")
-#: Seconds after which a test that hangs fails, and after which a suite does.
+#: Time limits, in seconds, of one test and of a whole suite.
 _TEST_SECONDS, _SUITE_SECONDS = 120, 3600
 
 

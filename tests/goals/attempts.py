@@ -1,4 +1,4 @@
-"""Attempts at goals: with commands, with plain pika, and wrong ones; and the learner who makes them."""
+"""Right and wrong attempts at goals, with commands or with plain pika, and the learner who makes them."""
 
 import socket
 import threading
@@ -135,7 +135,11 @@ Attempt = str | Callable[[Plain], object]
 
 
 class Wrong(NamedTuple):
-    """A wrong attempt, and a part of the answer to it; another part on RabbitMQ, if RabbitMQ shows less about it."""
+    """A wrong attempt, and part of the sentence with which `try` answers it.
+
+    Attributes:
+        on_rabbitmq: part of the answer on RabbitMQ, if it differs because RabbitMQ reports less; otherwise empty.
+    """
 
     answer: str
     attempt: Attempt
@@ -151,7 +155,7 @@ class Attempts:
     wrong: tuple[Wrong, ...]
 
 
-#: The beginning of every script. A script ends once the test has found its answer; its consumers run until then.
+#: The beginning of every script. A script and its consumers run until `try` has given the expected answer.
 _PRELUDE = """
 trap 'until [ -e answered ]; do sleep 0.05; done; kill $(jobs -p) 2>/dev/null; wait' EXIT
 number=0
@@ -199,9 +203,9 @@ class Learner:
             self._ready.set()
 
     def make(self, attempt: Attempt) -> None:
-        """Make an attempt. A script may fail, as learners' commands do. It runs until wait_for() has its answer.
+        """Make an attempt. A script may fail, as learners' commands do. It runs until wait_for() has found the answer.
 
-        A program keeps its connections open until the test ends: RabbitMQ may forget the counters of one that ends.
+        A program keeps its connections open until the test ends: RabbitMQ may forget the counters of a closed one.
         """
         if isinstance(attempt, str):
             # Files of an earlier attempt.
@@ -230,7 +234,7 @@ class Learner:
             raise self._failure
 
     def wait_for(self, kind: str, text: str = "") -> str:
-        """Wait until something of this kind, with this text, has been found, and the attempt has ended; return it."""
+        """Wait for a finding of this kind that contains this text, and for the attempt's end; return its sentence."""
 
         def found() -> list[str]:
             return [each.text for each in self.findings if each.kind == kind and text in each.text]

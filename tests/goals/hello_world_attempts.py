@@ -39,7 +39,7 @@ def _three_to_two(plain: Plain) -> None:
 
 
 def _another(plain: Plain) -> None:
-    """A receiver gets two messages and ends. Then another one gets one message."""
+    """A receiver gets two messages and ends. Then another receiver gets one message."""
     queue = plain.queue("hello")
     for bodies in ("ab", "c"):
         consumer = plain.consume(queue, auto_ack=True)

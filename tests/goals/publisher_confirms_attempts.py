@@ -54,7 +54,7 @@ ATTEMPTS = {
         _mandatory,
         (
             Wrong("without publisher confirms", _unconfirmed),
-            Wrong("nobody was told", "mqtool send -e '' -r helo --no-mandatory 'Hello?'"),
+            Wrong("A confirm does not mean", "mqtool send -e '' -r helo --no-mandatory 'Hello?'"),
             Wrong("reached the queue 'helo'", "mqtool send -q helo 'Hello?'"),
             Wrong("was refused by its queue", _full),
         ),

@@ -50,7 +50,7 @@ def _render(plain: Plain) -> None:
 
 
 def _one_by_one(plain: Plain) -> None:
-    """There is no prefetch limit, but each picture is sent only after the one before is done."""
+    """There is no prefetch limit, but each picture is sent only after the previous picture is done."""
     workers = [plain.consume("pictures") for _ in range(2)]
     for number in range(1, 4):
         for worker in workers:
@@ -118,7 +118,7 @@ def _ask_in_turn(plain: Plain) -> None:
 
 
 def _never_ack(plain: Plain) -> None:
-    """There are only two payments, so that the connection is not cut."""
+    """A worker does not acknowledge. There are only two payments, so that `try` does not cut the connection."""
     worker = plain.consume("payments", prefetch=1)
     for body in "ab":
         plain.send("payments", body)

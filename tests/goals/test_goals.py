@@ -205,8 +205,8 @@ def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_re
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
 def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Learner) -> None:
-    """If a learner has bound a queue with a wrong key, `tutorial try` says so once, and not again for each message that
-    is published later.
+    """If a learner has bound a queue with a wrong key, `tutorial try` reports this mistake once, and not again for
+    each message that is published later.
     """
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
@@ -219,13 +219,13 @@ def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Le
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner: Learner) -> None:
     """The goal "two-copies" is reached even if a third queue, which has no consumer, is bound to the exchange 'logs'.
-    `tutorial try` then says that nobody receives from that queue.
+    `tutorial try` then says that nobody has received the copy in that queue.
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
         + publish_subscribe_attempts.ATTEMPTS["two-copies"].commands
     )
-    assert "No consumer receives from 'left'" in learner.wait_for("reached")
+    assert "Nobody has received the copy in 'left'" in learner.wait_for("reached")
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])

@@ -1,4 +1,6 @@
-"""What `try` concludes from RabbitMQ's firehose and statistics, which do not show what happens to each message."""
+"""What `tutorial try` concludes from the firehose and statistics of RabbitMQ, which do not show what happens to each
+message.
+"""
 
 from typing import Any
 
@@ -16,7 +18,7 @@ def _delivered(seen: Seen, queue: str, *, redelivered: bool = False) -> None:
 
 
 def _seen(queue: str = "q") -> Seen:
-    """Return what `try` has seen after a message was published to a queue, and delivered."""
+    """Return what `tutorial try` has seen after a message was published to a queue, and delivered."""
     seen = Seen()
     published = {"what": "published", "t": 1, "message": 1, "from": {"connection": "here"}, "details": _DETAILS}
     seen.take({"kind": "event", **published})
@@ -32,8 +34,8 @@ def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) ->
 
 
 def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement() -> None:
-    """On RabbitMQ, `tutorial try` counts a message as received as soon as the counters of its queue show an
-    acknowledgement.
+    """RabbitMQ's firehose does not copy acknowledgements. `tutorial try` therefore counts a delivered message as
+    received only once the counters of its queue include an acknowledgement.
     """
     seen = _seen()
     _look(seen, unacked=0)
@@ -42,10 +44,9 @@ def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement()
     assert seen.messages[0].receivers == ["there"]
 
 
-def test_a_message_delivered_to_a_consumer_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
-    """If a consumer ends so quickly that RabbitMQ shows no counters for it, `tutorial try` cannot see an
-    acknowledgement. It then counts the message delivered to this consumer as received once it has found the queue empty
-    eight times.
+def test_a_message_whose_consumer_ended_quickly_counts_as_received_if_its_queue_stays_empty() -> None:
+    """If a consumer ends so quickly that RabbitMQ never counts its acknowledgement, `tutorial try` reads the queue's
+    counters repeatedly. Once it has found the queue empty eight times, it counts the message as received.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -55,9 +56,9 @@ def test_a_message_delivered_to_a_consumer_without_counters_counts_as_received_i
 
 
 def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_acknowledgement() -> None:
-    """For the goal 'other-settings', the learner's program must receive and acknowledge an invoice. If the program ends
-    so quickly that RabbitMQ shows no counters for it, the goal is reached once `tutorial try` has found the queue empty
-    eight times.
+    """For the goal 'other-settings' of `tutorial try`, the learner's program must receive and acknowledge an invoice.
+    If the program ends so quickly that RabbitMQ never counts its acknowledgement, the goal is reached once `tutorial
+    try` has found the queue empty eight times.
     """
     goal = next(each for each in GOALS["repair"] if each.name == "other-settings")
     seen = _seen("invoices")
@@ -71,18 +72,18 @@ def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_ackn
 
 
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
-    """`tutorial try` does not count an unacknowledged message as received, however long the consumer
-    holds the message.
+    """`tutorial try` does not count a message as received while the message is unacknowledged, however long that
+    takes.
     """
     seen = _seen()
     _look(seen, unacked=1, times=30)
     assert seen.messages[0].receivers == []
 
 
-def test_a_redelivery_restarts_the_count_after_which_a_message_counts_as_received() -> None:
-    """If RabbitMQ shows no counters for a consumer, `tutorial try` counts a delivered message as received once it has
-    found the queue empty eight times. If the message is redelivered in between, `tutorial try` counts from the
-    beginning again.
+def test_after_a_redelivery_a_queue_must_be_found_empty_eight_more_times() -> None:
+    """If RabbitMQ does not count a consumer's acknowledgement, `tutorial try` counts the delivered message as
+    received once it has found the queue empty eight times. If the message is redelivered before that, `tutorial try`
+    must find the queue empty eight more times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -94,8 +95,8 @@ def test_a_redelivery_restarts_the_count_after_which_a_message_counts_as_receive
 
 
 def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_still_delayed() -> None:
-    """While an exchange delays a message, `tutorial try` does not say that nobody has received the message. It says so
-    once the exchange and the delayed message have been deleted.
+    """While an exchange delays a message, `tutorial try` does not report that nobody has received the message. If the
+    exchange is deleted, and the delayed message with it, `tutorial try` reports that nobody has received the message.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()
@@ -109,9 +110,10 @@ def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_st
     ]
 
 
-def test_a_receiver_that_consumes_again_on_its_channel_is_one_receiver() -> None:
-    """`receive -c 3` consumes with a new consumer tag after it has acknowledged a message, so that it never holds more
-    messages than it may receive. `tutorial try` does not count this as a second receiver.
+def test_a_receiver_that_starts_a_second_consumer_on_its_channel_is_one_receiver() -> None:
+    """`receive -c 3` may cancel its consumer and start another one with a new consumer tag, so that it never
+    prefetches more messages than it has to receive. `tutorial try` does not count the new consumer as a second
+    receiver.
     """
     goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
     seen = Seen()
@@ -134,7 +136,7 @@ def test_a_receiver_that_consumes_again_on_its_channel_is_one_receiver() -> None
 def test_a_receiver_counts_as_waiting_even_if_a_busy_broker_delivers_late(milliseconds: int, is_reached: bool) -> None:
     """For the goal "at-once", a receiver must already be waiting when three messages are sent. `tutorial try` assumes
     that the receiver was waiting if the messages were delivered within one second, because a busy broker may deliver
-    late. If the delivery took longer, `tutorial try` says that the messages had to wait.
+    late. If the delivery took longer, `tutorial try` reports that the messages had to wait.
     """
     goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
     seen, details = Seen(), {"exchange": "", "routing_key": "hello"}

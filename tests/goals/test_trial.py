@@ -1,4 +1,4 @@
-"""What `try` does around a goal: it restarts goals, and helps learners whose messages do not reach its broker."""
+"""What `tutorial try` does around a goal: restarting goals, and helping learners whose messages do not arrive."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -51,8 +51,8 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
 
 
 def test_tutorial_try_says_once_for_each_goal_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
-    """`tutorial try` gives a learner one goal after the other. If no message has reached its broker for some time, it
-    prints a command with which the learner selects this broker in other terminals, but only once for each goal.
+    """If no message reaches the broker of `tutorial try` for some time, `tutorial try` prints a command with which
+    the learner selects this broker in other terminals. It prints the command only once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -65,10 +65,10 @@ def test_tutorial_try_says_once_for_each_goal_how_to_reach_its_broker_if_no_mess
         assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text
 
 
-def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """`tutorial try` gives a learner one goal after the other, here on a broker that the learner's commands do not use
-    by default. If a message has reached this broker since the learner began with a goal, and then nothing happens there
-    for 2 s (in this test; usually 20 s), `tutorial try` says once that nothing new has reached the broker.
+def test_tutorial_try_reports_once_that_no_further_message_arrives(broker: TestBroker) -> None:
+    """If the learner's commands do not use the broker of `tutorial try` by default, and no further message reaches
+    this broker for some time after the first one, `tutorial try` reports once that nothing new has reached the
+    broker.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
@@ -77,11 +77,11 @@ def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBrok
         assert sum("Nothing new has reached this broker for some time." in each for each in told) == 1
 
 
-def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(
+def test_messages_published_while_the_next_goal_is_prepared_are_ignored(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a learner's program still publishes messages while `tutorial try` prepares the next goal, these messages do
-    not count for that goal.
+    """If a learner's program still publishes messages while `tutorial try` prepares the next goal, `tutorial try`
+    ignores these messages when it checks that goal.
     """
     # On a busy machine, messages published every 0.2 s may arrive more than a second apart.
     monkeypatch.setattr(trying, "_CALM", 3.0)
@@ -117,9 +117,9 @@ def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestB
 
 
 def test_tutorial_try_does_not_suspect_another_broker_if_the_learner_has_a_consumer(broker: TestBroker) -> None:
-    """If `tutorial try` uses the broker that the learner's commands use by default, and nothing happens on it,
-    `tutorial try` says that the commands may be using another broker. It does not say so if the learner has started a
-    consumer on its broker.
+    """If nothing happens on the broker of `tutorial try`, which the learner's commands use by default, `tutorial try`
+    says that the commands may be using another broker. If the learner has started a consumer on this broker,
+    `tutorial try` does not say so.
     """
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
@@ -132,9 +132,9 @@ def test_tutorial_try_does_not_suspect_another_broker_if_the_learner_has_a_consu
 
 
 @pytest.mark.usefixtures("no_other_firehose")
-def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
-    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, each of them is switched,
-    although RabbitMQ may lose one of several simultaneous requests.
+def test_the_firehoses_of_four_virtual_hosts_can_be_switched_on_or_off_at_the_same_time(broker: TestBroker) -> None:
+    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, it repeats requests that
+    RabbitMQ loses: in the end, all four firehoses are on, or all four are off.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:
@@ -149,7 +149,9 @@ def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(br
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_tutorial_try_switches_the_firehose_on_again(broker: TestBroker) -> None:
-    """If RabbitMQ's firehose is switched off while `tutorial try` runs, the command switches it on again."""
+    """If somebody switches RabbitMQ's firehose off while `tutorial try` runs, `tutorial try` switches the firehose on
+    again.
+    """
     if broker.kind == "embedded":
         pytest.skip("the embedded broker reports events without the firehose")
     api = watched(broker).find()

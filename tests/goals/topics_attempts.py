@@ -9,7 +9,7 @@ _KEYS = ("kern", "kern.disk", "kern.disk.full")
 _PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
 
 
-#: A receiver of everything gets two of the messages; only the third one reaches the receiver with the right pattern.
+#: A receiver of all keys gets two of the messages. Only the third message reaches the receiver with the right pattern.
 _BY_ANOTHER = (
     "start mqtool receive-log topic 'kern.#'; mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x;"
     "kill -INT %1; wait %1; sleep 3; start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
@@ -24,7 +24,7 @@ def _receive(plain: Plain, *patterns: str) -> None:
 
 
 def _too_late(plain: Plain) -> None:
-    """The receiver's pattern matches everything, but it is bound only before the last message."""
+    """The receiver's pattern matches all keys, but its queue is bound only just before the last message."""
     plain.channel().exchange_declare("topic_logs", "topic")
     plain.send("kern", "x", "topic_logs")
     plain.send("kern.disk.full", "x", "topic_logs")
@@ -54,9 +54,9 @@ ATTEMPTS = {
         "start mqtool receive-log topic 'kern.*';" + _PUBLISH,
         lambda plain: _receive(plain, "kern.*"),
         (
-            Wrong("'kern.#' matches 'kern' as well", "start mqtool receive-log topic 'kern.#';" + _PUBLISH),
-            Wrong("'#' matches 'kern' as well", _too_late),
-            Wrong("'*.disk' matches 'cron.disk' as well", lambda plain: _receive(plain, "*.disk")),
+            Wrong("'kern.#' also matches 'kern'", "start mqtool receive-log topic 'kern.#';" + _PUBLISH),
+            Wrong("'#' also matches 'kern'", _too_late),
+            Wrong("'*.disk' also matches 'cron.disk'", lambda plain: _receive(plain, "*.disk")),
             Wrong("matches only itself", lambda plain: _receive(plain, "kern.disk")),
             Wrong(
                 "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"

@@ -136,7 +136,7 @@ def _die_with_nothing(plain: Plain) -> None:
 
 
 def _two_kinds(plain: Plain, *, early: str = "", receives: bool = True) -> None:
-    """Send a persistent and a transient message, and receive what survives. Send and receive `early` before, if any."""
+    """Send a persistent and a transient message; receive what survives. First, send and receive `early`, if given."""
     channel = plain.channel()
     if early:
         channel.basic_publish("", "tasks", early.encode(), pika.BasicProperties(delivery_mode=2))
@@ -224,7 +224,7 @@ ATTEMPTS = {
         "start mqtool worker; start mqtool worker; printf '%s\\n' long.. a b c d | mqtool new-task -l",
         _fair,
         (
-            Wrong("was busy with 'long', and held 'b' as well. Limit each worker", _hoard),
+            Wrong("was busy with 'long', and also got 'b'. Limit each worker", _hoard),
             Wrong("automatic acknowledgement", _automatic),
             Wrong("Send at least three quick tasks right after", _too_late),
             Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l"),

@@ -1,4 +1,4 @@
-"""mqtool's client on a broker. With MQTOOL_PIKA=public, it uses only pika's public methods."""
+"""Tests of mqtool's client with a broker. With MQTOOL_PIKA=public, the client uses only pika's public methods."""
 
 import pytest
 

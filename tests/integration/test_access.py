@@ -33,8 +33,8 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
 
 
 def test_mqtool_does_not_use_the_stream_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the broker at the default stream port has a different cluster name from that of the broker that mqtool uses,
-    mqtool raises Unavailable instead of using that port.
+    """mqtool compares the cluster name of the broker at the default stream port with that of the broker that it uses
+    over AMQP. If the names differ, mqtool raises Unavailable instead of using the stream port.
     """
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:
         to_mine = access.Access(parse_addresses(mine.url), TlsFiles())

@@ -1,4 +1,4 @@
-"""AMQP 1.0: what the client does with a message that a queue rejects after a reconnection, or that does not end."""
+"""AMQP 1.0: what the client does with a message that a queue rejects after a reconnection, or that is too large."""
 
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit

@@ -31,7 +31,7 @@ def fill(broker: TestBroker, count: int, queue: Queue = QUORUM, *more: bytes) ->
 
 
 def idle_timeout(broker: TestBroker) -> float:
-    """How long no message may arrive. On a busy machine, RabbitMQ may pause for more than a second."""
+    """The idle timeout in these tests. On a busy machine, RabbitMQ may pause for more than a second."""
     return 3.0 if IN_CI or broker.kind == "rabbitmq" else 0.3
 
 
@@ -114,8 +114,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """If a program does not tell consume() how many messages to yield, consume() ends without an error when no message
-    has arrived for the idle timeout. When the total timeout is up, consume() raises TimedOut.
+    """If a program does not tell consume() how many messages to yield, consume() ends without an error once no
+    message has arrived for the idle timeout. When the total timeout expires, consume() raises TimedOut.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -150,8 +150,8 @@ def test_a_stream_consumer_times_out_although_messages_have_arrived(
 
 def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
     """A quorum queue with a delivery limit of 20 has thirty messages. Thirty consumers, one after the other, prefetch
-    messages but take only one each, as `receive | head -n 1` does. They get all thirty messages, because being
-    prefetched does not count towards the limit.
+    messages, but each consumes only one, as `receive | head -n 1` does. Together, they receive all thirty messages,
+    because prefetching a message does not count towards the delivery limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)

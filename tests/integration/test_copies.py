@@ -17,7 +17,8 @@ from tests.cli.test_firehose import FORGED
 @pytest.mark.usefixtures("no_other_firehose")
 def test_ui_firehose_reports_forged_copies_and_shows_later_messages(broker: TestBroker, connection: Connection) -> None:
     """If somebody else publishes messages with forged or invalid headers to the private queue of `ui --firehose`, the
-    page does not treat them as copies from the firehose, and one notice reports them. Later copies are shown.
+    page does not treat them as copies from the firehose, and reports them in a single notice. It still shows the
+    firehose's later copies.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     said: list[str] = []

@@ -102,8 +102,8 @@ def test_a_message_with_a_long_delay_does_not_hold_up_one_with_a_short_delay(
 
 
 def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Channel, publish: Publish) -> None:
-    """A message that has a due time does not arrive before that time. If the due time has already passed, the message
-    is not delayed.
+    """A message can have a due time instead of a delay. It does not arrive before this time. If the due time has
+    already passed, the message is not delayed.
     """
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
@@ -205,8 +205,8 @@ def test_a_delayed_messages_own_exchange_and_key_override_those_of_publish(chann
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """If no queue is bound to the exchange of a delayed message when the message is due, the message is dropped. A
-    delayed message that is published after a queue has been bound arrives.
+    """If no queue is bound to the exchange of a delayed message when the message is due, the message is dropped. If a
+    queue is bound after that, delayed messages that are published later reach this queue.
     """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
@@ -223,8 +223,8 @@ def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
 def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
     channel: Channel, publish: Publish
 ) -> None:
-    """Names that begin with "amq." are reserved. Messages to the exchange amq.topic, or to a queue whose generated name
-    begins with "amq.gen", can be delayed nevertheless.
+    """Although names that begin with "amq." are reserved, messages to the exchange amq.topic, or to a queue whose
+    generated name begins with "amq.gen", can be delayed.
     """
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
@@ -272,11 +272,12 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
 
 
-def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """For each message, publish() returns a receipt with the message and the broker's answer. For a delayed message,
-    the receipt contains the message as mqtool has changed it in order to delay it. The function original() turns this
-    message back into the one that the program passed to publish(), and sets its attribute `due` to the time at which
-    the message is due.
+def test_original_returns_the_callers_message_from_the_receipt_of_a_delayed_message(
+    channel: Channel, publish: Publish
+) -> None:
+    """publish() changes a message in order to delay it, and returns a receipt with the changed message. The function
+    original() turns this message back into the one that the program passed to publish(), and sets its attribute `due`
+    to the time at which the message is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
@@ -287,9 +288,10 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_their_type_depends_on_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """mqtool delays messages in wait queues. A wait queue exists longer than its messages wait (x-expires exceeds
-    x-message-ttl). It is a quorum queue if the destination is a quorum queue or a durable exchange, and a classic queue
-    if the destination is a non-durable exchange. The exchanges that mqtool declares for wait queues are auto-delete.
+    """mqtool delays messages in wait queues. A wait queue's x-expires exceeds its x-message-ttl, so the queue is not
+    deleted before its messages expire. It is a quorum queue if the destination is a quorum queue or a durable
+    exchange, and a classic queue if the destination is a non-durable exchange. The exchanges that mqtool declares for
+    wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -1,4 +1,4 @@
-"""A requester cannot stop an RPC server with a reply queue for which the broker closes the connection (541)."""
+"""A requester cannot stop an RPC server with a reply queue for which the broker closes the connection (error 541)."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -26,9 +26,10 @@ def closes_for_it(broker: TestBroker) -> bool:
 def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
     broker: TestBroker, prefetch: int
 ) -> None:
-    """RabbitMQ closes the connection with 541 when a reply is published to certain queue names. If the reply_to of a
-    request is such a name, the RPC server reconnects. If RabbitMQ closes the connection again, the server drops the
-    replies to this name, each with a notice, and acknowledges the requests. It answers all requests of other clients.
+    """RabbitMQ closes the connection with error 541 (INTERNAL_ERROR) when a reply is published to certain queue
+    names. If the reply_to of a request is one of these names, the RPC server reconnects and tries again. If RabbitMQ
+    closes the connection again, the server drops the replies to this name, reports each in a notice, and acknowledges
+    the requests. Other clients still get all their replies.
     """
     bodies = [b"%d" % number for number in range(150)]
     notices: list[str] = []
@@ -62,8 +63,8 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
 
 
 def test_an_rpc_server_fails_if_its_last_reply_makes_the_broker_close_the_connection(broker: TestBroker) -> None:
-    """If an RPC server is to answer one request and then end, and its reply makes RabbitMQ close the connection with
-    541, the server raises NotConfirmed, and the request is requeued.
+    """If an RPC server that is to stop after one request publishes a reply for which RabbitMQ closes the connection
+    with error 541, the server raises NotConfirmed, and the request is requeued.
     """
     with (
         Connection(parse_addresses(broker.url)) as connection,

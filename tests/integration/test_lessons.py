@@ -18,7 +18,7 @@ QUEUE = Queue("lessons", durable=True)
 
 
 def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(connection: Connection) -> None:
-    """Through the x-delayed-message exchange of the tutorial on delayed messages, messages arrive in the order of their
+    """Messages to the x-delayed-message exchange of the tutorial on delayed messages arrive in the order of their
     delays. A message without a delay arrives first.
     """
     channel = connection.channel()
@@ -47,9 +47,9 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """The function asynchronously(), from the tutorial on publisher confirms, yields each message's number, from 1, and
-    whether the broker has confirmed or nacked the message. The messages that the broker has nacked because the queue is
-    full, and no others, are also in the list that the caller passes.
+    """The function asynchronously(), from the tutorial on publisher confirms, yields for each message its number,
+    from 1, and whether the broker has confirmed or nacked it. It also appends the messages that the broker has nacked
+    because the queue is full, and no others, to the list that the caller passes.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))

@@ -14,8 +14,8 @@ from mqtool.management import Management
 def test_a_given_ca_certificate_replaces_the_one_in_the_environment(
     amqp_tls: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """If mqtool is given a CA certificate, it trusts only this one when it verifies the management API's certificate.
-    If none is given, mqtool trusts the CA certificate that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
+    """If mqtool is given a CA certificate, it trusts only this certificate when it verifies the management API's
+    certificate. If none is given, mqtool trusts the CA certificate that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
     """
     ours, other = str(amqp_tls.ca), str(new_authority(tmp_path).ca)
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

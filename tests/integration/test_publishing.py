@@ -103,8 +103,8 @@ def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> N
 
 
 def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
-    """publish() sends further messages while more than ten are unconfirmed, instead of waiting for each confirm. This
-    holds for the default limit of unconfirmed messages, and for a limit of 1,000.
+    """publish() does not wait for each confirm: it sends further messages while more than ten are unconfirmed. It
+    does so both with the default limit of unconfirmed messages and with a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -159,8 +159,8 @@ def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Co
 
 
 def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
-    """Mandatory messages may have the same id, routing key and body, and differ only in their exchanges or headers.
-    publish() reports exactly those that are unroutable as returned.
+    """Mandatory messages may have the same message id, routing key and body, and differ only in their exchanges or
+    headers. Of these messages, publish() reports exactly the unroutable ones as returned.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)

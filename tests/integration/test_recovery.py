@@ -218,8 +218,8 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """If an RPC client's connection is cut, the client sends its requests again and gets all replies. This holds for a
-    private reply queue and for direct reply-to.
+    """If an RPC client's connection is cut, the client sends its requests again and gets all replies, whether it uses
+    a private reply queue or direct reply-to.
     """
 
     def answer(request: Message) -> Message:
@@ -243,8 +243,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """Ctrl-C stops mqtool's channels. On a stopped channel, consume() ends immediately instead of waiting for a
-    message.
+    """On Ctrl-C, mqtool stops its channels. If a program then calls consume() on a stopped channel, the iteration
+    ends immediately, without waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
@@ -254,8 +254,8 @@ def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> N
 def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
     proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If the broker closes the connection during the handshake of a reconnection, mqtool tries again instead of
-    reporting that the login was refused.
+    """If mqtool reconnects, and the broker closes the new connection during the handshake, mqtool tries again. It
+    does not report that the broker refused the login.
     """
     channel.declare(QUORUM)
     proxy.break_early = 2
@@ -267,8 +267,8 @@ def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
 def test_an_exclusive_queue_is_declared_and_bound_again_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """After a reconnection, mqtool declares a consumer's exclusive queue again and adds its bindings again. The
-    consumer receives the messages that are published from then on.
+    """When a connection is lost, the broker deletes the consumer's exclusive queue. After a reconnection, mqtool
+    declares the queue again, with its bindings, and the consumer receives the messages that are published later.
     """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
@@ -362,8 +362,8 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """If a program calls channel() while the connection is lost, the call waits until the connection is open again, and
-    then returns a channel that works.
+    """If a program calls channel() while the connection is lost, the call waits until the connection is open again.
+    The channel that it returns can be used.
     """
     channel.declare(QUORUM)
     proxy.cut()
@@ -373,8 +373,8 @@ def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: 
 def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a consumer's queue is missing after a reconnection, mqtool reports that and tries again on the same
-    connection. The consumer receives messages once the queue is declared again.
+    """If a consumer's queue no longer exists after a reconnection, mqtool reports that the queue is missing, and
+    tries to consume again on the same connection. Once the queue is declared again, the consumer receives messages.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()
@@ -393,7 +393,7 @@ def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
 
 
 class Exaggerating(Proxy):
-    """A proxy that makes the announced size of bodies of 7 bytes enormous, or the size of their header frame."""
+    """A proxy that makes the announced size of 7-byte bodies, or of their header frames, enormous."""
 
     what = "message"
 

@@ -129,8 +129,9 @@ def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBro
 
 
 def test_route_names_the_queues_in_which_dead_letters_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` names the queues in which a message's dead letters arrive. The dead letters may keep their routing keys,
-    or get the queue's x-dead-letter-routing-key. If a dead-letter exchange does not exist, `route` says so.
+    """`route` names the queues in which a message's dead letters arrive, whether the dead letters keep their routing
+    keys or get the queue's x-dead-letter-routing-key. If a dead-letter exchange does not exist, `route` names no
+    queues for it.
     """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
@@ -183,8 +184,8 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
 def test_route_follows_policies_for_a_user_without_the_tag_policymaker(
     broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """For a user without the tag policymaker, `route` takes into account the dead-letter exchange that a policy sets
-    for a queue.
+    """Even if the user lacks the tag policymaker, `route` takes into account the dead-letter exchange that a policy
+    sets for a queue.
     """
     set_dead_letter_policy(broker, channel)
     user = f"user-{broker.vhost}"

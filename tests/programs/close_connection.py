@@ -1,4 +1,4 @@
-"""Close the connections with a name through the management API, as an operator would: close_connection.py NAME"""
+"""close_connection.py NAME: close the connections that have this name, through the management API."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Tests of Celery workers, as a team would write them; `pytest --amqp-like` runs them with several versions of
 RabbitMQ.
 
-with_older_celery.py runs them with releases of Celery and kombu from before and after two repairs:
+with_older_celery.py runs them with releases of Celery and kombu from before and after two fixes:
 https://github.com/celery/celery/pull/10287 and https://github.com/celery/kombu/issues/2469.
 """
 

@@ -27,7 +27,7 @@ class BrokerProcess:
         self.process: preloaded.Process | subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it, and wait until it listens."""
+        """Start the broker, and wait until it listens."""
         command = ["embedded-broker", "--port", "0", *self.options]
         files = ("--ready-file", str(self.ready_file), "--log-file", str(self.log_file))
         self.ready_file.unlink(missing_ok=True)
@@ -73,13 +73,13 @@ class BrokerProcess:
         return self.log_file.read_text()
 
     def kill(self) -> None:
-        """Kill it with SIGKILL."""
+        """Kill the broker with SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
-        """Stop it with SIGTERM. Return its exit code."""
+        """Stop the broker with SIGTERM. Return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)

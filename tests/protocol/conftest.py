@@ -38,7 +38,7 @@ class AnyHeaders(BasicProperties):
 
 
 class Api:
-    """The management API of the broker under test, as guest."""
+    """The management API of the broker under test, for the user guest."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -169,7 +169,7 @@ class Take:
 
 @pytest.fixture
 def take(channel: BlockingChannel) -> Take:
-    """Waits for messages on the test's channel."""
+    """Functions that wait for messages on the test's channel."""
     return Take(channel)
 
 

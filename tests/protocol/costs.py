@@ -1,8 +1,8 @@
 """The largest legal frames and requests, and how long each blocks the event loop: python -m tests.protocol.costs.
 
-The broker has many queues, bindings, messages, chunks and segments. Each *cost* is what one client sends: a frame of
-each kind, with one of its fields as large, as long, as deep or as often repeated as the protocol allows. It is a
-failure if one turn of the event loop takes longer than LIMIT, so that other clients wait, or if the work does not end.
+The broker has many queues, bindings, messages, chunks and segments. A *cost* is what one client sends: a frame of some
+kind, with one field as large, as long, as deeply nested or as often repeated as the protocol allows. A cost fails if a
+turn (an iteration of the event loop) takes longer than LIMIT, because other clients wait, or if the broker never ends.
 """
 
 import argparse
@@ -82,7 +82,7 @@ class Cost(NamedTuple):
 # -- AMQP 0-9-1
 
 
-#: The entries of tables as large as a frame allows.
+#: The encoded entries of tables that are as large as a frame allows.
 TABLES: dict[str, bytes] = {
     "many names": b"".join(short(b"%d" % n) + b"V" for n in range(_FRAME_BYTES // 8)),
     "a long list": b"\1aA" + sized(b"t\1" * (_FRAME_BYTES // 2)),
@@ -208,7 +208,7 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
 
 
 def copies_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: a message with many copies, and many bindings."""
+    """AMQP 0-9-1: a message with many CC keys, routed through many bindings."""
     sent = HEADERS["many copies"]
     bound = [_method(commands.Queue.Bind(queue=f"s{n}", exchange="topic", routing_key="#")) for n in range(300)]
     yield Cost("many copies to many topic bindings", "amqp", [HELLO, b"".join(bound), _publish("topic", headers=sent)])
@@ -328,7 +328,7 @@ def _request(key: int, body: bytes = b"") -> bytes:
 
 
 def stream_costs() -> Iterator[Cost]:
-    """The stream protocol."""
+    """Yield costs of the stream protocol."""
     login, publisher = (
         b"".join(STREAM_LOGIN),
         _request(raw_stream.DECLARE_PUBLISHER, b"\1" + string("p") + string("plain")),
@@ -611,7 +611,7 @@ def _definitions(count: int) -> dict[str, str]:
 
 
 def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
-    """The management API."""
+    """Yield costs of the management API."""
     for path, methods in paths().items():
         if path.startswith("mqtool/"):  # only for tests
             continue
@@ -736,7 +736,7 @@ class World:
         gc.enable()
 
     def longest_turn(self, cost: Cost) -> float:
-        """Send the parts of a cost, and return the longest turn of the event loop, in seconds of processor time.
+        """Send the parts of a cost, and return the longest turn of the event loop, in seconds of CPU time.
 
         Raises:
             TimeoutError: the broker does not finish.
@@ -913,7 +913,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--only", default="", help="measure only those whose name contains this text")
+    parser.add_argument("--only", default="", help="measure only costs whose names contain this text")
     arguments = parser.parse_args()
     draw, found, count = random.Random(arguments.seed), list[str](), 0
     deadline = time.monotonic() + arguments.seconds

@@ -125,7 +125,7 @@ VALUES = [
 
 
 class Amqp10Inputs(Inputs):
-    """Conversations of AMQP 1.0: cut, flipped, repeated and shuffled, before the login and after it."""
+    """Conversations of AMQP 1.0 that are cut off, changed, repeated or shuffled, before the login or after it."""
 
     def _frames(self, most: int = 8) -> bytes:
         return b"".join(self.random.choices(FRAMES, k=self.random.randint(1, most)))

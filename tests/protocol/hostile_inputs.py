@@ -1,6 +1,6 @@
 """Input that no well-behaved client sends: the bytes of AMQP and stream connections, generated from a seed.
 
-The suite (`test_fuzz.py`) sends some thousands of them, and `python -m tests.siege` as many as it has time for.
+The suite (`test_fuzz.py`) sends several thousand of them; `python -m tests.siege` sends them for as long as it runs.
 """
 
 import random
@@ -89,7 +89,7 @@ class Inputs:
 
 
 class AmqpInputs(Inputs):
-    """Conversations of AMQP 0-9-1: cut, flipped, repeated and shuffled, before the login and after it."""
+    """Conversations of AMQP 0-9-1 that are cut off, changed, repeated or shuffled, before the login or after it."""
 
     def _conversation(self) -> bytes:
         methods = self.random.choices(METHODS, k=self.random.randint(1, 4))
@@ -142,7 +142,7 @@ class AmqpInputs(Inputs):
         return HELLO + raw_frame(kind, channel, payload, end)
 
     def many_requests(self) -> bytes:
-        """Many requests at once, whose replies are much larger than they are."""
+        """Many requests at once, each much smaller than its reply."""
         declare = frame.marshal(commands.Queue.Declare(queue="large", auto_delete=False), 1)
         publish = frame.marshal(commands.Basic.Publish(exchange="", routing_key="large"), 1)
         count = self.random.choice([1, 1, 1, 1, 40]) if self.large else 1
@@ -212,7 +212,7 @@ _COMMANDS = [
 
 
 class StreamInputs(Inputs):
-    """Conversations of the stream protocol: cut, flipped, repeated and shuffled, before the login and after it."""
+    """Conversations of the stream protocol that are cut off, changed, repeated or shuffled, before or after login."""
 
     def _commands(self, most: int = 8) -> bytes:
         return b"".join([*_COMMANDS[:2], *self.random.choices(_COMMANDS, k=self.random.randint(1, most))])

@@ -62,7 +62,7 @@ QUERIES = [
     *("page=1&page_size=0", "page=x", "columns=name.a,name", "sort=arguments", "columns=.", "count=x"),
     *("page=1&name=(&use_regex=true", "count=0&timeout=nan", "sort=name&sort_reverse=true", "page=" + "9" * 5000),
 ]
-#: What other requests need. Requests that would replace or delete it get another name.
+#: Objects that other requests need. A request that would replace or delete one of them gets another name instead.
 SPARED = ("vhosts/%2F", "users/guest", "permissions/%2F/guest")
 
 

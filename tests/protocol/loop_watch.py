@@ -1,4 +1,4 @@
-"""How long an embedded broker's event loop is busy at a time."""
+"""Measures how long a turn (one iteration) of an embedded broker's event loop takes."""
 
 import asyncio
 import gc
@@ -7,21 +7,21 @@ import time
 
 from mqtool.broker.embedded import EmbeddedBroker
 
-#: The longest that other clients may have to wait, in seconds of processor time. The aim is half of it on an idle
-#: machine: programs that compete for its caches can make a turn take twice the processor time.
+#: The limit for one turn, during which other clients wait, in seconds of CPU time. On an idle machine, a turn should
+#: take at most half of this: other programs that compete for the CPU's caches can double the CPU time.
 LIMIT = 0.5
 
 _EVERY = 0.002
-#: The loop is idle after ten turns in a row that each used less processor time than this, in seconds.
+#: The loop is idle after ten turns in a row that each used less CPU time than this, in seconds.
 _LITTLE, _IDLE_TURNS = 0.001, 10
 
 
 class LoopWatch:
-    """Measures the longest turn of a broker's event loop, in seconds of processor time.
+    """Measures the longest turn of a broker's event loop, in seconds of CPU time.
 
-    Unlike the time that a second client waits, this does not depend on how busy the machine is. What other tests have
-    left in this process, and what a test has declared before it measures, is frozen, because garbage collection during
-    a turn would search it, too. `broker serve` freezes such objects after its first long collection.
+    Unlike the time that a second client waits, this does not depend on how busy the machine is. Objects that exist
+    before a measurement are frozen (gc.freeze), because garbage collection during a turn would search them, too.
+    `broker serve` freezes such objects after its first long collection.
     """
 
     def __init__(self, broker: EmbeddedBroker) -> None:
@@ -38,7 +38,7 @@ class LoopWatch:
         asyncio.get_running_loop().call_later(_EVERY, self._look)
 
     def _count(self) -> None:
-        """Count the turn since the last look."""
+        """Record the CPU time since the last call, which counts as one turn."""
         now = time.thread_time()
         if self._last:
             used = now - self._last
@@ -60,7 +60,7 @@ class LoopWatch:
 
     def take(self) -> float:
         """Return the longest turn since the last call. A test calls this before it measures."""
-        # This waits for the current turn, and counts it. Otherwise, the next look would count it for what comes next.
+        # Wait for the current turn, and count it now. Otherwise, it would be part of the next measurement.
         self._broker.under_test(lambda _: self._count())
         gc.freeze()
         longest, self.longest = self.longest, 0.0
@@ -69,4 +69,4 @@ class LoopWatch:
     def check(self, what: str = "a turn") -> None:
         """Fail if any turn since the last check took too long."""
         longest = self.take()
-        assert longest < LIMIT, f"{what} took {longest:.3f} s of processor time"
+        assert longest < LIMIT, f"{what} took {longest:.3f} s of CPU time"

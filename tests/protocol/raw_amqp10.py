@@ -160,7 +160,7 @@ class RawAmqp10:
                 fields[5] = UInt32((fields[5] - self.first_count) % (1 << 32))
 
     def expect(self, code: int) -> Frame:
-        """Return the next frame, which must be of this kind. Skips those that say whether a consumer is active."""
+        """Return the next frame, which must be of this kind. Skips flow frames that report whether a link is active."""
         got = self.receive()
         while got.code == FLOW and got.field(10):
             got = self.receive()

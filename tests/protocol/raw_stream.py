@@ -1,4 +1,4 @@
-"""A client of the stream protocol that sends and returns frames as they are, invalid ones too."""
+"""A client of the stream protocol, for tests that send and receive single frames, including invalid ones."""
 
 import socket
 import struct
@@ -117,7 +117,7 @@ class RawStream:
         self._last = 0
 
     def log_in(self, user: str = "guest", password: str = "guest", heartbeat: int = 60) -> None:
-        """Send everything that comes before `open`."""
+        """Go through the handshake up to the command `open`, which is not sent."""
         assert self.request(PEER_PROPERTIES, table({"product": "raw"})).code == 1
         assert self.request(SASL_HANDSHAKE).code == 1
         assert self.authenticate(user, password) == 1
@@ -158,7 +158,7 @@ class RawStream:
         return Frame(key, read_exactly(self.socket, size - 4))
 
     def at_end(self) -> bool:
-        """True if the broker closes the connection now, after whatever it still sends."""
+        """Return True if the broker closes the connection, even if it sends something before."""
         try:
             while True:
                 self._read()
@@ -208,7 +208,7 @@ class RawStream:
         return found
 
     def kept(self, key: int) -> list[Frame]:
-        """Return the frames of a kind that arrived while another one was awaited."""
+        """Return the frames of a kind that arrived while the client waited for another kind."""
         return [frame for frame in self._kept if frame.key == key]
 
 

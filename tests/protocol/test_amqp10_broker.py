@@ -125,9 +125,9 @@ def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker closes the incoming window of an AMQP 1.0 session in which a client publishes
-    (it sets the window to 0), but still delivers messages to receivers in this session. After the alarm, the broker
-    opens the window again.
+    """During a resource alarm, the broker sets the incoming window of an AMQP 1.0 session in which a client publishes
+    to 0, so that the client stops publishing. It still delivers messages to receivers in this session. After the
+    alarm, the broker opens the window again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -159,8 +159,9 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
 def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """Faults of the embedded broker affect AMQP 1.0 clients. The fault `close_connections` sends the client a close
-    frame, `close_channels` ends its session, and `cut_connections` cuts its connection without a close frame.
+    """Faults that a test injects into the embedded broker affect AMQP 1.0 clients: `close_connections` sends a client
+    a close frame, `close_channels` ends a client's session, and `cut_connections` cuts a client's connection without
+    a close frame.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -177,8 +178,8 @@ def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
 
 
 def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """If an AMQP 1.0 receiver accepts a message while the fault `lose_acks` is in force, the embedded broker ignores
-    the acceptance, and redelivers the message with first-acquirer set to false.
+    """If an AMQP 1.0 receiver settles a message with the outcome `accepted` while the fault `lose_acks` is in force,
+    the embedded broker ignores the outcome, and redelivers the message with first-acquirer set to false.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -234,7 +235,7 @@ def test_an_aborted_transfer_leaves_the_link_usable(broker: EmbeddedBroker, queu
 
 
 def anonymous(url: str) -> tuple[RawAmqp10, int]:
-    """A client that logs in with the mechanism ANONYMOUS, and the code of the SASL outcome."""
+    """A client that logs in with the SASL mechanism ANONYMOUS, and the code of the SASL outcome."""
     client = RawAmqp10(url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -244,7 +245,7 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
-def test_a_login_with_anonymous_is_refused_if_guest_lacks_the_default_password(
+def test_a_login_with_sasl_anonymous_is_refused_if_guest_lacks_the_default_password(
     broker: EmbeddedBroker, change: str
 ) -> None:
     """A client that uses the SASL mechanism ANONYMOUS logs in as the user guest with the default password. The broker
@@ -262,7 +263,7 @@ def test_a_login_with_anonymous_is_refused_if_guest_lacks_the_default_password(
 
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
-def test_a_login_with_anonymous_from_another_machine_is_refused_by_default(
+def test_a_login_with_sasl_anonymous_from_another_machine_is_refused_by_default(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     """If a client on another machine logs in with the SASL mechanism ANONYMOUS, the broker closes the connection after
@@ -284,9 +285,9 @@ def test_a_login_with_anonymous_from_another_machine_is_refused_by_default(
 
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
-def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
-    """Over AMQP 1.0, a client that uses the SASL mechanism EXTERNAL logs in as the user named in the subject of its
-    certificate. The login is refused if there is no such user.
+def test_a_client_can_log_in_with_a_certificate_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
+    """An AMQP 1.0 client with the SASL mechanism EXTERNAL logs in as the user that the subject of its certificate
+    names. If there is no such user, the broker refuses the login.
     """
     with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
         api = Api(str(broker.management_url))
@@ -342,8 +343,8 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
 
 
 def test_long_link_names_count_towards_memory_use() -> None:
-    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If these names
-    exceed a client's memory limit, the broker closes the client's connection.
+    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If the names of
+    a client's links take more memory than a connection may use, the broker closes the connection.
     """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
@@ -384,8 +385,8 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 
 def test_an_expensive_sql_filter_detaches_only_its_own_link(broker: EmbeddedBroker) -> None:
-    """If an AMQP 1.0 receiver's SQL filter exceeds the time limit, the broker detaches the receiver's link with
-    resource-limit-exceeded. The other links of the session stay usable.
+    """If the broker cannot evaluate an AMQP 1.0 receiver's SQL filter within a time limit, it detaches the receiver's
+    link with resource-limit-exceeded. The other links of the session stay usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

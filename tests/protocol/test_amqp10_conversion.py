@@ -1,4 +1,4 @@
-"""Messages between AMQP 0-9-1, AMQP 1.0 and the stream protocol: the embedded broker beside RabbitMQ 4.0 and later."""
+"""Messages between AMQP 0-9-1, AMQP 1.0 and the stream protocol: on the embedded broker and on RabbitMQ."""
 
 import contextlib
 import time

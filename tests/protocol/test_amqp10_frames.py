@@ -1,4 +1,4 @@
-"""AMQP 1.0, frame by frame: the embedded broker beside RabbitMQ 4.0 and later."""
+"""AMQP 1.0, frame by frame: on the embedded broker, and on RabbitMQ 4.0 and later."""
 
 import struct
 import uuid
@@ -141,7 +141,7 @@ def test_a_client_that_does_not_begin_with_the_sasl_header_is_disconnected(amqp_
     assert client.closed()
 
 
-def test_a_client_that_logs_in_with_anonymous_is_the_user_guest(amqp_url: str, vhost: str) -> None:
+def test_a_client_that_logs_in_with_sasl_anonymous_is_the_user_guest(amqp_url: str, vhost: str) -> None:
     """An AMQP 1.0 client that logs in with the SASL mechanism ANONYMOUS is the user guest. It can open a virtual host
     to which guest has access.
     """
@@ -195,8 +195,8 @@ def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechani
 )
 def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
     """If an AMQP 1.0 client's open frame is invalid, the broker closes the connection without a close frame. An open
-    frame is invalid if it names an unknown virtual host, or if its max-frame-size is below 512 bytes or its idle
-    time-out below one second.
+    frame is invalid if it names an unknown virtual host, if its max-frame-size is below 512 bytes, or if its
+    idle-time-out is below one second.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -229,7 +229,7 @@ def test_a_channel_number_above_the_clients_own_maximum_closes_the_connection(am
 
 
 def test_an_amqp_1_0_client_that_sets_an_idle_time_out_gets_heartbeats(amqp_url: str) -> None:
-    """If an AMQP 1.0 client's open frame sets an idle time-out, the broker sends empty frames as heartbeats."""
+    """If an AMQP 1.0 client's open frame sets an idle-time-out, the broker sends empty frames as heartbeats."""
     client = RawAmqp10(amqp_url, opening=(None, None, UInt32(1000)))
     assert client.read(8) == b"\0\0\0\x08\x02\0\0\0"
 
@@ -290,7 +290,7 @@ def test_an_unknown_amqp_1_0_performative_closes_the_connection(amqp_url: str, b
 def test_a_frame_with_an_invalid_link_handle_ends_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """If an AMQP 1.0 frame has a link handle that is unknown or above the maximum, the broker ends the session with an
+    """If the link handle in an AMQP 1.0 frame is unknown or above the maximum, the broker ends the session with an
     error that names the handle.
     """
     client.send(*frame)
@@ -372,9 +372,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """From RabbitMQ 4.2 on, if an AMQP 1.0 client attaches a link that the broker refuses, for example to a missing
-    queue, the broker answers with an attach frame without a terminus, detaches the link with an error, and keeps the
-    session open. Before RabbitMQ 4.2, the broker ends the session with the error.
+    """From RabbitMQ 4.2 on, the broker refuses an AMQP 1.0 link, for example to a missing queue, by an attach frame
+    without a terminus, followed by a detach frame with an error. The session stays open. Before RabbitMQ 4.2, the
+    broker ends the session with the error.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -430,7 +430,7 @@ def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
     """RabbitMQ does not support AMQP 1.0 transactions, link recovery, the receiver settle mode `second` or unknown
-    outcomes. If a client attaches a link that uses one of these, the broker refuses the link with the error
+    outcomes. If a client attaches a link that requests one of these, the broker refuses the link with the error
     amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
@@ -482,11 +482,11 @@ def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(clie
     assert settled == set(range(80))
 
 
-def test_each_message_of_a_batch_gets_the_outcome_of_its_own_routing_over_amqp_1_0(
+def test_each_message_sent_in_one_write_gets_its_own_outcome_over_amqp_1_0(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If an AMQP 1.0 client sends twenty messages in one write, each routable message gets the outcome `accepted`, and
-    each unroutable message gets the outcome `released`.
+    """If an AMQP 1.0 client sends twenty messages in one write, each routable message gets the outcome `accepted`,
+    and each unroutable message gets the outcome `released`.
     """
     client.attach_sender(None)
     frames = []
@@ -513,8 +513,8 @@ def test_an_unroutable_message_gets_the_outcome_released_over_amqp_1_0(client: R
 def test_a_message_to_a_full_queue_gets_the_outcome_rejected_over_amqp_1_0(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """An AMQP 1.0 message to a full queue whose x-overflow is reject-publish gets the outcome `rejected`. From RabbitMQ
-    4.2 on, the outcome names the queue and the reason.
+    """An AMQP 1.0 message to a full queue whose x-overflow is reject-publish gets the outcome `rejected`. If the
+    outcome contains an error, as it does from RabbitMQ 4.2 on, the error names the queue and the reason `maxlen`.
     """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
@@ -588,9 +588,8 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """After an invalid transfer, the broker detaches the AMQP 1.0 link. Before RabbitMQ 4.2, it ends the session
-    instead. A transfer is invalid if its delivery id or settled flag differs from that of the message's first transfer,
-    if its settled flag contradicts the link's settle mode, or if it asks for the receiver settle mode `second`.
+    """After an invalid transfer, such as one whose settled flag contradicts the link's settle mode, the broker
+    detaches the AMQP 1.0 link. Before RabbitMQ 4.2, it ends the session instead.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -632,8 +631,9 @@ def test_a_malformed_message_detaches_the_link_or_ends_the_session(
     broker: TestBroker, client: RawAmqp10, queue: str, payload: bytes
 ) -> None:
     """If the payload of a transfer is not a valid AMQP 1.0 message, an embedded broker that behaves like RabbitMQ 4.2
-    or later detaches the link with decode-error. One that behaves like an earlier version ends the session with this
-    error. RabbitMQ itself does either, and may send another error.
+    or later detaches the link with the error decode-error. One that behaves like an earlier version ends the session
+    with this error. RabbitMQ itself either detaches the link or ends the session, but its error may be a different
+    one.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -683,8 +683,8 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
 def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
     client: RawAmqp10, channel: BlockingChannel, vhost: str
 ) -> None:
-    """After an exchange is deleted, the next message that an AMQP 1.0 sender publishes to this exchange gets the
-    outcome `released`, and the sender's link is detached with not-found.
+    """An exchange is deleted while an AMQP 1.0 sender's link to this exchange is attached. The sender's next message
+    gets the outcome `released`, and the broker then detaches the link with the error not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -738,8 +738,8 @@ def test_a_message_that_the_broker_sends_settled_leaves_the_queue_immediately(
 def test_an_unsettled_disposition_is_settled_by_the_broker(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If an AMQP 1.0 receiver sends an unsettled disposition, the broker answers with a settled one for the same
-    delivery.
+    """If an AMQP 1.0 receiver sends an unsettled disposition, the broker answers with a settled disposition for the
+    same delivery.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)

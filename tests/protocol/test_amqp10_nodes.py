@@ -57,8 +57,8 @@ def _is_there(broker: TestBroker) -> None:
 
 
 def test_the_temporary_queue_of_a_dynamic_source_lives_as_long_as_its_link(client: RawAmqp10) -> None:
-    """An AMQP 1.0 receiver with a dynamic source gets a temporary queue, to which messages can be sent. The queue is
-    deleted when the receiver's link is detached.
+    """When an AMQP 1.0 receiver attaches with a dynamic source, the broker declares a temporary queue, to which
+    messages can be sent. It deletes the queue when the receiver's link is detached.
     """
     source = attach_dynamic(client, "temporary-queue").field(5).value
     address = source[0]
@@ -116,12 +116,12 @@ def channel_properties() -> object:
     return BasicProperties(reply_to="amq.rabbitmq.reply-to")
 
 
-def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_is_active(
+def test_each_receiver_of_a_single_active_consumer_queue_learns_whether_it_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, a receiver of a quorum queue with x-single-active-consumer gets an AMQP 1.0 flow frame
-    whose property rabbitmq:active says whether this receiver is the active one. When the active receiver detaches, the
-    next one gets a flow frame that says that it is active now.
+    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver of a quorum queue with x-single-active-consumer gets a flow frame
+    whose property rabbitmq:active says whether this receiver is the active one. When the active receiver detaches,
+    another receiver becomes active, and gets a flow frame with rabbitmq:active set to true.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -253,9 +253,9 @@ def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, an x-opt-delivery-time in the outcome `modified` takes precedence over a quorum queue's
-    x-delayed-retry-max. With a delivery time of tomorrow and an x-delayed-retry-max of 1 ms, the queue holds the
-    message back, and delivers later messages in the meantime.
+    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message of a quorum queue with the outcome `modified`
+    and an x-opt-delivery-time of tomorrow. The queue then keeps the message until tomorrow, even if its
+    x-delayed-retry-max is 1 ms, and still delivers later messages.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -274,20 +274,20 @@ def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
 
 
 def acquired(frame: Frame) -> int:
-    """Return how often a message was requeued, by its annotation x-acquired-count; 0 if it has none."""
+    """Return how many times a message was requeued, by its annotation x-acquired-count; 0 if it has none."""
     return int(frame.message.message_annotations.get(Symbol("x-acquired-count"), 0))
 
 
 @pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
 @pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
 @pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
-def test_a_message_released_by_a_link_with_credit_is_requeued_again_when_the_link_ends(
+def test_a_message_released_by_a_link_with_credit_is_requeued_twice_if_the_link_then_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
     """If an AMQP 1.0 link releases or modifies a message of a quorum queue while the link has credit left, the queue
-    delivers the message to this link again. From RabbitMQ 4.3 on, when the link, its session or its connection then
-    ends, the broker requeues the message a second time, so its x-acquired-count has risen by 2. If the link has no
-    credit left, the count rises by 1.
+    delivers the message to this link again. From RabbitMQ 4.3 on, if the link, its session or its connection then
+    ends, the broker requeues the message a second time, so x-acquired-count rises by 2. If the link had no credit
+    left, x-acquired-count rises only by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -312,7 +312,7 @@ def test_classic_queues_accept_only_valid_values_of_x_queue_leader_locator(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
     """The broker accepts the argument `x-queue-leader-locator` of a classic queue if its value is valid, such as
-    `balanced`. If the value is invalid, the broker refuses the declaration and closes the channel.
+    `balanced`. If the value is invalid, the broker refuses queue.declare and closes the channel.
     """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)

@@ -34,9 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_expired_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """Even if a header of a message (CC, BCC or any other) contains lists nested more than 60 levels deep, the broker
-    dead-letters the message when it expires. Such a message does not stop the queue: the next one is dead-lettered as
-    well.
+    """When a message expires, the broker dead-letters it, even if a header (CC, BCC or any other) contains lists
+    nested more than 60 levels deep. It also dead-letters the queue's next message.
     """
     value: Any = ["k"]
     for _ in range(depth):
@@ -53,8 +52,8 @@ def test_expired_messages_with_deeply_nested_headers_are_dead_lettered(depth: in
 def test_a_message_that_cannot_be_dead_lettered_is_kept_until_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If an internal error prevents the broker from dead-lettering a message, the broker keeps the message on disk, and
-    dead-letters it after a restart. The broker logs the error once, even if it affects several messages.
+    """If an internal error prevents the broker from dead-lettering a persistent message, the broker keeps the message
+    on disk, and dead-letters it after a restart. If the error affects several messages, the broker logs it only once.
     """
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter

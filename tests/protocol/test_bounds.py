@@ -73,8 +73,8 @@ def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: Embedde
 def test_global_parameters_are_limited_by_memory(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
-    """Global parameters count towards the memory that queues, exchanges and bindings may take. Once this memory is used
-    up, the management API refuses further parameters with status 400, until others are deleted.
+    """Global parameters, queues, exchanges and bindings share a limited part of the broker's memory. Once this part
+    is full, the management API refuses further global parameters with status 400, until others are deleted.
     """
     api = api_of(small)
     answers = [api("PUT", f"global-parameters/p{number}", {"value": "x" * 400_000})[0] for number in range(5)]
@@ -109,7 +109,7 @@ def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedB
     flood.socket.close()
 
 
-def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: EmbeddedBroker) -> None:
+def test_other_clients_can_get_the_messages_that_a_consumer_does_not_read(small: EmbeddedBroker) -> None:
     """If a consumer does not read from its socket, the broker sends only as many messages as fit into the socket's
     buffers. The other messages stay in the queue, and other clients can get them.
     """
@@ -132,7 +132,7 @@ def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: E
     connection.close()
 
 
-def test_up_to_4_2_the_consumer_timeout_closes_the_channel() -> None:
+def test_up_to_rabbitmq_4_2_the_consumer_timeout_closes_the_channel() -> None:
     """If a consumer does not acknowledge a delivery within the broker's consumer timeout, an embedded broker that
     behaves like RabbitMQ 4.2 or earlier closes the consumer's channel and requeues the message.
     """
@@ -159,8 +159,8 @@ def test_up_to_4_2_the_consumer_timeout_closes_the_channel() -> None:
 def test_closed_connections_are_no_longer_counted(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
-    """After many clients have connected, declared exclusive queues and disconnected, the management API counts no
-    connections, channels or queues.
+    """After many clients have connected, declared exclusive queues and disconnected, the management API's overview
+    counts 0 connections, 0 channels and 0 queues.
     """
 
     declared = list[str]()

@@ -97,9 +97,9 @@ def declare(url: str, **arguments: object) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
 def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
-    """RabbitMQ 3.10, and an embedded broker that behaves like it, apply only the broker's own consumer timeout, even if
-    the queue or the consumer has a longer x-consumer-timeout. After this timeout, the broker closes the channel with
-    406 and requeues the message.
+    """RabbitMQ 3.10, and an embedded broker that behaves like it, apply only the broker's own consumer timeout, even
+    if the queue or the consumer has a longer x-consumer-timeout. After this timeout, the broker closes the channel
+    with error 406 and requeues the message.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -156,7 +156,7 @@ def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> 
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
+def test_from_rabbitmq_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
     """In an embedded broker that behaves like RabbitMQ 4.3, a consumer's own timeout takes precedence over the timeouts
     of the queue and the broker. After this timeout, the broker cancels the consumer, and another consumer gets the
     unacknowledged message.
@@ -173,7 +173,7 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
                 second.send(commands.Basic.Ack(delivery_tag=1))
 
 
-def test_in_4_2_a_consumers_own_timeout_has_no_effect() -> None:
+def test_in_rabbitmq_4_2_a_consumers_own_timeout_has_no_effect() -> None:
     """In an embedded broker that behaves like RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the
     consumer's timeout is long and the queue's is short, the broker closes the channel after the queue's timeout.
     """
@@ -183,7 +183,7 @@ def test_in_4_2_a_consumers_own_timeout_has_no_effect() -> None:
             assert closed_after(client) == text_of(SHORT)
 
 
-def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelled() -> None:
+def test_from_rabbitmq_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelled() -> None:
     """An embedded broker that behaves like RabbitMQ 4.3 closes the channel after the consumer timeout if the
     unacknowledged message was fetched with basic.get, or if the client lacks the capability consumer_cancel_notify.
     """
@@ -204,7 +204,7 @@ def test_from_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be_cancelle
                 channel.start_consuming()
 
 
-def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
+def test_from_rabbitmq_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
     """From RabbitMQ 4.3 on, classic queues have no consumer timeout. If neither a consumer of a quorum queue nor a
     consumer of a classic queue acknowledges a delivery within the broker's consumer timeout, an embedded broker that
     behaves like RabbitMQ 4.3 cancels only the consumer of the quorum queue.
@@ -219,7 +219,7 @@ def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
+def test_from_rabbitmq_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
     """From RabbitMQ 4.3 on, the AMQP 1.0 link property `rabbitmq:consumer-timeout` replaces the queue's consumer
     timeout. After the link's timeout, the broker sends the receiver a disposition with the outcome `released` for the
     unsettled delivery.
@@ -240,7 +240,7 @@ def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broke
     ("queue", "policy", "consumer"),
     [(SHORT, None, None), (LONG, SHORT, None), (SHORT, LONG, None), (None, SHORT, None), (LONG, LONG, SHORT)],
 )
-def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the_consumer(
+def test_from_rabbitmq_4_3_on_a_consumer_that_exceeds_its_timeout_is_cancelled(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
     """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge a delivery within the consumer's
@@ -259,7 +259,7 @@ def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the
         assert client.expect(commands.Queue.DeclareOk).queue == "q"
 
 
-def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
+def test_from_rabbitmq_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
     """From RabbitMQ 4.3 on, a consumer's own timeout replaces the queue's, even if it is longer. Such a consumer can
     acknowledge a delivery after the queue's timeout, and then gets more messages. Another consumer of the same queue,
     without a timeout of its own, is cancelled if it does not acknowledge a delivery within the queue's timeout.
@@ -274,9 +274,9 @@ def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBr
             patient.expect(commands.Basic.Deliver)
 
 
-def test_from_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, the broker closes the channel with 406 if a client does not acknowledge a message from
-    basic.get within the queue's consumer timeout.
+def test_from_rabbitmq_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel(broker: TestBroker) -> None:
+    """From RabbitMQ 4.3 on, the broker closes the channel with error 406 if a client does not acknowledge a message
+    from basic.get within the queue's consumer timeout.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -298,7 +298,7 @@ def test_from_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel
         ("stream", 1, " of queue type rabbit_stream_queue"),
     ],
 )
-def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
+def test_an_invalid_consumer_timeout_is_refused_from_rabbitmq_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
     """From RabbitMQ 4.3 on, the broker refuses the argument x-consumer-timeout of a queue or a consumer if its value is

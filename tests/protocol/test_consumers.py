@@ -1,4 +1,4 @@
-"""Consumers: prefetch, turns, priorities, and cancellation by the broker."""
+"""Consumers: prefetch, sharing of messages, priorities, and cancellation by the broker."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> 
 
 
 @pytest.mark.differs_since("4.3", "prefetch of a whole channel is refused by default, and does nothing")
-def test_up_to_4_2_a_global_prefetch_limits_all_consumers_of_a_channel_together(
+def test_up_to_rabbitmq_4_2_a_global_prefetch_limits_all_consumers_of_a_channel_together(
     channel: BlockingChannel, take: Take
 ) -> None:
     """Up to RabbitMQ 4.2, if a channel has a global prefetch of 3, all its consumers together have at most three
@@ -90,7 +90,7 @@ def test_prefetch_does_not_limit_automatic_acknowledgement(channel: BlockingChan
     take.until(lambda: len(consumer.got) == 5)
 
 
-def test_messages_are_delivered_to_the_consumers_of_a_queue_in_turn(channel: BlockingChannel, take: Take) -> None:
+def test_messages_are_shared_evenly_among_the_consumers_of_a_queue(channel: BlockingChannel, take: Take) -> None:
     """If nine messages are published to a queue with three consumers, each consumer gets three of them."""
     channel.queue_declare("q")
     consumers = [Recorder(), Recorder(), Recorder()]
@@ -121,7 +121,7 @@ def test_only_one_consumer_of_a_queue_with_x_single_active_consumer_gets_message
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
     """While the first consumer of a queue with x-single-active-consumer is active, it gets all messages. Once it is
-    cancelled, the second consumer gets them.
+    cancelled, the second consumer gets the next message.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
@@ -179,8 +179,9 @@ def test_deleting_a_queue_cancels_its_consumers(
 def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """If another channel sends basic.consume for a queue that has an exclusive consumer, the broker closes this channel
-    with 403. Once the exclusive consumer is cancelled, another consumer can be started and gets messages.
+    """If a client sends basic.consume on another channel for a queue that has an exclusive consumer, the broker
+    closes that channel with error 403. Once the exclusive consumer is cancelled, another consumer can be started and
+    gets messages.
     """
     channel.queue_declare("q")
     exclusive, other = Recorder(), Recorder()

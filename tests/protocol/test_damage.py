@@ -68,8 +68,8 @@ def test_no_damage_is_reported_after_a_kill_or_a_stop(process: BrokerProcess) ->
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
     """If a bit in the write-ahead log of the broker's SQLite database is flipped, the broker starts with the messages
-    that were stored before the damaged entry. If the bit is in the header of the log, these are the messages that were
-    in the database file. The broker logs a warning, and keeps a copy of the damaged write-ahead log.
+    that were stored before the damaged entry. If the bit is in the log's header, it starts with only the messages in
+    the database file. The broker logs a warning, and keeps a copy of the damaged write-ahead log.
     """
     process.stop()  # this writes the messages to the database file
     process.start()
@@ -89,8 +89,9 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
 
 
 def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log of the broker's SQLite database is damaged, the broker loses only the change
-    that it stored last, in this test one message. It logs a warning, and keeps a copy of the damaged write-ahead log.
+    """If the end of the write-ahead log of the broker's SQLite database is damaged, the broker loses only the last
+    change that it stored (in this test, one message). It logs a warning, and keeps a copy of the damaged write-ahead
+    log.
     """
     process.kill()
     _, log = files(process)
@@ -160,8 +161,8 @@ def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(pro
 
 
 def test_the_broker_does_not_start_if_its_database_file_is_not_a_database(process: BrokerProcess) -> None:
-    """If the broker's database file is not a database, the broker does not start, says that nothing in the file can be
-    read, and leaves the file unchanged.
+    """If the broker's database file is not a database, the broker does not start. It reports that nothing in the file
+    can be read, and leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)

@@ -63,8 +63,9 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses the declaration with the
-    status 400, or stores the queue. A stored queue still exists after the broker is killed and restarted.
+    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses the declaration with
+    status 400, or stores the queue. If it stores the queue, the queue still exists after the broker is killed and
+    restarted.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -97,8 +98,8 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
     r"""If the name of one queue contains the byte 0xff, and the names of two others contain an escape sequence for it
-    as text, such as `\xff`, the broker has all three queues after a restart. Bindings whose queue names or routing keys
-    contain NUL stay distinct as well.
+    as text, such as `\xff`, the broker has all three queues after a restart. Bindings whose queue names or routing
+    keys contain NUL also stay distinct.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -153,8 +154,8 @@ def test_a_stored_definition_that_cannot_be_read_is_skipped(process: BrokerProce
 
 
 def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -> None:
-    """The broker starts with unknown files in its data directory, logs that these files do not belong to the broker,
-    and leaves them there.
+    """If the broker's data directory contains files that the broker does not know, the broker starts, logs that these
+    files do not belong to it, and leaves them in place.
     """
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -174,8 +175,8 @@ def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits with 1. When
-    the broker starts again with enough space, it has all messages.
+    """If the disk is too full for the broker to start, the broker reports how much space it needs, and exits with 1.
+    When it is started again with enough space, it still has all messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -389,7 +390,9 @@ def test_definitions_survive_a_restart_after_random_declarations_and_deletions(
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_corrupted_definition_never_prevents_a_start(data: st.DataObject) -> None:
-    """If a stored definition is changed at random on disk, the broker still starts and accepts new definitions."""
+    """If a stored definition is corrupted on disk, for example by changed or missing bytes, the broker still starts,
+    and a new virtual host can be created.
+    """
     with TemporaryDirectory() as name:
         directory = Path(name)
 

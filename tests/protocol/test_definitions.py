@@ -94,9 +94,9 @@ def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
     api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
 ) -> None:
     """After definitions have been imported into a new virtual host, an export of this virtual host contains all of
-    them, but no exclusive queues and no bindings of these. The exception is RabbitMQ 4.2.9 and 4.3.3 to 4.3.5, which
-    export the bindings. If an existing queue is imported again with other arguments, its exported arguments stay the
-    same.
+    them, but no exclusive queues. It does not contain the bindings of exclusive queues, either, except in RabbitMQ
+    4.2.9 and 4.3.3 to 4.3.5. If an existing queue is imported again with other arguments, its exported arguments stay
+    the same.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -146,9 +146,9 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The management API refuses an import of definitions of the whole broker if a queue in them names no virtual host,
-    or if the definitions refer to an unknown virtual host, user, queue type, exchange type, policy key or parameter
-    component. No queue is created.
+    """The management API refuses to import definitions of the whole broker if a queue in them names no virtual host,
+    or if they refer to something unknown, such as a missing user or an unknown policy key. It then creates none of
+    the queues.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
@@ -168,17 +168,16 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}], ids=str)
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If a section of imported definitions, such as `queues`, is not a list of valid objects, the management API
-    answers with status 400.
+    responds with status 400.
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions in
-    the file that name no virtual host belong to `/`. The broker can be restarted with the same file and data directory.
-    The data directory also stores the topic permissions from the file: a broker that is restarted without the file
-    still has them.
+    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
+    that name no virtual host belong to `/`. The broker can be started again with the same file and data directory.
+    The data directory stores the topic permissions, so a broker that is started without the file still has them.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -216,8 +215,8 @@ def test_the_data_directory_can_still_be_used_after_a_failed_import(tmp_path: Pa
 
 @large
 def test_a_broker_reports_the_definitions_that_it_does_not_support(tmp_path: Path) -> None:
-    """If the definitions file of a broker contains a shovel, the broker starts, and says on stderr that it left out the
-    shovel. If the file does not contain a JSON object, the broker exits with 1.
+    """If a definitions file contains a shovel, the broker starts without the shovel, and reports this on stderr. If
+    the file does not contain a JSON object, the broker exits with 1.
     """
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
@@ -263,7 +262,7 @@ def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
 
 
 @pytest.mark.differs_since("4.0", "the import is refused")
-def test_up_to_3_13_an_import_skips_the_bindings_of_queues_with_reserved_names(api: Api, vhost: str) -> None:
+def test_up_to_rabbitmq_3_13_an_import_skips_the_bindings_of_queues_with_reserved_names(api: Api, vhost: str) -> None:
     """Up to RabbitMQ 3.13, if imported definitions contain a binding of a queue whose name begins with `amq.`, the
     broker skips this binding, and adds all other bindings.
     """

@@ -37,8 +37,8 @@ def delay(milliseconds: object) -> BasicProperties:
 def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. No message
-    arrives early. The header x-delay is unchanged.
+    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays, and none
+    arrives early. Their header x-delay is unchanged.
     """
     started = time.monotonic()
     for milliseconds in (1500, 500, 1000):
@@ -55,8 +55,8 @@ def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
 def test_x_delay_may_be_a_float_or_a_string_of_digits(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message's x-delay may be a float or a string of digits, which may begin with a plus sign or a zero. The message
-    is delayed by that many milliseconds.
+    """A message's x-delay may be a float or a string of digits, which may begin with a plus sign or a zero. The
+    message is delayed by this number of milliseconds.
     """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -71,8 +71,8 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
     ids=repr,
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """If a message's x-delay is NaN, infinite, an AMQP decimal, or text that is not a number, the broker closes the
-    connection with 541. RabbitMQ's delayed message plugin does the same.
+    """If a message's x-delay is NaN, infinite, an AMQP decimal, or a string that is not a number, the broker closes
+    the connection with error 541 (INTERNAL_ERROR). RabbitMQ's delayed message plugin does the same.
     """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -90,8 +90,8 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
 def test_a_message_whose_x_delay_is_out_of_range_or_of_another_type_is_not_delayed(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is of a type other than
-    number or text (for example, a boolean or a list).
+    """A message is delivered without a delay if its x-delay is below 1, is 2^32 or more, or is neither a number nor a
+    string (for example, a boolean or a list).
     """
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -100,7 +100,7 @@ def test_a_message_whose_x_delay_is_out_of_range_or_of_another_type_is_not_delay
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message is routed by the bindings that exist when the message is due, including those made after the
+    """A delayed message is routed by the bindings that exist when the message is due, including those added after the
     message was published.
     """
     channel.basic_publish("x", "later", b"x", delay(2000))
@@ -162,9 +162,9 @@ def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel,
 def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
-    """Before a message is due, a delayed exchange routes it to no queue. The exchange's alternate exchange therefore
-    gets a copy immediately. When the message is due, it goes to the queues that are bound to the delayed exchange or,
-    if there are none, to the alternate exchange once more.
+    """Before a message is due, a delayed exchange routes it to no queue, so its alternate exchange gets a copy
+    immediately. When the message is due, it goes to the queues that are bound to the delayed exchange. If no queue is
+    bound, it goes to the alternate exchange a second time.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -197,9 +197,9 @@ def test_a_transaction_has_no_effect_on_a_delayed_message(
 def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. A message
-    with CC arrives with unchanged headers. In a message with BCC, the broker changes two headers: it removes BCC, and
-    makes x-delay negative, which marks the delay as over.
+    """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. A
+    message with CC arrives with unchanged headers. If a message has BCC, the broker removes this header, and makes
+    x-delay negative to mark the delay as over.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -211,8 +211,8 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """If a message with the header x-delay is dead-lettered through a delayed exchange, it is delayed, and arrives with
-    its x-delay as a negative integer.
+    """If a message with the header x-delay is dead-lettered through a delayed exchange, it is delayed, and arrives
+    with a negative x-delay, which marks the delay as over.
     """
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
@@ -237,8 +237,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """The broker checks a binding of a delayed exchange as it would for an exchange of the type in x-delayed-type. If
-    this type is `headers`, and the binding's x-match is invalid, the broker closes the channel with
+    """The broker checks a binding of a delayed exchange as if the exchange had the type in x-delayed-type. For
+    example, if this type is `headers`, and the binding's x-match is invalid, the broker closes the channel with
     PRECONDITION_FAILED.
     """
     channel = connection.channel()
@@ -250,8 +250,8 @@ def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection
 
 @pytest.mark.usefixtures("delayed")
 def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
-    """If an x-delayed-message exchange is declared without a valid x-delayed-type, the broker refuses it with
-    RabbitMQ's error text.
+    """If an x-delayed-message exchange is declared without a valid x-delayed-type, the broker refuses the declaration
+    with RabbitMQ's error text.
     """
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
@@ -276,7 +276,7 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
     """After the broker is killed and restarted, a durable x-delayed-message exchange still delivers its delayed
-    messages, whether or not they became due in the meantime. This includes transient messages.
+    messages, including transient ones, whether or not they became due in the meantime.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

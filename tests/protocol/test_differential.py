@@ -296,7 +296,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts:
     """Perform the same operations on both brokers, on an empty virtual host, and compare after each step.
 
     Args:
-        with_counts: compare how many messages the queues hold; RabbitMQ 3.10 says 0 of streams.
+        with_counts: compare how many messages the queues hold; RabbitMQ 3.10 reports 0 for streams.
     """
     ours, theirs = sides
     for side in sides:
@@ -341,8 +341,8 @@ def test_quorum_queues_behave_alike_on_rabbitmq_and_the_embedded_broker(
 def test_streams_behave_alike_on_rabbitmq_and_the_embedded_broker(
     sides: tuple[Side, Side], sequence: list[Operation]
 ) -> None:
-    """For random operations on streams, with readers at any offset, RabbitMQ and the embedded broker give the same
-    replies, errors and deliveries.
+    """For random operations on streams, with consumers that start at any offset, RabbitMQ and the embedded broker
+    give the same replies, errors and deliveries.
     """
     compare(
         sides, [("declare queue", "a", True, STREAM_ARGUMENTS[0]), *TOPIC[1:], *PUBLISHES, *sequence], with_counts=False

@@ -1,4 +1,4 @@
-"""What clients without a login, and pages of other sites, cannot do to the embedded broker's management API."""
+"""What unauthenticated clients, and pages of other sites, cannot do to the embedded broker's management API."""
 
 import base64
 import contextlib
@@ -49,7 +49,7 @@ def address(broker: EmbeddedBroker) -> tuple[str, int]:
 def ask(
     broker: EmbeddedBroker, *headers: str, method: str = "GET", path: str = "/api/whoami", body: bytes = b""
 ) -> tuple[int, dict[str, Any]]:
-    """Send a request as it stands; returns status and answer."""
+    """Send a request unchanged; return the status and the body of the response."""
     with socket.create_connection(address(broker), timeout=15) as connection:
         lines = [f"{method} {path} HTTP/1.1", *headers, "connection: close"]
         connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
@@ -98,8 +98,8 @@ def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
 def test_http_requests_whose_host_header_names_another_host_are_refused(
     broker: EmbeddedBroker, host: str, status: int
 ) -> None:
-    """In the Host header of a request, the management API accepts an IP address, `localhost`, or a name without a dot,
-    such as a container's. If the header names another host, as in a DNS rebinding attack, the API answers with the
+    """The management API accepts requests whose Host header contains an IP address, `localhost`, or a name without a
+    dot, such as a container's. If the header names another host, as in a DNS rebinding attack, the API responds with
     status 421.
     """
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
@@ -116,7 +116,7 @@ def test_http_requests_whose_host_header_names_another_host_are_refused(
     ],
 )
 def test_http_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """If the Origin header of a request names another site, the management API answers with status 403, even if the
+    """If the Origin header of a request names another site, the management API responds with status 403, even if the
     credentials are valid.
     """
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
@@ -135,24 +135,24 @@ def test_http_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBr
 def test_pages_of_another_site_cannot_load_the_management_api_as_an_image_or_a_script(
     broker: EmbeddedBroker, site: str, mode: str, status: int
 ) -> None:
-    """If a page of another site loads a URL of the management API as an image or a script, the API answers with the
-    status 403. It recognizes such a request by its Sec-Fetch headers, because browsers send it with stored credentials
-    but without an Origin header.
+    """If a page of another site loads a URL of the management API as an image or a script, the API responds with
+    status 403. It recognizes this by the Sec-Fetch headers, because browsers send such a request with stored
+    credentials but without an Origin header.
     """
     fetched = (f"sec-fetch-site: {site}", f"sec-fetch-mode: {mode}")
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, *fetched)[0] == status
 
 
 def test_the_management_api_does_not_wait_for_a_body_of_16_mb(broker: EmbeddedBroker) -> None:
-    """If a request announces a body of 16 MB, the management API answers without waiting for the body. The status is
-    401 if the request has no login, and 413 otherwise.
+    """If a request announces a body of 16 MB, the management API responds without waiting for the body. The status is
+    413 or, if the request contains no credentials, 401.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
 
 
 def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBroker) -> None:
-    """After the management API has answered with status 401, the next request on the same HTTP connection succeeds
+    """After the management API has responded with status 401, the next request on the same HTTP connection succeeds
     if it has valid credentials.
     """
     with socket.create_connection(address(broker), timeout=60) as connection:
@@ -175,7 +175,7 @@ def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
     broker: EmbeddedBroker, header: str, status: int
 ) -> None:
     """If a header of an HTTP request is malformed, too long or not supported (such as Transfer-Encoding), the
-    management API answers with status 400, 431 or 411. It still answers later requests.
+    management API responds with status 400, 431 or 411. It still answers later requests.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
@@ -183,8 +183,8 @@ def test_http_requests_with_an_invalid_or_unsupported_header_are_refused(
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
 def test_unauthenticated_http_connections_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
-    """If unauthenticated clients hold as many HTTP connections as the broker allows, the broker closes one of these
-    connections for each new one. Clients that log in are therefore still answered.
+    """If unauthenticated clients have opened as many HTTP connections as the broker allows, the broker closes one of
+    these connections for each new one, so that clients that log in are still served.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -200,8 +200,8 @@ def test_unauthenticated_http_connections_do_not_keep_other_clients_out(broker: 
 def test_http_connections_from_one_address_do_not_displace_connections_from_another(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If too many HTTP connections without a login come from one address, the broker closes some of these connections,
-    but none from another address. It logs these closings at most once a second.
+    """If too many unauthenticated HTTP connections come from one address, the broker closes some of these
+    connections, but none from another address. It logs the closed connections at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -226,8 +226,9 @@ def test_http_connections_from_one_address_do_not_displace_connections_from_anot
 
 
 def test_the_number_of_logged_in_http_connections_is_limited(broker: EmbeddedBroker) -> None:
-    """If logged-in clients hold as many HTTP connections as the broker allows, the broker answers a new connection with
-    503 and closes it. Once these clients have disconnected, the broker answers other clients again.
+    """If authenticated clients have opened as many HTTP connections as the broker allows, the broker responds to a
+    new connection with status 503 and closes it. Once these clients have disconnected, the broker serves other
+    clients again.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -275,8 +276,8 @@ def test_an_http_connection_with_an_incomplete_request_is_closed(
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, such as an integer of
-    more than 64 bits or lists nested 100 levels deep, the broker answers with status 400 and creates nothing.
+    """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, such as an integer
+    of more than 64 bits or lists nested 100 levels deep, the broker responds with status 400 and creates nothing.
     """
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
@@ -293,8 +294,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker still answers if a client filters the list of queues by a regular expression that would take forever
-    to match by backtracking, or sets a permission to such an expression.
+    """If a client filters the list of queues by a regular expression that would take forever to match by
+    backtracking, or uses it in a permission, the broker still answers.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -307,8 +308,8 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
-    """If a regular expression in a permission, or in the filter of a request for the list of queues, is invalid or not
-    supported, the management API answers with status 400.
+    """If a regular expression in a permission, or in the filter of a request for the list of queues, is invalid or
+    not supported, the management API responds with status 400.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
@@ -319,8 +320,8 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """The management API answers a list request with status 400 if the regular expression of the request's filter
-    has more than 1,000 characters, or takes more than 128 KiB when compiled.
+    """If a list request filters by a regular expression that has more than 1,000 characters, or takes more than 128
+    KiB when compiled, the management API responds with status 400.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400
@@ -357,8 +358,8 @@ def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) ->
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the management API has many internal errors, the broker logs about one error a second, with the number of
-    errors that were not logged.
+    """If internal errors occur often in the management API, the broker logs about one of them a second, with the
+    number of errors that it did not log.
     """
     caplog.set_level(logging.WARNING)
 

@@ -93,7 +93,7 @@ def test_a_classic_queue_does_not_exceed_its_maximum_length_after_a_restart(
     process: BrokerProcess, how: str, overflow: str
 ) -> None:
     """After a restart of the broker, unacknowledged messages are ready again. If a classic queue then has more ready
-    messages than its x-max-length, the broker dead-letters its oldest messages, whatever the overflow behaviour.
+    messages than its x-max-length, the broker dead-letters the oldest messages, whatever the queue's x-overflow.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
@@ -162,8 +162,8 @@ def test_messages_settled_in_a_transaction_do_not_come_back_after_a_kill(process
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """The names of a queue and an exchange and the routing key of their binding need not be valid UTF-8. After a
-    restart, the exchange still routes a message with this key to the queue.
+    """If the names of a queue and an exchange, and the routing key of their binding, are not valid UTF-8, the
+    exchange still routes a message with this key to the queue after a restart.
     """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
@@ -188,8 +188,8 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to a virtual host that was created before the restart, and has the same
-    permissions there.
+    """After a restart, a user can still log in to a virtual host that was added before, and has the same permissions
+    there.
     """
     from tests.protocol.conftest import Api
 

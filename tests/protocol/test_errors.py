@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - the texts are easier to compare on one line
-"""The errors that a client gets when it does something wrong: RabbitMQ's codes and texts, letter by letter."""
+"""The errors that a client gets when it does something wrong: the same codes and texts as RabbitMQ's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -229,8 +229,8 @@ ARGUMENTS: list[Any] = [
 
 
 def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: BlockingChannel, vhost: str) -> None:
-    """If a quorum queue is declared with an initial group size of 0, the broker refuses it with an error that names
-    x-quorum-initial-group-size.
+    """If a quorum queue is declared with an x-quorum-initial-group-size of 0, the broker refuses the declaration with
+    an error that names this argument.
     """
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 0}
     reply = refused(lambda: channel.queue_declare("new", durable=True, arguments=arguments))
@@ -242,7 +242,9 @@ def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: Bloc
 def test_the_error_for_an_invalid_queue_argument_names_the_argument(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str
 ) -> None:
-    """If queue.declare has an invalid argument, the error names the argument and gives RabbitMQ's reason."""
+    """If queue.declare has an invalid argument, the error has the same text as RabbitMQ's: it names the argument and
+    says what is wrong with the value.
+    """
     reply = refused(lambda: channel.queue_declare("new", arguments={name: value}))
     assert reply == f"406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'new' in vhost '{vhost}': {wrong}"
 
@@ -259,7 +261,7 @@ def test_the_error_for_an_invalid_queue_argument_names_the_argument(
 )
 def test_a_message_with_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: str, wrong: str) -> None:
     """If a client publishes a message whose expiration is not a valid number of milliseconds, the broker closes the
-    channel with 406.
+    channel with error 406.
     """
     reply = refused(lambda: publish(channel, "", "q", BasicProperties(expiration=expiration)))
     assert reply == f"406 PRECONDITION_FAILED - invalid expiration '{expiration}': {wrong}"
@@ -267,7 +269,7 @@ def test_a_message_with_an_invalid_expiration_is_refused(channel: BlockingChanne
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
     """If a client starts a second consumer with a consumer tag that is in use on the channel, the broker closes the
-    connection with 530.
+    connection with error 530.
     """
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
@@ -280,8 +282,8 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
 
 
 def test_publishing_with_the_flag_immediate_closes_the_connection(channel: BlockingChannel) -> None:
-    """If a client publishes a message with the flag `immediate`, the broker closes the connection with 540, as RabbitMQ
-    has done since 3.0.
+    """If a client publishes a message with the flag `immediate`, the broker closes the connection with error 540, as
+    RabbitMQ has done since 3.0.
     """
 
     def publish_immediately() -> None:
@@ -296,9 +298,8 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
 def test_basic_get_is_refused_by_a_quorum_queue_with_a_single_active_consumer(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, ready: int
 ) -> None:
-    """If a client sends basic.get for a quorum queue with x-single-active-consumer, the broker closes the channel with
-    405 RESOURCE_LOCKED, whether or not the queue has a message. basic.get for a classic queue with this argument
-    succeeds.
+    """If a client sends basic.get for a quorum queue with x-single-active-consumer, the broker closes the channel
+    with 405 RESOURCE_LOCKED, even if the queue is empty. If the queue is a classic queue, basic.get succeeds.
     """
     single = {"x-single-active-consumer": True}
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **single})
@@ -330,6 +331,8 @@ def test_basic_get_is_refused_by_a_quorum_queue_with_a_single_active_consumer(
 def test_an_exclusive_queue_cannot_be_used_by_other_connections(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, use: Callable[..., object]
 ) -> None:
-    """If a client uses an exclusive queue of another connection, the broker refuses every operation with 405."""
+    """If a client tries to use an exclusive queue of another connection, the broker closes the channel with 405
+    RESOURCE_LOCKED, whatever the operation.
+    """
     channel.queue_declare("q", exclusive=True)
     assert refused(lambda: use(connect().channel())) == LOCKED.format(vhost=vhost)

@@ -87,8 +87,8 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 def test_faults_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
     """The embedded broker's faults affect clients of the stream protocol. `slow_down` delays replies, and `go_silent`
-    holds back everything that the broker sends until the fault ends. `refuse_connections` refuses new connections, and
-    `close_connections` closes open ones with the given text.
+    holds back everything that the broker sends until the fault ends. `refuse_connections` refuses new connections,
+    and `close_connections` closes open ones with the text that the test passes.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -147,8 +147,8 @@ def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawSt
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """In a user's test, reset() of the embedded broker empties a stream. Readers stay subscribed and get only messages
-    that are published later. Publishers may use their publishing ids again.
+    """In a user's test, reset() of the embedded broker deletes a stream's messages. Consumers stay subscribed and get
+    only messages that are published later. Publishers may use their publishing ids again.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
@@ -177,8 +177,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """Messages of a stream that were deleted by the embedded broker's reset() do not return after a restart. The
-    offsets of later messages continue after the deleted messages' offsets.
+    """Messages of a stream that the embedded broker's reset() deleted do not return after a restart. Later messages
+    do not reuse their offsets.
     """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
@@ -254,8 +254,8 @@ def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> Non
 
 
 def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """When the embedded broker's fault `block_publishers` begins, a publisher gets connection.blocked with the given
-    reason. When the fault ends, the publisher gets connection.unblocked.
+    """When the embedded broker's fault `block_publishers` begins, a publisher gets connection.blocked with the reason
+    that the test passes. When the fault ends, the publisher gets connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -291,8 +291,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
-    call raises ValueError and suggests this name. If no name is similar, the fault begins. The exception is
-    `cancel_consumers`: it raises ValueError for any missing queue, because there are no consumers to cancel.
+    call raises ValueError and suggests the existing queue. If no queue has a similar name, the fault begins. Only
+    `cancel_consumers` raises ValueError for any missing queue, because it has no consumers to cancel.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -303,8 +303,9 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 
 
 def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The embedded broker's methods `faults.close_channels()` and `faults.close_connections()` send clients the given
-    code and text. If the code is not one of AMQP's reply codes, `faults.close_channels()` raises ValueError.
+    """The embedded broker's methods `faults.close_channels()` and `faults.close_connections()` close channels or
+    connections with the code and text that they are called with. If the code is not one of AMQP's reply codes,
+    `faults.close_channels()` raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
@@ -319,8 +320,9 @@ def test_the_faults_close_channels_and_close_connections_send_the_given_code(vho
 def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """The embedded broker's fault `restart` keeps durable queues with their persistent messages, and all messages of
-    quorum queues. It keeps transient queues, exchanges and messages only if the argument `keep_transient` is set.
+    """The embedded broker's fault `restart` keeps durable queues with their persistent messages, and quorum queues
+    with all their messages. It keeps transient queues, exchanges and messages only if its argument `keep_transient`
+    is true.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -399,7 +401,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
     """If a user's test begins a fault with an argument out of range, such as a negative number of seconds, the call
-    raises ValueError with the reason. The fault does not begin.
+    raises ValueError with an explanation, and the fault does not begin.
     """
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
@@ -420,8 +422,8 @@ def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, chan
 
 
 def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the embedded broker's fault `delay_confirms` is in force, publisher confirms arrive only after the given
-    time or, if no time is given, when the fault ends.
+    """While the embedded broker's fault `delay_confirms` is in force, publisher confirms arrive only after the delay
+    that the test passes or, without a delay, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -475,8 +477,8 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """When a virtual host of the embedded broker is deleted, all faults that were injected into this virtual host end.
-    A fault with a duration ends after this duration.
+    """When a virtual host of the embedded broker is deleted, all faults that were injected into this virtual host
+    end. A fault that was injected with a duration ends after this time.
     """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()

@@ -39,7 +39,7 @@ def _as_3_10(broker: TestBroker) -> None:
 
 
 def table(heading: str, number: int = 0) -> list[list[str]]:
-    """The rows of a table below a heading, without its own head; of all tables below it if the number is -1."""
+    """Return the rows of a table below a heading, without the header row; of all tables there if the number is -1."""
     page = (ROOT / "docs" / "reference" / "embedded-broker.md").read_text()
     level = re.findall(rf"^(#+) {re.escape(heading)}$", page, re.MULTILINE)[0]
     section = re.split(rf"^{level} ", page.split(f"{level} {heading}\n")[1], flags=re.MULTILINE)[0]
@@ -86,8 +86,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each queue type accepts or refuses each queue argument as docs/reference/embedded-broker.md says. If a queue type
-    refuses an argument, the error names the argument.
+    """Each queue type accepts or refuses each queue argument as docs/reference/embedded-broker.md says. If it refuses
+    an argument, the error names the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
@@ -105,7 +105,7 @@ def test_the_documented_table_of_consumer_arguments_is_true(
     api: Api, vhost: str, connection: pika.BlockingConnection
 ) -> None:
     """For each queue type, basic.consume accepts or refuses each argument of consumers as
-    docs/reference/embedded-broker.md says. For a refused argument, the broker closes the channel with 406.
+    docs/reference/embedded-broker.md says. For a refused argument, the broker closes the channel with error 406.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -124,9 +124,9 @@ def test_the_documented_table_of_consumer_arguments_is_true(
             assert refused == (406 if here[KINDS.index(kind)] == "refused" else 0), (kind, argument)
 
 
-def test_every_argument_documented_as_supported_appears_in_another_test_file() -> None:
-    """Each argument of queues and consumers that docs/reference/embedded-broker.md calls supported appears in at least
-    one file of tests/protocol other than test_features.py.
+def test_every_argument_documented_as_supported_is_mentioned_in_another_test_file() -> None:
+    """Each argument of queues and consumers that docs/reference/embedded-broker.md calls supported is mentioned in at
+    least one file of tests/protocol other than test_features.py, so that it is probably tested there.
     """
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
@@ -136,10 +136,9 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 
 
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
-    """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. The page
-    lists three arguments of exchanges and bindings. For two of them, alternate-exchange and x-match, this test checks
-    that the broker accepts valid values, and answers an invalid value with status 400. The third one,
-    x-delayed-type, is tested in test_delayed.py.
+    """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It
+    accepts valid values of the arguments alternate-exchange and x-match, and responds to an invalid value with status
+    400. The third argument on the page, x-delayed-type, is tested in test_delayed.py.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -430,8 +429,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """A request for each path in the section "Paths of later versions and of plugins" of
-    docs/reference/embedded-broker.md gets status 200 or 204. Where the page says "always empty", the response is an
-    empty list. A request whose path names a virtual host that does not exist gets 404.
+    docs/reference/embedded-broker.md returns 200 or 204. Where the page says "always empty", the response is an empty
+    list. A request whose path names a virtual host that does not exist returns 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201
@@ -455,7 +454,7 @@ def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """RabbitMQ and the embedded broker accept each request to the management API (path and method) that
-    docs/reference/embedded-broker.md lists. The answer has status 200, 201 or 204.
+    docs/reference/embedded-broker.md lists: they respond with status 200, 201 or 204.
     """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]

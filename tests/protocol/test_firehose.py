@@ -112,7 +112,7 @@ def test_tracing_is_switched_on_and_off_over_http(
     api: Api, vhost: str, channel: BlockingChannel, connect: Opener
 ) -> None:
     """Setting `tracing` of a virtual host over HTTP starts or stops the firehose. A request without `tracing` leaves
-    the setting unchanged, and a request in which `tracing` is a number gets status 400.
+    the setting unchanged, and a request in which `tracing` is a number returns 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

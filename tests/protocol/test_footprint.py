@@ -75,8 +75,8 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 @large
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten queues dead-letter each expired message to all ten queues, so that one message becomes millions. The broker
-    uses less than one and a half times its memory limit, and can be stopped while this continues.
+    """Ten queues dead-letter each expired message to all ten queues, so that one message would become millions. The
+    broker's memory use stays below one and a half times its memory limit, and the broker can be stopped meanwhile.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
@@ -133,10 +133,9 @@ def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
 def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations to a message with the outcome `modified` until the annotations no longer
-    fit into a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries.
-    During a memory alarm, the broker stores no annotations: it then ends the session in the same way even if the
-    annotations would fit.
+    """If an AMQP 1.0 receiver adds annotations to a message with the outcome `modified` until they no longer fit into
+    a frame, the broker ends the session with resource-limit-exceeded, and requeues the session's deliveries. During a
+    memory alarm, the broker stores no annotations, and ends the session in the same way, even if they would fit.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -207,9 +206,8 @@ def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
 def test_the_list_of_queues_of_each_uncommitted_message_counts_towards_memory_use(
     broker: EmbeddedBroker, channel: Any
 ) -> None:
-    """For each message in an open transaction, the broker keeps a list of the queues that will get the message. These
-    lists count towards the broker's memory use. If the channel is closed before the transaction is committed, they no
-    longer count.
+    """For each message in an open transaction, the broker stores a list of the queues to which the message is routed.
+    These lists count towards the broker's memory use. If the channel is closed before tx.commit, the memory is freed.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")
@@ -248,7 +246,7 @@ def test_too_many_consumers_with_large_arguments_close_the_connection(broker: Em
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
 def test_a_client_cannot_fill_the_memory_with_declarations(broker: EmbeddedBroker, kind: str) -> None:
     """Once queues, exchanges and bindings take half of the broker's memory limit, the broker refuses further
-    declarations with 406. After some of them are deleted, declarations succeed again.
+    declarations with error 406. After some of them are deleted, declarations succeed again.
     """
 
     def declare(name: str) -> None:
@@ -287,8 +285,8 @@ _LARGE = {"a": [{"k": number} for number in range(1000)]}
 def test_large_arguments_and_client_properties_count_towards_memory_use(
     broker: EmbeddedBroker, channel: Any, kind: str
 ) -> None:
-    """Large arguments of a queue, exchange or binding count towards the broker's memory use until it is deleted. Large
-    client properties count until the client disconnects.
+    """Large arguments count towards the broker's memory use until their queue, exchange or binding is deleted. Large
+    client properties count towards it until the client disconnects.
     """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
@@ -357,9 +355,9 @@ def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory
             pass
 
 
-def test_the_memory_of_a_deleted_exclusive_queue_is_freed_at_once(broker: EmbeddedBroker, channel: Any) -> None:
-    """If a client deletes an exclusive queue, the broker frees the queue's memory at once, not only when the client
-    disconnects.
+def test_the_memory_of_a_deleted_exclusive_queue_is_freed_immediately(broker: EmbeddedBroker, channel: Any) -> None:
+    """If a client deletes an exclusive queue, the broker frees the queue's memory immediately, not only when the
+    client disconnects.
     """
     channel.queue_declare("mine", exclusive=True)
     queue = broker.under_test(lambda under_test: weakref.ref(under_test._scene.broker.vhosts["/"].queues["mine"]))

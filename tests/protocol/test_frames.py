@@ -99,9 +99,11 @@ def test_a_malformed_frame_closes_only_its_senders_connection(
 
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
-def test_up_to_3_13_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
-    """Up to RabbitMQ 3.13, if the first bytes that a client sends are not the header of AMQP 0-9-1, the broker answers
-    with this header, and closes the connection.
+def test_up_to_rabbitmq_3_13_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(
+    amqp_url: str, octets: bytes
+) -> None:
+    """Up to RabbitMQ 3.13, if a client begins with something other than the protocol header of AMQP 0-9-1, the broker
+    answers with this header, and closes the connection.
     """
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
@@ -166,8 +168,8 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]], ids=["one frame", "two frames"])
 def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """When a message has the flag `immediate`, the broker's connection.close with 540 contains the class id and method
-    id of basic.publish, although the client has also sent the message's content header and body after this method.
+    """If a message has the flag `immediate`, the broker's connection.close with error 540 contains the class id and
+    method id of basic.publish, although the client has also sent the message's content header and body.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
@@ -198,8 +200,8 @@ def test_integers_with_the_field_type_l_are_decoded(amqp_url: str) -> None:
 
 
 def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
-    """After the broker has sent channel.close, it ignores the frames that the client sends on this channel. After
-    channel.close-ok, the client can open the channel again.
+    """After the broker has sent channel.close, it ignores all frames on this channel until the client sends
+    channel.close-ok. The client can then open the channel again.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Queue.Declare(queue="no", passive=True))
@@ -292,8 +294,8 @@ def test_the_unacknowledged_messages_of_a_reset_connection_are_requeued(
 
 
 def test_a_client_that_sends_neither_heartbeats_nor_other_frames_is_disconnected(amqp_url: str) -> None:
-    """If a client has negotiated heartbeats, the broker sends heartbeats. If the client then sends neither heartbeats
-    nor other frames, the broker closes the connection after a few heartbeat intervals.
+    """If a client has negotiated heartbeats, the broker sends heartbeats. If the client sends no frames at all, not
+    even heartbeats, the broker closes the connection after a few heartbeat intervals.
     """
     with RawClient(amqp_url, heartbeat=2) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -302,8 +304,8 @@ def test_a_client_that_sends_neither_heartbeats_nor_other_frames_is_disconnected
 
 
 def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
-    """If a connection is closed through the management API, its client gets 320 CONNECTION_FORCED with the text `Closed
-    via management plugin`.
+    """If a connection is closed through the management API, its client gets connection.close with 320
+    CONNECTION_FORCED and the text `Closed via management plugin`.
     """
 
     def close_all() -> None:

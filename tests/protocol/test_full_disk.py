@@ -158,8 +158,8 @@ def test_the_block_publishers_fault_shows_the_alarm_that_its_reason_names(reason
 
 
 def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: BrokerProcess) -> None:
-    """If the broker is killed while its disk is full, the queue contains exactly the confirmed messages after a
-    restart, in the order in which they were published.
+    """If the broker is killed while its disk is full, and restarted, the queue contains exactly the confirmed
+    messages, in the order in which they were published.
     """
     open_channel(process)
     fill_disk(process, 300_000)
@@ -174,8 +174,8 @@ def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: Broke
 
 
 def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
-    """If a client acknowledges messages while the disk is full, and the broker is later killed and restarted, the queue
-    contains exactly the other messages.
+    """If a client acknowledges messages while the disk is full, and the broker is later killed and restarted, these
+    messages are gone, and the queue contains exactly the others.
     """
     open_channel(process)
     fill_disk(process, 300_000)
@@ -199,7 +199,7 @@ def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: Brok
 
 def test_a_declaration_that_cannot_be_stored_creates_nothing(process: BrokerProcess) -> None:
     """If the disk is too full to store a declaration, the broker creates nothing. Over AMQP, it closes the connection
-    with RESOURCE_ERROR. Over HTTP, it answers with status 503.
+    with RESOURCE_ERROR. Over HTTP, it responds with status 503.
     """
     open_channel(process)
     fill_disk(process, 0)

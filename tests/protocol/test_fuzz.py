@@ -46,7 +46,7 @@ def test_the_broker_serves_other_clients_after_thousands_of_malformed_inputs(tmp
 
 
 def test_the_management_api_never_answers_a_malformed_request_with_500(tmp_path: Path) -> None:
-    """If the management API gets thousands of requests with almost valid JSON bodies, it never answers with the status
+    """If the management API gets thousands of requests with almost valid JSON bodies, it never responds with status
     500, and logs no traceback.
     """
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--recording") as process:

@@ -96,8 +96,8 @@ def serves(url: str) -> bool:
 
 
 def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If a client requests 400 MB of replies and does not read them, the broker's memory grows by less than 120 MB.
-    When the client reads, all replies arrive.
+    """If a client requests 400 MB of replies and does not read them, the process of a broker with a memory limit of
+    60 MB grows by less than 120 MB. When the client reads, all replies arrive.
     """
     client = RawClient(measured.url)
     client.socket.settimeout(60)
@@ -125,9 +125,9 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
 
 
 def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If ten clients each send half of a 40 MB message, 200 MB in all, the process of a broker with a memory limit of
-    60 MB grows by less than 120 MB (the limit plus 60 MB), so it does not hold all of this data in memory. The broker
-    serves other clients.
+    """If ten clients each send half of a 40 MB message, 200 MB altogether, the process of a broker with a memory
+    limit of 60 MB grows by less than 120 MB, so not all of these bytes are in memory. The broker still serves other
+    clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -138,9 +138,9 @@ def test_incomplete_messages_do_not_fill_the_memory(measured: MeasuredBroker) ->
 
 
 def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If four clients each publish 50 MB in a transaction without a commit, 200 MB in all, the process of a broker with
-    a memory limit of 60 MB grows by less than 120 MB (the limit plus 60 MB), so it does not hold all of this data in
-    memory. The broker serves other clients.
+    """If four clients each publish 50 MB in a transaction without a commit, 200 MB altogether, the process of a
+    broker with a memory limit of 60 MB grows by less than 120 MB, so not all of these messages are in memory. The
+    broker still serves other clients.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -154,9 +154,9 @@ def test_uncommitted_messages_do_not_fill_the_memory(measured: MeasuredBroker) -
 
 
 def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If ten stream clients each send half of a 40 MB frame, 200 MB in all, the process of a broker with a memory limit
-    of 60 MB grows by less than 140 MB (the limit plus 80 MB), so it does not hold all of this data in memory. The
-    broker serves other clients.
+    """If ten stream clients each send half of a 40 MB frame, 200 MB altogether, the process of a broker with a memory
+    limit of 60 MB grows by less than 140 MB, so not all of these bytes are in memory. The broker still serves other
+    clients.
     """
     with ExitStack() as stack:
         for _ in range(10):
@@ -168,8 +168,8 @@ def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroke
 
 
 def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
-    """Messages of a stream that an AMQP 0-9-1 consumer has not acknowledged stay on disk. If there are 200 MB of them,
-    the broker's memory grows by less than 60 MB.
+    """An AMQP 0-9-1 consumer receives 200 MB of messages from a stream and acknowledges none. The messages stay on
+    disk: the process of a broker with a memory limit of 60 MB grows by less than 60 MB.
     """
     publisher = log_in(measured.stream_port)
     assert publisher.create("large") == 1
@@ -214,8 +214,8 @@ def test_channels_count_towards_memory_use() -> None:
 
 
 def test_memory_held_for_clients_is_freed_when_they_disconnect() -> None:
-    """If a client disconnects during a transaction, or before a message or a stream frame is complete, the broker frees
-    all memory that it held for this client.
+    """If a client disconnects during a transaction, or before a message or a stream frame is complete, the broker
+    frees all memory that it used for this client.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
@@ -248,8 +248,9 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If eighty HTTP clients each request 4 MB of messages, 320 MB in all, and do not read the responses, the broker's
-    process grows by less than 240 MB, so it does not hold all responses in memory. The broker serves other clients.
+    """If eighty HTTP clients each request 4 MB of messages, 320 MB altogether, and do not read the responses, the
+    process of a broker with a memory limit of 60 MB grows by less than 240 MB, so not all responses are in memory.
+    The broker still serves other clients.
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()
@@ -273,8 +274,8 @@ def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) 
 
 
 def test_publishing_over_http_is_refused_while_memory_is_low(measured: MeasuredBroker) -> None:
-    """While messages take more memory than the broker's limit, the management API answers requests to publish a message
-    with status 503.
+    """While messages take more memory than the broker's memory limit, the management API refuses to publish further
+    messages: it responds with status 503.
     """
     where = urlsplit(measured.management)
     message = {"properties": {}, "routing_key": "q", "payload": "x" * 1_000_000, "payload_encoding": "string"}

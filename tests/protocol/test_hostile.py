@@ -109,7 +109,7 @@ def buried(client: RawClient) -> bytes:
 
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
-def test_messages_with_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
+def test_messages_with_unusual_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
     """If a message has unusual headers, such as NaN, a timestamp out of range or a forged x-death, the broker routes it
     to its queues. When the message expires, it is dead-lettered with the header x-first-death-queue.
     """
@@ -121,7 +121,7 @@ def test_messages_with_hostile_headers_are_routed_and_dead_lettered(client: RawC
 
 
 @pytest.mark.parametrize("key", NAMES)
-def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes) -> None:
+def test_x_death_contains_an_invalid_routing_key_unchanged(client: RawClient, key: bytes) -> None:
     """A dead letter's x-death header contains the message's routing key unchanged, even if the key is not valid UTF-8
     or contains NUL.
     """
@@ -132,7 +132,7 @@ def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: bytes) -> None:
+def test_text_properties_that_are_not_valid_utf_8_are_delivered_unchanged(client: RawClient, name: bytes) -> None:
     """A message's text properties, such as its correlation id, are delivered unchanged, even if they are not valid
     UTF-8 or contain NUL.
     """

@@ -60,7 +60,9 @@ def test_the_broker_can_run_on_the_callers_event_loop_without_a_thread() -> None
 
 
 def test_importing_the_broker_loads_no_heavy_library() -> None:
-    """`from mqtool.broker.embedded import EmbeddedBroker` imports no client, command-line or Docker library."""
+    """`from mqtool.broker.embedded import EmbeddedBroker` imports none of the libraries that the broker does not
+    need, such as pika, typer and docker.
+    """
     heavy = ("pika", "typer", "rich", "docker", "requests", "sqlite3", "pytest")
     program = "import sys; from mqtool.broker.embedded import EmbeddedBroker; "
     program += f"print([each for each in {heavy} if each in sys.modules])"
@@ -70,8 +72,7 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
     """In a test with the pytest fixture amqp_vhost, amqp_vhost.published() finds messages by exchange, routing key or
-    queue, and returns them with all their properties. amqp_vhost.unrouted lists the messages that were routed to no
-    queue.
+    queue, and returns them with all their properties. The list amqp_vhost.unrouted contains the unroutable messages.
     """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
@@ -88,8 +89,8 @@ def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost
 
 
 def test_one_returns_the_only_published_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, published(…).one() returns the only message that was found. If no message or more than one was
-    found, one() raises AssertionError, whose text shows what was published.
+    """In a user's test, published(…).one() returns the matching message if there is exactly one. Otherwise, one()
+    raises AssertionError, whose text shows what was published.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
@@ -120,8 +121,10 @@ def test_without_a_broker():
 
 
 @large
-def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
-    """If a test that uses the fixture amqp_vhost fails for any reason, pytest's report shows what was published."""
+def test_pytests_report_of_a_failed_test_shows_what_was_published(tmp_path: Path) -> None:
+    """If a test that uses the fixture amqp_vhost fails, pytest's report shows what was published, whatever the reason
+    for the failure.
+    """
     (tmp_path / "test_app.py").write_text(FAILING)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -136,10 +139,9 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_the_result_of_published_says_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In a test, the method published() of the embedded broker's virtual host returns the messages that clients have
-    published. If the broker has refused a client's queue declaration and closed the channel with 404 or 406, the repr
-    of this result contains the code and the reason, so that a failed assertion shows them. The broker's log contains
-    them, too.
+    """If the broker refuses a client's queue declaration in a user's test, and closes the channel with error 404 or
+    406, the repr of what published() returns contains the code and the error text, so that a failed assertion shows
+    them. The broker also logs them.
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -156,9 +158,8 @@ def test_the_result_of_published_says_why_the_broker_closed_a_channel(
 def test_the_result_of_published_says_why_the_broker_closed_a_connection(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """In a test, the method published() of the embedded broker's virtual host returns the messages that clients have
-    published. If the broker has closed a client's connection, the repr of this result contains the code and the reason,
-    so that a failed assertion shows them.
+    """If the broker closes a client's connection in a user's test, the repr of what published() returns contains the
+    reply code and text, so that a failed assertion shows them.
     """
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
@@ -167,7 +168,7 @@ def test_the_result_of_published_says_why_the_broker_closed_a_connection(
 
 
 def test_the_documentation_names_the_default_timeouts_of_queries() -> None:
-    """The timeouts in the table of queries in docs/how-to/testing.md are the default timeouts of the methods."""
+    """The table of queries in docs/how-to/testing.md gives the default timeouts of the query methods."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "testing.md").read_text()
     documented = re.findall(r"\.(\w+)\([^)`]*timeout=(\d+)\)` \|", page)
     assert [name for name, _ in documented] == ["published", "messages", "wait_for"]
@@ -177,8 +178,8 @@ def test_the_documentation_names_the_default_timeouts_of_queries() -> None:
 
 
 def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a user's test calls amqp_vhost.queue() with the name of a queue that does not exist, the repr of the result
-    says so, and suggests an existing queue with a similar name.
+    """If a user's test calls amqp_vhost.queue() with the name of a queue that does not exist, the repr of the
+    returned object reports that the queue does not exist, and suggests an existing queue with a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -189,8 +190,9 @@ def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, ch
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the embedded broker's fault `nack_publishes` nacks a message, and the client publishes it again, published()
-    returns the message twice: once as nacked, and once with its queue. The list `unrouted` does not contain it.
+    """If the embedded broker's fault `nack_publishes` nacks a message, and the client publishes the message again,
+    published() returns the message twice: once as nacked, and once with its queue. The list `unrouted` does not
+    contain the message.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
@@ -227,7 +229,7 @@ def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, ch
 
 def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """In a user's test, published() waits until a matching message is published. If none is published before the
-    timeout, the repr of the empty result says which other messages were published.
+    timeout, the repr of the empty result shows which other messages were published.
     """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
@@ -242,8 +244,9 @@ def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """If an embedded broker runs on the event loop of a user's test, no call may block this loop. So published()
-    returns immediately, wait_for() raises RuntimeError, and `await broker.until()` waits without blocking.
+    """A user's test may run an embedded broker on its event loop, which no call may block. In such a test,
+    published() returns immediately, wait_for() raises RuntimeError, and `await broker.until()` waits without blocking
+    the loop.
     """
 
     async def ask() -> None:
@@ -267,8 +270,8 @@ def _publish(url: str) -> None:
 
 def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """Through /api/mqtool, an administrator can query the messages that were published to an embedded broker, and
-    inject faults. If the broker does not record messages, a query gets status 409. Users without the tag
-    `administrator` get 401.
+    inject faults. If the broker does not record messages, a query returns 409. Requests of users without the tag
+    `administrator` return 401.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -299,8 +302,8 @@ def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: C
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool for a virtual host or queue that has never existed gets status 404, so that a
-    misspelled name does not look like a queue without messages. A misspelled query parameter gets 400.
+    """A query to /api/mqtool for a virtual host or queue that has never existed returns 404, not an empty list, so
+    that a test with a misspelled name fails. A query with a misspelled parameter returns 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -342,8 +345,8 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_body() -> None:
-    """The documentation's example for Node.js contains the helper function api(). This function accepts a response
-    without a body, such as the one to a reset of the broker, and returns the results of queries.
+    """The documentation's example for Node.js contains the helper function api(). It accepts a response without a
+    body, such as the response to a reset of the broker, and returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
     helper = page[page.index("const api =") : page.index("test(")]
@@ -360,8 +363,8 @@ def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_
 
 
 def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query to /api/mqtool/published with a count and a timeout is answered when that many messages have been
-    published, or after the timeout. If the count or the timeout is invalid, the query gets status 400.
+    """A query to /api/mqtool/published with a count and a timeout is answered as soon as this number of messages has
+    been published, or after the timeout. If the count or the timeout is invalid, the query returns 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
@@ -389,8 +392,8 @@ def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Ca
 
 
 def test_an_async_condition_is_refused() -> None:
-    """The embedded broker's methods until() and wait_for() raise TypeError if the condition is an async function,
-    because its result would always count as true.
+    """The embedded broker's methods until() and wait_for() raise TypeError if the condition is an async function: the
+    coroutine that such a function returns would always be true.
     """
 
     async def never() -> bool:
@@ -409,9 +412,9 @@ def test_an_async_condition_is_refused() -> None:
 def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
-    """If a user's test fails because a message was delivered but not acknowledged, the error names the queue and the
-    number of such messages. If the consumer's channel has been closed in the meantime, the error says that the message
-    is ready again.
+    """If a user's test fails because messages were delivered but not acknowledged, the error names the queue and the
+    number of these messages. If the consumer's channel has been closed in the meantime, the error says that they are
+    ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -424,8 +427,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
 
 
 def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If wait_for() fails in a user's test, the error lists the faults of the embedded broker that are in force, with
-    their arguments. Faults that have ended are not listed.
+    """If wait_for() fails in a user's test, the error lists the embedded broker's faults that are in force, with
+    their arguments, but not those that have ended.
     """
     channel.queue_declare("q")
     vhost.faults.nack_publishes("q")
@@ -441,7 +444,7 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
 
 def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
     """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
-    this queue, and says that the fault has had no effect so far.
+    the queue, and says that the fault has had no effect so far.
     """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(
@@ -453,8 +456,8 @@ def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: 
 
 
 def test_a_stopped_broker_can_be_started_again() -> None:
-    """An EmbeddedBroker can be started again after stop(), and after a start() that raised OSError because the port
-    was in use.
+    """An EmbeddedBroker can be started again after stop(), and after a start() that raised OSError because the
+    broker's port was in use.
     """
     broker = EmbeddedBroker()
     for _ in range(3):
@@ -566,8 +569,8 @@ def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_differen
     tmp_path: Path, workers: str
 ) -> None:
     """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version. The summary
-    lists the tests that fail with some of the versions and pass with others, with the reasons. A version that mqtool
-    does not know is refused.
+    lists the tests that pass with some of the versions and fail with others, and why they fail. If mqtool does not
+    know a version, pytest ends with an error that names the version.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -614,9 +617,9 @@ OVERRIDDEN = {
 
 @large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """A project's own fixture amqp_broker may ignore the version that `pytest --amqp-like` requests. If this fixture's
-    broker imitates another version, a test that uses it fails, and the error says how to change the fixture. After this
-    change, the test passes with and without the option.
+    """A project may define its own fixture amqp_broker, which ignores the version that `pytest --amqp-like` requests.
+    A test with this fixture then fails for each other version, and the error says how to change the fixture. If the
+    fixture follows this advice, the test passes with and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -636,9 +639,9 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 
 @large
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
-    """`pytest --amqp-like` cannot run a test once per version if the test gets the broker by getfixturevalue(). Such a
-    test fails, and the error says that the test must have the fixture as an argument instead. Without the option, the
-    test passes.
+    """`pytest --amqp-like` cannot run a test once per version if the test gets the broker by getfixturevalue(). The
+    test fails with an error, which says that the test must have the fixture as an argument instead. Without the
+    option, the test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -678,8 +681,8 @@ FIXTURES = inspect.cleandoc("""
 
 @large
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test that uses the pytest fixture amqp_vhost has its own virtual host, and a fault ends when the test that
-    injected it ends. Tests without mqtool's fixtures do not import the broker.
+    """Each test that uses the pytest fixture amqp_vhost has its own virtual host, and the faults that a test injects
+    end with this test. Tests without mqtool's fixtures do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

@@ -69,7 +69,7 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
     """If the embedded broker imitates RabbitMQ 4.4, the first message that is published to a stream with
-    `x-stream-initial-offset` has this offset. A reader that started at `first` or `next` while the stream was empty
+    `x-stream-initial-offset` has this offset. A consumer that started at `first` or `next` while the stream was empty
     gets this message first.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -92,7 +92,7 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the first message published
-    afterwards still gets this offset. The management API counts no messages while the stream is empty, and one after
+    afterwards still gets this offset. The management API reports 0 messages while the stream is empty, and 1 after
     the first message.
     """
     for count in range(2):
@@ -113,9 +113,9 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
     broker: EmbeddedBroker, initial: int
 ) -> None:
-    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A reader
-    that starts at `next` while the stream is empty gets the first message. A reader that starts later, at `first` or at
-    the offset 0, gets it too.
+    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A
+    consumer that starts at `next` while the stream is empty gets the first message. So does a consumer that starts
+    later, at `first` or at offset 0.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -131,8 +131,9 @@ def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
 
 
 def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """If a stream is declared again with another `x-stream-initial-offset`, over AMQP 0-9-1 or the stream protocol, the
-    broker refuses the declaration. Over AMQP 0-9-1, it also refuses a declaration without this argument.
+    """If a stream is declared again with another `x-stream-initial-offset`, over AMQP 0-9-1 or the stream protocol,
+    the broker refuses the declaration. Over AMQP 0-9-1, it also refuses a declaration without
+    `x-stream-initial-offset`.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):
@@ -155,8 +156,8 @@ def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker:
     ids=str,
 )
 def test_an_invalid_initial_offset_is_refused(broker: EmbeddedBroker, arguments: dict[str, object]) -> None:
-    """The broker refuses `x-stream-initial-offset` with 406 if the value is negative, larger than 2^62-1 or not an
-    integer, or if the queue is not a stream.
+    """The broker refuses `x-stream-initial-offset` with error 406 if the value is negative, larger than 2^62-1 or not
+    an integer, or if the queue is not a stream.
     """
     assert f"invalid arg '{INITIAL_OFFSET}' for queue 's' in vhost '/'" in refusal(broker, arguments)
 
@@ -174,7 +175,7 @@ def test_an_invalid_initial_offset_is_refused_over_the_stream_protocol(broker: E
 
 
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
-def test_brokers_that_imitate_4_3_or_earlier_ignore_the_initial_offset(like: str) -> None:
+def test_brokers_that_imitate_rabbitmq_4_3_or_earlier_ignore_the_initial_offset(like: str) -> None:
     """An embedded broker that imitates RabbitMQ 3.10, 4.2 or 4.3 ignores `x-stream-initial-offset`, so that a stream's
     first message has the offset 0.
     """

@@ -1,4 +1,4 @@
-"""Stream commands that RabbitMQ has since 3.11, which the embedded broker has as well, and their limits."""
+"""Stream commands that RabbitMQ has since 3.11, and that the embedded broker also supports, and their limits."""
 
 import asyncio
 import struct
@@ -50,7 +50,7 @@ def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
     client: RawStream, orders: list[str]
 ) -> None:
     """The stream command `partitions` returns all partitions of a super stream, and the command `route` returns the
-    partitions for a routing key. The broker refuses both for a super stream that does not exist.
+    partitions for a routing key. If the super stream does not exist, the broker refuses both commands.
     """
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
@@ -61,7 +61,7 @@ def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
 
 def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, orders: list[str]) -> None:
     """If a partition of a new super stream already exists, or if the super stream has more binding keys than
-    partitions, the broker creates neither the super stream nor any of its partitions.
+    partitions, the broker refuses to create the super stream, and creates none of its partitions.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -72,8 +72,8 @@ def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, o
 
 
 def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
-    """When a client deletes a super stream, the broker deletes its partitions, and sends metadata-update to their
-    readers.
+    """When a client deletes a super stream, the broker deletes its partitions, and sends metadata-update to the
+    clients that are subscribed to them.
     """
     client.subscribe(1, orders[0])
 
@@ -87,9 +87,9 @@ def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders
 def test_a_stream_with_the_name_of_a_bound_exchange_is_not_a_partition(
     client: RawStream, orders: list[str], api: Api, vhost: str
 ) -> None:
-    """The partitions of a super stream are the streams that are bound to its exchange. If another exchange is bound to
-    the super stream's exchange as well, and an unrelated stream has the same name as this other exchange, the stream is
-    not listed as a partition, and is not deleted with the super stream.
+    """The partitions of a super stream are the streams that are bound to its exchange. If an exchange `audit` is also
+    bound to it, and an unrelated stream has the name `audit`, too, this stream is neither listed as a partition nor
+    deleted with the super stream.
     """
     api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
     api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})
@@ -149,8 +149,8 @@ def test_single_active_consumers_with_the_same_name_share_the_partitions_of_a_su
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
     """Two clients subscribe to both partitions of a super stream, as single active consumers with the same name. Each
-    client is then active on one partition. If one client unsubscribes from its partition, the other becomes active on
-    this partition as well.
+    client is then active on one partition. If one client unsubscribes from its partition, the other client becomes
+    active there, too.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
@@ -229,8 +229,8 @@ def test_a_stream_filter_skips_chunks_without_its_values(client: RawStream, stre
 def test_the_command_stream_stats_returns_the_first_and_the_last_committed_chunk(
     client: RawStream, stream: str
 ) -> None:
-    """The stream command `stream_stats` returns the ids of a stream's first chunk and its last committed chunk. The
-    broker refuses the command for a stream that does not exist.
+    """The stream command `stream_stats` returns the ids of a stream's first chunk and its last committed chunk. If
+    the stream does not exist, the broker refuses the command.
     """
 
     def statistics() -> dict[str, int]:
@@ -276,8 +276,8 @@ def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStrea
 
 
 def test_70000_messages_published_in_one_frame_are_split_into_chunks(client: RawStream, stream: str) -> None:
-    """If a client publishes 70,000 messages to a stream in one frame, the broker stores them in several chunks of at
-    most 65,535 messages. All of them are confirmed and delivered.
+    """If a client publishes 70,000 messages to a stream in one frame, the broker stores them in several chunks,
+    because a chunk contains at most 65,535 messages. All of them are confirmed and delivered.
     """
     count = 70_000
     client.declare_publisher(1, stream)

@@ -23,7 +23,7 @@ OK, EXISTS, VHOST_ACCESS_FAILURE, PRECONDITION_FAILED = 1, 5, 12, 17
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """Return the broker's refusal; retry, since RabbitMQ counts with a delay."""
+    """Return the text of the broker's error; retry, because RabbitMQ counts connections with a delay."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -41,8 +41,8 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
 
 
 def test_limits_of_a_virtual_host_take_effect_immediately(api: Api, vhost: str, connect: Connect) -> None:
-    """The limits max-connections and max-queues of a virtual host apply as soon as they are set, and until they are
-    deleted.
+    """The limits max-connections and max-queues of a virtual host apply from the moment when they are set until they
+    are deleted.
     """
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
@@ -80,7 +80,7 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
     assert api("PUT", "user-limits/nobody/max-connections", {"value": 1})[0] == 400
 
 
-def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
+def test_max_queues_applies_to_the_stream_protocol_from_rabbitmq_3_13_on(
     broker: TestBroker, api: Api, vhost: str, client: RawStream
 ) -> None:
     """From RabbitMQ 3.13 on, if a virtual host has reached its limit max-queues, the broker refuses to create another
@@ -94,7 +94,7 @@ def test_max_queues_applies_to_the_stream_protocol_from_3_13_on(
 
 
 @pytest.mark.parametrize("of", ["vhost", "user"])
-def test_from_4_2_7_on_max_connections_applies_to_the_stream_protocol(
+def test_from_rabbitmq_4_2_7_on_max_connections_applies_to_the_stream_protocol(
     broker: TestBroker, api: Api, vhost: str, ann: str, connect: Connect, connect_stream: Opener, of: str
 ) -> None:
     """From RabbitMQ 4.2.7 on, if a virtual host or a user has reached its limit max-connections, a client of the stream
@@ -126,7 +126,8 @@ def test_neither_streams_nor_super_streams_exceed_max_queues(
     streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
     """An embedded broker that behaves like RabbitMQ 4.0 or later refuses to create a stream or a super stream if the
-    virtual host would then have more queues than max-queues allows. It does not create any part of such a super stream.
+    virtual host would then have more queues than max-queues allows. If it refuses a super stream, it creates neither
+    its exchange nor any of its partitions.
     """
     broker, client = streams
     assert client.request(OPEN, string("/")).code == OK
@@ -171,8 +172,8 @@ def test_a_stream_client_beyond_max_connections_is_refused(
     ids=str,
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
-    """If the name of a limit of a virtual host or user is unknown, or its value is not an integer, the management API
-    answers with status 400, and does not store the limit.
+    """If a limit of a virtual host or user has an unknown name, or a value that is not an integer, the management API
+    responds with status 400, and does not store the limit.
     """
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
@@ -182,8 +183,8 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
 
 
 def test_the_limits_of_a_virtual_host_can_be_set_as_a_runtime_parameter(api: Api, vhost: str) -> None:
-    """The limits of a virtual host can be set, read and deleted as a runtime parameter. Setting a parameter of an
-    unknown component gets status 400.
+    """The limits of a virtual host can be set, read and deleted over HTTP as a runtime parameter. A request to set a
+    parameter of an unknown component returns 400.
     """
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
@@ -221,8 +222,8 @@ def test_a_global_parameter_can_have_any_json_value(api: Api) -> None:
 def test_only_an_administrator_may_close_another_users_connections(
     api: Api, vhost: str, ann: str, connect: Connect
 ) -> None:
-    """A user without the tag `administrator` cannot close another user's connections over HTTP, but an administrator
-    can.
+    """A user without the tag `administrator` cannot close another user's connections over HTTP. An administrator can
+    close them.
     """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})

@@ -109,9 +109,7 @@ def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) 
 
 
 def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
-    """Messages that were paged out to disk expire like others. They are dead-lettered in the order in which they were
-    published.
-    """
+    """Messages that were paged out to disk expire, and are dead-lettered in the order in which they were published."""
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
@@ -143,8 +141,8 @@ def test_a_full_queue_dead_letters_its_oldest_messages_from_disk(channel: Blocki
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
-    """When the broker is started again after it was stopped or killed, all messages that were paged out to disk are in
-    the queue, in order. After a kill, they are marked as redelivered, because they may have been delivered before.
+    """When the broker is stopped or killed, and started again, all messages that were paged out to disk are in the
+    queue, in order. After a kill, all of them are marked as redelivered, because they may have been delivered before.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
@@ -167,8 +165,8 @@ def test_paged_out_messages_survive_a_restart(
 def test_purged_messages_do_not_return_after_a_kill(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """A queue of 1,200 messages is purged, and then one more message is published. If the broker is killed and
-    restarted after that, the queue contains only this last message.
+    """A queue of 1,200 messages is purged, and then one more message is published. If the broker is then killed and
+    restarted, the queue contains only this last message.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)

@@ -34,9 +34,11 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
         assert time.monotonic() < deadline, (status, view)
 
 
-def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """The management API lists a reader that uses the stream protocol as a consumer of the stream, with the reader's
-    properties, such as its name.
+def test_a_subscription_over_the_stream_protocol_is_listed_as_a_consumer(
+    api: Api, vhost: str, client: RawStream, stream: str
+) -> None:
+    """The management API lists a subscription over the stream protocol as a consumer of the stream, with the
+    subscription's properties, such as its name.
     """
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
@@ -62,8 +64,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new queue or exchange gets status 201, and declaring it again gets 204. Declaring an
-    existing queue with other arguments gets 400, and reading a queue that does not exist gets 404.
+    """Over HTTP, declaring a new queue or exchange returns 201, and declaring it again returns 204. Declaring an
+    existing queue with other arguments returns 400, and reading a queue that does not exist returns 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
@@ -84,8 +86,8 @@ def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel
 
 
 def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the strings "true" and "false", which rabbitmqadmin sends, as booleans. If a value is
-    any other text or type, the API answers with status 400.
+    """The management API accepts the strings "true" and "false" as booleans, because rabbitmqadmin sends them. If a
+    field that must be a boolean has any other value, such as "yes" or 1, the API responds with status 400.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -100,8 +102,8 @@ def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: Api) -> None:
-    """If no listener has the port or protocol that a health check names, the management API answers with the status
-    503, and lists the ports or protocols that have a listener.
+    """If a health check names a port or protocol that has no listener, the management API responds with status 503,
+    and lists the ports or protocols that have one.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -116,9 +118,9 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
 
 
 def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
-    """Over HTTP, a request for a missing policy, operator policy or global parameter gets status 404. A request for
-    all policies of a virtual host without policies gets an empty list. A request to declare a queue whose name begins
-    with `amq.` is refused.
+    """Over HTTP, reading a missing policy, operator policy or global parameter returns 404. Listing the policies of a
+    virtual host that has none returns an empty list. The management API refuses to declare a queue whose name begins
+    with `amq.`.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
@@ -205,7 +207,7 @@ def test_publishing_an_invalid_message_over_http_gets_400(
     api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]
 ) -> None:
     """If a message with an invalid encoding or property, or without a required field, is published over HTTP, the
-    management API answers with status 400.
+    management API responds with status 400.
     """
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
@@ -215,8 +217,8 @@ def test_publishing_an_invalid_message_over_http_gets_400(
 
 
 def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A GET request to the management API with a binding's properties key returns the binding. With a properties key
-    that no binding has, the request gets status 404.
+    """A GET request to the management API with the properties key of a binding returns the binding. If no binding has
+    this key, the request returns 404.
     """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
@@ -292,8 +294,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 def test_lists_of_the_management_api_can_be_read_in_pages(
     api: Api, vhost: str, channel: BlockingChannel, query: str
 ) -> None:
-    """With the parameters `page` and `page_size`, the management API returns one page of a list. The response also
-    contains the number of all items and the number of items on the page.
+    """If a request has the parameters `page` and `page_size`, the management API returns only this page of the list.
+    The response also contains the total number of items and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -322,8 +324,8 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(api: Api, vhost: str) 
 
 
 def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
-    """A user can be added over HTTP with a password, tags and permissions, and can be deleted. A login with a wrong
-    password gets status 401.
+    """A user can be added over HTTP with a password, tags and permissions, and can be deleted. A request with a wrong
+    password returns 401.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -357,8 +359,9 @@ def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -
 
 
 def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
-    """The management API shows how much memory a node uses for each purpose, on one path in bytes and on another in
-    percent. If the request for the node itself has memory=true, the response contains the memory for each purpose, too.
+    """The management API lists how much memory a node uses for each purpose: in bytes at /api/nodes/NAME/memory, and
+    in percent at /api/nodes/NAME/memory/relative. With memory=true, the response for the node itself also contains
+    the bytes for each purpose.
     """
     name = api("GET", "nodes")[1][0]["name"]
 
@@ -412,8 +415,8 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
 
 
 def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_gets_204(api: Api, vhost: str) -> None:
-    """A GET request for a virtual host that does not exist, or for its queues, is answered with 404. A request that
-    declares a virtual host that already exists is answered with 204.
+    """A GET request for a virtual host that does not exist, or for its queues, returns 404. A request that declares a
+    virtual host that already exists returns 204.
     """
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
@@ -422,8 +425,8 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted over HTTP while other clients have only begun the handshake, or have logged in but
-    have not opened a virtual host yet. These clients can then open another virtual host.
+    """A virtual host can be deleted over HTTP while clients are in the middle of the handshake, even if they have not
+    yet opened a virtual host. These clients can then open another virtual host.
     """
     with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
         for client in (begun, logged_in):
@@ -451,8 +454,8 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
-    """Over HTTP, a user with the tag `management` may declare and delete what the user's permissions allow. If this
-    user requests the users, permissions or nodes, the management API answers with status 401.
+    """Over HTTP, a user with the tag `management` may declare and delete only what the user's permissions allow. If
+    this user requests the list of users, permissions or nodes, the management API responds with status 401.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
@@ -477,8 +480,7 @@ def test_only_users_of_a_virtual_host_can_test_its_aliveness(
     api: Api, vhost: str, ann: str, tag: str, broker: TestBroker
 ) -> None:
     """If a user without permissions in a virtual host requests its aliveness test, the management API refuses the
-    request. Up to RabbitMQ 4.2, it answers with status 401. From 4.3 on, it answers with 401 if the user is an
-    administrator, and with 404 otherwise.
+    request with status 401. From RabbitMQ 4.3 on, the status is 404 if the user is not an administrator.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     api("PUT", f"users/{ann}", {"password": "secret", "tags": tag})
@@ -519,8 +521,8 @@ def test_lists_of_the_management_api_are_sorted_by_name_or_by_the_given_column(
 
 
 def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """If the parameter `columns` of a request to the management API names fields that do not exist, the response leaves
-    them out, even if a name has 1,500 levels. The response contains the other fields that the parameter names.
+    """If the parameter `columns` of a request to the management API names fields that do not exist, such as a name
+    with 1,500 levels, the response leaves them out, and contains only the other fields that the parameter names.
     """
     channel.queue_declare("q")
     columns = f"name,no.such.field,name.x,{'.'.join('a' * 1500)}"
@@ -555,8 +557,8 @@ def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """The management API's overview lists the port of the AMQP listener, so that a tool can tell which broker the
-    management API belongs to.
+    """The management API's overview lists the port of the AMQP listener, so that a tool can find out to which broker
+    the management API belongs.
     """
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
@@ -574,8 +576,8 @@ def test_the_overview_lists_the_management_api(api: Api) -> None:
 
 
 def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """When a virtual host is deleted, the embedded broker sends connection.close with the reason to the virtual host's
-    clients.
+    """When a virtual host is deleted, the embedded broker closes the connections of its clients with error 320, and
+    the error text says that the virtual host is deleted.
     """
     with EmbeddedBroker(management_port=0) as broker:
         api = api_of(broker)
@@ -590,8 +592,8 @@ def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[Embedd
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
 def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker, number: int) -> None:
     """If an argument of a queue or a header of a message is an integer of more than 64 bits, the embedded broker's
-    management API answers with status 400 and the reason that the integer does not fit into 64 bits. RabbitMQ
-    accepts such an argument, and cuts such a header to 64 bits.
+    management API responds with status 400 and says that the integer does not fit into 64 bits. RabbitMQ accepts the
+    argument, and truncates the header to 64 bits.
     """
     refused = "not a field table: an integer does not fit into 64 bits"
     queue = api("PUT", f"queues/{broker.vhost}/q", {"arguments": {"x-max-length": number}})

@@ -81,8 +81,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """In /api/mqtool/events, the events `ready`, `delivered`, `requeued` and `acknowledged` of one message in a queue
-    have the same value of `copy`, so that a program can follow the message. The event `published` contains the
+    """In /api/mqtool/events, the events `ready`, `delivered`, `requeued` and `acknowledged` of a message in a queue
+    all contain the same number, `copy`, by which a program can follow the message. The event `published` contains the
     message's properties and body.
     """
     channel.queue_declare("q")
@@ -174,8 +174,8 @@ def test_events_report_a_message_to_an_exchange_that_does_not_exist(
 
 
 def test_events_say_whether_a_connection_was_closed_or_lost(broker: EmbeddedBroker) -> None:
-    """In /api/mqtool/events, the event `requeued` has the reason `closed` if the client closed the channel or the
-    connection, and the reason `lost` if the connection broke.
+    """In /api/mqtool/events, the event `requeued` contains the reason `closed` if the client closed its channel or
+    connection, and the reason `lost` if the connection was lost.
     """
     with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
         publisher.channel().queue_declare("q", durable=True)
@@ -213,8 +213,9 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
-    """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as `confirmed`.
-    This event lists the messages that the broker acks or nacks, contains their number, and says whether it is a nack.
+    """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as the event
+    `confirmed`. This event contains the messages that are confirmed or nacked, their number, and whether it was a
+    nack.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -238,8 +239,8 @@ def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker
 
 
 def test_events_report_how_many_messages_one_confirm_is_for(broker: EmbeddedBroker) -> None:
-    """If a publisher does not wait for confirms, the broker confirms several messages with one basic.ack. In
-    /api/mqtool/events, the event `confirmed` contains the number of all these messages, even if only some of them have
+    """If a publisher does not wait for confirms, the broker confirms several messages with one basic.ack. The event
+    `confirmed` in /api/mqtool/events then contains the number of all these messages, even if some of them have no
     events of their own.
     """
     events = Events(broker)
@@ -286,7 +287,7 @@ def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker)
 @large
 def test_a_channel_that_is_closed_before_its_message_is_confirmed_takes_no_memory(broker: EmbeddedBroker) -> None:
     """If a publisher disconnects before the broker has confirmed its message, the broker frees the memory of the
-    publisher's channel, even while a program reads /api/mqtool/events.
+    publisher's channel, even if a program is reading /api/mqtool/events.
     """
 
     def channels() -> weakref.WeakSet[BrokerChannel]:
@@ -380,8 +381,8 @@ def test_events_show_a_dead_letter_and_the_queue_that_it_came_from(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """In /api/mqtool/events, a message that a client rejects without requeueing it appears as `discarded` if its queue
-    has no dead-letter exchange. A purge appears as `purged`, with the name of the queue.
+    """If a client rejects a message without requeueing it, and the queue has no dead-letter exchange, the message
+    appears in /api/mqtool/events as `discarded`. A purge appears as `purged`, with the name of the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -404,8 +405,8 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
 def test_events_report_the_time_until_which_a_message_is_delayed(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """In /api/mqtool/events, the event `delayed` contains the time until which a message is delayed. Until then, the
-    response's list of waiting messages contains the message and its exchange.
+    """In /api/mqtool/events, the event `delayed` contains the time at which the message is due. Until then, the list
+    of waiting messages in each response contains the message and its exchange.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -473,9 +474,9 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 
 def test_stream_protocol_events_name_no_exchange_and_the_response_counts_deliveries(broker: EmbeddedBroker) -> None:
-    """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the stream,
-    but no exchange. The response to a request for the events also says how many messages each consumer of the stream
-    has received.
+    """If a message is published over the stream protocol, its event `published` in /api/mqtool/events names the
+    stream, but no exchange. The response also contains the number of messages that each consumer of the stream has
+    received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -503,11 +504,11 @@ def test_stream_protocol_events_name_no_exchange_and_the_response_counts_deliver
         assert len(counts["events"]) < 200
 
 
-def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the name for which
-    the offset is stored (the reader), the offset, and the client's protocol and connection. The response to a request
-    for the events also contains, for each stream that still exists, the reader and the offset that were stored last. If
-    a client resets the reader's offset, the event `stored` has the offset -1.
+def test_events_report_the_stored_offset_of_a_stream_consumer_and_its_reset(broker: EmbeddedBroker) -> None:
+    """If a client stores an offset, the event `stored` in /api/mqtool/events contains the stream, the consumer's
+    name, the offset, and the client's protocol and connection. If a client resets the consumer's offset, the event
+    contains the offset -1. The response also contains each consumer's last stored offset, until the stream is
+    deleted.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -545,8 +546,9 @@ def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
 def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If 3,000 messages are published quickly, /api/mqtool/events counts all of them, but returns events for only some
-    of them. If a client requests events that are no longer stored, the response says that some events are lost.
+    """If 3,000 messages are published quickly, /api/mqtool/events counts all of them, but returns events for only
+    some of them. If a client requests events that the broker no longer stores, the response says that events are
+    missing.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -566,9 +568,9 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
 def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a queue faster than /api/mqtool/events can report them, most of these messages are
-    only counted, and have no events. If a message had events in another queue, its dead letter has events even in such
-    a queue.
+    """If messages are published to a queue faster than /api/mqtool/events can report them, most of them are only
+    counted, and have no events. A dead letter in this queue still has events if the message had events in its
+    previous queue.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -588,9 +590,9 @@ def test_events_report_a_dead_letter_in_a_queue_whose_other_messages_are_only_co
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If many messages are published at once, /api/mqtool/events reports only some of them, and may omit a delayed
-    message. A later message with the same exchange and routing key, but without a delay, is not mistaken for the
-    omitted one: it has the events `published` and `ready`, and no event `delayed`.
+    """If many messages are published quickly, /api/mqtool/events may omit a delayed message. A later message with the
+    same exchange and routing key, but without a delay, is not mistaken for the omitted message: it has the events
+    `published` and `ready`, and no event `delayed`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -628,9 +630,9 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. If a queue is
-    deleted while one of its messages is unacknowledged, the broker keeps none of the queue's data once the channel that
-    received this message is closed.
+    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. If the queue is
+    deleted while one of its messages is unacknowledged, the broker removes the last of this data when the channel
+    that received this message is closed.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -664,8 +666,8 @@ def test_the_broker_stops_recording_events_that_nobody_requests(
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """A user with the tag `monitoring` gets status 401 for GET /api/mqtool/events, because events contain message
-    bodies.
+    """If a user with the tag `monitoring` requests /api/mqtool/events, the broker responds with status 401, because
+    events contain message bodies.
     """
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()

@@ -62,7 +62,7 @@ def test_message_properties_are_delivered_unchanged(channel: BlockingChannel, ta
 
 
 def test_messages_are_delivered_in_order_with_consecutive_delivery_tags(channel: BlockingChannel, take: Take) -> None:
-    """Messages are delivered in the order in which they were published, with the delivery tags 1, 2, 3 and so on."""
+    """Messages are delivered in the order in which they were published, with delivery tags 1, 2, 3 and so on."""
     channel.queue_declare("q")
     for number in range(10):
         channel.basic_publish("", "q", str(number).encode())
@@ -72,7 +72,7 @@ def test_messages_are_delivered_in_order_with_consecutive_delivery_tags(channel:
     assert [method.message_count for method, _, _ in got] == list(range(9, -1, -1))
 
 
-def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel) -> None:
+def test_basic_get_from_an_empty_queue_is_answered_with_basic_get_empty(channel: BlockingChannel) -> None:
     """If a client sends basic.get for an empty queue, the broker answers with basic.get-empty."""
     channel.queue_declare("q")
     assert channel.basic_get("q") == (None, None, None)
@@ -158,8 +158,8 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
 
 
 def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel: BlockingChannel, take: Take) -> None:
-    """A message that is published in a transaction reaches its queue only at tx.commit. After tx.rollback, it never
-    reaches the queue.
+    """A message that is published in a transaction reaches its queue only after tx.commit. After tx.rollback, it
+    never reaches the queue.
     """
     channel.queue_declare("q")
     channel.tx_select()
@@ -176,9 +176,9 @@ def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel:
 def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published, not at tx.commit, so that a queue that is bound in
-    between does not get it. Up to RabbitMQ 3.13, if the message was routed to two queues, and one of them is deleted
-    before tx.commit, the other one still gets it.
+    """A message in a transaction is routed when it is published, not at tx.commit, so a queue that is bound in
+    between does not get it. Up to RabbitMQ 3.13, if one of the queues to which the message was routed is deleted
+    before tx.commit, the other queues still get the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -265,7 +265,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 
 
 @pytest.mark.differs_since("4.2", "a reply to a disconnected client is dropped, even a mandatory one")
-def test_up_to_4_1_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
+def test_up_to_rabbitmq_4_1_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
     """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, and the RPC server

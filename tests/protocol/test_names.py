@@ -52,8 +52,8 @@ def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: Embedd
 
 
 def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_dead_letters(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character can be the target of dead letters. An AMQP 1.0 receiver that attaches
-    to this queue gets the dead letters.
+    """Messages can be dead-lettered to a queue whose name contains a NUL character. An AMQP 1.0 receiver that
+    attaches to this queue gets the dead letters.
     """
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
@@ -94,8 +94,8 @@ def test_a_dead_letter_routing_key_over_255_bytes_is_refused(
 def test_dead_letters_to_an_exchange_with_a_name_over_255_bytes_are_dropped(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """If the name of a queue's dead-letter exchange is longer than 255 bytes, the queue's dead letters are dropped. The
-    queue still delivers later messages.
+    """If the name of a queue's dead-letter exchange is longer than 255 bytes, the broker drops the queue's dead
+    letters. The queue still delivers later messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
     channel.basic_publish("", "q", b"dies")
@@ -108,8 +108,8 @@ def test_dead_letters_to_an_exchange_with_a_name_over_255_bytes_are_dropped(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """If a queue, exchange or virtual host with a name longer than 255 bytes is declared over HTTP, the embedded broker
-    answers with status 400.
+    """If a queue, exchange or virtual host with a name longer than 255 bytes is declared over HTTP, the embedded
+    broker responds with status 400.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")

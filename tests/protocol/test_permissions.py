@@ -15,8 +15,8 @@ from tests.protocol.conftest import Api
 def test_a_user_without_permissions_cannot_connect_to_a_virtual_host(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user without permissions in a virtual host cannot connect to it. The error names the user and the
-    virtual host.
+    """If a user without permissions in a virtual host connects to it, the broker refuses the connection with an error
+    that names the user and the virtual host.
     """
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
@@ -38,7 +38,8 @@ def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
     """If a user has topic permissions for a topic exchange, the user may publish to this exchange only with matching
-    routing keys, and may bind queues and exchanges to it only with matching keys. Other exchanges are not affected.
+    routing keys, and may bind queues and exchanges to it only with matching binding keys. Other exchanges are not
+    affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
@@ -66,7 +67,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_3_on(
+def test_topic_permissions_apply_to_cc_and_bcc_from_rabbitmq_4_0_3_on(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -148,8 +149,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
     what: str,
 ) -> None:
     """If a user lacks the configure, write or read permission for an AMQP 0-9-1 operation, the broker closes the
-    channel with 403. The error names the user, the virtual host, and the queue or exchange that the user may not
-    access.
+    channel with error 403. The error names the user, the virtual host, and the queue or exchange that the user may
+    not access.
     """
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)

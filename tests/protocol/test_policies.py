@@ -36,8 +36,8 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 def test_a_policy_with_a_smaller_max_length_dead_letters_surplus_messages_immediately(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """If a policy sets a max-length smaller than the queue's own, the surplus messages are dead-lettered immediately.
-    After the policy is deleted, the queue's own limit applies again.
+    """If a policy sets a max-length smaller than a queue's x-max-length, the queue dead-letters its surplus messages
+    immediately. After the policy is deleted, the queue's x-max-length applies again.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
@@ -81,8 +81,8 @@ def test_the_smaller_limit_of_a_policy_and_an_operator_policy_applies(
 def test_queue_arguments_override_the_dead_letter_settings_of_a_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, own: int | None, limit: int
 ) -> None:
-    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, the queue's own apply. The
-    policy's max-length still applies. If the queue has a max-length of its own, the smaller of the two applies.
+    """If a queue's arguments and a policy both set a dead-letter exchange and routing key, those in the arguments
+    apply. The policy's max-length still applies, unless the queue's x-max-length is smaller.
     """
     channel.queue_declare("dead")
     channel.queue_declare("other")
@@ -100,9 +100,9 @@ def test_queue_arguments_override_the_dead_letter_settings_of_a_policy(
 def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue_only(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, kind: str, left: int
 ) -> None:
-    """If the argument x-overflow of a queue and a policy set different overflow behaviours, the argument applies in a
-    classic queue, and the policy in a quorum queue. For example, a policy with drop-head and a smaller max-length makes
-    a quorum queue with x-overflow reject-publish drop messages.
+    """If a queue's x-overflow and a policy's overflow differ, the argument applies in a classic queue, and the policy
+    in a quorum queue. For example, a quorum queue with x-overflow reject-publish drops messages if a policy sets
+    drop-head and a max-length that the queue exceeds.
     """
     arguments = {"x-queue-type": kind, "x-overflow": "reject-publish"}
     channel.queue_declare("jobs", durable=True, arguments=arguments)
@@ -132,10 +132,9 @@ def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
 def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_of_a_classic_queue(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
 ) -> None:
-    """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic queue
-    first dead-letters its surplus messages, and then rejects new ones. The exception is a classic queue that already
-    had this overflow behaviour: it keeps its surplus messages. A quorum queue with reject-publish keeps its surplus
-    messages, too.
+    """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic
+    queue first dead-letters its surplus messages, and then rejects new ones. If the queue already had this overflow
+    behaviour, it keeps its surplus messages. A quorum queue with reject-publish also keeps them.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns
@@ -181,11 +180,11 @@ def test_a_full_quorum_queue_with_reject_publish_dlx_rejects_no_messages(
 
 
 @pytest.mark.differs_since("4.0", "the lower value applies")
-def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue_up_to_3_13(
+def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue_up_to_rabbitmq_3_13(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """Up to RabbitMQ 3.13, if a policy sets a longer `expires` than the x-expires of a quorum queue, the policy's time
-    applies. After the policy is deleted, the queue expires after its own x-expires.
+    """Up to RabbitMQ 3.13, if a policy sets a longer `expires` than the x-expires of a quorum queue, the policy's
+    value applies. After the policy is deleted, the queue's own x-expires applies again.
     """
     set_policy("jobs", {"expires": 3_600_000})
     for name, expires in (("jobs", 100), ("sooner", 1000)):
@@ -199,8 +198,8 @@ def test_a_policy_overrides_the_expires_argument_of_a_quorum_queue_up_to_3_13(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If several policies match a queue, only the one with the highest priority applies. Policies that apply only to
-    exchanges are ignored, and so are policies with settings that the queue's type does not support.
+    """If several policies match a queue, only the one with the highest priority applies. Policies for exchanges, and
+    policies with keys that the queue's type does not support, are ignored.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -216,8 +215,8 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_a_policy_can_set_overflow_message_ttl_and_expires(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A policy can make a full queue reject messages (overflow), make messages expire (message-ttl), and have the
-    broker delete an unused queue (expires).
+    """With the key `overflow`, a policy makes a full queue reject messages. With `message-ttl`, it makes messages
+    expire, and with `expires`, it makes the broker delete an unused queue.
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
@@ -280,8 +279,8 @@ def test_a_policy_can_set_an_alternate_exchange(
 def test_the_management_api_shows_the_policies_of_a_queue(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """The management API shows a queue's policy, operator policy and their combined definition, and lists both kinds
-    of policies.
+    """The management API shows a queue's policy, its operator policy and the definition that results from both. It
+    also lists all policies and all operator policies.
     """
     set_policy("jobs", {"max-length": 7, "dead-letter-exchange": "x"}, priority=3)
     set_policy("job", {"max-length": 5, "expires": 100_000}, "operator-policies", **{"apply-to": "queues"})
@@ -360,7 +359,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
 def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
-    """If an invalid policy is set over HTTP, the broker answers with status 400 and RabbitMQ's error text, and does
+    """If an invalid policy is set over HTTP, the broker responds with status 400 and RabbitMQ's error text, and does
     not store the policy.
     """
     for kind, body, words in REFUSED:
@@ -394,8 +393,8 @@ def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, c
 
 
 def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, a durable queue still has its policy and operator policy. The policies of a virtual host that
-    was deleted are gone, even if a virtual host with the same name is created again.
+    """After a restart, a durable queue still has its policy and operator policy. The policies of a deleted virtual
+    host do not return, even if a virtual host with the same name is created.
     """
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = api_of(broker)
@@ -421,7 +420,7 @@ def test_a_policy_with_an_enormous_time_to_live_does_not_prevent_confirms(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
     """If a policy sets a message-ttl of millions of years, the broker still writes persistent messages to disk and
-    confirms them, in the queues of this policy and in others.
+    confirms them, both in the queues to which the policy applies and in others.
     """
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         policy = {"pattern": "^long", "definition": {"message-ttl": 2**63 - 1}}

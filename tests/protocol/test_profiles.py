@@ -92,8 +92,9 @@ def test_the_broker_reports_the_version_that_it_imitates(
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the limit is 20, so the queue
-    drops a message that is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count towards it.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the default is 20, so the queue
+    drops a message when it is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count towards
+    this limit.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -132,8 +133,8 @@ def test_delivery_counts_depend_on_the_version(
 def test_the_position_of_a_requeued_message_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message behind
-    the others. From 4.3 on, it puts the message in front of them.
+    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message
+    behind its other messages. From 4.3 on, it puts the message in front of them.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -163,7 +164,7 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
 
 
 def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """In every version of RabbitMQ, the broker refuses a quorum queue with x-max-priority, even in 4.3, in which quorum
+    """Every version of RabbitMQ refuses to declare a quorum queue with x-max-priority, even 4.3, in which quorum
     queues have priorities.
     """
     arguments = {**QUORUM, "x-max-priority": 5}
@@ -172,7 +173,7 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
     assert refused == (406, f"PRECONDITION_FAILED - {why}")
 
 
-def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
+def test_an_x_death_header_set_by_a_publisher_counts_only_before_rabbitmq_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
     """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that the publisher has set. From 4.0 on,
@@ -212,7 +213,7 @@ def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
     ]
 
 
-def test_the_default_queue_type_is_listed_from_4_0_on(
+def test_the_default_queue_type_is_listed_from_rabbitmq_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
     """If a queue was declared without a type, the management API lists its arguments with x-queue-type classic from
@@ -250,11 +251,11 @@ def test_arguments_of_classic_queues_depend_on_the_version(
         declare("x-queue-master-locator", "client-local")
 
 
-def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_4_3_0_to_4_3_5(
+def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_rabbitmq_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """RabbitMQ 4.3.0 to 4.3.5, and an embedded broker that imitates one of these versions, do not allow queues that are
-    neither durable nor exclusive: they answer queue.declare with 541. Brokers of all other versions allow such queues.
+    """RabbitMQ 4.3.0 to 4.3.5, and an embedded broker that imitates one of these versions, refuse to declare a queue
+    that is neither durable nor exclusive, with error 541. All other versions allow such queues.
     """
     connect().channel().queue_declare("mine", exclusive=True)
 
@@ -272,8 +273,8 @@ def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_4_3_0_to
 
 
 def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
-    """From RabbitMQ 4.0 on, the broker refuses a policy with ha-mode, and accepts one with a delivery-limit of -1. From
-    4.3 on, it refuses a policy with queue-master-locator, and accepts the settings of delayed retries, such as
+    """From RabbitMQ 4.0 on, the broker refuses a policy with ha-mode, and accepts one with a delivery-limit of -1.
+    From 4.3 on, it refuses a policy with queue-master-locator, and accepts the keys for delayed retries, such as
     delayed-retry-type.
     """
 
@@ -363,8 +364,9 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue's argument x-delayed-retry-type decides which requeued messages are delayed:
-    with `returned`, those requeued by basic.nack; with `failed`, those requeued by basic.reject; with `all`, both.
+    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type of a quorum queue decides which requeued messages are
+    delayed. With `returned`, these are the messages requeued by basic.nack, with `failed`, those requeued by
+    basic.reject, and with `all`, both.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
@@ -378,8 +380,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
 def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a policy can delay the redelivery of messages that a consumer of a quorum queue rejects and
-    requeues. The delay grows with each such rejection of the same message, up to the policy's delayed-retry-max.
+    """From RabbitMQ 4.3 on, if a consumer of a quorum queue rejects and requeues a message, a policy can delay its
+    redelivery. The delay grows each time the same message is rejected, up to the policy's delayed-retry-max.
     """
     if not broker.differs_since("4.3", "it is held back"):
         pytest.skip("RabbitMQ delays no retries before 4.3")
@@ -401,7 +403,9 @@ def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
     assert times[2] - times[1] >= 0.149
 
 
-def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
+def test_x_delayed_message_exchanges_exist_up_to_rabbitmq_4_2(
+    broker: TestBroker, channel: BlockingChannel, api: Api
+) -> None:
     """An embedded broker that imitates RabbitMQ 4.2 or earlier has the exchange type x-delayed-message. One that
     imitates 4.3 or later refuses this type as unknown, because RabbitMQ's delayed message plugin does not exist for
     these versions.
@@ -419,8 +423,8 @@ def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel
 def test_a_local_random_exchange_sends_each_message_to_one_queue(
     broker: TestBroker, channel: BlockingChannel, api: Api
 ) -> None:
-    """From RabbitMQ 4.0 on, an x-local-random exchange sends each message to one of its bound queues, whatever the
-    routing key. Earlier versions refuse this type.
+    """From RabbitMQ 4.0 on, an x-local-random exchange routes each message to one of its bound queues, whatever the
+    routing key. Earlier versions refuse this exchange type.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     is_listed = any(each["name"] == "x-local-random" for each in api("GET", "overview")[1]["exchange_types"])
@@ -459,7 +463,7 @@ def test_a_binding_of_a_local_random_exchange_needs_a_classic_queue_and_no_routi
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
     """If a binding of an x-local-random exchange has a routing key, or if its destination is not a classic queue, the
-    broker refuses the binding with 406.
+    broker refuses the binding with error 406.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):

@@ -49,7 +49,7 @@ class Scraped(NamedTuple):
 
 
 def asked(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
-    """The status, the type and the text of an answer from a port for metrics."""
+    """The status, the content type and the text of a response from a metrics port."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
@@ -183,8 +183,8 @@ def comparable(found: Scraped) -> dict[Sample, float]:
 
 
 def test_metrics_have_totals_and_the_values_of_each_queue_and_channel(broker: EmbeddedBroker) -> None:
-    """The embedded broker's /metrics contains totals of all queues and channels. Its /metrics/per-object contains the
-    values of each queue and channel.
+    """The embedded broker's /metrics contains totals over all queues and channels, and its /metrics/per-object
+    contains the values of each queue and channel.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         act(connection)
@@ -284,7 +284,7 @@ def test_totals_in_metrics_do_not_decrease(broker: EmbeddedBroker) -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "ä"])
 def test_queue_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -> None:
-    """The embedded broker's metrics escape quotes and backslashes in queue names as Prometheus's text format
+    """In the embedded broker's metrics, quotes and backslashes in queue names are escaped as Prometheus's text format
     requires.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -296,8 +296,8 @@ def test_queue_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -
 
 @large
 def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
-    """While the broker serves the metrics of 10,000 queues, it never uses more than 0.5 s of CPU time before it serves
-    other clients. The response contains the metrics of all queues.
+    """While the broker generates the metrics of 10,000 queues, it never uses more than 0.5 s of CPU time before it
+    serves other clients. The response contains the metrics of all queues.
     """
     with EmbeddedBroker(prometheus_port=0) as broker:
         assert broker._server is not None
@@ -316,7 +316,7 @@ def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
 
 @large
 def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
-    """While the broker serves the metrics of 100,000 channels, it never uses more than 0.5 s of CPU time before it
+    """While the broker generates the metrics of 100,000 channels, it never uses more than 0.5 s of CPU time before it
     serves other clients.
     """
     with EmbeddedBroker(prometheus_port=0) as broker, RawClient(broker.url):
@@ -350,9 +350,9 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
 def test_the_metrics_port_serves_only_metrics_and_refuses_requests_from_pages_of_another_site(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD requests for metrics without a login. Another method gets status 405,
-    and another path gets 404. A request that may come from a web page of another site is refused: with 403 if its
-    Origin header names another site, and with 421 if its Host header names another host.
+    """The metrics port answers GET and HEAD requests for metrics without a login. Another method returns 405, and
+    another path returns 404. To keep web pages of other sites out, the port refuses a request whose Origin header
+    names another site (403) or whose Host header names another host (421).
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 

@@ -40,7 +40,7 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
-def test_a_message_that_expires_by_its_queues_ttl_is_dead_lettered(
+def test_a_message_that_exceeds_its_queues_ttl_is_dead_lettered(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
     """A message that expires because of its queue's x-message-ttl is dead-lettered. Its x-death header contains the
@@ -66,9 +66,11 @@ def test_a_message_that_expires_by_its_queues_ttl_is_dead_lettered(
     }
 
 
-def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel: BlockingChannel, take: Take) -> None:
-    """A message that expires because of its own property `expiration` is dead-lettered without this property. The
-    x-death header of the dead letter contains the value as original-expiration.
+def test_a_message_that_expires_is_dead_lettered_without_its_expiration_property(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """A message that expires because of its `expiration` property is dead-lettered without this property. The x-death
+    header of the dead letter contains the removed value as original-expiration.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
@@ -78,7 +80,9 @@ def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel:
     assert deaths(properties)[0]["original-expiration"] == "30"
 
 
-def test_a_classic_queue_dead_letters_an_expired_message_only_at_its_head(channel: BlockingChannel, take: Take) -> None:
+def test_a_classic_queue_dead_letters_an_expired_message_only_at_the_head_of_the_queue(
+    channel: BlockingChannel, take: Take
+) -> None:
     """A classic queue dead-letters an expired message only after all messages before it have been consumed."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering())
@@ -92,7 +96,7 @@ def test_a_classic_queue_dead_letters_an_expired_message_only_at_its_head(channe
 def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """A message with the expiration 0 is delivered if a consumer is waiting for it. Otherwise, it expires
+    """A message with an expiration of 0 is delivered if a consumer is waiting for a message. Otherwise, it expires
     immediately.
     """
     got: list[bytes] = []
@@ -105,10 +109,12 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
     assert got == [b"2"]
 
 
-def test_an_unused_queue_expires(
+def test_a_queue_with_x_expires_is_deleted_when_it_is_unused(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, api: Api, vhost: str
 ) -> None:
-    """If a queue with an x-expires of 2 s has lost its last consumer and is not used, the broker deletes the queue."""
+    """After a queue with an x-expires of 2 s has lost its last consumer, the broker deletes the queue if no client
+    uses it.
+    """
     channel.queue_declare("q", arguments={"x-expires": 2000})
 
     def gone() -> bool:
@@ -144,7 +150,7 @@ def test_a_full_queue_dead_letters_its_oldest_message(
 def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """If the message bodies in a queue together exceed x-max-length-bytes, the queue drops its oldest messages. A
+    """If the bodies of a queue's messages together exceed x-max-length-bytes, the queue drops its oldest messages. A
     single message that is larger than the limit is dropped immediately.
     """
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
@@ -174,8 +180,8 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """The header x-death has one entry for each queue and reason. The entry's count says how often this queue has
-    dead-lettered the message for this reason. The entry of the most recent death comes first.
+    """The x-death header has one entry for each queue and reason. The entry's count says how many times this queue
+    has dead-lettered the message for this reason. The entry of the most recent death comes first.
     """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
@@ -213,7 +219,8 @@ def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel
 
 def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
     """A classic queue with x-max-priority delivers messages with a higher priority first, and messages with equal
-    priorities in order. A priority above x-max-priority counts as x-max-priority, and a missing priority counts as 0.
+    priorities in the order in which they were published. A priority above x-max-priority is treated as
+    x-max-priority, and a missing priority as 0.
     """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
@@ -223,8 +230,8 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: BlockingChannel, take: Take) -> None:
-    """Up to RabbitMQ 4.2, each requeue by basic.nack raises the x-delivery-count of a message in a quorum queue. When
-    the count exceeds x-delivery-limit, the message is dead-lettered.
+    """Up to RabbitMQ 4.2, each requeue by basic.nack increments the x-delivery-count of a message in a quorum queue.
+    When the count exceeds x-delivery-limit, the message is dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
@@ -242,8 +249,8 @@ def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: Blocki
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
 def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: BlockingChannel, take: Take) -> None:
-    """Up to RabbitMQ 4.2, a consumer of a quorum queue gets a new message without x-delivery-count. After the message
-    is requeued, the consumer gets it with an x-delivery-count of 1.
+    """Up to RabbitMQ 4.2, a consumer of a quorum queue receives a new message without x-delivery-count. After the
+    message is requeued, the consumer receives it with an x-delivery-count of 1.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
@@ -288,8 +295,9 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. A quorum queue without one,
-    which is the default up to RabbitMQ 3.13, puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. A quorum queue without a
+    delivery limit, which is the default up to RabbitMQ 3.13, puts them behind all others, in the order in which they
+    were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":

@@ -42,15 +42,15 @@ close connection name=none -> *** Not found
 """
 
 
-def test_rabbitmqadmin_prints_the_same_with_the_embedded_broker_as_with_rabbitmq(
+def test_rabbitmqadmin_prints_the_same_results_with_the_embedded_broker_as_with_rabbitmq(
     broker: TestBroker,
     rabbitmq: TestBroker | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The Python program rabbitmqadmin, which RabbitMQ serves for download, can declare, list, publish, get, purge,
-    export, import and delete. These commands print the same results with the embedded broker as with RabbitMQ.
+    """The Python program rabbitmqadmin, which RabbitMQ offers for download, prints the same results with the embedded
+    broker as with RabbitMQ, whether it declares, lists, publishes, gets, purges, exports, imports or deletes.
     """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")

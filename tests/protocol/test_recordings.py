@@ -89,8 +89,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
 
 
 def test_replay_says_why_a_message_stays_unroutable(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """If a message of a recording stays unroutable, replay() raises Unavailable, whose text names the missing exchange
-    or the routing key that has no binding.
+    """If a message of a recording stays unroutable, replay() raises Unavailable. The error names the missing
+    exchange, or the routing key that has no binding.
     """
     with pytest.raises(Unavailable, match=r"incident.ndjson could not be routed: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
@@ -142,9 +142,9 @@ def test_without_a_path(amqp_vhost): pass
 
 @large
 def test_the_marker_amqp_recording_replays_a_recording_in_a_users_test(tmp_path: Path, recording: Path) -> None:
-    """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. The test fails
-    with the reason if a message is unroutable, if the marker names no file or one that does not exist, or if the test
-    does not use the embedded broker.
+    """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. If a message is
+    unroutable, if the marker names no file or a missing one, or if the test does not use the embedded broker, the
+    test fails with an error that says why.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
@@ -177,8 +177,8 @@ WRONG = {
 
 @large
 def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
-    """A test fails before it runs if an argument of its pytest marker amqp_recording is invalid or unknown, or if no
-    message would be replayed. The error names the recording and says what is wrong.
+    """If an argument of the pytest marker amqp_recording is invalid or unknown, or if no message would be replayed,
+    the user's test fails before it runs. The error names the recording and says what is wrong.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")

@@ -1,4 +1,4 @@
-"""Messages that one basic.nack or basic.recover requeues keep their order, however many, whatever else happens."""
+"""Messages that one basic.nack or basic.recover requeues keep their order, whatever happens at the same time."""
 
 import struct
 import threading
@@ -44,7 +44,7 @@ def _declare(client: RawClient, queue: str, arguments: dict[str, Any]) -> None:
 
 
 def _publish(client: RawClient, numbers: range, priority: Callable[[int], int] | None = None) -> None:
-    """Publish numbers to the queue `q`, and wait until they are there."""
+    """Publish numbers to the queue `q`, and wait until all are in the queue."""
     method, has_priority = frame.marshal(commands.Basic.Publish(routing_key="q"), 1), 1 << 11
     for number in numbers:
         flags = b"\0\0" if priority is None else struct.pack(">HB", has_priority, priority(number))
@@ -76,9 +76,9 @@ def _deliveries(client: RawClient, expected: int) -> list[tuple[int, bool]]:
 def test_messages_keep_their_order_when_one_nack_requeues_thousands_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
-    """If one basic.nack requeues thousands of messages, the consumer gets all of them again, in the order in which the
-    queue delivered them before. The embedded broker keeps this order in classic queues, quorum queues and queues with
-    priorities.
+    """If one basic.nack requeues thousands of messages, the consumer receives all of them again, in the order in
+    which the queue delivered them before. The embedded broker keeps this order in classic queues, quorum queues and
+    queues with priorities.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])
@@ -95,11 +95,11 @@ def test_messages_keep_their_order_when_one_nack_requeues_thousands_of_them(
         assert all(is_redelivered for _, is_redelivered in again)
 
 
-def test_messages_keep_their_order_when_one_nack_puts_thousands_over_the_delivery_limit(
+def test_thousands_of_messages_that_exceed_the_delivery_limit_are_dead_lettered_in_order(
     broker_in_process: EmbeddedBroker,
 ) -> None:
-    """If one basic.nack puts thousands of messages of a quorum queue over the delivery limit, the embedded broker
-    dead-letters them in order. RabbitMQ 3.10 dead-letters them in any order.
+    """If one basic.nack makes thousands of messages of a quorum queue exceed the delivery limit, the embedded broker
+    dead-letters them in order. RabbitMQ 3.10 may dead-letter them in any order.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     with RawClient(broker_in_process.url) as client:
@@ -118,11 +118,11 @@ def test_messages_keep_their_order_when_one_nack_puts_thousands_over_the_deliver
 
 
 class Nacking:
-    """A client that holds messages of the queue `q`, and a broker that stops in the middle of the client's next frame.
+    """A client with unacknowledged messages of the queue `q`, and a broker that can be paused while it requeues them.
 
     Args:
         messages: published to the queue, one for each byte.
-        held: how many of them the client has not acknowledged.
+        held: how many of these messages the client has received but not acknowledged.
         prefetch: the prefetch limit of the client's consumer; None if it uses basic.get.
 
     Attributes:
@@ -165,7 +165,7 @@ class Nacking:
             self.other.basic_publish("", "q", bytes([body]), BasicProperties(delivery_mode=PERSISTENT))
 
     def stop_in(self, *methods: Frame) -> None:
-        """Send these methods from the client, and stop the broker once it has collected one message of the first
+        """Send these methods from the client, and pause the broker once it has collected one message of the first
         method.
         """
         take_turn, is_held = self._clock.take_turn, threading.Event()
@@ -196,7 +196,7 @@ class Nacking:
         return [(body, bool(method.redelivered)) for method, _, body in got]
 
     def lose(self) -> None:
-        """End the client's connection as if the network had failed. The broker does not read from it at the moment."""
+        """End the client's connection as if the network had failed. The paused broker does not read from it."""
         self.broker.under_test(lambda _: self._slow.abort())
 
     @property
@@ -239,9 +239,9 @@ Start = Callable[..., Nacking]
 def test_a_message_that_is_published_while_others_are_requeued_stays_behind_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """A consumer at its prefetch limit has four unacknowledged messages. A fifth message is published while one
-    basic.nack requeues the four. The consumer gets the four messages again, and the fifth one stays in the queue,
-    because the consumer is at its prefetch limit once more.
+    """A consumer with a prefetch of 4 has four unacknowledged messages. A fifth message is published while one
+    basic.nack requeues the four. The consumer receives the four messages again. The fifth one stays in the queue,
+    because the prefetch is used up again.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
@@ -253,8 +253,8 @@ def test_a_message_that_is_published_while_others_are_requeued_stays_behind_them
 
 @_BOTH
 def test_basic_get_returns_no_message_that_is_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
-    """While one client's basic.nack requeues the first four of five messages, another client sends basic.get, which
-    returns the fifth message. The four messages are delivered later, in order.
+    """While one client's basic.nack requeues the first four of five messages, another client's basic.get returns the
+    fifth message. The four messages are delivered later, in order.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(_NACK)
@@ -268,8 +268,8 @@ def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
     """While one client's basic.nack requeues the first four of six messages, another client starts a consumer. The
-    consumer first gets the last two messages, because the first four are not back in the queue yet. It then gets these
-    four in their original order.
+    consumer first receives the last two messages, because the first four are not back in the queue yet. It then gets
+    these four in their original order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -283,9 +283,9 @@ def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
 
 
 @_BOTH
-def test_a_purge_keeps_messages_that_are_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
-    """While one basic.nack requeues four of a queue's six messages, the queue is purged. The purge drops only the other
-    two messages, which are ready. The four requeued messages are then in the queue, in order.
+def test_a_purge_keeps_messages_that_a_nack_has_not_put_back_yet(nacking: Start, arguments: dict[str, Any]) -> None:
+    """While one basic.nack requeues four of a queue's six messages, the queue is purged. The purge drops only the
+    other two messages, because the four are not back in the queue yet. The four are then requeued in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -313,9 +313,9 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 
 @_BOTH
-def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends a second basic.nack for two messages while its first one is still requeueing two others, the
-    second one takes effect after the first. All four messages are requeued in order.
+def test_a_clients_second_nack_waits_until_its_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
+    """A client sends a second basic.nack while the broker is still requeueing the messages of the client's first one.
+    The second basic.nack takes effect after the first, so all four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -323,9 +323,10 @@ def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, argumen
     assert nack.taken(4) == _BACK
 
 
-def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
-    """While one client's basic.nack requeues four messages of a quorum queue, another client can requeue two messages
-    without waiting. The two messages then come first in the queue, followed by the four messages in order.
+def test_a_nack_does_not_wait_for_another_clients_nack(nacking: Start) -> None:
+    """While one client's basic.nack requeues four messages of a quorum queue, another client's basic.nack requeues
+    two messages without waiting. The two messages then come first in the queue, followed by the four messages in
+    order.
     """
     nack = nacking(_LIMITED, b"123456", 4)
     tags = [Take(nack.other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]
@@ -342,7 +343,7 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api], arguments: dict[str, Any], how: str
 ) -> None:
     """While a basic.nack requeues two of a client's four unacknowledged messages, the client's connection is lost, or
-    is closed through the management API. All four messages are requeued in order, before the messages that are ready.
+    is closed through the management API. All four messages are requeued in order, before the message that is ready.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True))
@@ -360,7 +361,7 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
     """While basic.recover requeues a client's messages, the client's connection is closed through the management API.
-    The client gets connection.close but no basic.recover-ok, and the messages are requeued in order.
+    The client receives connection.close but no basic.recover-ok, and the messages are requeued in order.
     """
     nack = nacking({}, b"1234", 4)
     nack.stop_in(commands.Basic.Recover(requeue=True))
@@ -372,10 +373,10 @@ def test_basic_recover_is_not_answered_after_the_connection_was_closed(
         nack.client.receive()
 
 
-def test_messages_that_a_nack_puts_over_the_delivery_limit_are_dead_lettered_in_order(nacking: Start) -> None:
-    """One basic.nack puts four messages of a quorum queue over the delivery limit. A fifth message is published before
-    the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in the
-    queue.
+def test_a_message_published_during_dead_lettering_by_a_nack_stays_in_the_queue(nacking: Start) -> None:
+    """One basic.nack makes four messages of a quorum queue exceed the delivery limit. A fifth message is published
+    before the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in
+    the queue.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     nack = nacking({**_QUORUM, "x-delivery-limit": 0, **dead}, b"1234", 4)

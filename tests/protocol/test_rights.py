@@ -1,8 +1,9 @@
-"""The rights that each operation needs over AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
+"""The permissions that each operation needs over AMQP 0-9-1, AMQP 1.0, the management API and the stream protocol.
 
-MATRIX has a row for each operation: the rights that it needs, and how a client performs it with each protocol that
-supports it. The cases are generated: an operation is allowed with exactly the rights that it needs, and refused when
-one of them is missing. TOPICS and TAGS are the rows of topic permissions and of users' tags.
+MATRIX has a row for each operation: the permissions that it needs, and how a client performs it with each protocol that
+supports it. The tests generate their cases from it: an operation is allowed with exactly the permissions that it needs,
+and refused when one of them is missing. TOPICS lists operations that need topic permissions. TAGS lists requests that
+need a user's tag.
 """
 
 import contextlib
@@ -91,7 +92,7 @@ def managed(method: str, target: str, body: Any = None) -> Callable[[RawAmqp10],
 
 
 def attached(role: bool, address: str) -> Callable[[RawAmqp10], str]:
-    """The attachment of a link; "attached", or the condition of the error that ends the session."""
+    """Attach a link; the result is "attached", or the condition of the error that ends the session."""
 
     def attach(client: RawAmqp10) -> str:
         client.attach(role, address)
@@ -102,7 +103,7 @@ def attached(role: bool, address: str) -> Callable[[RawAmqp10], str]:
 
 
 def addressed(to: str, **annotations: Any) -> Callable[[RawAmqp10], str]:
-    """A message with an address of its own: "published", or the condition of the error that ends the session."""
+    """Publish a message with its own address; the result is "published", or the condition of the session's error."""
 
     def publish(client: RawAmqp10) -> str:
         client.attach_sender(None)
@@ -131,7 +132,7 @@ NEW_BINDING = {"source": "x", "binding_key": "k", "arguments": {}}
 
 
 class Row(NamedTuple):
-    """An operation, the rights that it needs, and how a client performs it with each protocol; None if it cannot.
+    """An operation, the permissions that it needs, and how a client performs it with each protocol (None if it cannot).
 
     Attributes:
         channel: with AMQP 0-9-1; raises ChannelClosedByBroker if it is refused.
@@ -279,12 +280,12 @@ MATRIX = [
 
 
 def found(answer: Answer) -> int:
-    """The response code of a query for an offset; 1 as well if there is no such offset."""
+    """The response code of a query for an offset; also 1 if there is no such offset."""
     return 1 if answer.code == NO_OFFSET else answer.code
 
 
 def stores_offset(client: RawStream, reader: RawStream) -> bool:
-    """Whether a client can store an offset, as a reader with all rights sees it. StoreOffset has no response."""
+    """Whether a client can store an offset. A client with all permissions checks it: StoreOffset has no response."""
     name = string(uuid.uuid4().hex) + string("s")
     client.send(STORE_OFFSET, name + bytes(8))
     client.request(QUERY_PUBLISHER, string("p") + string("s"))  # answered once the offset has been stored
@@ -298,7 +299,7 @@ def rows(protocol: str) -> Any:
 
 
 def patterns(granted: Iterable[Need]) -> dict[str, str]:
-    """Return permissions for exactly these rights."""
+    """Return the patterns that grant exactly these permissions."""
     found = {}
     for right in ("configure", "write", "read"):
         names = [re.escape(name) for what, name in granted if what == right]
@@ -307,8 +308,8 @@ def patterns(granted: Iterable[Need]) -> dict[str, str]:
 
 
 def cases(needs: list[Need]) -> Iterator[tuple[list[Need], bool]]:
-    """Yield the rights that are needed, which are enough, and then all rights without one of those needed, which are
-    not.
+    """Yield permissions, and whether they are enough: first those that are needed, which are enough, and then all
+    permissions except one of the needed ones, which are not.
     """
     yield needs, True
     everything = [(right, name) for right in ("configure", "write", "read") for name in NAMES]
@@ -344,7 +345,7 @@ def world(api: Api, vhost: str, ann: str) -> World:
 
 @pytest.fixture
 def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
-    """The embedded broker like a version that speaks AMQP 1.0, and its URL."""
+    """A World on an embedded broker that imitates a version with AMQP 1.0, and the broker's URL."""
     with EmbeddedBroker(like=request.param, management_port=0) as broker:
         api = Api(str(broker.management_url))
         api("PUT", "users/ann", {"password": "secret", "tags": ""})
@@ -356,7 +357,7 @@ def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
     """Over AMQP 0-9-1, a user who has exactly the permissions that an operation needs can perform it. If one of these
-    permissions is missing, the broker refuses the operation with 403.
+    permissions is missing, the broker closes the channel with error 403.
     """
     assert row.channel is not None
     for granted, enough in cases(row.needs):
@@ -375,7 +376,7 @@ def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[World, str]", row: Row) -> None:
     """Over AMQP 1.0, a user who has exactly the permissions that an operation needs can perform it. If one of these
-    permissions is missing, the broker refuses the operation with unauthorized-access.
+    permissions is missing, the broker refuses the operation with the error unauthorized-access.
     """
     world, url = native
     assert row.links is not None
@@ -407,8 +408,8 @@ def test_operations_of_the_management_api_need_exactly_their_permissions(world: 
 def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
-    """In the stream protocol, a user who has exactly the permissions that an operation needs can perform it. If one of
-    these permissions is missing, the broker refuses the operation.
+    """Over the stream protocol, a user who has exactly the permissions that an operation needs can perform it. If one
+    of these permissions is missing, the operation fails.
     """
     assert row.stream is not None
     for granted, enough in cases(row.needs):
@@ -430,10 +431,10 @@ def test_storing_an_offset_needs_the_write_permission_only_before_3_13(
 
 
 @pytest.mark.parametrize("streams", ["4.3"], indirect=True)
-def test_refused_offsets_do_not_fill_the_log(
+def test_refusals_to_store_offsets_do_not_fill_the_log(
     streams: "tuple[World, Callable[[str, str], RawStream]]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a client tries to store an offset in a stream a thousand times without permission, the broker logs at least
+    """If a client without permission tries a thousand times to store an offset in a stream, the broker logs at least
     one refusal, but fewer than a hundred.
     """
     world, log_in = streams
@@ -471,7 +472,7 @@ def delete_partitions(guest: RawStream) -> None:
 
 @pytest.fixture
 def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[str, str], RawStream]]]:
-    """The embedded broker like a version, and a function that logs in by the stream protocol."""
+    """A World on an embedded broker that imitates a version, and a function that logs in over the stream protocol."""
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(EmbeddedBroker(like=request.param, management_port=0, stream_port=0))
         api = Api(str(broker.management_url))
@@ -608,12 +609,12 @@ of_topics = pytest.mark.parametrize("topic", TOPICS, ids=[f"{each.name} {each.ke
 
 
 def is_allowed(topic: Topic, *, checks_copies: bool) -> bool:
-    """Whether a user with topic permissions for `^ann` may do this."""
+    """Whether a user with topic permissions for `^ann` may perform this operation."""
     return all(key.startswith("ann") for key in (topic.keys if checks_copies else topic.keys[:1]))
 
 
 def grant_topics(world: World) -> None:
-    """Grant all rights, and topic permissions for `^ann`."""
+    """Grant all permissions, but topic permissions only for `^ann`."""
     world.reset(EVERYTHING)
     world.put(f"topic-permissions/VHOST/{world.user}", {"exchange": "x", "write": "^ann", "read": "^ann"})
 
@@ -623,7 +624,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
     """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must also match.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -641,7 +642,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
-    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must match as well.
+    permission. From RabbitMQ 4.0.3 on, the routing keys in CC and BCC must also match.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -659,7 +660,7 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
     """Over AMQP 1.0, a user cannot publish a message with a routing key that does not match the user's topic
-    permission, or add a binding with such a key. The routing keys in the annotation x-cc must match as well.
+    permission, or add a binding with such a key. The routing keys in the annotation x-cc must also match.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -719,8 +720,8 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
     """In the management API, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or
-    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. A user without
-    the tag that a request needs gets status 401.
+    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. The API
+    answers a user without the necessary tag with status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
@@ -757,11 +758,12 @@ UNPERMITTED = [
 @pytest.mark.parametrize(
     ("asked", "statuses"), UNPERMITTED, ids=[f"{asked.method} {asked.path}" for asked, _ in UNPERMITTED]
 )
-def test_only_administrators_see_what_a_virtual_host_contains_without_permissions_in_it(
+def test_only_administrators_see_the_contents_of_a_virtual_host_without_permissions_in_it(
     broker: TestBroker, world: World, asked: Asked, statuses: tuple[int, ...]
 ) -> None:
-    """In the management API, only an administrator may look at a virtual host without having permissions in it. A user
-    with another tag, `monitoring` included, gets status 401 up to RabbitMQ 4.2, and 404 from 4.3 on.
+    """In the management API, a user without permissions in a virtual host can see its contents only with the tag
+    `administrator`. To a user with any other tag, including `monitoring`, the API answers with status 401 up to
+    RabbitMQ 4.2, and with 404 from 4.3 on.
     """
     hides = broker.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
     world.reset([])
@@ -779,9 +781,9 @@ def test_only_administrators_see_what_a_virtual_host_contains_without_permission
 def test_a_list_contains_nothing_from_virtual_hosts_in_which_the_user_has_no_permissions(
     world: World, kind: str, tag: str
 ) -> None:
-    """A list of the queues, exchanges, bindings or policies of all virtual hosts contains only those of virtual hosts
-    in which the user has permissions. A user with the tag `monitoring` gets the names of the others in the list of
-    virtual hosts, but nothing else.
+    """In the management API, the lists of all queues, exchanges, bindings or policies contain only those of virtual
+    hosts in which the user has permissions. A user with the tag `monitoring` sees the other virtual hosts in the list
+    of virtual hosts, but nothing that they contain.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tag})
     world.put("policies/VHOST/p", POLICY)
@@ -799,8 +801,8 @@ def test_a_list_contains_nothing_from_virtual_hosts_in_which_the_user_has_no_per
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
 def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(native: "tuple[World, str]") -> None:
-    """If an administrator has no permissions, the broker refuses every operation of this user on queues and exchanges,
-    both over AMQP 0-9-1 and over AMQP 1.0.
+    """The broker refuses an administrator without permissions every operation on queues and exchanges, both over AMQP
+    0-9-1 and over AMQP 1.0.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
@@ -819,8 +821,8 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
-    """Through the management API, nobody can delete, purge, read, bind or declare a connection's exclusive queue. Such
-    a request gets status 400, even from an administrator.
+    """Through the management API, nobody can delete, purge, read, bind or declare a connection's exclusive queue. The
+    API answers such a request with status 400, even if the user is an administrator.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)

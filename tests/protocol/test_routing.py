@@ -49,7 +49,7 @@ def count(channel: BlockingChannel, queue: str) -> int:
         ("a.#", "b", False),
     ],
 )
-def test_a_binding_key_of_a_topic_exchange_matches_words_star_and_hash(
+def test_wildcards_in_a_binding_key_of_a_topic_exchange_match_words(
     channel: BlockingChannel, pattern: str, key: str, matches: bool
 ) -> None:
     """As in RabbitMQ, the binding key of a topic exchange matches a routing key word by word. In the binding key, `*`
@@ -99,8 +99,8 @@ def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
     """With x-match `all`, the default, a binding of a headers exchange matches a message whose headers contain all of
-    the binding's arguments. With `any`, one of them is enough. Arguments that begin with x- count only with
-    `all-with-x` and `any-with-x`. An argument without a value matches any value.
+    the binding's arguments. With `any`, one of the arguments is enough. Arguments that begin with x- are compared
+    only with `all-with-x` and `any-with-x`. An argument without a value matches any value.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -110,7 +110,7 @@ def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
 
 
 def test_a_queue_gets_a_message_once_even_if_several_bindings_match(channel: BlockingChannel) -> None:
-    """A queue gets a message once, even if the message matches several bindings that lead to this queue."""
+    """If a message matches several bindings that lead to the same queue, the queue receives the message only once."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -133,8 +133,8 @@ def test_exchanges_bound_in_a_cycle_route_a_message_once(channel: BlockingChanne
     assert count(channel, "q") == 1
 
 
-def test_queue_unbind_removes_only_the_binding_with_the_same_arguments(channel: BlockingChannel) -> None:
-    """queue.unbind removes only the binding with the same routing key and arguments."""
+def test_queue_unbind_removes_only_the_binding_with_the_given_key_and_arguments(channel: BlockingChannel) -> None:
+    """queue.unbind removes only the binding that has exactly the given routing key and arguments."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
     channel.queue_bind("q", "amq.direct", "k")
@@ -166,9 +166,8 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """If a message is published to the default exchange, each queue whose name is the message's routing key, or one of
-    the keys in the message's headers CC and BCC, gets the message once. The broker removes the header BCC, and keeps
-    CC.
+    """A message published to the default exchange is added once to each queue whose name is the message's routing key
+    or one of the keys in its CC and BCC headers. The broker removes the header BCC, and keeps CC.
     """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
@@ -206,7 +205,7 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
     """In queue.bind, an empty queue name means the queue that was declared last on the channel. If the routing key is
-    empty as well, the queue's name becomes the routing key.
+    also empty, the queue's name becomes the routing key.
     """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")

@@ -16,9 +16,9 @@ _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b
 
 
 @large
-def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
-    """If clients without a login send frames that cannot be decoded, the broker logs at most one such error per second,
-    in a line of fewer than 800 characters. The line says how many similar errors were not logged, if any.
+def test_unauthenticated_clients_cannot_fill_the_log(tmp_path: Path) -> None:
+    """If unauthenticated clients send frames that cannot be decoded, the broker logs at most one such error per
+    second, in a line of fewer than 800 characters. The line says how many similar errors were not logged, if any.
     """
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
@@ -44,9 +44,9 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
         assert max(map(len, lines)) < 800
 
 
-def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """If there are more connections without a login from one address than the limit allows, the broker closes the
-    oldest of these connections. A logged-in connection stays open.
+def test_unauthenticated_connections_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """If there are more unauthenticated connections from one address than the limit allows, the broker closes the
+    oldest of them. An authenticated connection stays open.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:

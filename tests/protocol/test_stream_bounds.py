@@ -67,7 +67,7 @@ def port() -> Iterator[int]:
 def test_random_stream_frames_cause_no_internal_error(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
 ) -> None:
-    """If a client sends random frames to the stream port, before or after its login, the broker logs no error, and
+    """If a client sends random frames to the stream port, before or after it logs in, the broker logs no error, and
     other clients can still log in.
     """
     caplog.set_level(logging.ERROR)
@@ -89,10 +89,10 @@ def test_random_stream_frames_cause_no_internal_error(
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, the broker refuses new stream publishers with precondition-failed. It stops reading from
-    an existing publisher's connection only after one more message, so it confirms this message, but leaves later ones
-    unconfirmed. Once memory is freed, it confirms these, and accepts new publishers again.
+def test_stream_publishers_are_blocked_during_a_memory_alarm() -> None:
+    """During a memory alarm, a client cannot declare a stream publisher: the broker answers with precondition-failed.
+    It confirms one more message of an existing publisher, and then stops reading from the publisher's connection.
+    After the alarm, it confirms the later messages, and accepts new publishers again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -163,8 +163,8 @@ def test_stream_subscriptions_count_towards_memory_use() -> None:
 
 
 def test_names_of_stream_publishers_count_towards_memory_use() -> None:
-    """The names of the publishers that have published to a stream count towards the broker's memory use until the
-    stream is deleted, even if the publishers have been deleted before.
+    """The names of publishers that have published to a stream count towards the broker's memory use until the stream
+    is deleted, even if the publishers themselves were deleted earlier.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -185,10 +185,10 @@ def test_names_of_stream_publishers_count_towards_memory_use() -> None:
         client.close()
 
 
-def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream stores the offsets of a limited number of readers. Once the limit is reached, or during a memory alarm,
-    the stream ignores offsets of further readers, but still stores new offsets of the readers that it knows. A disk
-    alarm does not have this effect.
+def test_the_number_of_consumers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream stores offsets for a limited number of consumer names. Once the limit is reached, or during a memory
+    alarm, it ignores offsets under new names, but still updates the offsets that it has stored. A disk alarm does not
+    have this effect.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -222,7 +222,7 @@ def _connect(port: int) -> RawStream:
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
     """When a stream with stored offsets begins a new segment, the broker does not write all offsets again. Even with
-    100 tiny segments, a stream with 5,000 stored offsets takes less than three times the space of these offsets.
+    100 tiny segments, a stream with 5,000 stored offsets takes less than three times as much space as these offsets.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -242,8 +242,8 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
-    """If the memory limit is 400 kB, a thousand stored offsets with reader names of 255 bytes cause a memory alarm. The
-    alarm ends when the stream is deleted.
+    """With a memory limit of 400 kB, a thousand stored offsets with consumer names of 255 bytes cause a memory alarm.
+    The alarm ends when the stream is deleted.
     """
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:

@@ -28,7 +28,7 @@ def declare(connection: pika.BlockingConnection) -> BlockingChannel:
 
 
 def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
-    """The first messages of the stream of a restarted broker."""
+    """Return the offset and body of each of the first messages of the stream of a restarted broker."""
     got: list[tuple[int, bytes]] = []
 
     def take(_channel: object, _method: object, properties: Any, body: bytes) -> None:
@@ -44,8 +44,8 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """After the broker is stopped or killed and then restarted, a stream has all messages that were confirmed, whether
-    they are persistent or transient. When the stream is deleted, its files are deleted.
+    """After the broker is stopped or killed and then restarted, a stream still contains all confirmed messages, both
+    persistent and transient. When the stream is deleted, its files are deleted.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
@@ -63,8 +63,8 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 
 def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: Path) -> None:
-    """If a stream's file ends with an incomplete chunk, the broker still starts, logs how many bytes could not be read,
-    and delivers all confirmed messages.
+    """If a stream's file ends with an incomplete chunk, the broker still starts, logs how many bytes could not be
+    read, and delivers all confirmed messages of the stream.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))

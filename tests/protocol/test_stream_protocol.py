@@ -55,7 +55,7 @@ def test_a_stream_connection_is_closed_after_a_failed_login(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
     """A login over the stream protocol fails if the mechanism is unknown, the password is wrong or the response is
-    malformed. The client gets the error code for this failure, and the broker closes the connection.
+    malformed. The client receives the error code for this failure, and the broker closes the connection.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
@@ -97,8 +97,8 @@ def test_a_command_before_the_login_closes_a_stream_connection(connect_stream: O
     ids=["unknown", "too short", "too long", "of another version"],
 )
 def test_an_invalid_frame_closes_a_stream_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
-    """If a frame of the stream protocol has an unknown key, a wrong length or an unsupported version, the broker closes
-    the connection with "unknown frame".
+    """If a frame of the stream protocol has an unknown key, a wrong length or an unsupported version, the broker
+    closes the connection with the reason "unknown frame".
     """
     client.send(key, body, version)
 
@@ -108,8 +108,8 @@ def test_an_invalid_frame_closes_a_stream_connection(client: RawStream, key: int
 
 
 @on_any_broker
-def test_a_stream_client_gets_the_negotiated_heartbeats(open_stream: Opener) -> None:
-    """The broker keeps sending heartbeats to a stream client that has negotiated a heartbeat of 1 s."""
+def test_a_stream_client_gets_heartbeats_at_the_negotiated_interval(open_stream: Opener) -> None:
+    """The broker keeps sending heartbeats to a stream client that has negotiated a heartbeat interval of 1 s."""
     client = open_stream(heartbeat=1)
 
     for _ in range(2):
@@ -126,8 +126,8 @@ def test_the_stream_command_close_is_answered_before_the_connection_ends(client:
 
 
 def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """If an existing stream is created again, the broker answers with already-exists if the arguments are equal, and
-    with precondition-failed otherwise.
+    """If a client creates a stream that already exists, the broker answers with stream-already-exists if the
+    arguments are equal, and with precondition-failed otherwise.
     """
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
@@ -146,11 +146,11 @@ def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: 
     assert client.create(name, **arguments) == PRECONDITION_FAILED
 
 
-def test_amqp_and_the_stream_protocol_have_the_same_streams(
+def test_amqp_0_9_1_and_the_stream_protocol_share_their_streams(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. If a stream that was
-    declared over AMQP 0-9-1 is created over the stream protocol, the broker answers that it already exists.
+    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. If a client of the
+    stream protocol creates a stream that was declared over AMQP 0-9-1, the broker answers with stream-already-exists.
     """
     arguments = {"x-queue-type": "stream"}
 
@@ -160,8 +160,8 @@ def test_amqp_and_the_stream_protocol_have_the_same_streams(
 
 
 def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: str) -> None:
-    """The stream command `metadata` returns the leader of a stream that exists, and the code stream-does-not-exist for
-    one that does not.
+    """The stream command `metadata` returns the leader of a stream that exists, and the code stream-does-not-exist
+    for a missing stream.
     """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
@@ -171,11 +171,11 @@ def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: R
     assert string("none") + struct.pack(">HHI", NO_STREAM, 0xFFFF, 0) in answer
 
 
-def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
+def test_publishers_and_subscribers_of_a_deleted_stream_get_metadata_update(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, the broker sends metadata-update to its publishers and readers. It then refuses
-    commands with their publisher ids and subscription ids.
+    """When a stream is deleted, the broker sends metadata-update to the clients that publish to it or subscribe to
+    it. It then refuses commands with the ids of their publishers and subscriptions.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -252,7 +252,7 @@ def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, s
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
 def test_up_to_4_2_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
     """Up to RabbitMQ 4.2, the broker accepts a stream client's publish frame that is larger than the negotiated
-    maximum, because clients send large batches in such frames.
+    maximum frame size, because clients send large batches in such frames.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
@@ -292,7 +292,7 @@ def three(client: RawStream, stream: str) -> str:
 
 
 def test_a_stream_subscription_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
-    """A stream subscription gets one chunk for each credit, and each chunk has a valid checksum."""
+    """A stream subscription receives one chunk for each credit, and each chunk has a valid checksum."""
     # Of two initial credits, RabbitMQ 4.0 uses the second one only after the client has granted more.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
@@ -321,8 +321,8 @@ def test_a_stream_subscription_starts_at_the_requested_offset(
 
 
 def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStream, three: str) -> None:
-    """After the stream command `unsubscribe`, a client gets no more chunks. If the subscription id is unknown, the
-    broker refuses the command.
+    """After the stream command `unsubscribe`, a client receives no more chunks. If there is no subscription with the
+    given id, the broker answers with subscription-id-does-not-exist.
     """
     assert client.subscribe(1, "none") == NO_STREAM
     assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
@@ -334,8 +334,8 @@ def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStrea
 
 
 def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """The stream command `query_offset` returns no-offset until `store_offset` has stored an offset for the reader. It
-    then returns this offset.
+    """The stream command `query_offset` returns no-offset until the command `store_offset` has stored an offset under
+    the consumer's name. It then returns this offset.
     """
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
@@ -388,8 +388,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream client reads a message that was published over AMQP 0-9-1, and publishes it again. When both messages
-    are read over AMQP 0-9-1, they have the original properties.
+    """A stream client reads a message that was published over AMQP 0-9-1, and publishes it again. If both messages
+    are then consumed over AMQP 0-9-1, both have the original properties.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")
@@ -461,7 +461,7 @@ def test_stream_commands_without_permission_are_refused(
 def test_the_read_permission_for_a_stream_is_checked_only_when_subscribing(
     open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
 ) -> None:
-    """A user who loses the read permission for a stream still gets messages over an existing subscription."""
+    """A user who loses the read permission for a stream still receives messages through an existing subscription."""
     client.create("hers")
     client.declare_publisher(1, "hers")
     hers = open_stream(ann, "secret")

@@ -54,8 +54,8 @@ class Reader:
 
 
 def test_each_stream_consumer_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each consumer of a stream gets all messages in order, with their original properties and with the additional
-    header x-stream-offset.
+    """Each consumer of a stream receives all messages in order, with their original properties and with the
+    additional header x-stream-offset.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -102,11 +102,11 @@ def test_a_stream_consumer_starts_at_x_stream_offset(
     assert reader.offsets == [*expected, 5]
 
 
-def test_a_stream_consumer_with_an_offset_beyond_the_end_waits_for_the_message_there(
+def test_a_stream_consumer_with_an_offset_beyond_the_end_waits_for_this_offset(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """If the x-stream-offset of a consumer is beyond the end of the stream, the consumer gets no message until the
-    message at this offset is published.
+    """If the x-stream-offset of a consumer is beyond the end of the stream, the consumer receives no message until
+    the message at this offset is published.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
@@ -115,11 +115,9 @@ def test_a_stream_consumer_with_an_offset_beyond_the_end_waits_for_the_message_t
     assert reader.bodies == ["d", "e"]
 
 
-def test_a_stream_consumer_gets_another_message_for_each_one_that_it_acknowledges(
-    channel: BlockingChannel, take: Take
-) -> None:
-    """A consumer of a stream first gets as many messages as its prefetch allows. For each message that the consumer
-    acknowledges, it then gets one more.
+def test_a_stream_consumer_gets_one_more_message_for_each_acknowledgement(channel: BlockingChannel, take: Take) -> None:
+    """A consumer of a stream first receives as many messages as its prefetch allows. For each message that it
+    acknowledges, it then receives one more.
     """
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
@@ -149,7 +147,9 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_consumers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its consumers get basic.cancel. A new stream with the same name starts at offset 0."""
+    """When a stream is deleted, its consumers receive basic.cancel. A new stream with the same name starts at offset
+    0.
+    """
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -164,8 +164,8 @@ def test_deleting_a_stream_cancels_its_consumers(channel: BlockingChannel, take:
 
 
 def test_deleting_a_stream_ignores_the_flags_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """As in RabbitMQ, queue.delete with the flag `if-empty` or `if-unused` deletes a stream even if the stream has
-    messages or readers.
+    """As in RabbitMQ, queue.delete deletes a stream that has messages and consumers, even with the flags `if-empty`
+    and `if-unused`.
     """
     publish(channel, "a")
     Reader(channel.connection)
@@ -239,8 +239,8 @@ def test_a_policy_overrides_a_lower_limit_of_a_stream(
 def test_basic_get_and_queue_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """If a client sends basic.get or queue.purge for a stream, the broker closes the connection with 540 and RabbitMQ's
-    error text.
+    """If a client sends basic.get or queue.purge for a stream, the broker closes the connection with error 540 and
+    RabbitMQ's error text.
     """
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
@@ -274,12 +274,11 @@ def test_nacking_a_message_of_a_stream_closes_the_connection_up_to_3_13(
     ],
     ids=["prefetch", "auto_ack", "priority", "offset"],
 )
-def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
+def test_a_stream_consumer_needs_a_prefetch_count_and_manual_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """A consumer of a stream needs a prefetch, and cannot use automatic acknowledgement. The broker refuses
-    basic.consume if one of these rules is broken, if the argument x-priority is given, or if x-stream-offset is
-    invalid.
+    """The broker refuses a consumer of a stream that has no prefetch count or uses automatic acknowledgement. It also
+    refuses one with the argument x-priority or with an invalid x-stream-offset.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
@@ -338,7 +337,9 @@ def test_declaring_a_stream_with_other_arguments_is_refused(
 def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
     channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """The management API counts all messages of a stream as ready, even those that a reader has received."""
+    """The management API counts all messages of a stream as ready, even those that a consumer has received but not
+    acknowledged.
+    """
     publish(channel, *"abc")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: len(reader.got) == 3)
@@ -353,8 +354,8 @@ def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
 
 def test_a_stream_age_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
     """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default. A
-    reader's x-stream-offset can be such an age, too. All messages are younger than that, so the reader starts at the
-    first one.
+    consumer can also have an x-stream-offset with such an age. All messages are younger, so the consumer starts at
+    the first one.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

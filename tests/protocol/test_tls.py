@@ -121,8 +121,8 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
-    """If the broker requires client certificates, it refuses a client without one, and accepts a client with one. When
-    the broker is stopped, it sends connection.close to the client that it has accepted, and stops within 5 seconds.
+    """If the broker requires client certificates, a client can connect only with a certificate. When the broker is
+    stopped, it sends connection.close to a connected client, and stops within 5 seconds.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
@@ -145,8 +145,8 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     ],
 )
 def test_invalid_tls_files_are_refused_with_the_reason(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
-    """If a TLS file is missing or not in PEM form, or if the key does not match the certificate, EmbeddedBroker.start()
-    raises OSError with the reason.
+    """If a TLS file is missing or not in PEM form, or if the key does not match the certificate,
+    EmbeddedBroker.start() raises an OSError that gives the reason.
     """
     with pytest.raises(OSError, match=why):
         EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()

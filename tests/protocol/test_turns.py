@@ -1,4 +1,4 @@
-"""The embedded broker does long work for one client in turns, and serves other clients in between."""
+"""Long work for one client is done step by step, so that the embedded broker serves other clients in between."""
 
 import asyncio
 import base64
@@ -136,7 +136,7 @@ def test_a_message_for_thousands_of_consumers_of_a_stream_does_not_hold_up_other
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """While the broker delivers a new message of a stream to 8,000 consumers of one channel, it never uses more than
-    0.5 s of CPU time before it serves other clients. Each consumer gets the message.
+    0.5 s of CPU time before it serves other clients. Each consumer receives the message.
     """
     with RawClient(broker.url) as client, RawClient(broker.url) as publisher:
         client.send(commands.Queue.Declare(queue="s", durable=True, arguments={"x-queue-type": "stream"}))
@@ -184,7 +184,7 @@ def test_a_stream_subscription_with_many_filters_does_not_hold_up_other_clients(
     client: RawStream, watch: LoopWatch
 ) -> None:
     """While a client subscribes to a stream with 45,000 filter values, the broker never uses more than 0.5 s of CPU
-    time before it serves other clients. The subscription gets a message with one of these values.
+    time before it serves other clients. The subscription receives a message with one of these values.
     """
     client.create("s")
     client.declare_publisher(1, "s")
@@ -289,7 +289,7 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """While the broker commits a transaction of 100,000 messages, it never uses more than 0.5 s of CPU time before it
-    serves other clients. The broker sends tx.commit-ok when all messages are in the queue.
+    serves other clients. It sends tx.commit-ok only when all messages are in the queue.
     """
     count = 100_000
     with RawClient(broker.url) as client:
@@ -307,8 +307,8 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
 
 
 def test_amqp_0_9_1_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream gets the messages in uncompressed sub-entry batches, but not
-    those in compressed ones.
+    """As in RabbitMQ 4, an AMQP 0-9-1 consumer of a stream receives the messages in uncompressed sub-entry batches,
+    but not those in compressed ones.
     """
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
@@ -328,7 +328,7 @@ def test_routing_a_message_with_many_keys_in_cc_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """While the broker routes a message with 10,000 keys in CC to 500 queues, it never uses more than 0.5 s of CPU
-    time before it serves other clients. Each queue gets the message once.
+    time before it serves other clients. Each queue receives the message once.
     """
     with RawClient(broker.url) as client:
         for number in range(500):
@@ -383,9 +383,9 @@ def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
 def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
-    """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.5 s of
-    CPU time before it serves other clients. If such a message would be routed by 60 topic exchanges in turn, the broker
-    closes the channel with an error instead.
+    """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.5 s
+    of CPU time before it serves other clients. If such a message would pass through 60 topic exchanges, one after the
+    other, the broker closes the channel with an error instead.
     """
     if is_watched:
         broker.under_test(
@@ -492,8 +492,8 @@ def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_cli
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """Sixty connections publish ten messages each at the same time, and each message is routed to a thousand queues.
-    Meanwhile, the broker never uses more than 0.5 s of CPU time before it serves other clients. The last of the queues
-    gets every message.
+    Meanwhile, the broker never uses more than 0.5 s of CPU time before it serves other clients. The last of the
+    queues receives every message.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
@@ -549,10 +549,10 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
 
 
 def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
-    """While the broker adds a persistent message to 40,000 queues, it never uses more than 0.5 s of CPU time before it
-    serves other clients. The message may be published over AMQP 0-9-1, AMQP 1.0 or HTTP, or may be a dead letter or a
-    delayed message. The publisher gets the confirm or the reply only when all queues contain the message. The queues
-    get the publisher's next message after that.
+    """While the broker adds a persistent message to 40,000 queues, it never uses more than 0.5 s of CPU time before
+    it serves other clients. This is true for a message that is published over AMQP 0-9-1, AMQP 1.0 or HTTP, for a
+    dead letter, and for a delayed message. The publisher receives the confirm or reply only when all queues contain
+    the message.
     """
     with EmbeddedBroker(management_port=0, data_dir=tmp_path, like="4.2") as broker:
         vhost, watch, queues = _vhost(broker), LoopWatch(broker), []
@@ -802,8 +802,8 @@ def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority,
 
 @pytest.mark.parametrize(("path", "password"), [("/", ""), ("/api/whoami", "wrong"), ("/api/overview", "guest")])
 def test_many_http_requests_in_one_write_do_not_hold_up_other_clients(path: str, password: str) -> None:
-    """While the management API answers 7,000 requests that one client has sent in one write, with or without a login,
-    the broker never uses more than 0.5 s of CPU time before it serves other clients.
+    """While the management API answers 7,000 requests that one client has sent in one write, with or without a valid
+    login, the broker never uses more than 0.5 s of CPU time before it serves other clients.
     """
     credentials = base64.b64encode(f"guest:{password}".encode()).decode()
     request = f"GET {path} HTTP/1.1\r\n" + (f"authorization: Basic {credentials}\r\n" if password else "")

@@ -43,9 +43,9 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
 def test_a_virtual_host_loses_a_description_and_tags_that_an_update_does_not_contain(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
-    """If a PUT request or an import of definitions updates a virtual host, but does not contain its description and
-    tags, the virtual host loses them. If the default queue type is missing as well, the virtual host keeps its type up
-    to RabbitMQ 4.1, and gets the type `classic` from 4.2 on.
+    """If a PUT request or an import of definitions updates a virtual host without giving a description and tags, the
+    virtual host loses those that it had. If no default queue type is given, the virtual host keeps its type up to
+    RabbitMQ 4.1, and gets the type `classic` from 4.2 on.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}
@@ -57,8 +57,8 @@ def test_a_virtual_host_loses_a_description_and_tags_that_an_update_does_not_con
 def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
-    """A queue that is declared over AMQP or HTTP without a type gets the default queue type of its virtual host. The
-    exception is an exclusive queue, which becomes a classic queue. If the declaration contains a type, the queue gets
+    """A queue that is declared over AMQP or HTTP without a type has the default queue type of its virtual host. The
+    exception is an exclusive queue, which becomes a classic queue. If the declaration contains a type, the queue has
     this type.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
@@ -72,7 +72,7 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
 
 
 def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """If a virtual host is protected from deletion, a request to delete it gets status 412 with RabbitMQ's reason.
+    """If a virtual host is protected from deletion, a request to delete it returns status 412 with RabbitMQ's reason.
     The protection can be removed.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
@@ -164,7 +164,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 
 def lacks(found: Any, required: Any, where: str) -> Iterator[str]:
-    """Say what an answer lacks of the required fields."""
+    """Yield the required fields that are missing in a response."""
     if isinstance(required, list):
         assert isinstance(found, list), where
         for each in found:
@@ -180,10 +180,10 @@ def lacks(found: Any, required: Any, where: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", REQUIRED)
-def test_the_management_api_has_the_fields_that_rabbitmqadmin_requires(
+def test_management_responses_contain_the_fields_that_rabbitmqadmin_requires(
     broker: TestBroker, api: Api, channel: BlockingChannel, path: str
 ) -> None:
-    """The management API's responses contain all fields that the client library of rabbitmqadmin 2 requires."""
+    """The responses of the management API contain all fields that the client library of rabbitmqadmin 2 requires."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "older versions lack some"):
         pytest.skip("rabbitmqadmin 2 is for later versions")
     channel.queue_declare("q", durable=True)
@@ -215,7 +215,7 @@ def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -
             assert api("GET", f"{path}/none-such")[0] == 404
 
 
-def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
+def test_the_metadata_and_the_deletion_protection_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
     """A virtual host's description, tags, default queue type and protection from deletion survive a restart. Exported
     definitions contain all of these except the protection.
     """

@@ -268,7 +268,7 @@ class Sender10(Role):
         await client.detach()
 
     async def overdraw(self, queue: str) -> None:
-        """Send more than the broker grants credit for in one turn. It detaches the link, unless it took several."""
+        """Send more transfers than credit. The broker detaches the link, unless it renews the credit in between."""
         client: Client10 = self.client
         await client.attach_sender(queue)
         await client.until(lambda: client.credit > 0, "credit")
@@ -403,7 +403,7 @@ class Rude(Role):
                 raise Gone
         is_excused = not self.client.closed_with and unless_deleted in self.judge.emptied
         if self.client.closed_with not in (code, _CONNECTION_FORCED) and not is_excused:  # forced: the broker stopped
-            self.judge.fail("a mistake is answered", f"{self.client.name}: {self.client.closed_with}, not {code}")
+            self.judge.fail("a mistake gets its code", f"{self.client.name}: {self.client.closed_with}, not {code}")
         self.client.vanish(told=True)
 
     async def unknown_exchange(self, queue: str) -> None:

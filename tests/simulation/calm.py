@@ -1,4 +1,4 @@
-"""The end of a simulation: the faults are over, the queues are emptied, and everything is counted."""
+"""The end of a simulation: the faults are over, and the messages in the queues are counted and checked."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -143,4 +143,4 @@ async def _check_base(world: "World") -> None:
         await asyncio.sleep(1)
         rests["rows"] = broker.ledger.database.db.execute("SELECT COUNT(*) FROM entry").fetchone()[0]
     if rests := {name: value for name, value in rests.items() if value}:
-        world.judge.fail("memory and disk return to their base", str(rests))
+        world.judge.fail("memory and disk use return to their initial values", str(rests))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tests.simulation.network import Side
     from tests.simulation.world import World
 
-#: A reply that takes longer, in virtual seconds, breaks a rule, unless there is a fault.
+#: The time limit for a reply, in virtual seconds, if there is no fault.
 PATIENCE = 60.0
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Client(asyncio.Protocol):
     Attributes:
         is_open: True until the connection is lost or closed.
         is_leaving: True once the client has broken the connection itself.
-        gives_back: True while the client waits until the broker has requeued everything that it delivered.
+        gives_back: True while the client waits until the broker has requeued all messages delivered to this client.
         random: the generator for the client's decisions.
     """
 
@@ -103,12 +103,12 @@ class Client(asyncio.Protocol):
         try:
             return await asyncio.wait_for(what, PATIENCE * 4)
         except TimeoutError:
-            self.judge.fail("every reply comes in bounded time", f"{self.name} waited {PATIENCE * 4} s for {about}")
+            self.judge.fail("every reply comes within a time limit", f"{self.name} waited {PATIENCE * 4} s for {about}")
             raise
         finally:
             took = self.world.loop.time() - started
             if took > PATIENCE and self.is_open and not self.world.was_faulty(started):
-                self.judge.fail("every reply comes in bounded time", f"{self.name} waited {took:.0f} s for {about}")
+                self.judge.fail("every reply comes within a time limit", f"{self.name} waited {took:.0f} s for {about}")
 
     def send(self, data: bytes) -> None:
         """Send bytes. Raises Gone if the connection is lost."""
@@ -130,7 +130,7 @@ class Client(asyncio.Protocol):
         self.side.write(b"".join(held), is_whole=True)
 
     def vanish(self, *, told: bool) -> None:
-        """Break the connection, as a killed client does or, if the broker is not told, as a pulled cable does."""
+        """Break the connection: if `told`, as when the client is killed; otherwise, as when a cable is pulled out."""
         if self.is_open:
             if not told:
                 self.judge.cut_off.add(self.name)

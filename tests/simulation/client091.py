@@ -330,7 +330,7 @@ class Client091(Client):
             self.idle_since = self.world.loop.time()
 
     def leave(self) -> None:
-        """Note that it may no longer be a consumer."""
+        """Note that this client may no longer be a consumer."""
         for consumers in (*self.judge.consumers.values(), *self.judge.earlier.values()):
             consumers.discard(self)
 
@@ -343,7 +343,7 @@ class Client091(Client):
         super().connection_lost(exc)
 
     async def recover(self) -> None:
-        """Have the broker requeue everything that is not settled."""
+        """Have the broker requeue all unsettled messages."""
         self.gives_back = True
         await self.call(Basic.Recover(requeue=True))
         self.gives_back = False

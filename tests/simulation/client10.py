@@ -39,7 +39,7 @@ from tests.simulation.judge import Sent
 
 _SERIAL = 1 << 32
 
-#: The idle time-out that the broker announces.
+#: The idle timeout that the broker announces.
 _IDLE_SECONDS = 60
 
 _CLOSE_SECONDS = 10

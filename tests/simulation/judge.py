@@ -38,7 +38,7 @@ class Kind:
         arguments: the arguments of queue.declare.
         reasons: why messages may be dead-lettered, besides `rejected`.
         ttl: the time to live of its messages in seconds, if any.
-        is_ordered: True if messages are delivered in the order of their publishing.
+        is_ordered: True if messages are delivered in the order in which they were published.
         has_dlx: True if dead letters go to the queue `dead`.
         stream: True for a stream.
         retention: True if a stream deletes its oldest segments.
@@ -96,12 +96,12 @@ class Copy:
     """What happened to a message in one queue, as the clients know it.
 
     Attributes:
-        times: how often it was delivered.
-        unmarked: how often it was delivered without `redelivered`.
-        returned: how often a client has requeued it in a way that counts in every version of RabbitMQ.
+        times: how many times it was delivered.
+        unmarked: how many of these deliveries were not marked as redelivered.
+        returned: how many times a client has requeued it so that every version of RabbitMQ counts a delivery attempt.
         delivered_at: when it was last delivered.
         settled: `acked`, `rejected` or `requeued`: what was last sent for it.
-        known_at: when the client could know that the broker had received this.
+        known_at: the time from which it is certain that the broker has received this.
     """
 
     times: int = 0
@@ -216,7 +216,7 @@ class Judge:
     def delivered(  # noqa: C901 - one rule after another
         self, queue: str, number: int, consumer: str, *, redelivered: bool | None, is_given_back: bool = False
     ) -> None:
-        """Note that a consumer received a message; with `is_given_back`, after it had requeued all of them."""
+        """Note that a consumer received a message; with `is_given_back`, after it had requeued all its messages."""
         sent = self.sent.get(number)
         where = f"message {number} from queue {queue}, by {consumer}"
         if sent is None:
@@ -253,7 +253,7 @@ class Judge:
             and not is_stopping
             and (earlier := self.earlier.get((queue, consumer), set()) & self.consumers[queue])
         ):
-            return self.fail("one consumer is active", f"{where}; but {min(each.name for each in earlier)} came first")
+            return self.fail("one consumer is active", f"{where}; first was {min(each.name for each in earlier)}")
         if kind.is_ordered and not sent.delay and redelivered is False:
             key = queue, consumer, sent.publisher
             if self._last.get(key, 0) > number:
@@ -289,7 +289,7 @@ class Judge:
                 copy.known_at = self._now()
 
     def _may_be_unmarked(self, sent: Sent, copy: Copy) -> bool:
-        """True if a message that was delivered may come again without `redelivered`.
+        """True if a message may be delivered again without `redelivered`.
 
         As in RabbitMQ, an x-delayed-message exchange first publishes a message, and then deletes it. If the broker is
         killed in between, the message is published to the queue again.
@@ -298,7 +298,7 @@ class Judge:
         return self._was_cut(sent_at) or (sent.delay > 0 and not self._is_kept(sent_at))
 
     def _was_cut(self, since: float) -> bool:
-        """True if the broker may have forgotten that it sent a message at that time."""
+        """Return True if the broker may have forgotten that it sent a message at the time `since`."""
         cuts = [at for at, power in self.kills if power and at >= since]
         return bool(cuts) or bool(self.disk_faults and self.kills)
 
@@ -316,7 +316,7 @@ class Judge:
     # -- streams
 
     def in_stream(self, stream: str, offset: int, number: int) -> None:
-        """Note which message a reader found at an offset. Until the stream is deleted, it must not change."""
+        """Note which message a reader found at an offset. Until the stream is deleted, this message must not change."""
         before = self.stream_contents.setdefault((stream, offset), number)
         if before != number and stream not in self.emptied:
             self.fail("an offset has one message", f"stream {stream}, offset {offset}: message {before}, now {number}")
@@ -326,7 +326,7 @@ class Judge:
         self.stored_offsets[stream, reader][offset] = None, by
 
     def offset_found(self, stream: str, reader: str, offset: int | None, by: str) -> None:
-        """Note which offset the broker has for a reader. It has received everything sent on this connection before."""
+        """Note which offset the broker has for a reader, after everything that was sent earlier on this connection."""
         stored, kind = self.stored_offsets[stream, reader], self.kinds[stream]
         where = f"reader {reader} of stream {stream}: {offset}"
         if stream in self.emptied:
@@ -398,9 +398,9 @@ class Judge:
             if queue not in self.kinds or number not in self.sent or queue not in self.sent[number].queues:
                 self.fail("no dead letter is invented", f"message {number} of queue {queue}")
             if (queue, number) in found:
-                self.fail("a message dies once", f"message {number} of queue {queue}")
+                self.fail("a queue dead-letters a message only once", f"message {number} of queue {queue}")
             if len(deaths) != 1 or count != 1:
-                self.fail("x-death tells what happened", f"message {number} of queue {queue}: {deaths}")
+                self.fail("x-death has one entry with count 1", f"message {number} of queue {queue}: {deaths}")
             self._check_reason(queue, number, reason)
             found[queue, number] = reason
         return found
@@ -417,7 +417,7 @@ class Judge:
             is_full = queue in self.emptied or (kind.refuses and bool(self.restarts))
             right = reason in kind.reasons or (reason == "maxlen" and is_full)
         if not right:
-            self.fail("messages die for a reason", f"message {number} of queue {queue} died: {reason}")
+            self.fail("dead letters have the right reason", f"message {number} of queue {queue}: {reason}")
 
     def _check_copy(
         self, name: str, kind: Kind, sent: Sent, present: set[int], dead: dict[tuple[str, int], str]

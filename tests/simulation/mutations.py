@@ -1,6 +1,6 @@
 """Defects that are planted into the broker, to prove that the simulation finds them.
 
-Each replaces a text in one file of the broker. The text is replaced while the file is imported, in a separate process.
+Each defect replaces a piece of code in one file of the broker, while a separate process imports the file.
 """
 
 import importlib.abc
@@ -21,7 +21,7 @@ class Mutation:
     Attributes:
         name: what the broker does wrong.
         path: the file, below `mqtool/broker/embedded`.
-        old, new: the text, which must be in the file exactly once, and its replacement.
+        old, new: the code, which must be in the file exactly once, and its replacement.
     """
 
     name: str
@@ -410,7 +410,7 @@ MUTATIONS = (
 
 
 class _Planted(importlib.machinery.SourceFileLoader):
-    """Loads a file of the broker with a text replaced."""
+    """Loads a file of the broker with a planted defect."""
 
     def __init__(self, name: str, path: str, mutation: Mutation) -> None:
         super().__init__(name, path)
@@ -421,9 +421,9 @@ class _Planted(importlib.machinery.SourceFileLoader):
 
 
 def planted_in(source: str, mutation: Mutation) -> str:
-    """Return a file's source with a mutation. Raises ValueError if the mutation's text is not in it exactly once."""
+    """Return a file's source with a mutation. Raises ValueError if it does not contain the old code exactly once."""
     if not mutation.old or source.count(mutation.old) != 1:
-        raise ValueError(f"{mutation.path} does not contain the text of the mutation {mutation.name!r} exactly once")
+        raise ValueError(f"{mutation.path} does not contain the code of the mutation {mutation.name!r} exactly once")
     return source.replace(mutation.old, mutation.new)
 
 

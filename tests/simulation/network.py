@@ -21,9 +21,9 @@ class Side(asyncio.Transport):
 
     Attributes:
         peer: the other end.
-        is_half_open: True if the other end is gone, and this one has not been told.
-        is_unanswered: True if a half-open connection swallows what is written, as a pulled cable does. Otherwise, the
-            first write is answered by a reset.
+        is_half_open: True if the other end is gone, and this end has not noticed.
+        is_unanswered: True if nothing answers a write on the half-open connection, as if a cable was pulled. Otherwise,
+            the first write is answered by a reset.
         silence_limit: the seconds of silence after which this end must have closed the connection; 0 for no limit.
     """
 
@@ -78,7 +78,7 @@ class Side(asyncio.Transport):
             self._protocol.pause_writing()
 
     def _send(self, what: Callable[[], object], context: Context) -> None:
-        """Do something at the other end, after everything that was sent before."""
+        """Call a function at the other end, after everything that was sent earlier has arrived."""
         due = max(self._loop.time() + self._network.latency(), self._last + _BETWEEN_SECONDS, self.stalled_until)
         self._last = due
         self._loop.call_at(due, what, context=context)
@@ -134,7 +134,7 @@ class Side(asyncio.Transport):
         self._loop.call_soon(lambda: self.lose(None), context=self.context)
 
     def abort(self) -> None:
-        """Close this end at once; the other one is reset."""
+        """Close this end immediately, and reset the other end."""
         if self._lost:
             return
         self._closing = True
@@ -155,7 +155,9 @@ class Side(asyncio.Transport):
         self._closing = self._lost = True
 
     def break_off(self, *, told: bool) -> None:
-        """Break the connection at this end. The other end is reset at once or, if not told, when it writes or never."""
+        """Break the connection at this end. The other end is reset immediately or, if not `told`, at its next write or
+        never.
+        """
         self.peer.is_half_open = True
         self.peer.is_unanswered = not told and self._network.is_cable_lost()
         self._loop.call_soon(lambda: self.lose(ConnectionResetError(104, "reset")), context=self.context)
@@ -237,7 +239,7 @@ class Network:
         return client
 
     def broker_gone(self) -> None:
-        """Reset all connections, because the broker was killed. Its own ends can do nothing more."""
+        """Reset all connections, because the broker was killed. The broker's own ends can do nothing more."""
         self.listeners.clear()
         for side in list(self.sides):
             if side.get_extra_info("sockname")[1] < 40_000:

@@ -1,16 +1,16 @@
-"""The outcome of a seed, in a form that can be passed between processes."""
+"""The outcome of a simulation, in a form that can be passed between processes."""
 
 import time
 from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """The outcome of a seed.
+    """The outcome of the simulation that a seed determines.
 
     Attributes:
         virtual: how long the simulation took by its own clock, in seconds.
-        cpu: how long it took to run, in seconds of CPU time.
-        digest: the digest of its history.
+        cpu: the CPU time that the simulation took, in seconds.
+        digest: the digest of the simulation's history.
         violation: the rule that was broken, and how; "" if none was.
     """
 

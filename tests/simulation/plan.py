@@ -85,10 +85,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole simulation.
+    """The plan of a whole simulation.
 
     Attributes:
-        queues: the names of kinds, by queue.
+        queues: the name of each queue's kind, which is described in `judge.Kind`.
         like: the RabbitMQ version that the broker behaves like.
         on_disk: False for a broker in memory, which is never restarted.
         room: stored messages are paged out while more bytes than this are held in memory.

@@ -42,9 +42,9 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
-def test_the_embedded_broker_keeps_every_rule_of_the_simulations_model(first: int) -> None:
-    """The simulation draws random clients and faults from a seed. Whatever they do, the embedded broker breaks no rule
-    of the simulation's model. For example, it loses no confirmed message.
+def test_the_embedded_broker_breaks_no_rule_of_the_simulations_model(first: int) -> None:
+    """The simulation draws random clients and faults from a seed. Whatever these do, the embedded broker breaks no
+    rule of the simulation's model. For example, it loses no confirmed message.
     """
     for seed in range(first, first + _PART):
         plan = draw(seed)
@@ -54,8 +54,8 @@ def test_the_embedded_broker_keeps_every_rule_of_the_simulations_model(first: in
 
 
 def test_a_seed_of_the_simulation_gives_the_same_history_in_every_process() -> None:
-    """A seed of the simulation gives the same history in every process, whatever Python's hash seed is, and however
-    many processes the simulation uses.
+    """A seed of the simulation gives the same history (what each client and fault did, and when) in every process.
+    Neither Python's hash seed nor the number of the simulation's processes has an effect.
     """
     seeds = 12 if IN_CI else 4
     first = run("--digests", "--seeds", str(seeds), hash_seed="1")
@@ -67,17 +67,17 @@ def test_a_seed_of_the_simulation_gives_the_same_history_in_every_process() -> N
 
 
 def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the embedded broker is killed in a simulation, the history is the same whether or not Python collects garbage
-    after the kill.
+    """If the simulation kills the embedded broker, its history (what each client and fault did, and when) is the same
+    whether or not Python collects garbage after the kill.
     """
 
     class Collector:
-        """Collects garbage after the broker was killed and started again, or does not."""
+        """A role that may collect garbage after the broker was killed and started again."""
 
         collects = False
 
         def __init__(self, *_: object) -> None:
-            """Take what each role takes."""
+            """Accept the arguments that each role is created with."""
 
         async def perform(self) -> None:
             await asyncio.sleep(3.5)
@@ -107,7 +107,9 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(mo
 
 
 def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed of the simulation gives the same history on a machine whose disk is nearly full as on other machines."""
+    """A seed of the simulation gives the same history (what each client and fault did, and when) on a machine whose
+    disk is nearly full as on other machines.
+    """
     before = simulate(draw(11)).digest
     monkeypatch.setattr(ledger, "disk_free", lambda _: 1000)
     assert simulate(draw(11)).digest == before
@@ -118,17 +120,18 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monk
 @pytest.mark.timeout(3600)
 @large
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
-    """A known defect is planted in the embedded broker's code. The simulation finds the defect within its first 1,000
-    seeds.
+    """If a known defect is planted in the embedded broker's code, the simulation finds this defect with one of its
+    first 1,000 seeds.
     """
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
-def test_each_planted_defect_can_still_be_planted() -> None:
-    """To prove that the simulation finds defects, tests plant known defects in the embedded broker's code. Each defect
-    replaces a piece of code that occurs exactly once in its file. The file with the defect is valid Python.
+def test_each_known_defect_can_still_be_planted() -> None:
+    """To prove that the simulation finds defects, tests plant known defects in the embedded broker's code. Each
+    defect replaces a piece of code that occurs exactly once in its file. With the defect, the file is still valid
+    Python.
     """
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
@@ -137,8 +140,8 @@ def test_each_planted_defect_can_still_be_planted() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """While the embedded broker's disk fails, the broker grants no credit. If an AMQP 1.0 sender sends a message beyond
-    its credit, the broker detaches the link with transfer-limit-exceeded.
+    """While the embedded broker cannot write to its disk, it grants no credit. If an AMQP 1.0 sender sends a message
+    beyond its credit, the broker detaches the link with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -150,8 +153,8 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
-    """While the embedded broker's disk is full, its management API answers requests that change policies with 503. Once
-    the disk has space, such requests succeed.
+    """While the embedded broker's disk is full, its management API answers requests that change policies with status
+    503. Once the disk has space again, such requests succeed.
     """
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
@@ -188,9 +191,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_broker_stops(later: float) -> None:
-    """When the broker begins to stop, a delivery may be on its way to a closing connection while the message is
-    requeued, redelivered and acknowledged. The simulation's model therefore allows a consumer to receive a message that
-    another consumer has acknowledged, but only shortly after the broker began to stop.
+    """When the broker begins to stop, a message may be on its way to a closing connection while it is requeued, and
+    delivered to and acknowledged by another consumer. The simulation's model therefore allows a consumer to receive
+    an acknowledged message, but only shortly after the broker began to stop.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -206,9 +209,9 @@ def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_bro
 
 
 def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulation's model has the rule that no message is delivered twice without the redelivered flag. The
-    exception is a delayed message that was delivered while the disk was full, if the broker was stopped before the disk
-    had space again. Without this exception, the model would report a violation.
+    """In the simulation's model, no message may be delivered twice without the redelivered flag. The exception is a
+    delayed message that was delivered while the disk was full, if the broker was stopped before the disk had space
+    again. Without this exception, the model would report a violation.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
     takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}
@@ -229,9 +232,9 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
 
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_before_it_is_declared_again() -> None:
-    """A client deletes a queue in order to declare it again. If the broker is killed between the request to delete the
-    queue and the new declaration, the queue may be missing after the restart. The simulation's model then allows the
-    broker to confirm messages to this queue without storing them, and to answer requests for it with status 404.
+    """A client deletes a queue and declares it again. If the broker is killed between the two, the queue may be
+    missing after the restart. The simulation's model then allows the broker to confirm messages to this queue without
+    storing them, and to answer requests for the queue with status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):
@@ -277,9 +280,9 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """One client deletes a queue and declares it again, while another client declares it with different arguments. The
-    simulation's model allows the broker to accept the second client's declaration between the deletion and the new
-    declaration, and to refuse it with 406 if the queue exists.
+    """One client deletes a queue and declares it again, while another client declares it with different arguments.
+    The simulation's model allows the broker to accept the second client's declaration while the queue does not exist,
+    and to refuse it with error 406 while the queue exists.
     """
     outcomes = set()
     for seed in range(60):
@@ -344,8 +347,8 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
 def test_a_failing_seed_of_the_simulation_is_reduced_to_the_steps_that_make_it_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the embedded broker breaks a rule with a seed of the simulation, the printed history is reduced: it contains
-    only the clients and steps without which the rule would not be broken.
+    """If the embedded broker breaks a rule with a seed of the simulation, the printed history contains only the
+    clients and steps that are needed to break the rule.
     """
     from tests.simulation import shrinking
 

@@ -1,4 +1,4 @@
-"""A disk that keeps what was synced, and may lose or tear what was not. Its syncs take time and can fail."""
+"""A disk that keeps what was synced, and may lose all or part of the rest. Its syncs take time and can fail."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ _LOG = f"{FILE}-wal"
 
 
 class VirtualWriter(Executor):
-    """Stands in for the writer thread: makes each call a little later, on the event loop."""
+    """Replaces the broker's writer thread: makes each call a little later, on the event loop."""
 
     def __init__(self, loop: VirtualLoop, random: Random) -> None:
         self._loop = loop

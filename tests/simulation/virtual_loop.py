@@ -14,7 +14,7 @@ RUN: ContextVar[int] = ContextVar("RUN", default=0)
 #: The time at which each simulation starts, in milliseconds since 1970.
 EPOCH = 1_700_000_000_000
 
-#: If the event loop makes more turns than this without waiting, something never ends.
+#: If the event loop makes more turns (iterations) than this without waiting for a timer, the broker never becomes idle.
 _MOST_TURNS = 20_000
 
 #: The longest time, on the broker's clock, between two checks of how long its work takes.
@@ -25,7 +25,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Runs callbacks in a fixed order. Waiting for a timer takes no time, and there are no sockets and threads.
 
     Attributes:
-        turns: the number of its turns.
+        turns: the number of its turns (iterations).
         jumped: by how many milliseconds the time of day has been changed.
     """
 
@@ -48,7 +48,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise RuntimeError("nothing is scheduled: something waits forever")
         self._turns_now += 1
         if self._turns_now > _MOST_TURNS:
-            raise Violation("the broker comes to rest", f"{_MOST_TURNS} turns of the event loop took no time")
+            raise Violation("the broker becomes idle", f"{_MOST_TURNS} turns of the event loop took no time")
         if timeout > 0:
             self._turns_now = 0
             self._now = max(self._now, self._scheduled[0]._when)
@@ -75,7 +75,7 @@ def context_of(run: int) -> Context:
 
 
 class VirtualClock(LoopClock):
-    """The broker's clock. The time of day can jump without affecting timers. Work takes as long as the seed says."""
+    """The broker's clock. The time of day can jump without affecting timers. A seed determines how long work takes."""
 
     def __init__(self, loop: VirtualLoop, random: Random) -> None:
         super().__init__()

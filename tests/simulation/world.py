@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mqtool.broker.embedded")
 
-#: A plan that takes longer than this, in virtual seconds, hangs.
+#: The time limit for a plan, in virtual seconds. A plan that takes longer hangs.
 _LONGEST = 3600.0
 
 #: The less disk space is free, the sooner the broker checks it again. With this limit, that does not depend on the
@@ -44,7 +44,7 @@ class Result:
     Attributes:
         digest: equal for equal histories.
         seconds: the virtual time that has passed.
-        turns: the number of turns of the event loop.
+        turns: the number of turns (iterations) of the event loop.
     """
 
     violation: Violation | None
@@ -131,7 +131,7 @@ class World:
     # -- the broker
 
     async def start_broker(self) -> None:
-        """Start the broker on what the disk has kept."""
+        """Start the broker with the data that the disk has kept."""
         self._run = run = next(self._runs)
         self.disk = VirtualDisk(self.directory, self.loop, self.random)
         settings = Settings(
@@ -237,7 +237,7 @@ class World:
             assert error is not None
             raise error
         if not work.done() and self.judge.failed is None:
-            self.report("every reply comes in bounded time", "the simulation does not end")
+            self.report("every reply comes within a time limit", "the simulation does not end")
 
     async def _work(self) -> None:
         await self.start_broker()

@@ -32,7 +32,7 @@ _CAPABILITIES = {"basic.nack": True, "publisher_confirms": True, "consumer_cance
 
 
 class InlineIo:
-    """Runs callbacks of the I/O thread at once, one after another. Keeps those with a delay in `later`."""
+    """Runs callbacks of the I/O thread immediately, one after another. Keeps those with a delay in `later`."""
 
     def __init__(self) -> None:
         self.later: list[tuple[float, Callable[[], None]]] = []
@@ -83,7 +83,7 @@ class ScriptedBroker:
         refused: by type of method, the code and the text with which the broker closes the channel.
         silent: the types of methods that are not answered.
         before: by type of method, a function to call before it is answered.
-        confirms: True if the broker confirms each message at once.
+        confirms: True if the broker confirms each message immediately.
         depth: the number of ready messages in each queue.
         got: what basic.get returns.
         notices: the notices to the user.

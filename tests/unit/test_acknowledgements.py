@@ -29,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Handled deliveries share one acknowledgement (with `multiple`) if no earlier delivery is unhandled. While an
-    earlier delivery is unhandled, each handled one gets its own acknowledgement.
+    """Handled deliveries share one acknowledgement (with `multiple`) if all earlier deliveries have been handled,
+    too. While an earlier delivery is unhandled, each handled delivery gets its own acknowledgement.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
@@ -39,8 +39,8 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
     assert [*tags.acknowledge([5, 8])] == [(8, True)]
 
 
-def test_deliveries_that_are_handled_before_the_first_one_are_acknowledged_without_it() -> None:
-    """If a consumer handles the second and third deliveries before the first one, these two are acknowledged without
+def test_deliveries_handled_before_an_earlier_one_are_acknowledged_without_multiple() -> None:
+    """If a consumer handles the second and third deliveries before the first one, it acknowledges these two without
     `multiple`, so that the broker can still redeliver the first one.
     """
     tags = AcknowledgedTags()
@@ -49,8 +49,8 @@ def test_deliveries_that_are_handled_before_the_first_one_are_acknowledged_witho
 
 
 def test_deliveries_share_an_acknowledgement_again_after_one_was_handled_early() -> None:
-    """If delivery 1,002 is handled before delivery 1,001, each of the two gets its own acknowledgement. The deliveries
-    after them can share an acknowledgement again.
+    """If delivery 1,002 is handled before delivery 1,001, each of these two gets its own acknowledgement. Later
+    deliveries can share an acknowledgement again.
     """
     tags = AcknowledgedTags()
     for tag in range(1, 1001):
@@ -103,8 +103,8 @@ def test_acknowledgements_are_sent_together() -> None:
 
 
 def test_each_acknowledgement_is_sent_once() -> None:
-    """If an acknowledgement is added before earlier ones have been sent, all of them are sent together. Each
-    acknowledgement is sent once, however often flush() is called. If none are pending, nothing is sent.
+    """If an acknowledgement is added before earlier ones have been sent, all of them are sent together. Each is sent
+    once, however often flush() is called. If no acknowledgement is pending, nothing is sent.
     """
     loop, sent = Loop(), list[list[int]]()
     acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]

@@ -118,8 +118,8 @@ PARAMETERS = "known are heartbeat (seconds) and connection_timeout (milliseconds
     ],
 )  # fmt: skip
 def test_an_invalid_url_is_a_usage_error(url: str, shown: str, message: str, hint: str | None) -> None:
-    """An invalid broker URL, for example one with the scheme http, port 65536 or an unknown option, raises UsageError.
-    The error shows the URL, without what may be a password, and says what is wrong.
+    """An invalid broker URL, for example one with the scheme http, port 65536 or an unknown option, raises
+    UsageError. The error says what is wrong, and shows the URL without any part that could be a password.
     """
     with pytest.raises(UsageError) as raised:
         parse_addresses(url)
@@ -185,9 +185,9 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
 def test_without_a_unique_cluster_name_host_and_port_help_to_identify_a_virtual_host(
     name: str | None, shown: str
 ) -> None:
-    """mqtool identifies a virtual host by its name and the name of the broker's cluster. If the cluster name is
-    missing, or is not unique because it ends with @localhost, as that of many brokers does, mqtool adds the broker's
-    host and port.
+    """mqtool identifies a virtual host by its name and the name of the broker's cluster. It adds the broker's host
+    and port if there is no cluster name, or if the cluster name ends with @localhost: many brokers have such a name,
+    so it may not be unique.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 
@@ -257,8 +257,8 @@ def test_a_tls_key_needs_its_certificate() -> None:
 def test_tls_files_that_cannot_be_used_are_named(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError, which gives the reason. The
-    error names all TLS files that were given, because Python does not say which one is at fault.
+    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError with the reason. The error
+    names all TLS files that were given, because Python does not say which file cannot be used.
     """
     monkeypatch.setattr(ssl, "create_default_context", Mock(side_effect=error))
     files = TlsFiles(Path("ca.pem"), Path("cert.pem"))
@@ -300,7 +300,7 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
 
 def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
     """If a user who logged in with a client certificate has no access to a virtual host, the hint of mqtool's error
-    says how to grant it. It names the user from the broker's reply, not `guest`.
+    says how to grant access. It names the user from the broker's reply, not `guest`.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")
@@ -325,7 +325,8 @@ def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> No
     ],
 )
 def test_a_url_for_another_virtual_host_reaches_the_same_broker(urls: str, url: str) -> None:
-    """The URL for another virtual host that mqtool makes from a broker's URL has a scheme and no password. Its host,
-    port, user and options are those of the broker's URL; if there are several URLs, of the first one.
+    """mqtool can derive a URL for another virtual host from a broker's URL. The derived URL has a scheme, and the
+    host, port, user and options of the broker's URL, but no password. If the broker has several URLs, the first one
+    is used.
     """
     assert in_virtual_host(urls, "new") == url

@@ -52,8 +52,8 @@ def routed(channel: Channel, exchange: str, key: str, headers: dict[str, Any] | 
 def test_an_exchange_or_a_queue_is_declared_with_exactly_its_properties_and_arguments(
     channel: Channel, amqp_vhost: Vhost, api: Management, thing: Exchange | Queue
 ) -> None:
-    """After mqtool has declared an exchange or a queue, it exists on the broker with exactly the properties, such as
-    durable, and the arguments of the declaration.
+    """An exchange or a queue that mqtool has declared exists on the broker with exactly the properties, such as
+    durable, and the arguments that were declared.
     """
     channel.declare(thing)
     kind = "queues" if isinstance(thing, Queue) else "exchanges"
@@ -68,8 +68,8 @@ def test_an_exchange_or_a_queue_is_declared_with_exactly_its_properties_and_argu
 def test_a_name_with_a_line_break_cannot_be_declared(
     channel: Channel, kind: type[Exchange | Queue], name: str, *, passive: bool
 ) -> None:
-    """If the name of an exchange or a queue contains a line break, mqtool refuses to declare it, and sends nothing to
-    the broker.
+    """If the name of an exchange or a queue contains a line break, mqtool refuses to declare the exchange or queue,
+    and sends nothing to the broker.
     """
     with pytest.raises(UsageError) as refused:
         channel.ask(administration.declare_request(kind(name), passive=passive))
@@ -82,8 +82,8 @@ def test_a_name_with_a_line_break_cannot_be_declared(
 def test_a_name_with_a_line_break_cannot_be_bound(
     channel: Channel, change: Callable[[Channel, Binding], None], ends: tuple[str, str]
 ) -> None:
-    """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind it. Otherwise, the
-    broker would drop the line break, and change the bindings of another queue or exchange.
+    """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind the queue or
+    exchange. Otherwise, the broker would drop the line break, and change the bindings of another queue or exchange.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))
@@ -133,7 +133,7 @@ def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask
 
 
 @pytest.mark.parametrize("replies", [[0, 3], [0, 0], [2, 3]])
-def test_a_queue_counts_as_empty_only_if_the_broker_says_so_twice(replies: list[int]) -> None:
+def test_a_queue_counts_as_empty_only_after_two_replies_of_0_ready_messages(replies: list[int]) -> None:
     """RabbitMQ may reply that a queue is empty before the last deliveries from the queue have reached the client. It
     sends these deliveries before its next reply. If the first reply is 0 ready messages, ready_after_deliveries()
     therefore asks again, and returns the number in the second reply.
@@ -163,9 +163,11 @@ def test_a_queue_counts_as_empty_only_if_the_broker_says_so_twice(replies: list[
 
 
 @pytest.mark.parametrize("thing", [Queue("q"), Exchange("x")])
-def test_exists_and_expect_tell_if_an_exchange_or_a_queue_exists(channel: Channel, thing: Exchange | Queue) -> None:
-    """exists() returns whether an exchange or a queue exists on the broker. expect() raises NotFound if it does not
-    exist.
+def test_exists_and_expect_check_whether_an_exchange_or_a_queue_exists(
+    channel: Channel, thing: Exchange | Queue
+) -> None:
+    """exists() returns whether an exchange or a queue exists on the broker. If the exchange or queue does not exist,
+    expect() raises NotFound.
     """
     for _ in range(2):
         assert not administration.exists(channel, thing)
@@ -241,8 +243,8 @@ def test_a_binding_is_removed_by_its_key_and_arguments(
 
 
 def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Channel, amqp_vhost: Vhost) -> None:
-    """A message that is received with basic.get has its body, exchange, routing key, properties and queue. It is marked
-    as redelivered if it was received before, and can be acknowledged.
+    """A message that is received with basic.get has its body, properties, exchange, routing key and queue. It is
+    marked as redelivered if it was received before, and it can be acknowledged.
     """
     channel.declare(Queue("q"))
     channel.declare(Exchange("x"))
@@ -268,8 +270,8 @@ def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Cha
 def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
     channel: Channel, amqp_broker: EmbeddedBroker, amqp_vhost: Vhost, api: Management, *, is_same: bool
 ) -> None:
-    """mqtool finds out whether two connections use the same broker and virtual host, even if their URLs differ, such as
-    those of two nodes. It deletes the queue that it declares to find out.
+    """To find out whether two connections use the same broker and virtual host, even if their URLs differ, mqtool
+    declares a queue on one of them and looks for it on the other. It then deletes this queue.
     """
     with amqp_broker.fresh_vhost() as elsewhere:
         url = (amqp_vhost if is_same else elsewhere).url
@@ -283,9 +285,9 @@ def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
 def test_the_queue_that_shows_whether_two_channels_have_the_same_queues_is_not_one_of_the_users(
     channel: Channel, amqp_vhost: Vhost, api: Management
 ) -> None:
-    """To find out whether two connections use the same virtual host, mqtool declares a queue whose name the broker
-    chooses, so that it cannot be one of the user's. It is exclusive, so that nobody else can use it, and the broker
-    deletes it if mqtool is killed.
+    """To find out whether two connections use the same virtual host, mqtool declares a queue. The broker chooses its
+    name, so that it cannot be one of the user's queues. The queue is exclusive, so that no other connection can use
+    it, and the broker deletes it if mqtool is killed.
     """
     seen: list[Any] = []
     other = channel.connection.channel()
@@ -316,11 +318,11 @@ ARGUMENTS = {"x-expires": 3_600_000, "x-message-ttl": 60_000, "x-dead-letter-exc
     ],
     ids=["same", "another exchange", "another expiry", "no exchange"],
 )
-def test_the_broker_confirms_the_arguments_of_a_queue_only_if_it_uses_them(
+def test_has_arguments_is_true_only_if_the_broker_uses_these_arguments_of_a_queue(
     channel: Channel, amqp_vhost: Vhost, api: Management, arguments: dict[str, Any], *, has_them: bool
 ) -> None:
-    """mqtool asks the broker whether a queue really has certain arguments, such as its dead-letter exchange, because
-    the management API may show others. The broker confirms them only if they are the queue's. The queue stays as it is.
+    """has_arguments() returns True only if the broker itself uses the given arguments, such as the dead-letter
+    exchange, for an existing queue. The management API may show other arguments. The queue is not changed.
     """
     channel.declare(Queue("q", durable=True, arguments=ARGUMENTS))
     asking = channel.connection.channel()
@@ -328,10 +330,8 @@ def test_the_broker_confirms_the_arguments_of_a_queue_only_if_it_uses_them(
     assert ARGUMENTS.items() <= api.get(path("queues", amqp_vhost.name, "q"))["arguments"].items()
 
 
-def test_the_arguments_of_a_queue_that_has_just_been_deleted_are_not_confirmed(channel: Channel) -> None:
-    """If a queue was deleted before mqtool asks the broker for its arguments, they are not confirmed, and mqtool does
-    not declare the queue again.
-    """
+def test_has_arguments_is_false_for_a_queue_that_has_just_been_deleted(channel: Channel) -> None:
+    """If the queue has been deleted, has_arguments() returns False, and does not declare the queue again."""
     asking = channel.connection.channel()
     assert not administration.has_arguments(asking, Queue("q", durable=True, arguments=ARGUMENTS))
     assert not administration.exists(channel, Queue("q"))

@@ -130,8 +130,8 @@ def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
 
 
 def test_the_number_of_elements_in_an_amqp_1_0_body_is_not_limited():
-    """The body of an AMQP 1.0 message can contain any number of elements, because decoding a message does not decode
-    its body.
+    """The body of an AMQP 1.0 message can contain any number of elements, because decoding the message does not
+    decode its body.
     """
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body

@@ -25,8 +25,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_running_process_is_recognized_in_another_time_zone_or_language(process: int) -> None:
-    """A process that mqtool has started counts as running until it has ended. mqtool recognizes it by its start time,
-    even if the user later calls mqtool with another time zone (TZ) or language (LC_ALL).
+    """A process that mqtool has started counts as running until it has ended. mqtool recognizes the process by its
+    start time, even if the user later calls mqtool with another time zone (TZ) or language (LC_ALL).
     """
     started = background.started(process)
     assert background.is_running(started)

@@ -99,7 +99,7 @@ class Clock:
 
 
 class Asked(Recorded, AmqpWire):
-    """A connection of AMQP 0-9-1 that takes 3 ms for each request."""
+    """An AMQP 0-9-1 connection that takes 3 ms for each request."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -196,9 +196,9 @@ def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher has no schedule: it sends messages until the limit of unconfirmed messages
-    is reached, and then one more for each confirm. A message counts as due at the time at which it is sent. The message
-    contains this time, from which `bench` measures latencies.
+    """Without `--rate`, a `bench` publisher has no schedule: it sends messages until the limit of unconfirmed
+    messages is reached, and then one more for each confirm. A message counts as due at the time at which it is sent.
+    The message contains this time, and `bench` measures its latency from this time.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -240,8 +240,8 @@ def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """Without `--rate`, a `bench` publisher sends no more messages once `--duration` is over. With `--rate`, it has 2 s
-    more, to send messages that were already due.
+    """Without `--rate`, a `bench` publisher sends no more messages once `--duration` is over. With `--rate`, it has 2
+    s more to send messages that were already due.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
     client.work(wire, START)
@@ -252,7 +252,7 @@ def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_aft
     assert len(wire.published) == 1
 
 
-def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
+def test_a_bench_publisher_without_a_duration_sends_all_of_its_messages() -> None:
     """Without `--duration`, a `bench` publisher is not done before it has sent all of its messages, however long it has
     run.
     """
@@ -376,8 +376,8 @@ def test_a_bench_consumer_measures_from_the_time_at_which_a_message_was_due() ->
 
 
 def test_a_bench_consumer_does_not_measure_delayed_messages_from_the_warm_up() -> None:
-    """With `--delay`, a `bench` consumer does not measure a message that was published during the warm-up, even if it
-    arrives afterwards.
+    """With `--delay`, a `bench` consumer does not measure a message that was published during the warm-up, even if
+    the message arrives after the warm-up.
     """
     client, wire = consumer(warm_up=0.01, delay=1.0)
     wire.now = START + 1020 * MS
@@ -399,8 +399,8 @@ def test_a_bench_consumer_does_not_measure_delayed_messages_from_the_warm_up() -
 def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_together(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
-    """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run.
-    With `--ack auto`, it uses automatic acknowledgement.
+    """With `--ack N`, a `bench` consumer acknowledges N messages at a time, and the rest at the end of the run. With
+    `--ack auto`, it uses automatic acknowledgement.
     """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}
@@ -412,8 +412,8 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
 
 
 def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
-    """When a `bench` consumer reports how many messages it has received, it acknowledges all of them, even if there are
-    fewer than the N of `--ack N`. At the end of the run, therefore, none of them is left in the queue.
+    """When a `bench` consumer reports how many messages it has received, it acknowledges all of them, even if there
+    are fewer than the N of `--ack N`. At the end of the run, no received message is therefore left in the queue.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -456,7 +456,9 @@ def test_the_connections_of_a_bench_run_have_names() -> None:
 
 
 def test_bench_records_the_longest_time_between_two_confirms() -> None:
-    """A `bench` publisher records the longest time between two successive confirms, and when that time began."""
+    """A `bench` publisher records the longest time between two successive confirms, and the moment at which this time
+    began.
+    """
     client, wire = publisher(rate=1000)
     client.work(wire, START + 3 * MS)
     for at, tag in ((2, 1), (9, 2), (12, 3)):
@@ -516,8 +518,7 @@ def test_a_bench_consumer_with_rpc_replies_to_each_request() -> None:
 
 def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run() -> None:
     """With `--rpc`, a `bench` consumer sends no reply to a message that does not belong to its run, whatever the
-    message contains. The consumer acknowledges such messages, counts them separately, and leaves them out of all other
-    figures.
+    message contains. It acknowledges such messages and counts them separately, but includes them in no other figure.
     """
     wire = Asked(Clock())
     client = BenchConsumer(job("consumer", rpc=True), Orders())
@@ -589,8 +590,9 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, `bench` creates and removes connections, channels, queues or bindings. With `--rate`, it measures
-    the time from when a creation was due until it is done, and how long the removal takes.
+    """With `--churn`, `bench` creates and removes connections, channels, queues or bindings. With `--rate`, it
+    measures how long each creation takes from the moment at which the creation was due. It also measures how long
+    each removal takes.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

@@ -115,7 +115,7 @@ def test_publishers_share_the_messages_of_a_run(
     settings: dict[str, Any], total: int | None, shares: list[int | None]
 ) -> None:
     """The number of messages of a `bench` run is --messages, or --rate times --duration (at least 1), whichever is
-    smaller. If only one of these two limits is set, it applies. If neither is, the number is not limited. The
+    smaller. If only one of these limits is set, that limit applies. If neither is set, the number is not limited. The
     publishers share the messages evenly.
     """
     plan = BenchPlan(**settings)
@@ -141,7 +141,7 @@ def test_publishers_share_the_messages_of_a_run(
         ({"churn": "channels", "rate": 2000.0, "publishers": 3}, "creating and removing channels, 3 clients, 2,000/s"),
     ],
 )  # fmt: skip
-def test_the_settings_of_a_run_are_one_line_of_its_result(settings: dict[str, Any], words: str) -> None:
+def test_one_line_of_the_result_describes_the_settings_of_the_run(settings: dict[str, Any], words: str) -> None:
     """The result of a `bench` run describes the run's settings in one line, for example "quorum queue, 1 publisher, 1
     consumer, 100 bytes, persistent, up to 1,000 in flight".
     """

@@ -224,10 +224,10 @@ def test_a_client_that_is_told_to_stop_before_the_run_starts_does_no_work(comman
 
 
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
-def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Command, up_at: int | None) -> None:
+def test_a_client_of_bench_that_loses_its_connection_reconnects(command: Command, up_at: int | None) -> None:
     """If a client of `bench` loses its connection, it tries to reconnect every 100 ms, and then continues its work.
-    While it has no connection, it still sends reports. If it still has none at the end of the run, its last report
-    contains how long it has received no confirm or delivery (`gap`).
+    Meanwhile, it still sends reports. If it has no connection at the end of the run, its last report contains how
+    long it has received no confirm or delivery (`gap`).
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)
@@ -249,7 +249,9 @@ def test_a_client_of_bench_that_loses_its_connection_connects_again(command: Com
 
 
 def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: Command) -> None:
-    """A client of `bench` that tries to reconnect can still be told to stop. It then stops immediately."""
+    """While a client of `bench` tries to reconnect, `bench` can still tell it to stop. The client then stops
+    immediately.
+    """
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)
     command.order(0, start=START)
     command.order(740, stop=True)
@@ -338,7 +340,7 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
     monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None], error: type[MqtoolError] | None, message: str
 ) -> None:
     """A client of `bench` tries the nodes of the broker one after another, and uses the first one that accepts its
-    connection. If there is none, the client fails with the error of the last node.
+    connection. If no node accepts it, the client fails with the error of the last node.
     """
     asked: list[tuple[Address, TlsFiles]] = []
     wire = Recorded()
@@ -373,8 +375,8 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
 def test_a_client_of_bench_measures_its_own_cpu_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, waited: float
 ) -> None:
-    """A client of `bench` measures the fraction of the time in which it used a CPU, and the fraction in which it waited
-    for one. On systems that do not report how long a process waits for a CPU, the waiting time counts as 0.
+    """A client of `bench` measures for which fraction of the run it used a CPU, and for which fraction it waited for
+    a CPU. On systems that do not report how long a process waits for a CPU, the waiting time counts as 0.
     """
     file = tmp_path / "schedstat"
     if text is not None:

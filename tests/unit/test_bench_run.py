@@ -53,7 +53,7 @@ class Client:
 
     @property
     def start(self) -> float:
-        """When the run starts, by the order to the client."""
+        """The time at which the run starts, from the order to the client."""
         return float(self.orders[1]["start"]) / SECOND
 
     def write(self, line: bytes) -> None:
@@ -294,7 +294,7 @@ def test_bench_records_the_totals_for_its_chart_ten_times_a_second(world: World)
     assert shown[-1][1:] == (100, 100, 100)
 
 
-def test_a_confirmed_message_that_does_not_arrive_is_lost(world: World) -> None:
+def test_a_confirmed_message_that_does_not_arrive_counts_as_lost(world: World) -> None:
     """If a confirmed message does not arrive, `bench` waits until no message has arrived for 10 s, and then counts the
     missing message as lost. With `--delay`, it waits for 10 s plus the delay.
     """
@@ -338,9 +338,9 @@ def test_bench_waits_until_each_consumer_of_a_stream_has_received_each_message(w
 
 
 def test_bench_stops_waiting_for_confirms_that_do_not_arrive(world: World) -> None:
-    """Without `--duration`, `bench` stops waiting for missing confirms once no message has been published, confirmed or
-    received for 10 s, and tells its clients to stop. The result contains how many messages were not confirmed, and how
-    many were not sent.
+    """Without `--duration`, `bench` stops waiting for missing confirms once no message has been published, confirmed
+    or received for 10 s. It then tells its clients to stop. The result says how many messages were not confirmed, and
+    how many were not sent.
     """
 
     def work(client: Client) -> None:
@@ -370,7 +370,7 @@ def test_a_broker_that_confirms_nothing_for_a_while_does_not_end_a_run_before_it
     world: World, settings: dict[str, Any], unsent: int
 ) -> None:
     """With `--duration`, `bench` does not stop before this time is over, even if the broker confirms nothing for more
-    than 10 s. With `--rate`, the result contains how many of the messages that were due by then were not sent.
+    than 10 s. With `--rate`, the result says how many of the messages that were due by the end were not sent.
     """
     world.work = lambda client: client.later(5.0, published=6, confirmed=[[0, 6]])
     result = world.result(**settings, churn="queues")
@@ -415,8 +415,8 @@ def test_bench_fails_if_a_client_is_not_ready_within_30_seconds(world: World) ->
 
 
 def test_a_client_that_ends_early_is_reported(world: World) -> None:
-    """If a client ends before its work is done, for example because the system killed it, `bench` fails and says which
-    client it was, and with which code it ended. `bench` kills the other clients, and deletes its queue.
+    """If a client ends before its work is done, for example because the system killed it, `bench` fails. The error
+    says which client ended, and with which exit code. `bench` kills the other clients, and deletes its queue.
     """
     world.work = lambda client: world.at(
         client.start + 1.0, lambda: client.end(-9) if client.job.role == "publisher" and client.job.number else None
@@ -547,7 +547,7 @@ def test_bench_warns_if_its_wait_queue_cannot_dead_letter_at_least_once(world: W
 
 
 def test_each_client_gets_its_settings_on_its_standard_input(world: World) -> None:
-    """Each client of `bench` is another process of mqtool. It gets its settings and the broker's password on its
+    """Each client of `bench` is a separate process of mqtool. It gets its settings and the broker's password on its
     standard input, not on its command line. It imports nothing from the current directory, and Ctrl-C does not reach
     it.
     """
@@ -568,7 +568,7 @@ def test_each_client_gets_its_settings_on_its_standard_input(world: World) -> No
 
 def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: World) -> None:
     """With `--protocol stream`, the clients of `bench` connect to the node that leads the stream. They also get the
-    AMQP addresses of the nodes, over which they delete the stream if `bench` is killed.
+    AMQP addresses of the nodes, so that they can delete the stream over AMQP if `bench` is killed.
     """
     world.work = ten_messages
     world.result(queue_type="stream", protocol="stream")
@@ -598,9 +598,9 @@ def test_a_queue_that_cannot_be_deleted_is_named(world: World, monkeypatch: pyte
 
 
 def test_a_run_that_is_stopped_returns_the_result_so_far(world: World) -> None:
-    """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries. It counts
-    confirmed messages that have not arrived by then as waiting, not as lost. Messages that were not sent are not
-    reported.
+    """If the user stops a run, `bench` tells the publishers to stop, and waits one second for deliveries before it
+    stops the consumers. It counts confirmed messages that have not arrived by then as waiting, not as lost. It does
+    not report how many messages were not sent.
     """
 
     def work(client: Client) -> None:
@@ -664,7 +664,7 @@ def test_bench_kills_clients_that_do_not_report_their_last_figures_within_ten_se
 
 
 def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -> None:
-    """If a client's process has already ended when `bench` is about to tell it to stop, `bench` reports no error."""
+    """If the process of a client has already ended when `bench` tells the client to stop, `bench` reports no error."""
 
     def leave(client: Client) -> None:
         if client.job.role == "publisher":
@@ -679,8 +679,8 @@ def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -
 
 
 def test_bench_runs_the_users_commands_at_the_given_times(world: World) -> None:
-    """`bench --at` runs a command in a shell at the given time after the start of the run, and prints a notice. What
-    the command prints is shown on standard error. Commands that fail are listed in the result.
+    """`bench --at` runs a command in a shell at the given time after the start of the run, and prints a notice. The
+    output of the command goes to standard error. The result lists the commands that failed.
     """
     world.work = ten_messages
     world.command_code = 3
@@ -735,9 +735,9 @@ def _process(proc: Path, pid: int, command: bytes, ticks: tuple[int, int], pages
 def test_bench_measures_the_cpu_and_memory_of_the_broker(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: bytes, is_known: bool
 ) -> None:
-    """If the broker runs on this machine, `bench` measures the CPU time that the broker uses, and reports the memory
-    that the broker uses at the end. If the broker's PID belongs to another process on this machine, because the broker
-    runs in a container or elsewhere, `bench` reports no CPU time, and takes the memory from the management API.
+    """If the broker runs on this machine, `bench` measures the CPU time that the broker uses, and reports the
+    broker's memory at the end. If the broker runs in a container or elsewhere, its PID may belong to another process
+    on this machine. `bench` then reports no CPU time, and takes the memory from the management API.
     """
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")

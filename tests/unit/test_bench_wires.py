@@ -102,8 +102,8 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
     connection: Mock, answers: list[tuple[str, int, bool]], confirmed: list[list[int]], nacked: list[list[int]]
 ) -> None:
     """If the broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the
-    delivery tag of each of them. It gets each tag once. The exception is a tag that the broker has confirmed before a
-    lower one: a later confirm with `multiple` includes it again.
+    delivery tag of each of them once. There is one exception: if the broker confirms a message before an earlier one,
+    a later confirm with `multiple` includes its tag again.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -132,7 +132,8 @@ def test_the_latency_of_a_confirm_is_measured_until_the_confirm_arrives(connecti
 @pytest.mark.parametrize("persistent", [True, False])
 def test_bench_writes_a_sequence_number_and_a_time_into_each_message(connection: Mock, persistent: bool) -> None:
     """`bench` replaces the first bytes of each body with the message's sequence number and the time at which it is
-    sent. It publishes the message to the given exchange, with the given routing key and delivery mode.
+    sent or, with `--rate`, was due. It publishes the message to the given exchange, with the given routing key and
+    delivery mode.
     """
     made = AmqpWire(NODE, PLAIN)
     made.start_publishing("logs", "key", confirms=False)
@@ -216,8 +217,8 @@ def test_a_publisher_of_bench_keeps_to_its_credit_and_counts_each_outcome(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With AMQP 1.0, a `bench` publisher sends only as many messages as the broker has granted credit for. Further
-    messages wait: the publisher's own count of its credit is then below 0 by their number. Each message that the broker
-    accepts is counted once as confirmed, and each that it rejects once as refused.
+    messages wait, and the publisher counts its credit as negative: -1 if one message waits. Each message that the
+    broker accepts is counted once as confirmed, and each that it rejects once as refused.
     """
     made, confirmed, refused = publishing10(broker, selected)
     assert broker.attached[0].target.address == "/exchanges/logs/key"
@@ -258,7 +259,7 @@ def test_transient_messages_of_bench_are_not_durable(broker: Broker, selected: R
     assert broker.payloads == [sections.encode(message, persistent=persistent) for persistent in (True, False)]
 
 
-def test_a_consumer_of_bench_acknowledges_what_has_arrived(
+def test_a_consumer_of_bench_acknowledges_all_messages_that_have_arrived(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With AMQP 1.0, a `bench` consumer gets each message once, with the time at which it arrived. Each time the
@@ -308,8 +309,9 @@ def test_a_consumer_of_bench_without_acknowledgements_asks_for_settled_messages(
 def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
     broker: Broker, selected: Readable
 ) -> None:
-    """A `bench` client that waits for AMQP 1.0 frames from the broker can at the same time read what `bench` tells it,
-    such as to stop. If some of its own frames are not sent yet, it also waits until the socket accepts more.
+    """While a `bench` client waits for AMQP 1.0 frames from the broker, it can also read the orders that `bench`
+    sends it, such as the order to stop. If some of its own frames are not sent yet, it also waits until the socket
+    accepts more data.
     """
     made = Amqp10Wire(NODE, PLAIN)
     read: list[str] = []
@@ -330,9 +332,9 @@ def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
 def test_bench_reconnects_after_the_broker_closes_an_amqp_1_0_connection_only_if_it_shuts_down(
     broker: Broker, selected: Readable, condition: str, error: type[Exception]
 ) -> None:
-    """If the broker closes an AMQP 1.0 connection because it shuts down, ConnectionError is raised, so that the `bench`
-    client connects again. If the broker closes the connection for another reason, the error for that reason is raised,
-    such as NotFound.
+    """If the broker closes an AMQP 1.0 connection because it is shutting down, ConnectionError is raised, so that the
+    `bench` client reconnects. If the broker closes the connection for another reason, the corresponding error is
+    raised, such as NotFound.
     """
     made, *_ = publishing10(broker, selected)
     broker.tell(Close(Error(Symbol(condition), "gone", {})))
@@ -343,7 +345,7 @@ def test_bench_reconnects_after_the_broker_closes_an_amqp_1_0_connection_only_if
 def test_a_broken_amqp_1_0_connection_raises_connection_error(
     broker: Broker, selected: Readable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an AMQP 1.0 connection breaks, ConnectionError is raised, so that the `bench` client connects again."""
+    """If an AMQP 1.0 connection is lost, ConnectionError is raised, so that the `bench` client reconnects."""
     made, *_ = publishing10(broker, selected)
     broker.tell(Flow(0, 1, 1, 1))
     monkeypatch.setattr(broker, "read", Mock(side_effect=EOFError))
@@ -465,9 +467,9 @@ def test_a_stream_connection_of_bench_counts_confirmed_and_refused_messages(
 
 
 def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: StreamBroker) -> None:
-    """With the stream protocol, `bench` sends as many messages in one frame as the broker allows, each of them once and
-    with its number and time. A message that is too large for a frame raises UsageError, whose hint asks for a smaller
-    --size.
+    """With the stream protocol, `bench` sends as many messages in one frame as the broker allows, each of them once
+    and with its sequence number and time. A message that is too large for a frame raises UsageError, whose hint asks
+    for a smaller --size.
     """
     made = StreamWire(NODE, PLAIN)
     message = Message(b"...." + b"x" * 26)  # 35 bytes encoded
@@ -497,8 +499,8 @@ def test_a_stream_connection_of_bench_fills_frames_up_to_their_limit(streams: St
 
 
 def test_a_bench_consumer_of_a_stream_starts_at_an_offset(streams: StreamBroker) -> None:
-    """With the stream protocol, a `bench` consumer that starts at an offset gets every message from that offset on
-    exactly once, although the broker sends whole chunks. Each message has its own offset.
+    """With the stream protocol, a `bench` consumer that starts at an offset gets each message from this offset on
+    exactly once, although the broker sends whole chunks, which may begin earlier. Each message has its own offset.
     """
     made = StreamWire(NODE, PLAIN)
     found: list[Delivery] = []
@@ -527,8 +529,8 @@ def test_a_bench_consumer_ignores_a_chunk_that_ends_before_its_offset(streams: S
 
 
 def test_a_lost_stream_connection_raises_connection_error_with_the_reason(streams: StreamBroker) -> None:
-    """If a stream connection is lost, or the broker has moved or deleted the stream, ConnectionError is raised with the
-    reason, so that the `bench` client connects again.
+    """If a stream connection is lost, or the broker has moved or deleted the stream, ConnectionError is raised with
+    the reason, so that the `bench` client reconnects.
     """
     made = StreamWire(NODE, PLAIN)
     streams.inbox.put(struct.pack(">HHHH", METADATA_UPDATE, 1, 6, 0))
@@ -543,8 +545,8 @@ def test_a_lost_stream_connection_raises_connection_error_with_the_reason(stream
 
 def test_a_bench_client_reads_orders_while_it_waits_for_stream_frames(streams: StreamBroker) -> None:
     """While a `bench` client waits for frames of the stream protocol, it also reads the orders that `bench` sends it,
-    such as the one to stop. An order does not make the client run the connection's event loop, whose overhead would be
-    part of the measured latencies. The loop runs only when the connection can receive or send data.
+    such as the order to stop. Reading an order does not run the connection's event loop, whose overhead would be part
+    of the measured latencies. The loop runs only when the connection can receive or send data.
     """
     made = StreamWire(NODE, PLAIN)
     read: list[str] = []
@@ -563,9 +565,9 @@ def test_a_bench_client_reads_orders_while_it_waits_for_stream_frames(streams: S
     assert (runs, streams.selected[-1], made.unsent) == (["run", "run"], ([9, 3], [9], 0.25), 5)
 
 
-def test_a_stream_connection_of_bench_leaves_nothing_open(streams: StreamBroker) -> None:
-    """Closing a stream connection of `bench` also closes its event loop. If the connection cannot be opened, its event
-    loop is closed as well.
+def test_a_stream_connection_of_bench_closes_its_event_loop(streams: StreamBroker) -> None:
+    """Closing a stream connection of `bench` also closes its event loop. If the connection cannot be opened, its
+    event loop is closed, too.
     """
     made = StreamWire(NODE, PLAIN)
     made.close()
@@ -577,11 +579,11 @@ def test_a_stream_connection_of_bench_leaves_nothing_open(streams: StreamBroker)
 
 
 @pytest.mark.parametrize("protocol", ["amqp1.0", "stream"])
-def test_connections_of_bench_use_tls_if_the_address_says_so(
+def test_connections_of_bench_use_tls_if_the_url_begins_with_amqps(
     protocol: str, streams: StreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the URL of the broker begins with amqps://, the connections of `bench` use TLS, with the given certificates.
-    With a client certificate and no user in the URL, they log in with the certificate.
+    With a client certificate and no user in the URL, they log in with this certificate.
     """
     files = Mock(TlsFiles)
     files.context.return_value = "context"

@@ -103,8 +103,8 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_a_percentile_is_a_latency_that_was_recorded() -> None:
-    """A percentile that `bench` reports, such as p99, is the smallest recorded latency that 99 % of the messages do not
-    exceed. Without any messages, it is 0.
+    """A percentile that `bench` reports, such as p99, is the smallest recorded latency that 99% of the messages do
+    not exceed. Without any messages, it is 0.
     """
     latencies = Latencies()
     assert latencies.at(50) == 0.0
@@ -115,8 +115,8 @@ def test_a_percentile_is_a_latency_that_was_recorded() -> None:
 
 
 def test_latencies_keep_three_significant_digits() -> None:
-    """`bench` records latencies up to 2 ms with a precision of one microsecond, and longer ones to within a thousandth
-    of their value.
+    """`bench` records latencies up to 2 ms to the microsecond, and longer latencies to within a thousandth of their
+    value.
     """
     latencies = Latencies()
     latencies.record([1000, 1999, 2_047_000, 2_048_000, 2_049_000, 1_000_000_000])
@@ -226,8 +226,8 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
-    """The result of `bench` warns that the client or the machine may be slower than the broker. It does so if a client
-    process used almost a whole CPU, or waited a large part of the time for a CPU.
+    """If a client process of `bench` used almost a whole CPU, or waited a large part of the time for a CPU, the
+    result warns that the client or the machine may be slower than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, others=0, reconnects=0, gap=(0.0, 0.0))
@@ -247,7 +247,7 @@ def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: 
 )
 def test_the_result_says_how_many_messages_from_outside_the_run_were_received(others: int, said: list[str]) -> None:
     """If the clients of a `bench` run received messages that do not belong to the run, the result says how many, and
-    that they are not counted.
+    that the other figures do not include them.
     """
     plan = Mock(churn=None, rate=1, warm_up=0, delay=0.0)
     result = Mock(busiest=(0.0, 0.0), plan=plan, unsent=0, others=others, reconnects=0, gap=(0.0, 0.0))
@@ -256,7 +256,9 @@ def test_the_result_says_how_many_messages_from_outside_the_run_were_received(ot
 
 
 def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
-    """When two busy client processes of `bench` share a CPU, `bench` measures how long each of them waited for it."""
+    """When two busy client processes of `bench` share a CPU, `bench` measures how long each process waited for the
+    CPU.
+    """
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this system does not report how long a process waits for a CPU")
     code = (

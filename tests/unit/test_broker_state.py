@@ -30,8 +30,8 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
 def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's state file is nested too deeply, has a value of the wrong type, lacks the nodes of the broker, or
-    names an unknown kind of broker, reading it raises an error that names the file, with a hint.
+    """If a broker's state file is malformed, for example because a value has the wrong type or the nodes of the
+    broker are missing, reading it raises an error that names the file, with a hint.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file = state.made_directory("evil") / "broker.json"
@@ -83,8 +83,8 @@ def test_discarding_a_broker_keeps_a_new_broker_with_the_same_name(
 def test_a_command_that_waits_for_the_lock_of_a_moved_broker_locks_a_new_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's directory is moved away, with its lock file, while a command waits for the lock, the command
-    creates a new directory of the same name, and locks that one.
+    """If a broker's directory is moved away, together with its lock file, while a command waits for the lock, the
+    command creates a new directory of the same name, and locks the new directory.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     home = state.made_directory("mine")
@@ -104,7 +104,8 @@ def test_discarding_a_broker_whose_directory_is_a_link_deletes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a broker's directory is a symbolic link, the directory that it leads to may contain other files of the user.
-    Discarding the broker therefore deletes nothing, and raises an error that names both directories.
+    Discarding the broker (`broker rm --purge`) therefore deletes nothing, and raises an error that names both
+    directories.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "big").mkdir()
@@ -121,8 +122,8 @@ def test_discarding_a_broker_whose_directory_is_a_link_deletes_nothing(
 def test_removing_a_broker_with_its_messages_says_what_could_not_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `mqtool broker rm --purge` cannot delete one of the broker's files, it deletes the others, and raises an error
-    that names the file and says why. The error's hint contains the command that deletes the rest.
+    """If `mqtool broker rm --purge` cannot delete one of the broker's files, it deletes the others, and raises an
+    error that names the file and the reason. The error's hint contains the command that deletes the rest.
     """
     home = tmp_path / "brokers" / "mine"
     for name in ("locked", "log"):

@@ -49,10 +49,10 @@ def names(methods: list[Any]) -> list[str]:
     return [method.NAME for method in methods]
 
 
-def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: ScriptedBroker) -> None:
+def test_a_channel_repeats_its_declarations_after_a_reconnection(broker: ScriptedBroker) -> None:
     """After a reconnection, a channel repeats its declarations of exchanges, queues and bindings in the same order,
-    except those that were made with remember=False. If the broker names a queue, declare() returns the queue with its
-    name. After a reconnection, the queue has a new name, and the channel binds it with the new name.
+    except those made with remember=False. If the broker chooses the name of a queue, declare() returns the queue with
+    this name. After a reconnection, the queue has a new name, under which the channel binds it again.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -78,7 +78,7 @@ def test_what_a_channel_declares_is_declared_again_after_a_reconnection(broker: 
     assert broker.notices == []
 
 
-def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: ScriptedBroker) -> None:
+def test_an_existing_queue_with_other_properties_or_arguments_is_used_with_a_notice(broker: ScriptedBroker) -> None:
     """If mqtool declares a queue that already exists with other properties or arguments, it prints a notice and uses
     the existing queue. After a reconnection, mqtool only checks that the queue exists, and prints no second notice.
     """
@@ -101,11 +101,11 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(broker: Scr
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
+def test_a_strict_declaration_fails_if_the_queue_has_other_properties_or_arguments(
     broker: ScriptedBroker, *, strict: bool
 ) -> None:
-    """Declaring a queue that exists with other properties or arguments raises DeclaredDifferently on a channel that was
-    opened with strict=True, and on any channel if the caller passes exactly=True. The failed declaration is not
+    """If a queue exists with other properties or arguments, declaring it raises DeclaredDifferently on a channel that
+    was opened with strict=True, and on any channel if the caller passes exactly=True. The failed declaration is not
     repeated after a reconnection.
     """
     channel = broker.channel(strict=strict)
@@ -118,9 +118,9 @@ def test_declaring_a_queue_exactly_raises_an_error_if_it_has_other_settings(
     assert broker.notices == []
 
 
-def test_a_queue_that_may_have_other_settings_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
-    """After the caller has called accept_settings() for a queue, declare() uses the existing queue even if its settings
-    differ from those requested: it only checks that the queue exists. Other queues are declared as usual.
+def test_after_accept_settings_a_queue_is_only_checked_for_existence(broker: ScriptedBroker) -> None:
+    """After the caller has called accept_settings() for a queue, declare() only checks that the queue exists,
+    whatever its properties and arguments are. Other queues are declared as usual.
     """
     channel = broker.channel()
     channel.accept_settings(Queue("q"))
@@ -129,9 +129,9 @@ def test_a_queue_that_may_have_other_settings_is_only_checked_for_existence(brok
     assert [method.passive for method in broker.of(spec.Queue.Declare)] == [True, False]
 
 
-def test_a_queue_that_may_have_other_settings_is_declared_if_it_was_deleted(broker: ScriptedBroker) -> None:
-    """After the caller has called accept_settings() for a queue, declare() checks that the queue exists, whatever its
-    settings are. If the queue has been deleted, declare() declares it, and the channel declares it again after a
+def test_after_accept_settings_a_queue_that_was_deleted_is_declared(broker: ScriptedBroker) -> None:
+    """After the caller has called accept_settings() for a queue, declare() normally only checks that the queue
+    exists. If the queue has been deleted, however, declare() declares it, and the channel declares it again after a
     reconnection.
     """
     channel = broker.channel()
@@ -145,8 +145,8 @@ def test_a_queue_that_may_have_other_settings_is_declared_if_it_was_deleted(brok
 
 def test_the_depth_of_a_queue_is_its_number_of_ready_messages(broker: ScriptedBroker) -> None:
     """Channel.depth_of() returns the number of ready messages in a queue. If the queue does not exist, depth_of()
-    raises NotFound and does not create the queue. It reopens the channel, which the broker has closed because of the
-    missing queue.
+    raises NotFound and does not create the queue. The broker then closes the channel, so depth_of() opens the channel
+    again.
     """
     channel = broker.channel()
     broker.depth = 17
@@ -241,11 +241,10 @@ def consumer_tag(broker: ScriptedBroker) -> str:
     return str(broker.of(spec.Basic.Consume)[-1].consumer_tag)
 
 
-def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next(broker: ScriptedBroker) -> None:
-    """Channel.consume() starts a consumer with the caller's prefetch, before the caller asks for a delivery. When the
-    caller asks for the next delivery, the channel acknowledges the previous one, unless the caller has already done so.
-    After a reconnection, the channel starts the consumer again, and does not acknowledge deliveries of the lost
-    connection.
+def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: ScriptedBroker) -> None:
+    """Channel.consume() immediately starts a consumer with the caller's prefetch. When the caller asks for the next
+    delivery, the channel acknowledges the previous one, unless the caller has already done so. After a reconnection,
+    the channel starts the consumer again, and does not acknowledge deliveries of the lost connection.
     """
     channel = broker.channel()
     deliveries = channel.consume(Queue("q"), Receiving(prefetch=2, timeout=20))
@@ -311,10 +310,10 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because prefetched messages that
-    it requeues unhandled would count towards the limit. Other consumers start with a prefetch of 1,000. On RabbitMQ 4.0
-    or later, mqtool assumes a limit unless the queue's arguments disable it. On other brokers, it assumes one only if
-    the arguments set it.
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because prefetched messages
+    that it requeues unhandled would count towards the limit. Other consumers start with a prefetch of 1,000. On
+    RabbitMQ 4.0 or later, mqtool assumes a limit unless the queue's arguments disable it. On earlier versions, it
+    assumes a limit only if the arguments set one.
     """
     broker.broker = version
     broker.channel().consume(Queue("q", arguments=arguments))
@@ -323,8 +322,8 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_message(broker: ScriptedBroker) -> None:
     """A consumer starts at the offset that the caller passes, if any. A consumer that is to receive a single message
-    has a prefetch of 1. The exception is a consumer that has an offset or reads a stream: its prefetch is 1,000,
-    because messages that are delivered but not used stay in a stream.
+    has a prefetch of 1. If it has an offset or reads a stream, however, its prefetch is 1,000: messages that are
+    delivered but not used stay in a stream anyway.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -342,9 +341,9 @@ def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_messa
 
 
 def test_a_consumer_of_a_queue_ignores_the_offsets_of_messages_from_a_stream(broker: ScriptedBroker) -> None:
-    """After a reconnection, a consumer of a stream continues after the offset in the header `x-stream-offset` of its
-    latest message. A message that was copied from a stream to a queue still has this header. A consumer of this queue
-    ignores the header, and starts again without an offset.
+    """A message that was copied from a stream to a queue still has the header `x-stream-offset`. After a
+    reconnection, a consumer of a stream continues after the offset in this header of its latest message. A consumer
+    of the queue ignores the header, and starts again without an offset.
     """
     channel = broker.channel()
     stream = Queue("s", arguments={"x-queue-type": "stream"})
@@ -392,8 +391,8 @@ def test_a_consumer_that_has_ended_gets_no_events_of_its_channel(broker: Scripte
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
-    """Channel.stop() ends the channel's consumers. Consumers that are started later end immediately. stop() also tells
-    the connection that the command must stop.
+    """Channel.stop() ends the channel's consumers, and consumers that are started later end immediately.
+    Channel.stop() also tells the connection that the command must stop.
     """
     channel = broker.channel()
     assert (channel.stopping, broker.must_stop) == (False, False)
@@ -482,8 +481,8 @@ def test_the_caller_can_wait_for_the_confirms_of_rpc_replies(broker: ScriptedBro
 def test_waiting_for_confirms_fails_if_unconfirmed_rpc_replies_were_dropped(broker: ScriptedBroker) -> None:
     """If the broker closes the connection with an internal error, the channel drops its unconfirmed RPC replies,
     because they may have caused the error. After the reconnection, it does not publish them again, and
-    Channel.wait_for_confirms() raises NotConfirmed. The exception is a channel that the caller has stopped in the
-    meantime: then wait_for_confirms() returns without an error.
+    Channel.wait_for_confirms() raises NotConfirmed. If the caller has stopped the channel in the meantime,
+    wait_for_confirms() returns without an error instead.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -557,8 +556,8 @@ class Told(ChannelListener):
 
 def test_a_channel_informs_its_publishers_and_consumers_of_its_events(broker: ScriptedBroker) -> None:
     """A channel informs its publishers and consumers when the connection is lost, when the channel is open again (and
-    whether on a new connection), and when the broker has cancelled a consumer. If the channel is closed for good, it
-    informs them once. A publisher or consumer that has ended is not informed.
+    whether the connection is new), and when the broker has cancelled a consumer. If the channel is closed for good,
+    it informs them once. It does not inform publishers and consumers that have ended.
     """
     channel = broker.channel()
     listener, ended = Told(channel), Told(channel)
@@ -604,7 +603,7 @@ def test_requests_of_a_command_that_was_told_to_stop_do_not_wait_if_the_connecti
     broker: ScriptedBroker,
 ) -> None:
     """If a command has been told to stop, and its connection is lost, a request does not wait for the broker's reply,
-    or for the channel to be opened again. It raises StoppedWaiting, which gives the reason.
+    or for the channel to be opened again. It raises StoppedWaiting, whose text says why.
     """
     channel = broker.channel()
     broker.hopeless = "the connection is lost"
@@ -620,9 +619,9 @@ TIMED_OUT = 406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 ti
 
 
 def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again(broker: ScriptedBroker) -> None:
-    """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool opens
-    the channel again. One notice gives the reason for the close, and another says that the channel is open again. The
-    exception is a channel of a connection without automatic reconnection: it stays closed.
+    """If the broker closes a channel because a delivery was not acknowledged within the consumer timeout, mqtool
+    opens the channel again. One notice gives the reason for the close, and another says that the channel is open
+    again. On a connection without automatic reconnection, the channel stays closed.
     """
     channel, is_open_again = broker.channel(), threading.Event()
     listener = Told(channel)
@@ -651,9 +650,9 @@ def test_a_channel_that_the_broker_closes_for_a_consumer_timeout_is_opened_again
 
 
 def test_a_channel_that_cannot_be_set_up_again_after_a_refusal_is_closed_for_good(broker: ScriptedBroker) -> None:
-    """After the broker has refused a request on a channel, mqtool opens the channel again and repeats its declarations.
-    If the broker refuses one of these as well, the channel is closed for good, and its consumers raise the broker's
-    error.
+    """After the broker has refused a request on a channel, mqtool opens the channel again and repeats its
+    declarations. If the broker also refuses one of these declarations, the channel is closed for good, and its
+    consumers raise the broker's error.
     """
     channel = broker.channel()
     channel.declare(Exchange("x", "topic"))

@@ -98,7 +98,7 @@ def stdin_from(file: int) -> Iterator[None]:
 
 @pytest.fixture
 def choices(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Callable[[], object], str, str]]:
-    """The ways to name a broker, weakest first: each with the URL and the reason of the choice that it leads to."""
+    """The ways to name a broker, in ascending order of precedence, each with the URL and the reason of the choice."""
     return [
         (lambda: None, "amqp://localhost", "the default"),
         (lambda: record("amqp://up"), "amqp://up", "from 'mqtool broker up'"),
@@ -113,7 +113,8 @@ def test_a_command_uses_the_broker_that_is_named_most_specifically(
     choices: list[tuple[Callable[[], object], str, str]],
 ) -> None:
     """A command uses the first of these that is set: --url, --context, MQTOOL_URL, AMQP_URL, MQTOOL_CONTEXT, the
-    context in use, the broker that `broker up` started, localhost. `broker status` says where the URL comes from.
+    context in use, the broker that `broker up` started, and finally localhost. The choice includes where the URL
+    comes from, for example "from --url", which `broker status` shows.
     """
     for name, url, reason in choices:
         name()
@@ -125,11 +126,11 @@ def test_a_command_uses_the_broker_that_is_named_most_specifically(
     assert both == Choice("amqp://typed", "from --url", is_typed=True)
 
 
-def test_a_choice_tells_whether_the_user_has_named_the_broker(
+def test_a_broker_from_an_option_a_variable_or_a_context_counts_as_named_by_the_user(
     home: Path, choices: list[tuple[Callable[[], object], str, str]]
 ) -> None:
-    """A broker from an option, a variable or a context is one that the user has named. The default is not, and neither
-    is the broker that `broker up` started.
+    """A broker counts as named by the user if it comes from an option, an environment variable or a context. The
+    default, localhost, does not count as named by the user, and neither does the broker that `broker up` started.
     """
     named = []
     for name, _, _ in choices:
@@ -141,23 +142,25 @@ def test_a_choice_tells_whether_the_user_has_named_the_broker(
 
 
 @pytest.mark.parametrize("variable", ["MQTOOL_URL", "AMQP_URL", "MQTOOL_CONTEXT"])
-def test_an_empty_variable_names_no_broker(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If MQTOOL_URL, AMQP_URL or MQTOOL_CONTEXT is set to an empty text, mqtool behaves as if it were not set."""
+def test_an_empty_environment_variable_names_no_broker(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If MQTOOL_URL, AMQP_URL or MQTOOL_CONTEXT is empty, mqtool behaves as if it were not set."""
     monkeypatch.setenv(variable, "")
     assert choose().reason == "the default"
 
 
-def test_options_count_only_if_they_were_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of --url or --context that comes from the environment does not override MQTOOL_URL as an option does."""
+def test_only_options_on_the_command_line_override_the_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options --url and --context override MQTOOL_URL only if the user has typed them on the command line, not if
+    their values come from the environment.
+    """
     monkeypatch.setenv("MQTOOL_URL", "amqp://own")
     assert choose("amqp://x", "prod", typed=()) == choose("amqp://x", "prod", typed={"queue"}) == choose()
     assert choose("amqp://x", "prod", typed={"url"}).url == "amqp://x"
     assert choose("amqp://x", "prod", typed={"context"}).url == "amqp://prod"
 
 
-def test_the_url_option_cannot_replace_the_url_of_a_protected_context() -> None:
-    """--url beside -C with a protected context raises UsageError, because the protection would be lost. Beside an
-    unknown context, it raises UsageError as well.
+def test_the_url_option_cannot_be_combined_with_a_protected_or_unknown_context() -> None:
+    """If --url is combined with -C and a protected context, UsageError is raised, because the command would otherwise
+    not be protected. With an unknown context, UsageError is raised, too.
     """
     with pytest.raises(UsageError) as refused:
         choose("amqp://typed", "prod", typed={"url", "context"})
@@ -171,8 +174,8 @@ def test_the_url_option_cannot_replace_the_url_of_a_protected_context() -> None:
 def test_the_error_about_an_unknown_context_says_where_its_name_comes_from(
     how: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If there is no context with the given name, choosing a broker raises UsageError. If the user did not type the
-    name, the error says that it comes from MQTOOL_CONTEXT or from the file of contexts.
+    """If there is no context with the given name, choosing a broker raises UsageError. Unless the user typed the
+    name, the error begins with the source of the name: MQTOOL_CONTEXT or the path of the file of contexts.
     """
     if how == "MQTOOL_CONTEXT":
         monkeypatch.setenv(how, "gone")
@@ -188,8 +191,8 @@ def test_the_error_about_an_unknown_context_says_where_its_name_comes_from(
 def test_a_context_protects_its_broker_however_it_was_chosen(
     how: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A protected context is protected whether it was chosen with --context, MQTOOL_CONTEXT or `context use`. A context
-    that is not protected is not.
+    """A protected context protects its broker whether the context was chosen with --context, MQTOOL_CONTEXT or
+    `context use`. A broker of an unprotected context, or one that is named with --url, is not protected.
     """
     for name, protected in (("prod", "prod"), ("staging", None)):
         if how == "MQTOOL_CONTEXT":
@@ -201,9 +204,9 @@ def test_a_context_protects_its_broker_however_it_was_chosen(
 
 
 def test_a_killed_broker_is_not_treated_as_the_one_that_broker_up_started() -> None:
-    """The broker that `broker up` started counts as started by mqtool while its process runs. If the process has ended,
-    it does not, because another broker may listen on its port. A broker in Docker has no process of its own, so it
-    counts as started.
+    """A broker counts as started by `broker up` while its process runs. After the process has ended, the broker no
+    longer counts as started, because another broker may listen on its port. A broker in Docker has no process of its
+    own, so it counts as started.
     """
     assert not choose().is_started
     record("amqp://127.0.0.1:1")
@@ -216,8 +219,9 @@ def test_a_killed_broker_is_not_treated_as_the_one_that_broker_up_started() -> N
 
 
 def test_the_management_option_overrides_the_variable_and_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command uses the management API of --management or, without that option, the one that belongs to its broker:
-    the context's, or the one in MQTOOL_MANAGEMENT_URL. If neither is set, mqtool looks for the API.
+    """With --management, a command uses the management API at this URL. Otherwise, it uses the one of the broker's
+    context or, if the broker comes from no context, the one in MQTOOL_MANAGEMENT_URL. If neither is set, mqtool looks
+    for the management API.
     """
     assert choose().management(None) is None
     assert choose().management("http://typed") == "http://typed"
@@ -257,9 +261,9 @@ def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_o
     usual: Mapping[str, str], url: str, monkeypatch: pytest.MonkeyPatch, *, belongs: bool
 ) -> None:
     """MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to the broker in MQTOOL_URL or AMQP_URL or, if neither is
-    set, to the one at localhost. With --url, they are used only if it names the same broker, or one of its nodes, so
-    that no broker gets a password or changes that are meant for another. If the broker in use has a context, or it is
-    not clear which broker is in use, they are not used.
+    set, to the one at localhost. With --url, they are used only if --url names this broker or one of its nodes, so
+    that no broker gets a password or changes meant for another. They are not used if one of the URLs is invalid, or
+    if MQTOOL_CONTEXT names a context.
     """
     for name, value in usual.items():
         monkeypatch.setenv(name, value)
@@ -268,11 +272,12 @@ def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_o
     assert typed(url).has_variables() == belongs
 
 
-def test_the_management_url_in_the_environment_belongs_to_neither_a_context_nor_a_running_broker_of_broker_up(
+def test_contexts_and_brokers_of_broker_up_do_not_use_the_management_url_in_the_environment(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a context is in use, or a broker that `broker up` started is running, MQTOOL_MANAGEMENT_URL is not used for
-    its commands, nor for a --url. If that broker was killed, it is used for the broker at the same address.
+    """If a context is in use, or a broker that `broker up` started is running, commands do not use
+    MQTOOL_MANAGEMENT_URL, with or without --url. If the broker that `broker up` started was killed, commands use
+    MQTOOL_MANAGEMENT_URL for a broker at the same address.
     """
     monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
     record("amqp://127.0.0.1:1")
@@ -286,11 +291,11 @@ def test_the_management_url_in_the_environment_belongs_to_neither_a_context_nor_
 
 
 @pytest.mark.parametrize("file", ["config.toml", "brokers/default/broker.json"])
-def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_if_a_file_cannot_be_read(
+def test_with_a_damaged_file_a_url_option_does_not_use_the_management_url_in_the_environment(
     file: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the file of contexts or that of `broker up` is damaged, a command with --url works, but does not use
-    MQTOOL_MANAGEMENT_URL: the damaged file may name the broker to which it belongs.
+    """If the file of contexts or the state file of a broker is damaged, a command with --url can still use its
+    broker, but does not use MQTOOL_MANAGEMENT_URL. This variable may belong to a broker that the damaged file names.
     """
     monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
     state.made_directory("default")
@@ -301,11 +306,11 @@ def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_i
 @pytest.mark.parametrize(
     ("url", "is_kept"), [(None, False), ("amqp://other", False), ("http://invalid", False), ("amqp://one", True)]
 )
-def test_a_command_that_runs_others_does_not_pass_on_the_variables_of_another_broker(
+def test_a_command_that_runs_other_commands_does_not_pass_on_variables_of_another_broker(
     url: str | None, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
 ) -> None:
-    """`tutorial run` and drills run other commands on the broker of --url, or on one that they start. These commands
-    get MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT only if both variables belong to the broker of --url.
+    """`tutorial run` and drills run other commands on the broker of --url, or on a broker that they start. These
+    commands get MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT only if both variables belong to the broker of --url.
     """
     monkeypatch.setenv("MQTOOL_URL", "amqp://one")
     monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
@@ -316,8 +321,10 @@ def test_a_command_that_runs_others_does_not_pass_on_the_variables_of_another_br
     assert os.environ["MQTOOL_URL"] == "amqp://one"
 
 
-def test_variables_that_are_not_set_need_not_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that runs others on another broker works if only one of the two variables is set, or none."""
+def test_removing_variables_of_another_broker_that_are_not_set_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before mqtool runs commands on another broker, it removes MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT from
+    their environment. It is not an error if only one of these variables is set, or neither.
+    """
     monkeypatch.setenv("MQTOOL_STREAM_PORT", "5552")
     for _ in range(2):
         forget_variables_of_another_broker(None)
@@ -325,8 +332,8 @@ def test_variables_that_are_not_set_need_not_be_forgotten(monkeypatch: pytest.Mo
 
 
 def test_each_option_for_a_tls_file_overrides_the_same_file_of_the_context() -> None:
-    """A command uses the TLS files of its context, except those that an option names. Without a context, it uses only
-    those of the options.
+    """A command uses the TLS files of its context, except those that an option replaces. Without a context, it uses
+    only the files that the options name.
     """
     of_context = TlsFiles(Path("ca"), Path("cert"), Path("key"))
     context = Context("it", "amqps://it", tls_ca=Path("ca"), tls_cert=Path("cert"), tls_key=Path("key"))
@@ -339,8 +346,8 @@ def test_each_option_for_a_tls_file_overrides_the_same_file_of_the_context() -> 
 
 
 def test_the_protocol_of_a_context_applies_to_its_commands() -> None:
-    """A command uses the protocol of its context. If there is none, it uses the given one; the default is AMQP
-    0-9-1.
+    """If the context of a command names a protocol, the command uses it, even if the caller passes another protocol.
+    Otherwise, it uses the protocol that the caller passes. The default is AMQP 0-9-1.
     """
     of_context = Choice("amqp://it", "", Context("it", "amqp://it", protocol="amqp1.0"))
     assert of_context.protocol(None) is of_context.protocol(Protocol.AMQP_0_9_1) is Protocol.AMQP_1_0
@@ -350,8 +357,8 @@ def test_the_protocol_of_a_context_applies_to_its_commands() -> None:
 
 
 def test_the_description_of_a_broker_has_all_its_nodes_but_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`broker status` describes the broker with the addresses of all its nodes, and says where they come from. It does
-    not show the password.
+    """`broker status` describes the broker with the addresses of all its nodes and the source of these addresses,
+    such as MQTOOL_URL. It does not show the password.
     """
     monkeypatch.setenv("MQTOOL_URL", "amqp://ann:secret@one,amqp://ann:secret@two:5673/shop")
     assert choose().description() == "amqp://ann@one:5672, amqp://ann@two:5673/shop, from MQTOOL_URL"
@@ -361,8 +368,8 @@ def test_the_description_of_a_broker_has_all_its_nodes_but_no_password(monkeypat
 def test_the_error_about_an_invalid_url_says_where_the_url_comes_from(
     source: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's URL is not valid, the error names the variable or the context that it comes from, and has a
-    hint. A URL that was typed needs no such name.
+    """If a broker's URL is not valid, the error has a hint, and begins with the name of the environment variable or
+    the context that the URL comes from. If the user typed the URL on the command line, the error begins with neither.
     """
     if source == "context":
         write_contexts(home, 'use = "it"\n[contexts.it]\nurl = "http://x"\n')
@@ -376,8 +383,10 @@ def test_the_error_about_an_invalid_url_says_where_the_url_comes_from(
     assert (str(refused.value), refused.value.hint) == (f"{where}{plain.value}", plain.value.hint)
 
 
-def test_user_and_virtual_host_of_the_options_apply_to_all_nodes() -> None:
-    """--user and --vhost replace those in the URLs of all nodes. Without them, each URL's own are used."""
+def test_the_options_user_and_vhost_apply_to_all_nodes() -> None:
+    """--user and --vhost replace the user and the virtual host in the URLs of all nodes. Without these options, each
+    node has the user and the virtual host of its own URL.
+    """
     choice = Choice("amqp://ann:secret@one/shop,amqp://two", "")
     assert resolve_addresses(choice) == choice.addresses()
     first, second = resolve_addresses(choice, user="bob", vhost="v")
@@ -388,9 +397,9 @@ def test_user_and_virtual_host_of_the_options_apply_to_all_nodes() -> None:
     assert (second.user, second.virtual_host, second.names_user) == ("guest", "v", False)
 
 
-def test_a_password_from_a_file_means_that_mqtool_logs_in_with_it(home: Path) -> None:
-    """The password of --password-file replaces the one in the URL. mqtool then logs in with it, and not with a client
-    certificate, even if no user was given.
+def test_with_a_password_file_mqtool_logs_in_with_the_password(home: Path) -> None:
+    """With --password-file, mqtool logs in with the password in the file instead of the one in the URL. It does not
+    log in with a client certificate, even if the URL names no user.
     """
     (home / "password").write_text("from file\n")
     [address] = resolve_addresses(Choice("amqps://one", ""), password_file=home / "password")
@@ -398,7 +407,9 @@ def test_a_password_from_a_file_means_that_mqtool_logs_in_with_it(home: Path) ->
 
 
 def test_a_password_file_overrides_the_password_command_of_a_context(home: Path) -> None:
-    """A context's password command provides the password, unless --password-file is given: then it is not run."""
+    """The password command of a context provides the password. With --password-file, mqtool does not run this
+    command.
+    """
     mark = home / "was-run"
     context = Context("it", "amqp://ann:old@it", password_command=f"touch {mark} && echo from command")
     choice = Choice(context.url, "", context)
@@ -412,8 +423,10 @@ def test_a_password_file_overrides_the_password_command_of_a_context(home: Path)
 
 @pytest.mark.parametrize("what", ["user", "vhost"])
 @pytest.mark.parametrize(("name", "size"), [("", 0), ("x" * 256, 256), ("é" * 128, 256)])
-def test_a_user_or_virtual_host_that_amqp_cannot_express_is_refused(what: str, name: str, size: int) -> None:
-    """A user or a virtual host of 0 bytes, or of more than 255, raises UsageError, which says how long it is."""
+def test_a_user_or_vhost_name_that_is_empty_or_too_long_raises_usage_error(what: str, name: str, size: int) -> None:
+    """If the name of a user or a virtual host is empty or longer than 255 bytes, UsageError is raised. The error says
+    how many bytes the name has.
+    """
     with pytest.raises(UsageError) as refused:
         resolve_addresses(Choice("amqp://one", ""), **{what: name})
     assert str(refused.value) == f"the {what} name is {size} bytes long"
@@ -439,16 +452,16 @@ def test_a_user_or_virtual_host_that_amqp_cannot_express_is_refused(what: str, n
 def test_addresses_with_the_same_host_and_port_are_those_of_the_same_node(
     one: str, other: str, *, is_same: bool
 ) -> None:
-    """Two addresses belong to the same node if their hosts and ports are equal, whatever the user and the virtual host
-    are. localhost and 127.0.0.1 are the same host.
+    """Two addresses belong to the same node if their hosts and ports are equal, whatever their users and virtual
+    hosts are. localhost and 127.0.0.1 count as the same host.
     """
     assert is_same_node(parse_address(one), parse_address(other)) == is_same
     assert is_same_node(parse_address(other), parse_address(one)) == is_same
 
 
 def test_a_broker_of_broker_up_is_found_at_its_address_while_its_process_runs() -> None:
-    """mqtool finds the broker at an address among those that `broker up` has started, if its process is still running.
-    It finds none at another address, and none if the process has ended, since another broker may listen there.
+    """mqtool finds a broker that `broker up` has started by the broker's address, while the broker's process is
+    running. After the process has ended, mqtool finds no broker, because another one may listen at this address.
     """
     address = parse_address("amqp://localhost:1")
     assert running_at(address) is None
@@ -461,11 +474,12 @@ def test_a_broker_of_broker_up_is_found_at_its_address_while_its_process_runs() 
     assert perhaps_running_at(address) == []
 
 
-def test_a_broker_of_broker_up_is_not_found_at_localhost_if_localhost_leads_to_another(
+def test_a_broker_of_broker_up_is_not_found_at_localhost_if_another_broker_listens_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`broker up` starts brokers at 127.0.0.1. If localhost is also ::1, another broker may listen there at the same
-    port, and connections to localhost lead to that one. mqtool does not take it for the one that it has started.
+    """`broker up` starts brokers at 127.0.0.1. If localhost also stands for ::1, and another broker listens there on
+    the same port, connections to localhost reach the other broker. mqtool then does not take the broker at localhost
+    for the one that `broker up` started.
     """
     if not has_ipv6():
         pytest.skip("there is no IPv6 here")
@@ -485,9 +499,9 @@ def test_a_broker_of_broker_up_is_not_found_at_localhost_if_localhost_leads_to_a
             assert running_at(parse_address(f"amqp://127.0.0.1:{port}")) == started
 
 
-def test_a_running_node_of_a_cluster_does_not_vouch_for_another_node() -> None:
-    """If one node of a cluster that `broker up` started runs, and another was killed, mqtool finds the cluster at the
-    address of the running node only.
+def test_a_cluster_of_broker_up_is_found_only_at_the_addresses_of_running_nodes() -> None:
+    """If one node of a cluster that `broker up` started is running, and the other nodes were killed, mqtool finds the
+    cluster only at the address of the running node.
     """
     cluster = record_cluster((1, ENDED), (os.getpid(), birth(os.getpid())), (1, ENDED))
     found = [running_at(parse_address(f"amqp://localhost:{port}")) for port in (1, 2, 3)]
@@ -495,9 +509,12 @@ def test_a_running_node_of_a_cluster_does_not_vouch_for_another_node() -> None:
     assert [perhaps_running_at(parse_address(f"amqp://localhost:{port}")) for port in (1, 2, 3)] == [[], [], []]
 
 
-def test_a_broker_in_docker_perhaps_runs_if_the_docker_daemon_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If mqtool may not ask the Docker daemon, or the daemon does not answer, the broker that `broker up` started in
-    Docker counts as one that perhaps runs, but not as running. This applies only to its own address.
+def test_a_broker_in_docker_may_be_running_if_the_docker_daemon_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If mqtool cannot ask the Docker daemon, it does not know whether a broker that `broker up` started in Docker
+    still runs. It then lists this broker among those that may be running at the broker's address, but does not treat
+    it as running.
     """
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     in_docker = record_in_docker("amqp://127.0.0.1:1", "in-docker")
@@ -514,11 +531,11 @@ def test_a_broker_in_docker_perhaps_runs_if_the_docker_daemon_cannot_be_asked(mo
     ("content", "password"),
     [(b"secret", "secret"), (b"secret\n", "secret"), (b" a b \r\n", " a b "), (b"", ""), ("éX\n".encode(), "éX")],
 )
-def test_the_password_is_the_content_of_its_file_without_the_end_of_the_line(
+def test_a_password_is_the_content_of_its_file_without_the_line_break_at_the_end(
     content: bytes, password: str, home: Path
 ) -> None:
-    """A password is read from a file, or from stdin if the file is "-". The line break at its end does not belong to
-    it; spaces do.
+    """A password is read from a file, or from stdin if the file is "-". A line break at the end is not part of the
+    password, but spaces are.
     """
     (home / "password").write_bytes(content)
     assert read_password(home / "password") == password
@@ -528,8 +545,8 @@ def test_the_password_is_the_content_of_its_file_without_the_end_of_the_line(
 
 @pytest.mark.parametrize("name", ["missing", "binary", "-"])
 def test_the_error_about_a_password_file_says_why_it_cannot_be_read(name: str, home: Path) -> None:
-    """If a password file does not exist, or the file or stdin is not text, reading it raises UsageError, which names
-    the file and the reason, but does not show its content.
+    """If a password file does not exist, or if the file or stdin is not text, reading the password raises UsageError.
+    The error contains the name of the file and the reason, but not the content.
     """
     (home / "binary").write_bytes(b"\xff")
     path = Path("-") if name == "-" else home / name

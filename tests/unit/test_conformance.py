@@ -41,15 +41,15 @@ def test_the_table_of_client_libraries_test_suites_names_no_package_index() -> N
 
 
 def test_a_test_with_a_failing_teardown_is_counted_once_as_failed() -> None:
-    """If a test fails, and its teardown fails too, pytest reports both failures. `make conformance` counts them as one
-    failed test.
+    """If a test fails and its teardown also fails, pytest reports both failures. `make conformance` counts them as
+    one failed test.
     """
     assert outcomes(REPORT) == {"t::sends[1]": "passed", "t::gets": "failed", "t::tls": "skipped"}
 
 
 def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
-    """`make conformance` fails if a test of a suite fails only on the embedded broker, unless suites.toml gives the
-    reason.
+    """`make conformance` fails if a test fails only on the embedded broker, and suites.toml does not give a reason
+    for this difference from RabbitMQ.
     """
     results = _results(
         {"t::sends": "failed", "t::expires[1]": "failed", "t::gets": "failed"},

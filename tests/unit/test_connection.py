@@ -130,9 +130,9 @@ def unused_port() -> int:
 
 
 def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
-    """A connection uses the host, port, virtual host, user and connection timeout of its URL. Opening it, including TLS
-    and the AMQP handshake, may take twice this timeout. If the URL has no heartbeat, the broker's is used. The broker
-    sees the connection's name.
+    """A connection uses the host, port, virtual host, user and connection timeout of its URL. Opening the connection,
+    including TLS and the AMQP handshake, may take twice this timeout. If the URL has no heartbeat, the broker's
+    heartbeat is used. The broker sees the connection's name.
     """
     address = Address("one", 5673, "v", "ann", "secret", connection_timeout=7)
     context = ssl.create_default_context()
@@ -151,8 +151,9 @@ def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
 
 
 def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
-    """A Connection object has the broker's name and version, the name of the cluster and virtual host, and the maximum
-    size of a frame. The embedded broker, which claims to be RabbitMQ, is shown to the user as "the embedded broker".
+    """A Connection object has the broker's name and version, the name of the cluster and virtual host, and the
+    maximum size of a frame. The embedded broker calls itself RabbitMQ, but mqtool shows it to the user as "the
+    embedded broker".
     """
     opened = connect()
     assert opened.broker.startswith("RabbitMQ 4.")
@@ -167,7 +168,8 @@ def test_a_connection_knows_its_broker(connect: Connect, vhost: Vhost) -> None:
 
 def test_a_second_connection_has_the_name_of_the_first(connect: Connect, vhost: Vhost) -> None:
     """Connection.beside() opens a second connection to the same broker, with the name of the first connection. If the
-    first one was opened without a name, both are named "mqtool". The second connection is not reopened after a loss.
+    first connection was opened without a name, both are named "mqtool". If the second connection is lost, it is not
+    reopened.
     """
     with connect(name="nightly", backoff=AT_ONCE).beside() as beside:
         assert not beside.comes_back
@@ -194,9 +196,9 @@ def test_a_second_connection_uses_the_certificates_of_the_first(connect: Connect
 def test_a_connection_uses_the_first_node_that_accepts_it(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection is opened to the first of its nodes that can be reached. After a loss, mqtool tries this node first,
-    and then the others. Connection.lacks_a_node says whether a node could not be reached when the connection was last
-    opened.
+    """A connection is opened to the first of its nodes that can be reached. If this connection is lost, mqtool tries
+    the same node first, and then the others. Connection.lacks_a_node says whether a node could not be reached when
+    the connection was last opened.
     """
     monkeypatch.setattr(connection, "_ELECTION", 0.05)
     told, missing = Told(), f"amqp://127.0.0.1:{unused_port()}"
@@ -221,8 +223,8 @@ def test_a_connection_uses_the_first_node_that_accepts_it(
 
 
 def test_a_refusal_is_reported_even_if_another_node_cannot_be_reached(vhost: Vhost) -> None:
-    """If one of the nodes refuses a connection, for example because the virtual host does not exist, its error is
-    raised, even if the other nodes cannot be reached. Otherwise, a command would try to reconnect for ever.
+    """If one of the nodes refuses a connection, for example because the virtual host does not exist, this node's
+    error is raised, even if the other nodes cannot be reached. Otherwise, a command would try to reconnect forever.
     """
     [node] = parse_addresses(vhost.url)
     nodes = [Address("127.0.0.1", unused_port()), node._replace(virtual_host="missing")]
@@ -260,8 +262,8 @@ def test_an_error_of_the_operating_system_before_connecting_raises_unavailable(
 def test_a_connection_that_is_lost_as_soon_as_it_is_open_raises_unavailable(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a connection is lost just after the broker has accepted it, opening it raises Unavailable, which names the
-    node.
+    """If the connection is lost just after the broker has accepted it, opening the connection raises Unavailable. The
+    error names the node.
     """
     is_set_up = Connection._is_set_up
 
@@ -299,8 +301,8 @@ def test_the_error_about_a_server_that_is_not_a_broker_names_the_server(answer: 
 
 
 def test_a_broker_that_is_starting_is_tried_again() -> None:
-    """If the server closes the connection during an attempt to reconnect, as a broker does while it starts, mqtool
-    tries again.
+    """If the server closes a connection while mqtool reconnects, as a broker does while it starts, mqtool tries
+    again.
     """
     told = Told()
     with EmbeddedBroker() as broker:
@@ -331,8 +333,9 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
 
 
 def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
-    """Connection.close() first lets the channels send what is pending. After that, using a channel raises an error,
-    opening another one raises Unavailable, and closing the connection again has no effect.
+    """Connection.close() first lets the channels send what is pending, such as acknowledgements. After that, using a
+    channel raises an error, opening another channel raises Unavailable, and closing the connection again has no
+    effect.
     """
     with connect(backoff=AT_ONCE) as opened:
         channel = opened.channel()
@@ -362,8 +365,8 @@ def test_closing_waits_until_the_broker_has_closed_the_connection(
 def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a request to which the broker has not replied in time, Connection.close() waits for the broker for a
-    shorter time than usual, so that a time limit such as that of `rpc-client --timeout` is kept.
+    """If the broker has not replied to a request in time, Connection.close() waits for the broker for a shorter time
+    than usual, so that a time limit such as that of `rpc-client --timeout` is kept.
     """
     monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 3600.0)
     opened = connect()
@@ -413,9 +416,8 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
     """If the broker closes a connection because it is shutting down (320), mqtool reopens the connection. After 501
-    (FRAME_ERROR), mqtool does not, because the error would probably occur again. The same applies to 541
-    (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before. The channels then fail with the
-    broker's reason.
+    (FRAME_ERROR), mqtool does not, because the error would probably recur, and the channels fail with the broker's
+    reason. The same applies to 541 (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -431,9 +433,9 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_
 def test_a_connection_is_not_reopened_after_a_message_whose_headers_are_too_large(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool accepts no delivery whose headers are larger than the largest message that RabbitMQ allows. If the server
-    sends such a delivery, the connection's channels fail with an error that says so. The connection is not reopened,
-    since the server would send the same message again.
+    """mqtool accepts no delivery whose headers are larger than the largest message that RabbitMQ allows. If the
+    server sends such a delivery, the connection's channels fail with an error that says that the message is too
+    large. The connection is not reopened, since the server would send the same message again.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -451,8 +453,8 @@ def test_a_connection_is_not_reopened_after_a_message_whose_headers_are_too_larg
 def test_the_notice_about_a_reconnection_says_how_many_messages_may_be_stored_twice(
     connect: Connect, vhost: Vhost, bodies: tuple[bytes, ...], how_many: str
 ) -> None:
-    """If messages are unconfirmed when a connection is lost, the notice that mqtool is connected again says how many
-    were republished. If all are confirmed, it does not mention them.
+    """If messages are unconfirmed when a connection is lost, the notice about the reconnection says how many messages
+    were republished, and that they may be stored twice. If all messages were confirmed, the notice mentions none.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -474,9 +476,9 @@ def test_the_notice_about_a_reconnection_says_how_many_messages_may_be_stored_tw
 def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_error(
     connect: Connect, vhost: Vhost
 ) -> None:
-    """If a connection was lost and reopened, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool opens it
-    again. If the broker closes it with 541 a second time within a minute, the connection's channels fail, even if a
-    message was confirmed between the two errors.
+    """If a connection was lost and reopened, and the broker then closes it with 541 (INTERNAL_ERROR), mqtool reopens
+    the connection. If the broker closes it with 541 a second time within a minute, the connection's channels fail,
+    even if a message was confirmed between the two errors.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -493,8 +495,8 @@ def test_a_connection_that_was_lost_before_is_reopened_after_its_first_internal_
 def test_a_stable_connection_is_reopened_after_each_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a connection has been open for more than a minute, no messages are unconfirmed, and the broker closes it with
-    541 (INTERNAL_ERROR), mqtool opens it again, however often this happens.
+    """If a connection has been open for more than a minute, no messages are unconfirmed, and the broker closes it
+    with 541 (INTERNAL_ERROR), mqtool reopens the connection, however often this happens.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -529,9 +531,9 @@ def test_a_stable_connection_fails_if_each_reconnection_ends_with_an_internal_er
 def test_a_connection_fails_after_an_internal_error_while_messages_are_unconfirmed(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection is not
-    reopened, and its channels fail. If the messages were published again, they could cause the same error again, and
-    duplicates.
+    """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection is
+    not reopened, and its channels fail. If mqtool published the messages again, they could cause the same error
+    again, and duplicates.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -570,10 +572,10 @@ def test_a_connection_is_reopened_after_an_internal_error_that_a_reply_may_have_
             assert str(failure_of(channel)) == "the broker closed the connection: odd"
 
 
-def test_reconnecting_is_given_up_when_its_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
-    """A connection may have a limited number of attempts to reconnect. If it is lost repeatedly, each time within 60 s
-    of being opened and before a message was confirmed or acknowledged, the attempts after all of these losses are
-    counted together. Once the limit is reached, mqtool gives up, and the connection's channels fail.
+def test_mqtool_gives_up_reconnecting_when_the_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
+    """A connection may have a limited number of attempts to reconnect. If it is lost repeatedly, each time within 60
+    s of being opened and before a message was confirmed or acknowledged, mqtool adds up the attempts after all of
+    these losses. Once the limit is reached, mqtool gives up, and the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
@@ -648,8 +650,8 @@ def test_neither_closing_nor_a_stopped_command_waits_for_the_next_attempt_to_rec
 def test_closing_does_not_wait_for_a_broker_that_does_not_answer_an_attempt_to_reconnect(
     vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker accepts the connection of an attempt to reconnect but does not answer, Connection.close() waits only
-    for a moment, not until the attempt has failed.
+    """If mqtool tries to reconnect, and the broker accepts the connection but does not answer, Connection.close()
+    waits only for a moment, not until the attempt has failed.
     """
     monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 0.01)
     told = Told()
@@ -667,8 +669,8 @@ def test_closing_does_not_wait_for_a_broker_that_does_not_answer_an_attempt_to_r
 def test_a_command_that_was_told_to_stop_waits_at_most_8_seconds_for_a_silent_broker(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a command has been told to stop, and waits for a broker that is frozen or cannot be reached, it gives up after
-    8 s in which the broker has sent nothing. The seconds in which it did not wait do not count.
+    """If a command has been told to stop, and waits for a broker that is frozen or cannot be reached, it gives up
+    after 8 s in which the broker has sent nothing. Only the time in which the command waits is counted.
     """
     opened, now = connect(), [1000.0]
     channel = opened.channel()
@@ -722,8 +724,8 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
 def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_was_lost(
     connect: Connect, vhost: Vhost
 ) -> None:
-    """The broker blocks publishers, and then the connection is lost. If the broker unblocks publishers before the
-    connection is open again, a waiting publisher continues on the new connection.
+    """If a connection is lost while the broker blocks publishers, and the broker unblocks them before the connection
+    is open again, a waiting publisher continues on the new connection.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
@@ -746,9 +748,9 @@ BUG = "the connection broke down: IndexError('list index out of range')"
 
 
 def test_a_bug_in_a_callback_fails_the_channels(connect: Connect) -> None:
-    """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with an
-    error that asks the user to report it. A call that is waiting for the broker's reply, and opening another channel,
-    raise the same error.
+    """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with
+    an error that asks the user to report the bug. A call that is waiting for the broker's reply raises the same
+    error, and so does opening another channel.
     """
     opened = connect(backoff=AT_ONCE)
     channel = opened.channel()
@@ -773,8 +775,8 @@ class OddAddress(Address):
 
 
 def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> None:
-    """If a callback on the I/O thread raises an error while a connection is being opened, opening it raises an error
-    that says that the connection broke down, and asks the user to report it.
+    """If a callback on the I/O thread raises an error while a connection is being opened, the attempt fails with an
+    error that says that the connection broke down, and asks the user to report the bug.
     """
     [address] = parse_addresses(vhost.url)
     with pytest.raises(MqtoolError) as caught:
@@ -785,8 +787,8 @@ def test_a_bug_in_a_callback_ends_the_opening_of_a_connection(vhost: Vhost) -> N
 
 def test_connection_channel_passes_its_options_to_the_channel(connect: Connect, vhost: Vhost) -> None:
     """Connection.channel() passes its options to the channel. With strict=True, declaring a queue that exists with
-    other settings raises DeclaredDifferently. With mandatory=True, the broker returns unroutable messages. With
-    confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a confirm.
+    other properties or arguments raises DeclaredDifferently. With mandatory=True, the broker returns unroutable
+    messages. With confirm_timeout=0.1, publishing raises NotConfirmed after 0.1 s without a confirm.
     """
     told = Told()
     opened = connect(notice=told)
@@ -812,11 +814,11 @@ CONTEXT = ssl.create_default_context()
 
 
 @pytest.mark.parametrize(("url", "uses_tls"), [("amqps://one", True), ("amqps://ann:x@one", False)])
-def test_a_client_certificate_logs_in_if_the_url_names_no_user(
+def test_a_connection_logs_in_with_the_client_certificate_if_the_url_names_no_user(
     monkeypatch: pytest.MonkeyPatch, url: str, *, uses_tls: bool
 ) -> None:
-    """A connection logs in with the client's certificate if there is one, and the URL is an amqps URL that names no
-    user.
+    """If there is a client certificate, and the broker's URL is an amqps URL that names no user, a connection logs in
+    with the certificate.
     """
     asked = list[tuple[object, ...]]()
 

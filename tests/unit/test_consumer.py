@@ -99,8 +99,8 @@ def prefetches(broker: ScriptedBroker) -> list[int]:
 
 
 def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer with an idle timeout ends once no delivery has arrived for this long. The time without a connection
-    does not count. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
+    """A consumer with an idle timeout ends once no delivery has arrived for this long. Time without a connection does
+    not count towards the timeout. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(idle_timeout=5.25))
@@ -130,8 +130,8 @@ def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: C
 def test_a_consumer_whose_time_limit_passes_raises_timed_out(
     broker: ScriptedBroker, clock: Clock, limits: dict[str, Any], words: str, ends: float, *, acknowledge: bool
 ) -> None:
-    """If a consumer that is to receive three messages has received two when its time limit or its idle timeout passes,
-    it raises TimedOut, which says how many it has received. If the caller acknowledges the messages itself, the
+    """If a consumer that is to receive three messages has received two when its time limit or its idle timeout
+    passes, it raises TimedOut. The error says how many messages it has received. With manual acknowledgements, the
     consumer is cancelled, so that the broker delivers no more.
     """
     channel = broker.channel()
@@ -205,10 +205,12 @@ def test_acknowledgements_that_a_consumer_holds_back_are_sent_after_two_seconds(
     assert broker.acks[-1] == (60, True)
 
 
-def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer that is to receive 300 messages holds back its latest acknowledgements, so that the broker delivers no
-    more than 300. If the caller closes the consumer early, the consumer acknowledges all messages that it has yielded,
-    except the last one, which the caller may not have finished handling.
+def test_a_consumer_that_is_closed_early_acknowledges_all_yielded_messages_but_the_last(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """A consumer that is to receive 300 messages holds back its latest acknowledgements, so that the broker delivers
+    no more than 300. If the caller closes the consumer early, the consumer acknowledges all messages that it has
+    yielded, except the last one, which the caller may not have finished handling.
     """
     deliveries = broker.channel().consume(Q, Receiving(count=300))
     deliver(broker, *range(1, 62))
@@ -218,7 +220,7 @@ def test_a_consumer_that_ends_early_acknowledges_what_it_holds_back(broker: Scri
     assert broker.acks == [(1, True), (50, True), (60, True)]
 
 
-def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
+def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
     """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, since the queue drops messages
@@ -232,12 +234,12 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_soon_has_its_full_prefetch(
     assert clock.waits == []
 
 
-def test_a_caller_that_acknowledges_gets_the_last_messages_from_a_new_consumer(
+def test_a_consumer_with_manual_acknowledgements_never_receives_more_than_its_message_limit(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """A consumer that is to receive 7 messages with a prefetch of 3, and whose caller acknowledges them itself, never
-    lets the broker deliver an eighth. Once fewer messages remain than the prefetch allows, mqtool cancels the consumer,
-    and starts another one with the number of remaining messages as its prefetch.
+    """A consumer with manual acknowledgements, a limit of 7 messages and a prefetch of 3 never lets the broker
+    deliver an eighth message. Once fewer messages remain than the prefetch allows, mqtool cancels the consumer, and
+    starts another one with the number of remaining messages as its prefetch.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=7, prefetch=3, acknowledge=False))
@@ -255,10 +257,10 @@ def test_a_caller_that_acknowledges_gets_the_last_messages_from_a_new_consumer(
     assert clock.waits == []
 
 
-def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: ScriptedBroker, clock: Clock) -> None:
+def test_acknowledgements_of_messages_from_a_lost_connection_are_not_sent(broker: ScriptedBroker, clock: Clock) -> None:
     """If the connection is lost before the caller acknowledges a message, the broker requeues this message. A late
-    acknowledgement is therefore not sent. It does not count when a consumer with a message limit decides how many more
-    messages the broker may deliver.
+    acknowledgement of the message is therefore not sent. A consumer with a message limit does not count this message
+    as acknowledged.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(count=5, prefetch=3, acknowledge=False))
@@ -284,9 +286,9 @@ def test_late_acknowledgements_do_not_count_after_a_reconnection(broker: Scripte
 def test_a_stopped_consumer_yields_the_deliveries_that_have_arrived_only_with_auto_ack(
     broker: ScriptedBroker, clock: Clock, receiving: Receiving, *, is_yielded: bool
 ) -> None:
-    """When a consumer is stopped, it does not yield deliveries that have arrived, and leaves them unacknowledged, so
-    that the broker requeues them. The exception is a consumer with auto_ack, whose messages the broker has already
-    deleted: it yields them, unless it has a buffer, which may drop messages anyway.
+    """When a consumer is stopped, it does not yield the deliveries that have arrived, and leaves them unacknowledged,
+    so that the broker requeues them. A consumer with auto_ack does yield them, because the broker has already deleted
+    these messages. With auto_ack and a buffer, which may drop messages anyway, it does not.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)
@@ -315,10 +317,10 @@ def test_a_stopped_consumer_ends_although_messages_keep_arriving(broker: Scripte
     assert clock.waits == []
 
 
-def test_a_stopped_consumer_with_auto_ack_ends_if_the_network_no_longer_works(
+def test_a_stopped_consumer_with_auto_ack_ends_even_if_the_broker_does_not_reply_to_basic_cancel(
     broker: ScriptedBroker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker does not reply to basic.cancel within a time limit, a consumer with auto_ack that was stopped
+    """If a consumer with auto_ack is stopped, and the broker does not reply to its basic.cancel in time, the consumer
     yields the deliveries that have arrived, and ends.
     """
     monkeypatch.setattr(subscription, "_PATIENCE", 0.01)
@@ -393,9 +395,9 @@ def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker
 
 
 def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedBroker, clock: Clock) -> None:
-    """If the broker cancels a consumer, for example because its queue was deleted, the consumer yields what has arrived
-    and then raises Unavailable, which names the queue and the possible reasons. A basic.cancel for another consumer tag
-    has no effect.
+    """If the broker cancels a consumer, for example because its queue was deleted, the consumer yields the deliveries
+    that have arrived, and then raises Unavailable. The error names the queue and the possible reasons for the
+    cancellation. A basic.cancel for another consumer tag has no effect.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q)
@@ -464,10 +466,13 @@ def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_str
     assert error.value.hint == hint
 
 
-def test_a_cancelled_consumer_still_yields_what_has_arrived(broker: ScriptedBroker, clock: Clock) -> None:
-    """After a consumer is cancelled, it still yields the deliveries that have arrived. arrives() waits for the next
-    delivery up to the given time, and returns whether there is one. Once the channel is stopped, arrives() returns True
-    immediately, so that the caller continues with deliveries(), which then ends.
+def test_a_cancelled_consumer_still_yields_the_deliveries_that_have_arrived(
+    broker: ScriptedBroker, clock: Clock
+) -> None:
+    """After a consumer is cancelled, it still yields the deliveries that have arrived. Its method arrives() waits up
+    to the given time for the next delivery, and returns whether there is one. Once the channel is stopped, arrives()
+    returns True immediately, so that its caller does not wait, but asks for the next delivery and learns that there
+    is none.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(acknowledge=False))
@@ -562,12 +567,12 @@ def test_give_back_requeues_unacknowledged_messages_batch_by_batch(broker: Scrip
 @pytest.mark.parametrize(
     ("ready", "arrived", "patience"), [([9, 9, 9], 3, 0), ([9, 0, 9, 9], 3, 0), ([9, 0, 0], 2, 0), ([9] * 2000, 2, 1.5)]
 )
-def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
+def test_a_consumer_is_cancelled_once_no_message_is_in_transit(
     broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
     """When an AMQP 0-9-1 consumer ends, for example because it is stopped or closed, it first sends its
-    acknowledgements. It then waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty, and is
-    cancelled. If it was cancelled earlier, the broker would requeue messages in transit out of order.
+    acknowledgements. It then waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty, and
+    is cancelled. If it were cancelled earlier, the broker would requeue messages in transit out of order.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
@@ -610,12 +615,13 @@ def test_a_consumer_is_cancelled_once_nothing_is_in_transit(
     [(0, {}, False), (2, {"x-stream-offset": 1}, False), (2, {}, True)],
     ids=["none", "stream", "all"],
 )
-def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
+def test_a_consumer_that_has_acknowledged_all_messages_waits_for_others_in_transit(
     broker: ScriptedBroker, clock: Clock, received: int, headers: dict[str, Any], waits: bool
 ) -> None:
     """When a consumer is stopped after it has acknowledged everything that it received, it waits for messages in
-    transit before it ends. A consumer of a stream does not wait, because a stream requeues nothing. Nor does a consumer
-    that has received nothing: it would wait in vain if another one is the queue's single active consumer.
+    transit before it ends. A consumer of a stream does not wait, because a stream requeues no messages. Nor does a
+    consumer that has received nothing: it would wait in vain if another consumer is the queue's single active
+    consumer.
     """
     channel = broker.channel()
     broker.depth = 9
@@ -630,8 +636,8 @@ def test_a_consumer_that_has_acknowledged_all_waits_for_messages_in_transit(
 def test_a_later_consumer_of_a_channel_does_not_wait_for_messages_in_transit_if_its_prefetch_is_used_up(
     broker: ScriptedBroker, clock: Clock
 ) -> None:
-    """If the prefetch of a consumer is used up, no messages can be in transit to it, and it ends without waiting for
-    any. To find this out, it counts only its own deliveries, not those of an earlier consumer of the same channel.
+    """If a consumer has received as many messages as its prefetch allows, no more can be in transit to it, and it
+    ends without waiting. It counts only its own deliveries, not those of an earlier consumer of the same channel.
     """
     channel = broker.channel()
     broker.depth = 9
@@ -673,9 +679,10 @@ def test_a_message_whose_output_cannot_be_written_is_not_acknowledged(broker: Sc
 def test_a_connection_has_made_progress_once_a_delivery_is_acknowledged(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
 ) -> None:
-    """A connection counts as having made progress (has_progressed) once a message that it delivered is acknowledged. A
-    message from an earlier connection can no longer be acknowledged, and does not count. With auto_ack, there are no
-    acknowledgements: a message counts once the caller has asked for the next one.
+    """If a connection has made progress (has_progressed), the backoff of later reconnections starts again. It has
+    made progress once a message that it delivered is acknowledged or, with auto_ack, once the caller has asked for
+    the message after it. A message from an earlier connection can no longer be acknowledged, and does not count as
+    progress.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(auto_ack=auto_ack, idle_timeout=1))

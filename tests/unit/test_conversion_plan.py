@@ -96,7 +96,8 @@ TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECO
 
 def test_a_conversion_to_another_type_keeps_the_queues_arguments() -> None:
     """`queue convert` to another queue type keeps the queue's arguments, such as x-max-length, and changes only
-    x-queue-type. It prints one remark: clients that still declare the queue as before get 406 PRECONDITION_FAILED.
+    x-queue-type. It prints one remark: clients that still declare the queue as before receive 406
+    PRECONDITION_FAILED.
     """
     it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
     assert it.plan.queue == "jobs"
@@ -202,7 +203,7 @@ def test_arguments_named_in_the_command_are_set_or_removed() -> None:
 def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_remark() -> None:
     """If the new queue type does not support an argument that has no effect on messages, `queue convert` leaves the
     argument out and prints a remark with its name. If the command itself removes the argument with `--argument
-    NAME:=null`, there is no such remark.
+    NAME:=null`, no remark is printed.
     """
     queue = view(arguments={"x-queue-mode": "lazy", "x-queue-version": 2})
     it = found(queue=queue)
@@ -255,9 +256,10 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
     ]
 
 
-def test_a_queue_with_an_argument_that_mqtool_cannot_read_completely_is_not_converted() -> None:
-    """The management client leaves out what is nested too deeply. `queue convert` refuses a queue with such an
-    argument, which it could not declare again, unless the argument is left out.
+def test_a_queue_with_an_argument_that_is_nested_too_deeply_is_not_converted() -> None:
+    """mqtool does not read the innermost values of a queue argument that is nested too deeply, so it could not
+    declare another queue with the same argument. `queue convert` refuses such a queue unless the command removes the
+    argument with `--argument NAME:=null`.
     """
     queue = view(arguments={"x-own it": {"a": [TOO_DEEP]}})
     assert found(queue=queue).refusals == [
@@ -360,8 +362,8 @@ def test_a_queue_with_consumers_is_converted_only_with_force(count: int, text: s
 
 
 def test_an_exclusive_consumer_prevents_a_conversion() -> None:
-    """While a queue has an exclusive consumer, `queue convert` refuses to convert the queue, even with --force, because
-    no other consumer can get the messages.
+    """While a queue has an exclusive consumer, `queue convert` refuses to convert the queue, even with --force,
+    because no other consumer can receive the messages.
     """
     it = found(queue=view(consumer_details=[{"consumer_tag": "t", "exclusive": True}]), **{"vhosts/v/channels": []})
     assert it.refusals == [
@@ -492,8 +494,8 @@ def test_a_remark_mentions_force_if_the_broker_does_not_report_through_which_exc
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
     """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
-    `queue convert` prints a remark. It says that the conversion needs --force if a client publishes through the default
-    exchange. If no client publishes to the queue, or the API names the exchanges, there is no such remark.
+    `queue convert` prints a remark: the conversion needs --force if a client publishes through the default exchange.
+    If no client publishes to the queue, or the API names the exchanges, this remark is not printed.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -578,10 +580,10 @@ def test_a_policy_with_a_max_length_prevents_a_conversion_only_if_it_applies_to_
 
 @pytest.mark.parametrize("to", ["quorum_queues", "classic_queues", "streams"])
 def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_a_conversion(to: str) -> None:
-    """A policy that makes queues reject messages beyond a number of bytes can prevent the conversion of a classic queue
-    to a quorum queue. One for quorum queues prevents it, because it applies to the converted queue and to the temporary
-    queue that holds the messages. One for classic queues prevents it, because it applies to the temporary queue for
-    messages published meanwhile. One for streams does not prevent it.
+    """During the conversion of a classic queue to a quorum queue, its messages wait in a temporary quorum queue, and
+    newly published messages in a temporary classic queue. `queue convert` therefore refuses the conversion if a
+    policy for quorum queues, or one for classic queues, makes queues reject messages beyond a number of bytes. A
+    policy for streams does not prevent the conversion.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     converted = "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit"
@@ -722,7 +724,7 @@ def test_a_queue_whose_messages_fit_can_be_converted(
 
 def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
     """If `queue convert` sets or changes x-message-ttl or x-expires, a remark says after how long the messages or the
-    queue will expire. There is no such remark about an argument that is kept or removed.
+    queue will expire. No remark is printed about an argument that is kept or removed.
     """
     changes = {"x-message-ttl": 90_000, "x-expires": 3_600_000}
     assert found(None, changes).remarks[:-1] == [
@@ -734,7 +736,7 @@ def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
 
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
-def test_a_plan_considers_only_the_policies_that_the_user_can_read(error: Exception) -> None:
+def test_a_conversion_is_checked_only_against_the_policies_that_the_user_can_read(error: Exception) -> None:
     """If the user of `queue convert` may read only the policies or only the operator policies, the conversion is
     checked against those alone. If the user may read neither, the conversion is not checked against policies.
     """
@@ -785,9 +787,9 @@ LOSES, CEASES = (
 def test_settings_of_a_policy_that_the_new_type_does_not_support_are_named_in_a_remark(
     to: str, definition: dict[str, Any], what: str, text: str
 ) -> None:
-    """If a policy matches the queue before and after a conversion, but the new queue type does not support some of the
-    policy's settings, a remark of `queue convert` names these settings. If such a setting prevents the whole policy
-    from applying, the remark says so.
+    """If a policy matches the queue before and after a conversion, but the new queue type does not support some of
+    the policy's settings, a remark of `queue convert` names these settings. If such a setting prevents the whole
+    policy from applying, the remark says that the policy will not apply.
     """
     assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [
         *ONE_WAY[to],
@@ -895,9 +897,10 @@ def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
         *(json.dumps({name: value for name, value in PLANNED.items() if name != left_out}) for left_out in PLANNED),
     ],
 )
-def test_an_argument_that_is_not_a_plan_raises_bad_data(text: object) -> None:
-    """`queue convert` stores its plan in a queue's argument x-mqtool-convert. If this argument contains something else,
-    reading the plan raises BadData. The error shows up to 200 characters of the value.
+def test_a_stored_plan_that_cannot_be_read_raises_bad_data(text: object) -> None:
+    """`queue convert` stores its plan of the conversion in a queue's argument x-mqtool-convert. If this argument
+    contains something else, reading the plan raises BadData. The error shows up to 200 characters of the argument's
+    value.
     """
     with pytest.raises(BadData) as refused:
         ConversionPlan.parsed(text)
@@ -923,9 +926,9 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is valid
-    only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any other
-    queue, and a plan that it cannot read, and records the reason.
+    """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is
+    valid only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any
+    other queue, and one that it cannot read, and records why it ignores the plan.
     """
     text = json.dumps(PLANNED)
     queues = [
@@ -948,7 +951,7 @@ def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages
 DLX, KEY = "x-dead-letter-exchange", "x-dead-letter-routing-key"
 
 
-def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() -> None:
+def test_dead_letters_returns_a_queues_dead_letter_exchange_and_routing_key() -> None:
     """dead_letters() returns a queue's arguments x-dead-letter-exchange and x-dead-letter-routing-key, if any, and none
     of its other arguments.
     """

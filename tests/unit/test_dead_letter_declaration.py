@@ -39,8 +39,8 @@ def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
 def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
     channel: Channel, settings: dict[str, Any]
 ) -> None:
-    """If a dead-letter queue exists with other settings than those that mqtool declares, but none that would make it
-    lose messages, mqtool uses the queue as it is.
+    """If a dead-letter queue exists with other arguments than those that mqtool would declare, or is transient, but
+    has no argument that would make it lose messages, mqtool uses the queue as it is.
     """
     theirs = channel.declare(DEAD._replace(**settings), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)
@@ -106,18 +106,17 @@ def test_nothing_is_published_to_a_dead_letter_queue_that_was_replaced(channel: 
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_a_dead_letter_queue_that_is_deleted_with_its_last_consumer_is_refused(
-    channel: Channel, *, is_durable: bool
-) -> None:
+def test_an_auto_delete_dead_letter_queue_is_refused(channel: Channel, *, is_durable: bool) -> None:
     """If a dead-letter queue exists as an auto-delete queue, the broker would delete it, with all its messages, when
-    its last consumer ends. mqtool does not use such a queue: it raises DeclaredDifferently, which names the setting.
+    its last consumer ends. mqtool does not use such a queue: it raises DeclaredDifferently, and the error names
+    auto_delete.
     """
     channel.declare(DEAD._replace(durable=is_durable, auto_delete=True), remember=False)
     with pytest.raises(DeclaredDifferently, match="exists with auto_delete, so it may not keep its messages"):
         declare_dead_letter_queue(channel, DEAD)
 
 
-def test_a_dead_letter_queue_whose_settings_cannot_be_read_is_refused(channel: Channel) -> None:
+def test_a_dead_letter_queue_whose_arguments_cannot_be_read_is_refused(channel: Channel) -> None:
     """mqtool learns the arguments of an existing dead-letter queue from the broker's error when it declares the queue
     with other arguments. The broker cuts this error text after 255 bytes. If the queue's name is too long for the text
     to contain an argument's value, mqtool cannot tell whether the queue would drop messages, and refuses to use it.

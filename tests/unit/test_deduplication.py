@@ -144,9 +144,9 @@ def test_a_copy_of_a_dead_letter_that_was_never_moved_back_is_not_handled(path: 
     assert store.begin(KEY) == Handled(None, dead=True)
 
 
-def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[float]) -> None:
-    """With `--deduplicate`, a copy of a handled message counts as a duplicate only if it arrives within the window (a
-    day in this test). A worker handles a copy that arrives later.
+def test_a_copy_is_a_duplicate_only_within_the_deduplication_window(path: Path, now: list[float]) -> None:
+    """With `--deduplicate`, a copy of a handled message is a duplicate only if it arrives within the deduplication
+    window (a day in this test). A worker handles a copy that arrives later.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -158,8 +158,8 @@ def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[floa
 
 
 def test_old_messages_are_removed_from_the_deduplication_store(path: Path, now: list[float]) -> None:
-    """The deduplication store of a worker forgets messages that were handled longer ago than the window, so that it
-    does not grow forever. It keeps newer messages, and those that are still being handled.
+    """The deduplication store of a worker forgets messages that were handled longer ago than the deduplication
+    window, so that it does not grow forever. It keeps newer messages, and those that are still being handled.
     """
     store = HandledMessages(path, DAY)
     old, handling, new = (KEY._replace(message_id=name) for name in ("old", "handling", "new"))

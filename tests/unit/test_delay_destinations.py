@@ -103,17 +103,17 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """Once due, a delayed message goes to the exchange, and has the routing key, that its line of input names. If the
-    input lacks one of these, mqtool takes it from the destination on the command line, which is an exchange or a queue.
-    With the default exchange, the message goes to the queue that the routing key names.
+    """When it is due, a delayed message is published to the exchange, and with the routing key, that its input line
+    names. If the line does not name one of these, mqtool takes it from the destination on the command line, which is
+    an exchange or a queue. With the default exchange, the message goes to the queue that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """If a delayed message is sent to a queue, and has the header CC or BCC, BadData is raised, because only one of the
-    queues would get the message. A delayed message to a named exchange may have these headers.
+    """If a delayed message is sent to a queue, and has the header CC or BCC, BadData is raised, because only one of
+    the queues would receive the message. A delayed message to a named exchange may have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -184,7 +184,7 @@ def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
         "no permission",
     ],
 )
-def test_a_queue_is_classic_only_if_the_broker_says_so(
+def test_a_queue_is_treated_as_classic_only_if_the_broker_accepts_its_declaration_as_classic(
     declared: Queue, existing: Queue | None, default: str, is_classic: bool
 ) -> None:
     """mqtool treats the destination of delayed messages as a classic queue only if the broker accepts a declaration of

@@ -1,4 +1,4 @@
-"""How delayed messages are rewritten so that they wait on the broker, and which of the two ways is chosen."""
+"""How delayed messages are rewritten so that they wait in the exchange of the delayed message plugin or in queues."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,9 +100,8 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 
 def test_messages_without_a_delay_and_the_value_none_are_passed_on_unchanged() -> None:
-    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for delaying messages.
-    While a command has no input yet, its generator of messages yields None. mqtool passes this None on to the
-    publisher.
+    """mqtool publishes messages without a delay unchanged, and declares no queue or exchange for them. While a
+    command waits for input, its generator of messages yields None, which is also passed on to the publisher.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -127,9 +126,9 @@ def test_a_delayed_message_goes_to_the_plugins_exchange_with_the_delay_in_a_head
     assert (found.delay, found.due) == (None, None)
 
 
-def test_in_a_wait_queue_a_delayed_message_has_its_delay_as_expiration() -> None:
-    """With `--via ttl`, a delayed message for a queue is published to a wait queue as persistent, with the delay as its
-    expiration and the due time in the header mqtool-due.
+def test_a_delayed_message_in_a_wait_queue_has_an_expiration_1_ms_longer_than_its_delay() -> None:
+    """With `--via ttl`, a delayed message for a queue is published to a wait queue as persistent. Its expiration is 1
+    ms longer than its delay, and the header mqtool-due contains the due time.
     """
     found = held(Message(b"x", None, None, {}, None, 5.0), via=Via.TTL)
     assert (found.exchange, found.routing_key) == ("", "jobs.delay.5s.classic")
@@ -224,7 +223,7 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
-def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
+def test_the_number_of_unconfirmed_delayed_messages_is_limited(delay: float, at_most: int) -> None:
     """If messages have a delay of up to 5 s, mqtool has at most 100 of them unconfirmed at a time, because more would
     arrive late. The limit is higher for longer delays, such as 500 messages for 90 s. At the limit, mqtool waits for
     confirms before it publishes the next message.
@@ -309,7 +308,7 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
-def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: str) -> None:
+def test_no_notice_says_where_delayed_messages_wait_if_the_exchange_or_wait_queue_already_exists(existing: str) -> None:
     """When mqtool declares the exchange or wait queue for delayed messages, a notice says where the messages wait. If
     this exchange or wait queue already exists, mqtool prints no notice.
     """

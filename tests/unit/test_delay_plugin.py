@@ -124,7 +124,7 @@ def test_one_warning_says_that_the_plugin_may_lose_messages_for_quorum_queues(
     assert warnings == [LOSES] * warns
 
 
-def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel: Channel) -> None:
+def test_a_warning_says_that_the_plugin_is_not_made_for_a_hundred_thousand_messages(channel: Channel) -> None:
     """When mqtool delays the 100,000th message with the plugin, it warns once that the plugin is not made for this
     number of messages.
     """
@@ -142,9 +142,9 @@ def test_a_hundred_thousand_delayed_messages_are_too_many_for_the_plugin(channel
 
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
     """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
-    DeclaredDifferently, with a hint that contains the command that deletes the exchange. The channel on which mqtool
-    publishes remains usable. mqtool opens a separate connection to find out whether the broker has the delayed message
-    plugin, which provides this type. It opens no further one once it has found the plugin.
+    DeclaredDifferently, with a hint that contains the command that deletes the exchange. mqtool checks on a separate
+    connection whether the broker has the delayed message plugin, so that the channel on which it publishes stays
+    open. Once it has found the plugin, it does not check again.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:

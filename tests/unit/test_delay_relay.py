@@ -254,9 +254,7 @@ def test_delayed_relay_does_not_declare_the_exchange_of_the_option_to() -> None:
         ("tasks.relay", "does it relay to another exchange? Once it is empty: mqtool queue delete tasks.relay"),
     ],
 )
-def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(
-    name: str, hint: str
-) -> None:
+def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_was_declared_differently(name: str, hint: str) -> None:
     """If the exchange that `delayed relay` declares exists with another type or other properties, the error's hint
     suggests another exchange. If the command's queue exists with other properties or arguments, the hint contains the
     command that deletes the queue.
@@ -269,7 +267,7 @@ def test_delayed_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_othe
 # What a relay publishes
 
 
-def test_delayed_relay_publishes_a_message_without_x_delay_at_once() -> None:
+def test_delayed_relay_publishes_a_message_without_x_delay_immediately() -> None:
     """`delayed relay` immediately publishes a message without the header x-delay to the exchange for due messages, with
     the message's own routing key and properties. The command removes headers that the broker has added, and headers
     that mqtool has added for an earlier delay.
@@ -311,9 +309,9 @@ def test_delayed_relay_removes_a_reply_to_that_no_client_may_publish() -> None:
 
 
 def test_delayed_relay_publishes_a_message_with_x_delay_to_a_wait_queue() -> None:
-    """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it is
-    due. In the published message, another header contains the time at which the message is due, and x-delay contains
-    the negative delay, as with the delayed message exchange plugin.
+    """If a message has the header x-delay, `delayed relay` publishes it to a wait queue, in which it stays until it
+    is due. In the published message, another header contains the time at which the message is due, and x-delay
+    contains the negative delay, as with the delayed message plugin.
     """
     broker = FakeBroker(job(7, x_delay=5000, a=1))
     relayed = Relayed(broker).run()
@@ -432,10 +430,10 @@ def test_delayed_relay_rejects_a_message_that_it_cannot_encode() -> None:
 
 
 @pytest.mark.parametrize("headers", [{"x_delay": 5000}, {"x_delay": 5000, "x_death": [{"queue": "q" * 200}]}])
-def test_a_message_whose_headers_have_no_room_for_a_delay_is_published_at_once(headers: dict[str, Any]) -> None:
+def test_a_message_whose_headers_leave_no_room_for_a_delay_is_published_immediately(headers: dict[str, Any]) -> None:
     """To delay a message, `delayed relay` adds headers to it. If these do not fit into a frame with the message's own
-    headers, the command publishes the message immediately, without a delay. It prints a warning and acknowledges the
-    message. The same applies if too little room is left for the headers that the broker adds to a dead letter.
+    headers, or leave too little room for the headers that the broker adds to a dead letter, the command publishes the
+    message immediately, without a delay. It prints a warning and acknowledges the message.
     """
     broker = FakeBroker(job(1, b"large", **headers), job(2))
     relayed = Relayed(broker).run()
@@ -464,8 +462,8 @@ def test_delayed_relay_rejects_a_message_that_can_never_be_published() -> None:
 
 
 def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
-    """If a message that is due is unroutable, `delayed relay` drops and counts the message, because the delayed message
-    exchange plugin drops such messages as well.
+    """If a message that is due is unroutable, `delayed relay` drops and counts the message, as the delayed message
+    plugin does.
     """
     broker = FakeBroker(job(7))
     broker.answer = lambda _: Confirmation.RETURNED
@@ -522,13 +520,13 @@ class Monotonic:
 
 
 @pytest.mark.parametrize("broker_name", ["RabbitMQ 4.2", "the embedded broker"])
-def test_a_message_is_acknowledged_once_rabbitmq_would_no_longer_lose_its_new_wait_queue(
+def test_a_message_is_acknowledged_only_when_a_kill_would_no_longer_lose_its_new_wait_queue(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
     """If RabbitMQ is killed just after it has declared a quorum queue, it may lose the queue with its messages. When
-    `delayed relay` declares a wait queue and publishes a message to it, the command therefore acknowledges the original
-    message only 1.5 s after the declaration. Even a command that has been told to stop waits for this. On the embedded
-    broker, which does not lose such a queue, there is no wait.
+    `delayed relay` declares a wait queue and publishes a message to it, the command therefore acknowledges the
+    original message only 1.5 s after the declaration, even if the command is being stopped. On the embedded broker,
+    which does not lose such a queue, it does not wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
@@ -558,9 +556,10 @@ def wait_for_changes(checks: WaitQueueChecks) -> None:
         assert time.perf_counter() < deadline, "no queue has answered"
 
 
-def test_a_wait_queue_is_used_only_after_it_has_answered() -> None:
-    """A wait queue without a leader would not confirm messages. `delayed relay` therefore sends messages to a wait
-    queue only after the queue has answered a check. It checks each queue only once.
+def test_a_wait_queue_is_used_only_after_it_has_answered_a_check_for_a_leader() -> None:
+    """A wait queue without a leader would not confirm messages. Before `delayed relay` publishes messages to a wait
+    queue, it therefore checks that the queue has a leader, and waits for the queue's answer. It checks each queue
+    only once.
     """
     asked: list[str] = []
     broker = FakeBroker()
@@ -625,8 +624,8 @@ def test_a_wait_queue_that_has_been_deleted_passes_the_check_of_delayed_relay() 
 
 def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed() -> None:
     """`delayed relay` checks its wait queues over a separate connection. If RabbitMQ closes this connection during a
-    check, the command opens a new one for the checks, and repeats the check. When the command ends, it closes the new
-    connection as well.
+    check, the command opens a new one for the checks, and repeats the check. When the command ends, it also closes
+    the new connection.
     """
     broker = FakeBroker()
     lost = [Unavailable("lost")]
@@ -652,10 +651,10 @@ def test_delayed_relay_opens_another_connection_if_the_one_for_checks_is_closed(
 def test_a_slow_wait_queue_is_avoided_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
 ) -> None:
-    """Before `delayed relay` first publishes to a wait queue, it checks that the queue answers. If there is no answer
-    for more than 3 s, or for more than 0.5 s while such checks hold up many messages, the relay avoids the queue until
-    it answers. Meanwhile, messages wait in an additional wait queue, whose name ends in `.2`, and which is used even if
-    it answers slowly.
+    """Before `delayed relay` first publishes to a wait queue, it checks that the queue has a leader. If there is no
+    answer for more than 3 s, or for more than 0.5 s while many messages wait for such checks, the command avoids the
+    queue until it answers. Meanwhile, it uses an additional wait queue, whose name ends in `.2`, even if this queue
+    answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()
@@ -677,7 +676,7 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 
 def test_a_check_that_is_running_when_delayed_relay_ends_opens_no_connection() -> None:
     """If `delayed relay` ends during a check of a wait queue, it closes the connection for checks without waiting for
-    the check to end. The check then fails because its connection is lost, but opens no new one.
+    the check to end. The check then fails because its connection is closed, and does not open a new one.
     """
     started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
     broker = FakeBroker()

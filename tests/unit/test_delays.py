@@ -1,4 +1,4 @@
-"""Delays: the wait queues for each, and their notation."""
+"""Delays: the wait queues for each delay, and how delays are written."""
 
 import json
 import time
@@ -20,7 +20,7 @@ delays = st.integers(1, LONGEST_IN_QUEUES)
 
 
 def waited(delay: int) -> int:
-    """Milliseconds that a message waits in all."""
+    """Milliseconds that a message waits in total."""
     return sum(wait.milliseconds for wait in waits_for(delay))
 
 

@@ -227,10 +227,10 @@ def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_th
         ),
     ],
 )
-def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(message: Message, error: str) -> None:
-    """Encoding a message raises an error with the reason if its exchange, routing key or message id is too long or not
-    valid UTF-8, or if a header's value has no AMQP encoding. The same applies if its headers and properties do not fit
-    into a frame. Later messages can still be encoded.
+def test_a_message_that_cannot_be_encoded_raises_an_error_that_gives_the_reason(message: Message, error: str) -> None:
+    """Encoding a message raises an error with the reason if its exchange, routing key or message id is too long or
+    not valid UTF-8, if a header's value has no AMQP encoding, or if its headers and properties do not fit into a
+    frame. Later messages can still be encoded.
     """
     encoder = PublishEncoder(3, 4008)
     with pytest.raises(MqtoolError, match=error):

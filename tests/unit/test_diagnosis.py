@@ -51,10 +51,10 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue if its consumers acknowledge nothing, and hold more unacknowledged messages than there
-    are consumers. If `doctor` has measured twice, only acknowledgements between the two measurements count. If there is
-    no more than one unacknowledged message for each consumer, each may be a long task: in this case, `doctor` reports
-    the queue only if the number of unacknowledged messages has grown between two measurements.
+    """`doctor` reports a queue if its consumers acknowledge nothing, and there are more unacknowledged messages than
+    consumers. If there is at most one such message for each consumer, it may be a long task: `doctor` then reports
+    the queue only if the number of unacknowledged messages has grown between two measurements. If `doctor` has
+    measured twice, it considers only acknowledgements between the two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -76,9 +76,9 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> None:
-    """`doctor` reports a durable classic queue that is set to reject messages beyond a limit, in messages or bytes, but
-    holds more: RabbitMQ drops or dead-letters the surplus when it restarts. If an argument and a policy set the limit,
-    the lower value applies. Unacknowledged messages count as well.
+    """`doctor` reports a durable classic queue with the overflow behaviour reject-publish if it contains more
+    messages or bytes than its limit: RabbitMQ drops or dead-letters the surplus when it restarts. If an argument and
+    a policy set the limit, the lower value applies. Unacknowledged messages count towards the limit.
     """
 
     def said(overflow: str = "reject-publish", policy: Json | None = None, **more: object) -> list[str]:
@@ -146,8 +146,8 @@ def test_doctor_does_not_say_that_messages_published_before_an_exchange_lost_its
 
 
 def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() -> None:
-    """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
-    the cycle as one problem. This also works with thousands of queues.
+    """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor`
+    reports the cycle as one problem. It also finds cycles among thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
@@ -186,8 +186,9 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
-    """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if they are
-    silent. It shortens the connection timeout for this, since a stream handshake may take three times this timeout.
+    """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if nothing
+    answers there. For this, it divides the connection timeout by the number of nodes, and by 3, since a stream
+    handshake may take three times the timeout.
     """
     addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)

@@ -14,9 +14,11 @@ from mqtool.broker.docker import Docker
 from mqtool.broker.state import Started
 
 
-def test_another_container_that_is_removed_meanwhile_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While mqtool asks the Docker daemon about all containers, a container that does not belong to mqtool's broker may
-    be removed. mqtool still finds the running nodes of its broker.
+def test_the_removal_of_another_container_does_not_affect_the_search_for_a_brokers_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While mqtool asks the Docker daemon about all containers, a container that does not belong to mqtool's broker
+    may be removed. mqtool still finds the running nodes of its broker.
     """
     client = DockerClient(base_url="tcp://127.0.0.1:9", version="1.44")
     with closing(client):
@@ -50,8 +52,9 @@ def test_another_container_that_is_removed_meanwhile_is_ignored(monkeypatch: pyt
 def test_a_container_of_another_user_is_not_taken_for_the_one_of_broker_up(
     monkeypatch: pytest.MonkeyPatch, name: str, status: str, directory: str, runs: bool
 ) -> None:
-    """A broker in Docker runs if a container with its name is running that was started from its directory. If it was
-    removed, another user's broker may have a container of the same name.
+    """mqtool considers its broker in Docker to be running only if a container with the broker's name, started from
+    the broker's directory, is running or paused. A container of the same name that was started from another directory
+    belongs to another user's broker.
     """
     container = Namespace(name=name, status=status, labels={"mqtool.directory": directory})
     client = Namespace(containers=Namespace(list=lambda **_: [container]))

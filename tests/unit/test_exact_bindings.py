@@ -181,9 +181,9 @@ def is_same(found: Binding | None, expected: Binding) -> bool:
     ],
     ids=repr,
 )
-def test_a_binding_keeps_the_types_of_its_arguments(broker: Broker, arguments: dict[str, Any]) -> None:
-    """When `queue convert` moves a binding, the arguments of the new binding have the types of the old one, such as
-    void or an integer of 64 bits, although the management API does not show these types.
+def test_queue_convert_keeps_the_types_of_a_bindings_arguments(broker: Broker, arguments: dict[str, Any]) -> None:
+    """When `queue convert` moves a binding, the arguments of the new binding have the same types as those of the old
+    one, such as void or a 64-bit integer, although the management API does not show these types.
     """
     [found] = broker.of(bound(arguments))
     assert is_same(found, bound(arguments))
@@ -210,7 +210,7 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
     """`queue convert` cannot keep a binding if its arguments have unusual types, such as bytes or timestamps, or if
-    they contain small integers of which some have 32 bits and others 64. This is a reason to refuse the conversion. The
+    they contain small integers of different sizes, 32 and 64 bits. This is a reason to refuse the conversion. The
     command still finds out the types of the arguments of the queue's other bindings.
     """
     text = bound({"b": "text"}, "us")
@@ -278,9 +278,9 @@ def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker
 def test_queue_convert_keeps_a_bindings_routing_key_and_destination(
     broker: Broker, key: str, arguments: dict[str, Any]
 ) -> None:
-    """When `queue convert` makes a binding again, the binding keeps its routing key, whatever that is, and its
-    destination, which is the queue or, during the conversion, an exchange. The command first makes a trial binding only
-    if the binding has arguments, to find out their types.
+    """When `queue convert` declares a binding again, the binding keeps its routing key, whatever that is, and its
+    destination, which is the queue or, during the conversion, an exchange. The command first makes a trial binding
+    only if the binding has arguments, to find out their types.
     """
     for to_exchange in (False, True):
         binding = Binding("logs", "other", key, arguments, to_exchange)
@@ -293,8 +293,8 @@ def test_queue_convert_keeps_a_bindings_routing_key_and_destination(
 def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
-    """The management API does not show all bytes of a routing key that is not UTF-8. So `queue convert` cannot keep a
-    binding with such a routing key, which is a reason for it to refuse the conversion.
+    """The management API does not show all bytes of a routing key that is not valid UTF-8. `queue convert` therefore
+    cannot keep a binding with such a routing key, which is a reason to refuse the conversion.
     """
     assert broker.of(bound(arguments, "\udcff")) == [None]
 
@@ -320,8 +320,8 @@ def test_trial_bindings_leave_nothing_behind_if_queue_convert_is_killed(broker: 
 @pytest.mark.parametrize("method", ["declare Queue", "declare Exchange", "bind"])
 def test_queue_convert_deletes_its_trial_queue_and_exchange_if_a_trial_is_refused(broker: Broker, method: str) -> None:
     """To find out the types of arguments, `queue convert` declares an exchange and a queue, and makes trial bindings
-    between them. If the user may not do this, the command ends with the broker's error, and deletes what it has
-    declared.
+    between them. If the broker refuses one of these steps, for example because the user lacks a permission, the
+    command ends with the broker's error, and deletes what it has declared.
     """
     broker.refused = method
     with pytest.raises(AccessRefused, match=f"^{method} refused$"):

@@ -104,7 +104,7 @@ def test_a_program_gets_its_message_on_stdin_and_its_variables_in_the_environmen
     ],
 )  # fmt: skip
 def test_a_command_is_split_into_words_in_which_placeholders_are_replaced(command: str, words: list[str]) -> None:
-    """`worker --exec` splits its command into words as a shell would do it, but runs no shell. It replaces placeholders
+    """`worker --exec` splits its command into words as a shell would, but runs no shell. It replaces placeholders
     such as {routing_key} with the message's values.
     """
     ending = run(f"printf '%s\\n' {command}", delivery(message_id="m"))

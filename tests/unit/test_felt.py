@@ -24,7 +24,7 @@ class Figures:
 
 
 def test_a_cost_has_grown_if_it_is_more_than_5_percent_higher_than_at_the_base_commit() -> None:
-    """The benchmark `felt` reports that the cost of a command has grown only if the command needs over 5 % more
+    """The benchmark `felt` reports that the cost of a command has grown only if the command needs over 5% more
     instructions or CPU time than at the base commit.
     """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
@@ -32,9 +32,9 @@ def test_a_cost_has_grown_if_it_is_more_than_5_percent_higher_than_at_the_base_c
 
 
 def test_felt_marks_a_command_whose_cost_has_grown() -> None:
-    """If a command seems to need over 5 % more CPU time or instructions than at the base commit, the benchmark `felt`
-    measures the command again. `felt` marks the command GREW if the lowest measurement still exceeds the base commit's
-    lowest by more than 5 %.
+    """If a command seems to need over 5% more CPU time or instructions than at the base commit, the benchmark `felt`
+    measures the command again. `felt` marks the command GREW if the lowest measurement still exceeds the base
+    commit's lowest by more than 5%.
     """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -44,8 +44,8 @@ def test_felt_marks_a_command_whose_cost_has_grown() -> None:
 
 
 def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
-    """If the cost of a command is more than 5 % higher than at the base commit in the first measurement, but not in the
-    second, the benchmark `felt` does not mark the command GREW.
+    """If the cost of a command is more than 5% higher than at the base commit in the first measurement, but not in
+    the second, the benchmark `felt` does not mark the command GREW.
     """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -54,7 +54,7 @@ def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
 
 
 def test_felt_repeats_a_measurement_only_if_the_cost_has_grown() -> None:
-    """If the cost of a command is at most 5 % higher in the first measurement than at the base commit, the benchmark
+    """If the cost of a command is at most 5% higher in the first measurement than at the base commit, the benchmark
     `felt` does not measure the command again, to keep CI short.
     """
     figures = Figures([100.0], [99.0])
@@ -86,7 +86,8 @@ def test_felt_measures_a_broker_that_seems_slower_again(
     monkeypatch: pytest.MonkeyPatch, later: float, mark: str
 ) -> None:
     """If the embedded broker seems to need more CPU time per message than at the base commit, the benchmark `felt`
-    measures the broker again. `felt` marks the broker GREW only if the second measurement agrees.
+    measures the broker again. `felt` marks the broker GREW only if the lowest of these measurements is still higher
+    than the base commit's lowest.
     """
     results = [6.0, *[later] * AGAIN, 5.0]
 

@@ -103,9 +103,9 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
 def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(name: str) -> None:
-    """`queue convert` holds a queue's messages in a temporary queue before it returns them. If a message has a CC or
-    BCC header, or one that mqtool uses, such as mqtool-exchange, all headers of the message are held at the start of
-    its body. Back in its own queue, the message has its own headers and body again.
+    """While `queue convert` holds a message in a temporary queue, a CC or BCC header, or a header that mqtool uses,
+    such as mqtool-exchange, must have no effect. If the message has such a header, all its headers are stored at the
+    start of its body. Back in its own queue, the message has its own headers and body again.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -117,10 +117,10 @@ def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(na
 
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
-    """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` usually
-    holds all headers of the message at the start of its body. If the body is larger than 8 MiB, it stays unchanged,
-    because the broker limits its size. `queue convert` then stores only the headers that must have no effect, inside an
-    additional header, mqtool-convert. When the message returns to its own queue, it has its own headers again.
+    """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` stores all
+    its headers at the start of its body. A body of more than 8 MiB stays unchanged, because the broker limits its
+    size: then only the headers that must have no effect are stored, inside the header mqtool-convert. When the
+    message returns to its own queue, it has its own headers again.
     """
     body = b"x" * size
     conversion = converting()
@@ -295,9 +295,9 @@ SETTINGS: dict[str, Any] = {"exchange": "logs", "routing_key": "eu"}
         {**SETTINGS, "BCC": 1},
     ],
 )
-def test_a_forged_header_with_settings_that_the_broker_refuses_is_left_unchanged(settings: Any) -> None:
-    """If a client has forged the header mqtool-convert with settings that the broker would refuse, such as an invalid
-    priority, `queue convert` does not stop. The message reaches the converted queue, and has the forged header.
+def test_a_forged_header_with_values_that_the_broker_refuses_is_left_unchanged(settings: Any) -> None:
+    """If a client has forged the header mqtool-convert with values that the broker would refuse, such as an invalid
+    priority, `queue convert` does not stop. The message reaches the converted queue with the forged header.
     """
     forged = delivery({HEADER: settings}, exchange="into", key="")
     back = converting().returned(forged)
@@ -318,9 +318,12 @@ def test_a_forged_header_with_settings_that_the_broker_refuses_is_left_unchanged
     ],
 )
 @pytest.mark.parametrize(("exchange", "key"), [("into", ""), ("", "jobs")])
-def test_valid_settings_of_a_held_message_are_restored(more: dict[str, Any], exchange: str, key: str) -> None:
-    """While `queue convert` holds a message, the header mqtool-convert contains the message's routing key, priority,
-    expiration and CC. The message gets them back when it returns to its queue, if the broker accepts these values.
+def test_a_held_message_gets_its_routing_key_priority_expiration_and_cc_back(
+    more: dict[str, Any], exchange: str, key: str
+) -> None:
+    """While `queue convert` holds a message in a temporary queue, the header mqtool-convert contains the message's
+    routing key, priority, expiration and CC header. The message gets them back when it returns to its queue, if the
+    broker accepts these values.
     """
     found = delivery({HEADER: {**SETTINGS, **more}, "a": 1}, exchange=exchange, key=key)
     back = converting().returned(found)
@@ -387,9 +390,11 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
     assert conversion.users == (0 if kept else 2)
 
 
-def test_a_held_message_that_is_put_back_keeps_the_x_death_of_the_broker() -> None:
-    """`queue convert` may have to put a held message back into its queue, and recognises it later. So x-death, which
-    shows that a message is a dead letter and its header mqtool-convert not proven, is held with the other headers.
+def test_a_dead_letter_that_a_conversion_puts_back_and_holds_again_keeps_its_headers() -> None:
+    """`queue convert` may put a held dead letter back into its original queue, and later hold it again. Until the
+    dead letter is in the converted queue, its headers are stored at the start of its body: with the header x-death,
+    mqtool would not trust its header mqtool-convert. In the converted queue, the dead letter has its own headers
+    again, including x-death.
     """
     headers = {"a": 1, "x-death": [{"queue": "other", "reason": "rejected", "exchange": "logs"}]}
     held = converting().held(delivery(headers))
@@ -401,8 +406,11 @@ def test_a_held_message_that_is_put_back_keeps_the_x_death_of_the_broker() -> No
     assert set_ones(converting().returned(taken(converting().held(restored)))) == {"headers": headers}
 
 
-def test_a_conversion_leaves_a_forged_header_in_a_dead_letter_as_it_is() -> None:
-    """A dead letter may come through the default exchange, so that does not prove its header mqtool-convert."""
+def test_a_conversion_does_not_trust_the_header_mqtool_convert_of_a_dead_letter() -> None:
+    """mqtool trusts the header mqtool-convert of a message that was published directly to its queue. A dead letter
+    may also come through the default exchange, with a header that its original publisher has forged. `queue convert`
+    therefore leaves the header of a dead letter unchanged.
+    """
     forged = {HEADER: {"exchange": "", "routing_key": "jobs", "mqtool-exchange": "payments"}}
     headers = {**forged, "x-death": [{"queue": "other", "reason": "expired", "exchange": "mallory"}]}
     held = converting().held(delivery(headers, exchange="", key="jobs"))
@@ -512,9 +520,9 @@ def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> 
 def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_no_message_is_ready(
     amqp_vhost: Vhost, count: int, *, other_consumer: bool
 ) -> None:
-    """The broker refuses basic.get for a quorum queue with x-single-active-consumer. `queue convert` therefore consumes
-    from it to find out whether it is empty. It takes no message out of the queue. A queue whose only message is held by
-    another consumer has no ready message, so it delivers none.
+    """The broker refuses basic.get for a quorum queue with x-single-active-consumer. `queue convert` therefore starts
+    a consumer to find out whether the queue has a ready message. If not, it considers the queue empty, even if
+    another consumer has an unacknowledged message. All ready messages stay in the queue.
     """
     arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
     with Connection(parse_addresses(amqp_vhost.url)) as connection:
@@ -625,7 +633,7 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
     assert api.now == 1020.25
 
 
-def test_queue_delete_stops_at_the_second_count_of_unacknowledged_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_delete_waits_only_a_quarter_of_a_second_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
     """`queue delete --if-empty --if-unused` does not wait 20 seconds for acknowledgements, as `queue convert` does. It
     stops with an error if messages are still unacknowledged a quarter of a second later.
     """

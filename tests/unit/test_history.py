@@ -49,8 +49,8 @@ def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failure
     ids=["never", "by redrives", "by move", "by redrives and move"],
 )
 def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str, Any] | None, returns: int) -> None:
-    """mqtool counts how often a message was moved back from a dead-letter queue. Each `dlq redrive` counts, and so does
-    each `move` that takes a dead letter back to its queue.
+    """mqtool counts how many times a message was moved back from a dead-letter queue to its own queue, whether by
+    `dlq redrive` or by `move`.
     """
     assert history.returns_of(delivery(headers)) == returns
 
@@ -76,11 +76,12 @@ def test_a_redrive_increments_the_redrive_count_of_a_dead_letter() -> None:
         (2**30 - 1, 0, True), (2**30, 0, False), (2**30 - 2, 2**31 - 2, True), (2**30 - 1, 2**31 - 2, False),
     ],
 )  # fmt: skip
-def test_a_message_was_moved_back_after_a_dead_letter_with_a_smaller_count(
+def test_a_copy_with_a_larger_redrive_count_than_a_dead_letter_was_moved_back_later(
     returns: int, dead: int, *, is_later: bool
 ) -> None:
-    """A message with a larger count of returns than a dead letter was moved back later, and one with the same count was
-    not. As the count starts again at 0 after 2147483646, a count that is larger by more than half of this is earlier.
+    """If a copy of a dead-lettered message has a larger redrive count than the dead letter, the copy was moved back
+    from the dead-letter queue later. The count restarts at 0 after 2,147,483,646. If two counts differ by more than
+    half of this number, mqtool therefore considers the smaller one to be later.
     """
     assert history.is_moved_back_since(returns, dead) is is_later
 
@@ -130,7 +131,7 @@ def test_a_message_was_moved_back_after_a_dead_letter_with_a_smaller_count(
         "exchange that is not UTF-8",
     ],
 )
-def test_origin_headers_count_only_in_messages_from_the_default_exchange_or_a_wait_queue_for_retries(
+def test_origin_headers_are_trusted_only_from_the_default_exchange_or_a_wait_queue_for_retries(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
     """The headers `mqtool-exchange` and `mqtool-routing-key` name the origin of a message: the exchange and routing key
@@ -156,12 +157,13 @@ def test_origin_headers_count_only_in_messages_from_the_default_exchange_or_a_wa
         ("jobs.mqtool-convert", "", "archive", False),
     ],
 )
-def test_a_moved_message_keeps_the_header_of_a_conversion_only_if_it_is_proven(
+def test_a_moved_message_keeps_the_header_mqtool_convert_only_if_mqtool_trusts_it(
     queue: str, exchange: str, to: str, *, is_kept: bool
 ) -> None:
-    """`queue convert` believes the header mqtool-convert of a message that came through the default exchange, or
-    through the conversion's own exchange. When mqtool moves a message whose header is not proven, it renames the
-    header. A message of a conversion's holding queue keeps it only in that queue and in the queue that is converted.
+    """mqtool trusts the header mqtool-convert, which `queue convert` adds to messages, only if the message came
+    through the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. A
+    moved message keeps the header only if mqtool trusts it. A message in a temporary queue of a conversion keeps it
+    only if it is moved to the converted queue, or stays in the temporary queue.
     """
     properties = {"headers": {"mqtool-convert": {"exchange": "orders"}}}
     held = Delivery(b"job", exchange, queue, queue, redelivered=False, properties=properties, delivery_tag=1)
@@ -194,11 +196,11 @@ def test_a_moved_message_keeps_the_header_of_a_conversion_only_if_it_is_proven(
 def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """The headers mqtool-exchange and mqtool-routing-key name a message's original exchange and routing key. As any
-    publisher can set them, mqtool trusts them only if the message came through the default exchange, as it does if
-    mqtool published it. When mqtool moves a message with one of these headers, it sets a header that is missing or not
-    trusted to the exchange or routing key of the delivery. If the broker dead-lettered the message from a queue other
-    than a wait queue for retries, mqtool removes both headers. It adds neither header to a message that has none.
+    """Any publisher can set the headers mqtool-exchange and mqtool-routing-key, which name a message's original
+    exchange and routing key. mqtool trusts them only in a message from the default exchange. When mqtool moves a
+    message with one of these headers, it sets a missing or untrusted header to the exchange or routing key of the
+    delivery. It removes both if the broker dead-lettered the message from a queue other than a wait queue for
+    retries.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange), "elsewhere") == kept

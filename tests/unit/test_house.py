@@ -88,7 +88,7 @@ def aliases(path: Path) -> Iterator[str]:
 
 def test_class_names_are_unique() -> None:
     """No two public classes of mqtool have the same name, and no type alias has the name of a class. The tutorials'
-    scripts do not count.
+    scripts are exempt.
     """
     own = [path for path in SOURCES if not is_for_learners(path)]
     names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
@@ -114,8 +114,8 @@ CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
 
 
 def test_tutorials_name_the_type_of_their_channel() -> None:
-    """Each tutorial's functions declare the type of their channel, and no command that calls these functions hides the
-    type from mypy with a cast.
+    """Each tutorial's functions declare the type of their channel, and no command that calls these functions hides
+    the type from mypy, for example with a cast.
     """
     asked = {
         f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))

@@ -50,7 +50,7 @@ class Channel(Requests):
     """The requests on a channel of a scripted broker.
 
     Attributes:
-        refusals: the errors with which the broker closed the channel by itself.
+        refusals: the errors with which the broker closed the channel while no request waited for a reply.
         cancelled: the tags of the consumers that the broker has cancelled.
     """
 
@@ -89,9 +89,9 @@ def channel(broker: ScriptedBroker, clock: Clock) -> Channel:
 
 
 def test_the_io_thread_runs_one_function_after_another() -> None:
-    """The I/O thread runs one function after another, in the order in which they were scheduled, and a delayed function
-    once its delay has passed. The thread is a daemon, so it does not keep a command from ending, and its name shows in
-    a dump of all threads. stop() ends the thread, and closes its file descriptors.
+    """The I/O thread runs one function after another, in the order in which they were scheduled, and a delayed
+    function once its delay has passed. The thread is a daemon thread, so it does not keep a command from ending, and
+    its name appears in a dump of all threads. stop() ends the thread, and closes its file descriptors.
     """
     before = open_files()
     errors: list[Exception] = []
@@ -162,7 +162,7 @@ def test_stopping_an_io_thread_does_not_wait_for_a_function_that_blocks(monkeypa
     io.stop()
 
 
-def test_only_the_first_answer_to_a_request_counts() -> None:
+def test_a_request_ends_with_its_first_reply_or_error() -> None:
     """A request to the I/O thread returns its first reply, or raises its first error. A reply or an error that arrives
     later, for example because the channel is closed, is ignored.
     """
@@ -193,8 +193,8 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     broker: ScriptedBroker, channel: Channel, clock: Clock
 ) -> None:
     """If the caller sets a time limit, a request waits for its reply for this long, and then raises NotConfirmed.
-    Without a limit, it waits until the reply arrives. If the command has been told to stop, and no reply can be
-    expected, for example because the connection is lost, the request raises StoppedWaiting.
+    Without a limit, it waits until the reply arrives. If the command is being stopped, and no reply can be expected,
+    for example because the connection is lost, the request raises StoppedWaiting.
     """
     broker.silent = {spec.Queue.Declare}
     clock.events = [int] * 4 + [lambda: broker.send(spec.Queue.DeclareOk("q", 7, 0))]
@@ -291,8 +291,8 @@ def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_rep
 
 
 def test_a_request_that_cannot_be_encoded_raises_an_error_that_says_why(channel: Channel) -> None:
-    """If the arguments of a request cannot be encoded, the request raises an error that says why. The channel stays
-    open.
+    """If the arguments of a request cannot be encoded, the request raises an error that says why they cannot. The
+    channel stays open.
     """
     with pytest.raises(UsageError, match=r"^the name or key is 300 bytes long; AMQP allows 255$"):
         channel.make(declare_request(Queue("q" * 300)))

@@ -32,9 +32,8 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 def test_the_journal_records_that_a_queue_exists_with_other_arguments() -> None:
     """Declaring a queue that exists with other arguments makes the broker close the channel. The Journal, which lists
-    what a channel declares again after a reconnection, therefore records with set_differs() that a queue exists with
-    other arguments, until unset_differs() removes this record. An exchange with the same name as the queue has no such
-    record.
+    what a channel declares again after a reconnection, therefore marks the queue when set_differs() is called, until
+    unset_differs() is called. It does not mark an exchange with the same name.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -223,7 +223,7 @@ def test_a_receiver_of_a_missing_queue_raises_not_found(broker: Broker, session:
         receiver(session)
 
 
-def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
+def test_messages_are_sent_when_the_broker_grants_credit(broker: Broker, session: LinkConnection) -> None:
     """As soon as the broker grants credit to an AMQP 1.0 link, mqtool sends the link's messages unsettled. Delivery ids
     are consecutive across all links of a session.
     """
@@ -503,8 +503,8 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 ) -> None:
     """If an AMQP 1.0 connection is lost while mqtool waits for the reply to an attach frame, mqtool attaches the link
     once on the new connection. A link for which mqtool has sent a detach frame is not attached again, even if the
-    broker has not answered. While the connection is lost, only the thread that reopens it can attach a link. In other
-    threads, the error Lost is raised.
+    broker has not replied to it. While the connection is lost, only the thread that reopens it can attach a link;
+    other threads raise Lost.
     """
     receiver(session)
     ending, waiting = (Receiver(session, new_name(), OTHER, Receiving(), {}) for _ in range(2))
@@ -541,9 +541,10 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch, ends: str, attached: int, detached: int
 ) -> None:
-    """If an AMQP 1.0 receiver ends while the connection is lost, or if the connection is lost while the ending receiver
-    waits for the broker to return its credit, mqtool does not attach the receiver after the reconnection. If the
-    receiver ends while it is being attached again, mqtool detaches it. Other receivers can then get all messages.
+    """If an AMQP 1.0 receiver ends while the connection is lost, or if the connection is lost while the ending
+    receiver waits for the broker to return its credit, mqtool does not attach the receiver after the reconnection. If
+    the receiver ends while it is being attached again, mqtool detaches it. Other receivers can then receive all
+    messages.
     """
     link = receiver(session)
     broker.attached.clear()
@@ -576,9 +577,9 @@ def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
 def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_withdrawal_of_its_credit(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When an AMQP 1.0 receiver ends, the lock of its session is held until the receiver's credit is withdrawn. Without
-    it, the I/O thread could reopen the connection and detach the receiver in between, and the flow frame for the
-    detached link would end the session.
+    """When an AMQP 1.0 receiver ends, mqtool holds the lock of the session until the receiver's credit is withdrawn.
+    Otherwise, the I/O thread could reopen the connection and detach the receiver in between, and the flow frame for
+    the detached link would end the session.
     """
     link, locked = receiver(session), list[bool]()
     ends, sends = link.stop, session.send_flow
@@ -636,12 +637,12 @@ def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: B
     assert session.patience() == 5.0
 
 
-def test_a_command_that_was_told_to_stop_does_not_wait_for_a_broker_that_accepts_no_messages(
+def test_a_stopped_command_does_not_wait_for_a_broker_that_accepts_no_messages(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If a command that publishes over AMQP 1.0 has been told to stop, it still waits for the outcomes of messages that
-    it has sent, unless the connection is lost. It does not wait to send further messages: if the broker's incoming
-    window is closed, or its link has no credit, the command raises NotConfirmed.
+    """If a command that publishes over AMQP 1.0 is stopped, it still waits for the outcomes of messages that it has
+    sent, unless the connection is lost. It does not wait to send further messages: if the broker's incoming window is
+    closed, or the link has no credit, the command raises NotConfirmed.
     """
     sender = published(session, b"1")
     for credit, window in ((2, 0), (0, 2)):
@@ -930,8 +931,8 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, s
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
     """An AMQP 1.0 session sends a management request settled, and does not keep it, so the caller must send it again
-    after a reconnection. While the connection is lost, only the thread that reopens it can send a request. In other
-    threads, and for a link of an earlier connection, the error Lost is raised.
+    after a reconnection. While the connection is lost, only the thread that reopens it can send a request. Other
+    threads, and requests over a link of an earlier connection, raise Lost.
     """
     session.send_request(7, b"request", 0)
     [transfer] = broker.of(Transfer)
@@ -957,8 +958,9 @@ def flow_of_window(window: int) -> bytes:
 def test_a_management_request_waits_until_the_broker_has_room_for_it(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """During a resource alarm, RabbitMQ accepts no transfers, and ends a session in which it gets one. So an AMQP 1.0
-    session sends a management request only when the broker's incoming window has room for all of its frames.
+    """During a resource alarm, RabbitMQ accepts no transfers, and ends a session in which it receives one. An AMQP
+    1.0 session therefore sends a management request only when the broker's incoming window has room for all of its
+    frames.
     """
     broker.window = 0
     session = connect()
@@ -973,9 +975,10 @@ def test_a_management_request_waits_until_the_broker_has_room_for_it(
     assert (len(broker.payloads), b"".join(broker.payloads), flows) == (2, b"x" * 600, [])
 
 
-def test_a_management_request_does_not_wait_for_ever(broker: Broker) -> None:
-    """If the broker has no room for a management request, a command that has been told to stop does not wait for it,
-    nor does the thread that reconnects when the session is closed. A caller can also limit the time.
+def test_a_management_request_does_not_wait_forever_for_the_brokers_window(broker: Broker) -> None:
+    """While the broker's incoming window has no room for a management request, the request waits, but at most as long
+    as the caller allows. If the command is stopped, or if the session is closed while it reconnects, the request
+    fails immediately.
     """
     broker.window = 0
     session = connect()
@@ -994,8 +997,8 @@ def test_a_management_request_does_not_wait_for_ever(broker: Broker) -> None:
 
 def test_notices_say_that_the_broker_blocks_and_unblocks_publishers(broker: Broker) -> None:
     """If messages or requests of an AMQP 1.0 session wait because an alarm has closed the broker's incoming window, a
-    notice says so, once for each alarm, and another notice says when the alarm is over. If nothing waits, or the window
-    is only used up, there is no notice.
+    notice says once for each alarm that the broker blocks publishers. Another notice says when the alarm is over. If
+    nothing waits, or the window is only used up, there is no notice.
     """
     told: list[str] = []
     session = connect(told.append)
@@ -1027,9 +1030,12 @@ def test_notices_say_that_the_broker_blocks_and_unblocks_publishers(broker: Brok
 
 
 @pytest.mark.parametrize("window", [0, 1])
-def test_a_session_that_begins_during_an_alarm_tells_of_it(broker: Broker, window: int) -> None:
-    """If the broker begins an AMQP 1.0 session with a closed window, a notice says that the broker blocks publishers
-    once a message waits for the window. If the session has only used its window up, there is no notice.
+def test_a_notice_says_that_the_broker_blocks_publishers_if_a_session_begins_during_an_alarm(
+    broker: Broker, window: int
+) -> None:
+    """If the broker begins an AMQP 1.0 session with a closed incoming window, a notice says that the broker blocks
+    publishers, as soon as a message must wait for the window. If the session has only used up the window, there is no
+    notice.
     """
     broker.window = window
     told: list[str] = []

@@ -300,9 +300,9 @@ def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker
 
 
 def test_the_prefetch_limits_settled_deliveries_that_the_caller_has_not_received(broker: Broker) -> None:
-    """If an AMQP 1.0 receiver gets settled deliveries, because of automatic acknowledgement or because they are replies
-    to requests, it grants new credit only when the caller receives deliveries. The number of deliveries that wait for
-    the caller therefore never exceeds the prefetch.
+    """If an AMQP 1.0 receiver receives settled deliveries, because of automatic acknowledgement or because they are
+    replies to requests, it grants new credit only when the caller receives deliveries. The number of deliveries that
+    wait for the caller therefore never exceeds the prefetch.
     """
     for receiver in (attached(broker, prefetch=10, auto_ack=True), attached(broker, None, prefetch=10)):
         assert receiver.wanted_credit() == 10
@@ -467,10 +467,10 @@ def test_rest_returns_the_unsettled_deliveries_that_the_caller_has_not_received(
     assert settled.arrived() == []
 
 
-def test_a_receiver_that_was_told_to_stop_ends_after_the_current_delivery(broker: Broker) -> None:
-    """If a command that receives over AMQP 1.0 is told to stop, its receiver accepts the current delivery and ends. The
-    exception is a receiver with automatic acknowledgement: before it ends, it also yields all other deliveries that
-    have arrived, because they would otherwise be lost.
+def test_a_stopped_receiver_ends_after_the_current_delivery(broker: Broker) -> None:
+    """If a command that receives over AMQP 1.0 is stopped, its receiver accepts the current delivery and ends. A
+    receiver with automatic acknowledgement first yields all other deliveries that have arrived, because they would
+    otherwise be lost.
     """
     for auto_ack, expected in ((False, [b"1"]), (True, [b"1", b"2", b"3"])):
         broker.stopping = False
@@ -536,8 +536,8 @@ def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
 
 def test_a_connection_that_is_lost_for_good_ends_a_receiver(broker: Broker) -> None:
     """If the connection of an AMQP 1.0 receiver is lost for good, the receiver raises the connection's error when the
-    caller asks for the next delivery. Just before that, it accepts the previous delivery, as it always does, even if
-    the broker can no longer learn of this.
+    caller asks for the next delivery. It first accepts the previous delivery, as it always does, although the broker
+    no longer learns of this.
     """
     broker.bodies = [b"1"]
     deliveries = attached(broker).deliveries()

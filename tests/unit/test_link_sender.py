@@ -118,9 +118,9 @@ def messages(*bodies: bytes) -> Iterator[Message]:
 
 
 def test_responses_to_amqp_1_0_messages_are_yielded_in_the_order_of_publishing(broker: Broker) -> None:
-    """An AMQP 1.0 sender yields a receipt for each message: the message, its number, and the broker's response. It does
-    so in the order of publishing. If the broker responds to a later message first, the sender keeps that receipt back
-    until the earlier messages have theirs.
+    """An AMQP 1.0 sender yields a receipt for each message: the message, its number, and the broker's response. It
+    yields the receipts in the order of publishing. If the broker responds to a later message first, the sender yields
+    its receipt only after those of all earlier messages.
     """
     broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"1", state=Released()), broker.decide]
     sender = Sender(broker, QUEUE, persistent=False)
@@ -191,7 +191,7 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
 )
 def test_a_rejection_without_an_error_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
     """If the broker rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool assumes
-    that the message's queue is unavailable. After any other outcome, mqtool does not assume this.
+    that the message's queue is unavailable. It does not assume this after any other outcome.
     """
     assert is_unavailable(state) is expected
 
@@ -383,9 +383,9 @@ def test_send_yields_responses_out_of_order_before_an_error(broker: Broker) -> N
     assert sender.unconfirmed == [Message(b"1", "q", "")]
 
 
-def test_a_sender_reports_a_message_that_was_not_accepted_at_once(broker: Broker) -> None:
-    """When the broker rejects or releases a message, an AMQP 1.0 sender calls its on_refused at once, with a receipt
-    that contains the outcome. It does not do so for a message that the broker accepts.
+def test_a_sender_reports_a_rejected_or_released_message_immediately(broker: Broker) -> None:
+    """When the broker rejects or releases a message, an AMQP 1.0 sender immediately calls its function on_refused
+    with a receipt that contains the outcome. It does not call this function for a message that the broker accepts.
     """
     refused = list[tuple[bytes, str]]()
     sender = Sender(broker, QUEUE, persistent=False)
@@ -403,8 +403,8 @@ def test_a_sender_reports_a_message_that_was_not_accepted_at_once(broker: Broker
 
 
 def test_a_message_that_the_broker_settles_without_an_outcome_has_the_default_outcome() -> None:
-    """If the broker settles an AMQP 1.0 message without an outcome, or in a state such as received, the message has the
-    default outcome of the link's source, if it has one. Before it is settled, it has no outcome.
+    """If the broker settles an AMQP 1.0 message without an outcome, the message has the default outcome of the link's
+    source, if the source has one. Before the message is settled, it has no outcome.
     """
     link = SendingLink("link", QUEUE)
     link.attached(Attach("link", 0, True, source=Source(default_outcome=Released()), target=Target(QUEUE)))
@@ -427,15 +427,15 @@ def test_a_message_that_the_broker_settles_without_an_outcome_has_the_default_ou
 def test_a_key_or_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(
     broker: Broker, message: Message, words: str
 ) -> None:
-    """A message with a routing key or a header that is not valid UTF-8 cannot be sent over AMQP 1.0. The hint says what
-    may be any bytes.
+    """Sending a message with a routing key or a header that is not valid UTF-8 over AMQP 1.0 raises BadData. The hint
+    says that only the body may consist of any bytes.
     """
     with pytest.raises(BadData, match=rf"^{words} is not valid UTF-8$") as raised:
         [*Sender(broker, QUEUE, persistent=False).send(iter([message]))]
     assert raised.value.hint == "only a message's body may be any bytes"
 
 
-def test_send_raises_the_connections_error_at_once_if_a_link_cannot_be_attached(
+def test_send_raises_the_connections_error_immediately_if_a_link_cannot_be_attached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If an AMQP 1.0 link cannot be attached because the connection is lost for good, send() raises the connection's
@@ -554,10 +554,10 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
     assert [each.message.body for each in sender.send(messages(b"3"), window=1)] == [b"1", b"3"]
 
 
-def test_a_sender_that_was_told_to_stop_does_not_wait_for_outcomes_that_cannot_arrive(broker: Broker) -> None:
-    """If a command has been told to stop while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for
-    example because the connection is lost, send() raises NotConfirmed. The error gives the reason and the number of
-    unconfirmed messages.
+def test_a_stopped_sender_does_not_wait_for_outcomes_that_cannot_arrive(broker: Broker) -> None:
+    """If a command is stopped while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for example
+    because the connection is lost, send() raises NotConfirmed. The error says why they cannot arrive, and how many
+    messages are unconfirmed.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
@@ -567,11 +567,11 @@ def test_a_sender_that_was_told_to_stop_does_not_wait_for_outcomes_that_cannot_a
     assert broker.waits == []
 
 
-def test_a_sender_that_is_told_to_stop_while_it_waits_stops_at_once_if_the_broker_takes_no_messages(
+def test_a_sender_that_is_stopped_while_it_waits_ends_immediately_if_the_broker_accepts_no_messages(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a command is told to stop while an AMQP 1.0 sender waits for outcomes, and the broker takes no messages,
-    send() raises NotConfirmed at once. It does not wait until the confirm timeout has passed.
+    """If a command is stopped while an AMQP 1.0 sender waits for outcomes, and the broker accepts no messages, send()
+    raises NotConfirmed immediately, instead of waiting for the confirm timeout.
     """
 
     def wait(done: Callable[[], bool], timeout: float | None) -> None:
@@ -615,10 +615,10 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
-    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. An input that already
-    consists of batches is sent in these batches. If the window is smaller, or the input is an iterator of single
-    messages, the sender sends one message at a time. The sender skips a None in the input, which means that there is no
-    message yet.
+    """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. An input that
+    already consists of batches is sent in these batches. If the window is smaller, or the input is an iterator of
+    single messages, the sender sends one message at a time. A None in the input, which means that there is no message
+    yet, is skipped.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None

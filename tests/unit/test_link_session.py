@@ -85,7 +85,7 @@ def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: L
     ]  # fmt: skip
 
 
-def test_messages_are_persistent_only_if_the_caller_says_so(session: LinkSession) -> None:
+def test_messages_are_persistent_only_if_the_caller_passes_persistent(session: LinkSession) -> None:
     """Over AMQP 1.0, mqtool publishes a message without a delivery mode of its own as persistent if the caller passes
     persistent=True, and otherwise as transient.
     """
@@ -147,9 +147,9 @@ def test_deliveries_that_the_caller_has_not_accepted_are_requeued(vhost: Vhost, 
 
 
 def test_a_stream_is_read_from_an_offset_with_filters(connect: Connect) -> None:
-    """If mqtool reads a stream over AMQP 1.0, it starts at the offset that is requested. Without an offset, it gets
-    only messages that are published later. With filter values, or with an SQL condition, it gets only messages that
-    match.
+    """If mqtool reads a stream over AMQP 1.0, it starts at the offset that is requested. Without an offset, it
+    receives only messages that are published later. With filter values, or with an SQL condition, it receives only
+    messages that match.
     """
     session = connect()
     session.declare(STREAM)
@@ -250,7 +250,7 @@ def test_a_receiver_is_attached_once_and_one_notice_is_printed_if_the_connection
     connect: Connect, monkeypatch: pytest.MonkeyPatch, *, is_answered: bool
 ) -> None:
     """If the connection is lost while an AMQP 1.0 receiver is being attached to a temporary queue, the queue has one
-    consumer after the reconnection, and this consumer gets all messages that are published later. Each successful
+    consumer after the reconnection, and this consumer receives all messages that are published later. Each successful
     reconnection prints one notice that the temporary queue was deleted with the old connection, even if an earlier
     attempt to reconnect failed after it had declared the queue again.
     """
@@ -279,9 +279,9 @@ def test_a_receiver_is_attached_once_and_one_notice_is_printed_if_the_connection
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_strict_session_fails_if_a_queue_has_other_settings(connect: Connect, *, strict: bool) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 raises DeclaredDifferently in a session with
-    strict=True. With strict=False, the default, mqtool prints a notice and uses the queue as it is.
+def test_a_strict_session_fails_if_a_queue_was_declared_differently(connect: Connect, *, strict: bool) -> None:
+    """If a queue exists with other properties or arguments, declaring it over AMQP 1.0 raises DeclaredDifferently in
+    a session with strict=True. With strict=False, the default, mqtool prints a notice and uses the queue as it is.
     """
     notices = list[str]()
     session = connect(notice=notices.append, **({"strict": True} if strict else {}))

@@ -138,10 +138,10 @@ def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size
 
 @pytest.mark.parametrize("size", [9_999, 1_000_000])
 @pytest.mark.parametrize("depth", [100, 5000])
-def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_text(size: int, depth: int) -> None:
+def test_levels_of_arguments_that_are_nested_too_deeply_are_replaced_by_a_string(size: int, depth: int) -> None:
     """RabbitMQ accepts queues with deeply nested arguments. If the management API lists such a queue as a JSON object
-    of more than 64 levels, the text "(nested too deeply)" replaces the levels below the 64th. All other values in the
-    list are decoded.
+    of more than 64 levels, the string "(nested too deeply)" replaces the levels below the 64th. All other values in
+    the list are decoded.
     """
     nested = b'["[",' * depth + b'"x"' + b',{"y\\\\":"["}]' * depth
     data = b'[{"a":[["]"]]},{"b\\"[":%s,"c":"]}"},{"d":[%s{}]}]' % (nested, b"{}," * 99)
@@ -243,8 +243,8 @@ def test_a_page_of_the_management_api_may_exceed_the_limit_for_a_single_object()
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces that a list of the management API has 1,000,000,000 pages, the request fails with
-    Unavailable, and mqtool requests no further page.
+    """If a server announces that a list of the management API has far more pages than any broker's, such as
+    1,000,000,000, the request fails with Unavailable, and mqtool requests no further page.
     """
     requests = count(1)
 

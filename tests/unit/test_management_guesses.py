@@ -1,4 +1,4 @@
-"""Where a command looks for a broker's management API if nothing names it."""
+"""Where a command looks for a broker's management API if its URL is not given."""
 
 from typing import Any
 
@@ -46,12 +46,13 @@ def found(port: int) -> str:
     return Access(parse_addresses(f"amqp://127.0.0.1:{port}"), TlsFiles()).management().url
 
 
-def test_the_recorded_api_of_a_broker_in_docker_is_used_if_it_belongs_to_a_broker_in_a_container(
+def test_the_api_that_broker_up_recorded_is_used_only_if_it_reports_the_brokers_port_or_5672(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If it cannot be known whether a broker in Docker still runs, a command tries the APIs at the usual ports first,
-    which must belong to a broker at the same port. The API that `broker up` recorded may also belong to one at 5672,
-    which is the port inside the container.
+    """mqtool may not know whether a broker in Docker that `broker up` started still runs. A command then first tries
+    the management APIs at the usual ports, and uses one that reports a listener at the broker's port. It uses the API
+    that `broker up` recorded only if none of these does, and if the recorded one reports a listener at this port or
+    at 5672, the broker's port inside the container.
     """
     monkeypatch.setattr(access, "perhaps_running_at", lambda _: [PERHAPS])
     Api.listeners = {"http://127.0.0.1:15701": [5672], "http://127.0.0.1:7000": [5672, 15672]}
@@ -63,12 +64,12 @@ def test_the_recorded_api_of_a_broker_in_docker_is_used_if_it_belongs_to_a_broke
         found(5701)
 
 
-def test_an_api_that_shows_no_listeners_is_used_for_a_broker_at_the_default_port_only(
+def test_a_management_api_that_shows_no_listeners_is_used_only_for_a_broker_at_the_default_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """RabbitMQ shows its listeners only to users with the tag monitoring or administrator. For other users, a command
-    uses the API at the usual port if the broker is at its default port, and otherwise says that the API does not belong
-    to the broker.
+    """RabbitMQ's management API shows its listeners only to users with the tag monitoring or administrator. For other
+    users, a command uses the API at the usual port if the broker is at its default port. Otherwise, the command ends
+    with an error that says that the API does not belong to the broker.
     """
     Api.listeners = {"http://127.0.0.1:15672": None, "http://127.0.0.1:7000": [5672]}
     for recorded in ([], [PERHAPS]):

@@ -151,9 +151,9 @@ def test_requests_go_over_a_pair_of_links_that_is_attached_once(broker: Broker) 
     assert {handle for handle, _, _ in broker.flows} == {43}
 
 
-def test_each_management_request_gives_the_broker_credit_for_responses(broker: Broker) -> None:
-    """With each request to the AMQP 1.0 management node, mqtool gives the broker credit for 100 responses. The
-    delivery-count in the flow frame starts over at 0 after 0xFFFFFFFF.
+def test_each_management_request_grants_the_broker_credit_for_responses(broker: Broker) -> None:
+    """With each request to the AMQP 1.0 management node, mqtool grants the broker credit for 100 responses. The
+    delivery-count in the flow frame restarts at 0 after 0xFFFFFFFF.
     """
     broker.sends_from = 0xFFFF_FFFE
     session = topology(broker)
@@ -203,16 +203,17 @@ def test_a_response_without_a_message_count_is_an_error(broker: Broker, body: by
 
 def test_a_late_response_is_ignored(broker: Broker) -> None:
     """If the AMQP 1.0 management node responds to a request after mqtool has stopped waiting for the response, mqtool
-    ignores it, and the next request gets its own response.
+    ignores this response, and the next request gets its own.
     """
     broker.stray = True
     broker.answers = [COUNTS]
     assert topology(broker).depth("q") == Depth(17, 2)
 
 
-def test_declarations_contain_all_settings(broker: Broker) -> None:
-    """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their settings, and generates a name for a
-    queue that has none. It refuses a queue name with a line break, which the broker would change.
+def test_declarations_contain_all_properties_and_arguments(broker: Broker) -> None:
+    """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their properties and arguments, and
+    generates a name for a queue without one. A queue name with a line break, which the broker would change, raises
+    UsageError.
     """
     session = topology(broker)
     queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))
@@ -265,9 +266,9 @@ def test_what_is_declared_is_declared_again_after_a_reconnection(broker: Broker)
     assert len(broker.attached) == 4
 
 
-def test_a_request_is_not_sent_if_the_connection_was_lost_between_the_attachments_of_its_links(broker: Broker) -> None:
-    """If the connection is lost and open again while mqtool attaches its links to the management node, it does not send
-    the request before both links are attached on the new connection.
+def test_a_request_is_sent_only_after_both_links_are_attached_on_the_same_connection(broker: Broker) -> None:
+    """If the connection is lost and reopened after mqtool has attached one of its two links to the management node,
+    mqtool sends the request only after it has attached both links on the new connection.
     """
     session, attach = topology(broker), broker.attach
 
@@ -282,11 +283,12 @@ def test_a_request_is_not_sent_if_the_connection_was_lost_between_the_attachment
     assert len(broker.attached) == 4
 
 
-def test_an_exclusive_queue_without_a_name_gets_another_one_if_its_declaration_is_repeated(broker: Broker) -> None:
-    """If the connection is lost while mqtool declares an exclusive queue without a name over AMQP 1.0, mqtool declares
-    a queue with another new name on the next connection: the broker may still have the first queue, which is exclusive
-    to the lost connection. After a reconnection, a notice says that the exclusive queue was deleted. A queue that is
-    not exclusive keeps the name that it has got, so that no queue is left over.
+def test_an_exclusive_queue_gets_another_generated_name_if_its_declaration_is_repeated(broker: Broker) -> None:
+    """If the connection is lost while mqtool declares an exclusive queue without a name over AMQP 1.0, mqtool
+    declares a queue with another generated name on the next connection: the broker may still have the first queue,
+    which is exclusive to the lost connection. After a reconnection, a notice says that the exclusive queue was
+    deleted. If the queue is not exclusive, mqtool repeats the declaration with the same name, so that no unused queue
+    remains.
     """
     session = topology(broker)
     broker.loses = 1
@@ -304,9 +306,9 @@ def test_an_exclusive_queue_without_a_name_gets_another_one_if_its_declaration_i
 
 
 def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:
-    """If a queue is exclusive to another connection, declaring the queue over AMQP 1.0 raises DeclaredDifferently. When
-    mqtool tries to reconnect after a loss, the broker may still keep the session's own exclusive queue for the lost
-    connection. This attempt to reconnect then fails with Unavailable, and mqtool can make another one.
+    """If a queue is exclusive to another connection, declaring the queue over AMQP 1.0 raises DeclaredDifferently.
+    After a connection was lost, the broker may still keep the session's own exclusive queue for this connection. An
+    attempt to reconnect then fails with Unavailable, and mqtool can try again.
     """
     locked = 400, value_section("cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be …")
     session = topology(broker)
@@ -328,12 +330,12 @@ def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(brok
 
 @pytest.mark.parametrize("exactly", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
+def test_an_existing_queue_that_was_declared_differently_is_used_with_a_notice(
     broker: Broker, *, strict: bool, exactly: bool
 ) -> None:
-    """If a queue exists with other settings, declaring it over AMQP 1.0 uses the queue as it is, and prints a notice,
-    which is not repeated after a reconnection. In a session with strict=True, or if the caller passes exactly=True,
-    declaring the queue raises DeclaredDifferently instead.
+    """If a queue exists with other properties or arguments, declaring it over AMQP 1.0 uses the queue as it is, and
+    prints a notice, which is not repeated after a reconnection. In a session with strict=True, or if the caller
+    passes exactly=True, declaring the queue raises DeclaredDifferently instead.
     """
     notices = list[str]()
     session = topology(broker, strict=strict, notices=notices)
@@ -352,10 +354,10 @@ def test_an_existing_queue_with_other_settings_is_used_with_a_notice(
             session.declare(Q)
 
 
-def test_a_queue_that_may_have_other_settings_is_used_without_a_notice(broker: Broker) -> None:
+def test_a_queue_that_may_have_been_declared_differently_is_used_without_a_notice(broker: Broker) -> None:
     """After the caller has called accept_settings() for a queue, declaring the queue over AMQP 1.0 uses an existing
-    queue with other settings without a notice. If an exchange of the same name exists with other settings, declaring
-    the exchange still prints a notice.
+    queue with other properties or arguments without a notice. If an exchange of the same name exists with other
+    properties, declaring the exchange still prints a notice.
     """
     notices = list[str]()
     session = topology(broker, notices=notices)

@@ -15,9 +15,9 @@ RELEASES = [
 
 
 def test_broker_up_must_accept_a_new_release_series_within_two_weeks() -> None:
-    """Each week, CI compares the releases of RabbitMQ with those that `broker up --like` accepts. The comparison fails
-    if a release series, such as 4.4, has been out for more than 14 days and is not accepted. Release candidates do not
-    count.
+    """Each week, CI compares the releases of RabbitMQ with those that `broker up --like` accepts. The comparison
+    fails if a release series, such as 4.4, has been out for more than 14 days and is not accepted. Release candidates
+    are ignored.
     """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)

@@ -66,7 +66,7 @@ def test_ci_workflows_pin_github_actions_to_commits() -> None:
 
 def test_mqtool_broker_has_the_metadata_of_mqtool() -> None:
     """The distribution mqtool-broker has mqtool's licence, authors, Python version and pytest plugin, and only
-    dependencies that mqtool has as well.
+    dependencies that mqtool also has.
     """
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()

@@ -14,7 +14,7 @@ from mqtool.stage.terminal import Chart, QueueDepth
 
 
 def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:
-    """Return the lines on a terminal of that size in the middle of a play."""
+    """Return the lines on a terminal of this size while a tutorial runs."""
     console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
     panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))

@@ -72,7 +72,7 @@ class Place:
         return [each["prefetch_count"] for each in sorted(found, key=lambda each: each["channel_details"]["number"])]
 
     def requeue(self, *times: int) -> None:
-        """Requeue the first message as often as the first number says, and so on; no number is less than the last."""
+        """Requeue the first message as often as the first number says, and so on. The numbers never decrease."""
         ready = self.channel.depth_of("jobs")
         with pika.BlockingConnection(pika.URLParameters(self.vhost.url)) as client:
             channel, held = client.channel(), dict[str, int]()
@@ -132,20 +132,20 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
         ),
     ],
 )
-def test_peek_chooses_how_to_read_a_queue_by_its_type_and_settings(
+def test_peek_chooses_how_to_read_a_queue_by_its_type_arguments_and_policy(
     place: Place, view: dict[str, Any], kind: PeekKind
 ) -> None:
-    """`peek` chooses how to read a queue by the type and the settings that the management API reports. It reads a
-    classic queue with basic.get instead of a consumer if the queue is auto-delete or has a single active consumer. For
-    a quorum queue, it assumes the lower of the delivery limits that the queue's arguments and its policy set, where a
-    negative number means no limit. If neither sets one, it assumes 20, RabbitMQ's default from 4.0 on.
+    """`peek` reads a classic queue with basic.get instead of a consumer if the management API reports that the queue
+    is auto-delete or has a single active consumer. For a quorum queue, it assumes the lower of the delivery limits
+    that the queue's arguments and its policy set, where a negative number means no limit. If neither sets one, it
+    assumes 20, RabbitMQ's default from 4.0 on.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
     assert place.kind(api) == kind
 
 
-def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_queue_does_not_show_yet(place: Place) -> None:
+def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_api_does_not_show_in_the_queue_yet(place: Place) -> None:
     """RabbitMQ's management API lists a new policy some time before it shows the policy in the queues that it applies
     to. `peek` already keeps to the delivery limit of such a policy if the policy matches the queue's name and type.
     """
@@ -166,8 +166,8 @@ def test_a_quorum_queue_has_a_delivery_limit_by_default_from_rabbitmq_4_on(
     monkeypatch: pytest.MonkeyPatch, place: Place, *, broker: str, limit: int | None, has_api: bool
 ) -> None:
     """If a quorum queue's arguments and policy set no delivery limit, `peek` assumes a limit of 20 if the broker is
-    RabbitMQ 4.0 or later, and otherwise no limit. Without the management API, `peek` considers this uncertain, because
-    a policy that it cannot see may set another limit.
+    RabbitMQ 4.0 or later, and otherwise no limit. Without the management API, `peek` treats the limit as uncertain,
+    because a policy that it cannot see may set another one.
     """
     place.fill(arguments=QUORUM)
     monkeypatch.setattr(Connection, "broker", broker)
@@ -216,9 +216,10 @@ def test_peek_finds_out_over_amqp_which_delivery_limit_a_queue_was_declared_with
 
 
 def test_peek_assumes_a_quorum_queue_if_the_brokers_error_text_is_cut(place: Place) -> None:
-    """Without the management API, `peek` declares an existing queue again, and learns the queue's settings from the
-    broker's error. The broker cuts the text of this error after 255 bytes. If a long queue name leaves no room for the
-    value of a setting, `peek` assumes a quorum queue with the default delivery limit and a single active consumer.
+    """Without the management API, `peek` declares an existing queue again, and learns the queue's arguments from the
+    broker's error. The broker cuts the text of this error after 255 bytes. If a long queue name leaves no room for
+    the value of an argument, `peek` assumes a quorum queue with the default delivery limit and a single active
+    consumer.
     """
     place.channel.declare(Queue("x" * 240, durable=True, arguments=QUORUM))
     assert kind_of(place.channel, "x" * 240, None, "") == PeekKind(How.IN_TURN, 20, is_single=True, is_certain=False)
@@ -268,7 +269,7 @@ def test_finding_out_over_amqp_how_to_read_a_queue_leaves_no_channel_open(place:
 
 
 def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
-    """If the queue does not exist, `peek` fails with NotFound, which names the queue."""
+    """If the queue does not exist, `peek` fails with NotFound, and the error names the queue."""
     with pytest.raises(NotFound, match="no queue 'jobs'"):
         place.kind()
 
@@ -334,9 +335,10 @@ def hidden_limit(place: Place, limit: int) -> None:
 def test_messages_that_were_already_requeued_are_published_again_if_the_delivery_limit_is_unknown(
     place: Place, count: int | None
 ) -> None:
-    """A policy that the user cannot see sets a delivery limit of 1. `peek` requeues only messages that had not been
-    requeued before. It republishes the others at the end of the queue, in order, and fails with an error that says so.
-    However often `peek` is repeated, even while messages arrive, no message is lost, duplicated or dead-lettered.
+    """If a policy that the user cannot see sets a delivery limit of 1, `peek` requeues only messages that had not
+    been requeued before. It republishes the others at the end of the queue, in order, and fails with an error that
+    reports this. However often `peek` is repeated, even while messages arrive, no message is lost, duplicated or
+    dead-lettered.
     """
     hidden_limit(place, 1)
     place.fill(*NUMBERS, arguments=QUORUM)
@@ -366,8 +368,8 @@ def test_messages_that_were_already_requeued_are_published_again_if_the_delivery
 def test_messages_are_published_again_in_the_order_of_the_queue(place: Place) -> None:
     """If `peek` does not know the delivery limit of a queue, it republishes messages that were already requeued,
     because another requeue might exceed the limit. These messages keep their order, even if some were requeued more
-    often than others. `peek` then fails, with an error that says that they are now at the end of the queue, and names
-    the one that was requeued most often.
+    often than others. `peek` then fails with an error that says that the messages are now at the end of the queue,
+    and names the message that was requeued most often.
     """
     place.fill(*range(4), arguments=QUORUM)
     place.requeue(1, 2, 2)
@@ -388,9 +390,9 @@ def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_
 
 def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_it(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
-    delivery limit is unknown, it republishes messages that were already requeued, because another requeue might exceed
-    the limit. The exception is a message that is to be removed: it is only deleted, and no error is raised. This is
-    also true of the first message of the queue, which looking() checks before it receives any others.
+    delivery limit is unknown, it republishes messages that were already requeued, because another requeue might
+    exceed the limit. A message that is to be removed is only deleted, without an error, even if it is the first
+    message of the queue, which looking() checks before it receives any others.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -406,9 +408,9 @@ def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_
 @pytest.mark.parametrize("checks", [False, True])
 def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
     """A policy that the user cannot see sets a delivery limit of 1, each message was already requeued once, and the
-    user may not publish. `peek` fails, because it cannot republish the first message that it receives. The message is
-    then requeued once more, so the queue drops or dead-letters it, but no other message. The same happens if a command
-    calls check_limit() before it consumes: check_limit() fails, and only the first message is dropped or dead-lettered.
+    user may not publish. `peek` fails, because it cannot republish the first message that it receives. This message
+    is requeued once more, so the queue drops or dead-letters it; all other messages stay in the queue. check_limit(),
+    which other commands call before they consume, fails with the same result.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -450,8 +452,8 @@ def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_we
 def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_unknown(place: Place) -> None:
     """Before a command consumes, it calls check_limit(), which receives messages and requeues them as a test. If the
     delivery limit is unknown, another requeue might drop messages that were already requeued. check_limit() therefore
-    publishes these messages to the queue again, in order, instead of requeuing them, and raises an error that says so.
-    Even if the limit is 1, no message is dropped.
+    publishes these messages to the queue again, in order, and raises an error that reports this. Even if the limit is
+    1, no message is dropped.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -462,10 +464,10 @@ def test_check_limit_publishes_requeued_messages_again_if_the_delivery_limit_is_
     assert (place.delivered(), place.channel.depth_of("dead")) == (["0", "1", "2"], 0)
 
 
-def test_the_function_peek_finds_out_how_to_read_a_queue_unless_it_is_told(place: Place) -> None:
-    """The Python function peek() reads a queue with basic.get, with a consumer, or as a stream. If the caller does not
-    say how, with the argument `kind`, peek() finds out over AMQP. It thus reads an auto-delete queue with basic.get,
-    because such a queue would be deleted with its last consumer.
+def test_the_function_peek_finds_out_how_to_read_a_queue_unless_the_caller_passes_kind(place: Place) -> None:
+    """The Python function peek() reads a queue with basic.get, with a consumer, or as a stream. If the caller does
+    not pass the argument `kind`, peek() finds out over AMQP which of them to use. It reads an auto-delete queue with
+    basic.get, because the queue would be deleted with its last consumer.
     """
     place.fill(*NUMBERS[:3], auto_delete=True)
     with closing(peek(place.channel, "jobs")) as deliveries:
@@ -512,8 +514,8 @@ def test_a_message_that_arrives_while_peek_looks_at_an_empty_queue_causes_no_err
 
 
 def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
-    """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
-    one, `peek` fails with an error that says so.
+    """If a queue has messages, but the broker delivers none, for example because another consumer is the single
+    active one, `peek` fails with an error that says that the broker delivers no message.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.05)
     place.fill(*range(1001), arguments={"x-single-active-consumer": True})
@@ -533,9 +535,10 @@ def test_peek_says_that_the_broker_delivers_no_message(monkeypatch: pytest.Monke
 def test_peek_does_not_receive_all_messages_of_a_long_queue_at_once(
     monkeypatch: pytest.MonkeyPatch, place: Place, limit: int | None, largest: int, prefetches: list[int]
 ) -> None:
-    """`peek` receives the messages of a long queue in batches, so that it need not requeue thousands of messages if it
-    stops early. The first batch has up to 100 messages. Each later one has up to ten times as many as all earlier ones
-    together, but at most 65,535. If the queue has a delivery limit, a batch with only the first message precedes these.
+    """`peek` receives the messages of a long queue in batches, so that it need not requeue thousands of messages if
+    it stops early. The first batch has up to 100 messages. Each later one has up to ten times as many as all earlier
+    ones together, but at most 65,535. If the queue has a delivery limit, `peek` first receives a batch of only one
+    message.
     """
     monkeypatch.setattr(peeking, "AT_ONCE", largest)
     place.fill(*range(1250), arguments=QUORUM)
@@ -561,8 +564,8 @@ def test_messages_stay_in_order_if_peek_is_stopped_while_a_batch_arrives(place: 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_messages_stay_in_order_if_one_has_expired(monkeypatch: pytest.MonkeyPatch, place: Place, count: int) -> None:
-    """If a quorum queue still counts an expired message, `peek` gets fewer messages than the queue reports. The other
-    messages stay in order, even if an earlier `peek` has requeued some.
+    """If a quorum queue still counts an expired message, `peek` receives fewer messages than the queue reports. The
+    other messages stay in order, even if an earlier `peek` has requeued some.
     """
     monkeypatch.setattr(peeking, "_PATIENCE", 0.3)
     place.fill("0", arguments=limited(50))
@@ -698,8 +701,8 @@ def test_messages_behind_the_first_one_that_the_queue_would_drop_are_published_a
 
 def test_peek_says_that_a_message_is_dropped_if_it_cannot_be_published_again(place: Place) -> None:
     """If a message has reached the delivery limit, `peek` republishes it instead of requeuing it. If the broker nacks
-    the republished message, the queue drops or dead-letters the original, and the error of `peek` says so. The other
-    messages stay in the queue.
+    the republished message, the queue drops or dead-letters the original, and `peek` fails with an error that reports
+    this. The other messages stay in the queue.
     """
     place.fill(*range(3), arguments=limited(6))
     place.requeue(1, 6, 6)
@@ -778,10 +781,9 @@ def test_a_message_with_large_headers_is_published_again_without_its_origin(
 def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_routing_key(
     place: Place, queue: str, exchange: str, *, is_kept: bool
 ) -> None:
-    """A delayed message for an exchange reaches its wait queue through another exchange, in front of the queue, so that
-    it keeps its own routing key and those in the header CC. If `peek` publishes such a message again, it therefore uses
-    the exchange in front of the queue, with the same keys. It publishes any other message directly to its queue,
-    without CC.
+    """A delayed message for an exchange is published to another exchange, to which its wait queue is bound, so that
+    the message keeps its own routing key and those in the header CC. If `peek` publishes such a message again, it
+    uses this other exchange, with the same keys. It publishes any other message directly to its queue, without CC.
     """
     place.channel.declare(Queue(queue, durable=True))
     place.channel.declare(Exchange(exchange, "fanout"))
@@ -827,10 +829,9 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
     """If `peek` publishes a message again, it keeps the message's expiration, and says that the TTL of the message or
-    its queue, if any, starts again. The exception is a delayed message with its due time in the header mqtool-due:
-    `peek` sets the expiration of this message to the remaining time. `peek` ignores this header if the queue is not a
-    wait queue for delays, if the due time is later than the expiration allows, or if the due time is past and the
-    message has no expiration.
+    its queue, if any, starts again. `peek` also does this for a message with a due time in the header mqtool-due if
+    the queue is not a wait queue for delays, if the due time is later than the expiration allows, or if the due time
+    is past and the message has no expiration.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
@@ -846,8 +847,8 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
 def test_messages_that_looking_removes_are_deleted_and_the_others_stay_in_order(
     place: Place, arguments: dict[str, Any]
 ) -> None:
-    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, deletes the messages that it is told
-    to remove. The others stay in the queue, in order.
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, deletes the messages that its
+    caller chooses. The others stay in the queue, in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     left = NUMBERS
@@ -866,8 +867,7 @@ def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
     place: Place, arguments: dict[str, Any]
 ) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can stop before it has read all
-    messages. The messages that its caller has told it to remove by then are deleted, and the others stay in the queue,
-    in order.
+    messages. The messages that its caller has chosen by then are deleted, and the others stay in the queue, in order.
     """
     place.fill(*NUMBERS, arguments=arguments)
     for left in 249, 248:
@@ -882,7 +882,7 @@ def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
 
 def test_a_message_that_looking_removes_is_not_published_again(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, republishes a message that has
-    reached the delivery limit. If it is told to remove such a message, it only deletes the message, and raises no
+    reached the delivery limit. If the caller wants this message removed, looking() only deletes it, and raises no
     error.
     """
     place.fill(*range(3), arguments=limited(6))

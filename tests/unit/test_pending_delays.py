@@ -69,7 +69,7 @@ class Place:
         return [each.delivery.body.decode() for each in self.waiting().messages(to)]
 
     def now(self, *bodies: str, kind: type[Connection] = Connection) -> list[str]:
-        """Deliver the messages with these bodies or, without bodies, all; return those of the delivered ones."""
+        """Deliver the messages with these bodies, or all messages without bodies given; return the delivered bodies."""
 
         def chosen(each: Waiting) -> bool:
             return not bodies or each.message.body.decode() in bodies
@@ -120,8 +120,8 @@ def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
 
 
 def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
-    """`delayed ls` lists the queues in which delayed messages wait. If such a queue is exclusive to another connection,
-    `delayed ls` leaves it out, with an error that gives this reason, and lists the others.
+    """`delayed ls` lists the queues in which delayed messages wait. If such a queue is exclusive to another
+    connection, `delayed ls` reports this as an error, and lists the other queues.
     """
     queue = wait_queue("a.delay.1h", 3_600_000, "", "a")
     place.connect().declare(queue._replace(exclusive=True))
@@ -132,10 +132,10 @@ def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
 
 
 @pytest.mark.parametrize("is_exclusive", [False, True])
-def test_a_wait_queue_that_changes_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
-    """If a wait queue expires while `delayed ls` lists the wait queues, `delayed ls` leaves it out without an error. If
-    another client then declares an exclusive queue with its name, `delayed ls` leaves this queue out, and reports the
-    broker's error. It lists all other wait queues.
+def test_a_wait_queue_that_is_deleted_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
+    """If a wait queue is deleted while `delayed ls` lists the wait queues, `delayed ls` leaves it out without an
+    error. If another client then declares an exclusive queue with its name, `delayed ls` leaves this queue out, and
+    reports the broker's error. It lists all other wait queues.
     """
     for hours in (1, 2, 3):
         place.declare(f"jobs.delay.{hours}h", "a", ttl=hours * 3_600_000)
@@ -168,7 +168,7 @@ def test_delayed_ls_counts_the_messages_that_exchanges_of_type_x_delayed_message
         elsewhere.connections[0].close()
 
 
-def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay(place: Place) -> None:
+def test_waiting_messages_are_shown_with_the_shortest_delay_first_and_stay_in_their_queues(place: Place) -> None:
     """`delayed show` shows the waiting messages for all destinations, or for one. Messages with the shortest delay come
     first. Each message is shown with the exchange and routing key that it will have when it is due, and stays in its
     wait queue.
@@ -283,8 +283,9 @@ def test_a_message_for_amq_topic_is_delivered_only_if_its_wait_queue_dead_letter
     place: Place, monkeypatch: pytest.MonkeyPatch, used: str, shown: str
 ) -> None:
     """A wait queue for `amq.topic` has a name that anyone may use. `delayed now` delivers its messages to `amq.topic`
-    only if the broker itself would bring them there, through the queue's dead-letter exchange. That the management API
-    shows this exchange is not enough: if a queue was declared with two, RabbitMQ uses one and shows the other.
+    only if the broker itself would do so through the queue's dead-letter exchange. It is not enough that the
+    management API shows the right dead-letter exchange: if a queue was declared with two, RabbitMQ uses one and shows
+    the other.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     exchanges = {"due": "mqtool.amq.topic.due", "other": "mqtool.amq.topic.other"}
@@ -309,9 +310,9 @@ def test_a_message_for_amq_topic_is_delivered_only_if_its_wait_queue_dead_letter
     assert place.has("jobs", *["x"] * is_proven)
 
 
-def test_a_message_behind_one_that_is_due_later_is_shown_as_due_later(place: Place) -> None:
-    """Messages leave a wait queue in their order. `delayed show` therefore marks a message with a shorter delay of its
-    own as waiting behind the message in front of it, if that one is due later.
+def test_a_message_behind_one_that_is_due_later_is_shown_as_waiting_behind_it(place: Place) -> None:
+    """Messages leave a wait queue in their order. If a message is due later than the one behind it, `delayed show`
+    therefore marks the second message as waiting behind the first.
     """
     place.declare("jobs.delay.1h")
     now = round(time.time() * 1000)
@@ -321,12 +322,12 @@ def test_a_message_behind_one_that_is_due_later_is_shown_as_due_later(place: Pla
     assert [each.is_behind for each in place.waiting().messages()] == [False, True]
 
 
-def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -> None:
-    """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that names
-    any exchange as the destination of these messages. For the queue `tasks.relay`, `delayed now` therefore accepts only
-    the exchange `tasks.relayed`. If the argument names another exchange, `delayed now` leaves each message in the
-    queue, with an error that names the message, the queue and the exchange. `delayed now` still delivers the messages
-    of a wait queue whose name matches its destination, such as `jobs.delay.1h` for the queue `jobs`.
+def test_a_message_whose_destination_may_be_forged_is_not_delivered(place: Place) -> None:
+    """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that
+    names any exchange as the messages' destination. For the queue `tasks.relay`, `delayed now` therefore accepts only
+    the exchange `tasks.relayed`. If the argument names another exchange, each message stays in the queue, with an
+    error that names the message, the queue and the exchange. `delayed now` still delivers the messages of other wait
+    queues.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))
@@ -341,7 +342,7 @@ def test_a_message_whose_exchange_is_not_proven_is_not_delivered(place: Place) -
     assert place.has("tasks.relay", "x")
 
 
-def test_a_message_whose_destination_queue_does_not_exist_stays(place: Place) -> None:
+def test_a_message_whose_destination_queue_does_not_exist_stays_in_its_wait_queue(place: Place) -> None:
     """If the destination queue of a waiting message does not exist, `delayed now` leaves the message in its wait queue,
     and reports an error that names the message and the destination. It delivers messages for other destinations.
     """
@@ -353,7 +354,7 @@ def test_a_message_whose_destination_queue_does_not_exist_stays(place: Place) ->
     assert place.has("gone.delay.1h", "x")
 
 
-def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
+def test_a_message_whose_exchange_was_deleted_stays_in_its_wait_queue(place: Place) -> None:
     """If the destination exchange of waiting messages has been deleted, `delayed now` leaves the messages in their wait
     queue. For each, it reports an error that names the message, the queue and the exchange. It delivers messages for
     other destinations.
@@ -369,7 +370,7 @@ def test_a_message_whose_exchange_was_deleted_stays(place: Place) -> None:
     assert place.skipped == []
 
 
-def test_a_message_whose_headers_fill_a_frame_stays(place: Place) -> None:
+def test_a_message_whose_headers_would_not_fit_into_a_frame_stays_in_its_wait_queue(place: Place) -> None:
     """If a publisher has forged the headers mqtool-exchange and mqtool-routing-key, `delayed now` replaces them with
     the true exchange and routing key. If the headers are then too large for a frame, the message stays in its wait
     queue, and an error names the message and the queue. `delayed now` delivers other messages.
@@ -417,8 +418,8 @@ def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place:
 
 
 def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
-    """If the connection is lost while `delayed show` reads waiting messages, Unavailable is raised. The loss is not
-    reported as an error of one of the wait queues.
+    """If the connection is lost while `delayed show` reads waiting messages, it raises Unavailable, and does not
+    report the loss as an error of one of the wait queues.
     """
     place.declare("jobs.delay.1h", "a")
     place.declare("jobs.delay.2h", "b", ttl=7_200_000)
@@ -437,7 +438,7 @@ class Impatient(Connection):
         return super().channel(**{**options, "confirm_timeout": 0.05})
 
 
-def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
+def test_delayed_now_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
     """If the broker does not confirm a message in time, `delayed now` raises NotConfirmed, and tries no other wait
     queue, because later messages would not be confirmed either. The messages stay in their wait queues.
     """
@@ -452,9 +453,9 @@ def test_delivering_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_no_further_queue_is_read(place: Place) -> None:
-    """`delayed show` requeues the messages that it reads. If a wait queue would drop such a message when it is requeued
-    once more, because of its delivery limit, mqtool reports an error for this queue, even if reading stops before the
-    next queue.
+    """`delayed show` requeues the messages that it shows. If a wait queue would drop a message because of its
+    delivery limit when the message is requeued once more, mqtool reports an error for this queue, even if reading
+    stops before the next queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

@@ -1,4 +1,4 @@
-"""What a user is told when the broker, the operating system or pika reports an error."""
+"""The errors and hints that users see when the broker, the operating system or pika reports an error."""
 
 import errno
 import socket
@@ -141,12 +141,12 @@ def ssl_error(kind: type[ssl.SSLError], **attributes: str | None) -> ssl.SSLErro
         (0, "", Unavailable, "the broker closed the connection: reply code 0", None),
     ],
 )  # fmt: skip
-def test_the_reply_code_and_text_of_a_broker_decide_the_error_and_its_hint(
+def test_the_brokers_reply_code_and_text_determine_the_error_and_its_hint(
     code: int, text: str, kind: type[MqtoolError], words: str, hint: str | None
 ) -> None:
-    """If the broker closes a channel or a connection, its reply code and text decide the type of mqtool's error and the
-    hint, if there is one. For a few errors, such as a consumer timeout, mqtool has a text of its own. All other errors
-    contain the broker's text without the name of the reply code, such as NOT_FOUND.
+    """If the broker closes a channel or a connection, its reply code and reply text determine the type of mqtool's
+    error and the hint, if there is one. For a few errors, such as a consumer timeout, mqtool has its own error text.
+    All other errors contain the broker's text without the name of the reply code, such as NOT_FOUND.
     """
     error = pika_errors.closed_by_broker(exceptions.ChannelClosedByBroker(code, text))
     assert (type(error), str(error), error.hint) == (kind, words, hint)
@@ -354,9 +354,10 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
 def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal_or_another_protocol(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server closes the connection during the handshake without a reason, pika reports a refused login or, if the
-    server has sent nothing, another protocol. mqtool believes neither, and treats this as a handshake that was cut off.
-    If the server has sent data that pika takes for another protocol, mqtool believes that.
+    """If a server closes the connection during the handshake without a reason, pika reports a refused login or, if
+    the server has sent nothing, another protocol. mqtool treats both errors as a handshake that was cut off. It
+    accepts pika's error only if the server has given a reason for its refusal, or has sent data that pika takes for
+    another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
@@ -385,10 +386,10 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
 def test_errors_that_do_not_recur_and_harmless_differences_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """Of the errors with which a broker closes a channel, mqtool expects only two not to recur once the channel is
-    reopened: a consumer timeout, and a missing exchange, if mqtool itself declares this exchange again. If a
-    declaration fails because the queue or exchange exists with other settings, mqtool considers the difference
-    harmless, as it can use the existing queue or exchange. The exception is an exchange of another type.
+    """If the broker has closed a channel with an error, mqtool expects only two errors not to recur on a new channel:
+    a consumer timeout, and a missing exchange that mqtool itself declares again. If a declaration fails because the
+    queue or exchange exists with other properties or arguments, mqtool considers this harmless, as it can use the
+    existing one. The exception is an exchange of another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
@@ -438,8 +439,8 @@ def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> 
 
 
 def test_the_size_that_the_broker_accepts_is_taken_from_its_reply() -> None:
-    """If the broker closes a channel because a message was too large, mqtool takes the broker's limit from its reply.
-    Another error names no limit.
+    """If the broker closes a channel because a message was too large, mqtool takes the broker's limit from the reply
+    text. Other errors contain no limit.
     """
     text = "PRECONDITION_FAILED - message size 2000 is larger than configured max size 1000"
     assert pika_errors.largest_message(exceptions.ChannelClosedByBroker(406, text)) == 1000
@@ -447,9 +448,9 @@ def test_the_size_that_the_broker_accepts_is_taken_from_its_reply() -> None:
     assert pika_errors.largest_message(ValueError()) is None
 
 
-def test_a_server_that_sends_more_than_any_broker_does_is_named_as_the_cause() -> None:
-    """If what claims to be a broker sends a message of more than 512 MiB, mqtool's error gives this limit, and the hint
-    says where to look.
+def test_the_error_about_a_message_of_more_than_512_mib_says_to_check_the_url() -> None:
+    """mqtool's error about a message of more than 512 MiB from the broker contains this limit. RabbitMQ sends no
+    message of this size, so the hint says to check --url, and what is between mqtool and the broker.
     """
     error = pika_errors.message_too_large()
     assert str(error) == "the broker sends a message of more than 512 MiB"
@@ -457,11 +458,9 @@ def test_a_server_that_sends_more_than_any_broker_does_is_named_as_the_cause() -
 
 
 @pytest.mark.parametrize(("port", "usual"), [(15672, "the management API"), (5552, "streams")])
-def test_a_port_that_usually_speaks_another_protocol_is_named_if_it_closes_the_connection(
-    port: int, usual: str
-) -> None:
-    """If a server closes the connection during the handshake, and its port is usually that of the management API or of
-    streams, the hint says so, and names AMQP's port.
+def test_the_hint_names_the_usual_protocol_of_a_port_that_closes_the_connection(port: int, usual: str) -> None:
+    """If a server closes the connection during the handshake, and its port is usually that of the management API or
+    of streams, the hint names this use of the port, and AMQP's port.
     """
     hint = f"{port} is usually the port of {usual}; AMQP's is 5672"
     assert pika_errors.closed_early(Address("one", port, "v", "ann")).hint == hint

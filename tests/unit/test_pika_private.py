@@ -98,8 +98,8 @@ def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[Se
 def test_an_acknowledgement_with_multiple_applies_to_all_deliveries_up_to_it(
     connect: Connect, vhost: Vhost, kind: type[SelectConnection]
 ) -> None:
-    """An acknowledgement that mqtool sends applies to one delivery or, with `multiple`, to all deliveries up to it.
-    This is true whether mqtool or pika encodes it.
+    """An acknowledgement that mqtool sends applies to one delivery or, with `multiple`, to all deliveries up to this
+    one, whether mqtool or pika encodes the acknowledgement.
     """
     connection = connect(kind)
     consumer = Consumer(connection, auto_ack=False)
@@ -158,8 +158,8 @@ def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
 def test_a_message_that_cannot_be_encoded_raises_an_error_and_the_connection_stays_usable(
     connect: Connect, kind: type[SelectConnection], message: Message, kind_of_error: type[MqtoolError]
 ) -> None:
-    """Publishing a message with a header that AMQP cannot express, or with an exchange name or routing key that is too
-    long, raises an error. The connection can be used afterwards.
+    """Publishing a message raises an error if the message has a header that AMQP cannot express, or if its exchange
+    name or routing key is too long. The connection can be used afterwards.
     """
     connection = connect(kind)
     with pytest.raises(kind_of_error):

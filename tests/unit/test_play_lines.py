@@ -15,7 +15,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """While a sender's command runs in a tutorial, the output of other terminals is held back until the command has
+    """While a sender's command runs in a tutorial, the output of other terminals is delayed until the command has
     ended, so that a message is never shown as received before it is shown as sent.
     """
     lines = PlayLines(TypingPace(auto=True, watched=False))
@@ -47,8 +47,8 @@ def test_the_lines_of_an_rpc_client_and_server_are_shown_in_the_order_of_printin
 def test_a_scene_is_explained_before_its_terminals_replace_the_others(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Before a tutorial replaces its terminals for a new scene, it explains this scene, while the last output of the
-    old terminals is still visible.
+    """When a tutorial changes to a scene with other terminals, it first explains this scene, while the last output of
+    the old terminals is still visible.
     """
     monkeypatch.setattr(incident, "embedded_broker", MagicMock())
     incident.embedded_broker.return_value.__enter__.return_value = ("amqp://laptop", "http://laptop")

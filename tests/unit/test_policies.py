@@ -25,7 +25,7 @@ def delivery(tag: int = 1, times: int = 0) -> Delivery:
 
 
 def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
-    """Take and finish deliveries; return the tags up to which was acknowledged."""
+    """Take and finish deliveries; return the delivery tags of the acknowledgements."""
     acknowledged = []
     for tag in tags:
         policy.taken(delivery(tag))
@@ -34,11 +34,12 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
     return acknowledged
 
 
-def test_the_options_decide_the_first_prefetch_the_acknowledgements_and_the_last_message_of_a_consumer() -> None:
+def test_the_first_prefetch_of_a_consumer_depends_on_its_options_and_the_queues_delivery_limit() -> None:
     """A consumer starts with the prefetch of `--prefetch`, by default 1,000. On a queue with a delivery limit, it
-    starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with 3 if a
-    command such as `worker` acknowledges messages itself, and is cancelled when it has received the third message. The
-    consumer acknowledges the messages, unless such a command or the broker (`--auto-ack` without `--count`) does.
+    starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with 3 in a
+    command that sends its own acknowledgements, such as `worker`, and is cancelled when it has received the third
+    message. Except in these commands, or with `--auto-ack` but without `--count`, the consumer sends the
+    acknowledgements.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -55,8 +56,8 @@ def test_the_options_decide_the_first_prefetch_the_acknowledgements_and_the_last
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_messages_is_limited() -> None:
-    """With `--auto-ack`, the broker considers deliveries acknowledged when it sends them. If `--count` is given as
-    well, mqtool acknowledges each message instead, because the prefetch does not limit automatically acknowledged
+    """With `--auto-ack`, the broker considers deliveries acknowledged when it sends them. If `--count` is also given,
+    mqtool acknowledges each message instead, because the prefetch does not limit automatically acknowledged
     deliveries.
     """
     for receiving, auto_ack in (
@@ -69,8 +70,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_me
 
 
 def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without `--count` sends an acknowledgement for each quarter of its prefetch, or earlier if it sent the
-    last one more than 50 ms ago.
+    """A consumer without `--count` sends an acknowledgement when it has handled a quarter of its prefetch, or earlier
+    if its last acknowledgement was sent more than 50 ms ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -86,11 +87,11 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery_immediatel
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
-def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_not_requeued_often() -> None:
-    """A consumer of a queue with a delivery limit has a prefetch of 1 as long as each message that it receives was
-    already requeued at least three quarters (rounded down) of the number of times that the limit allows. When it
-    receives the first message that was requeued less often, it changes to its full prefetch. If the limit is not known,
-    only a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
+def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_rarely_requeued() -> None:
+    """Each time a prefetched message is requeued, it comes closer to the queue's delivery limit. A consumer of a
+    queue with this limit therefore has a prefetch of 1 until it receives a message that was requeued fewer times than
+    three quarters of the limit (rounded down), and then changes to its full prefetch. If the limit is not known, only
+    a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
@@ -130,7 +131,7 @@ def test_with_a_low_message_limit_messages_are_prefetched_one_by_one() -> None:
     assert policy.taken(delivery(3)) is Step.CANCEL
 
 
-def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_surplus_message_arrives() -> None:
+def test_with_a_high_message_limit_acknowledgements_are_held_back_until_the_last_message() -> None:
     """With `--count 300`, a consumer has a prefetch of 250. It acknowledges the first 50 messages as they are handled,
     and the others only at the end, so that the broker delivers no 301st message.
     """
@@ -184,13 +185,13 @@ def test_only_messages_whose_output_was_written_are_acknowledged_when_a_write_ha
 
 
 def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[Step]:
-    """Acknowledge deliveries, whose tags count up from `first`; `received` says how many have come each time."""
+    """Acknowledge deliveries, whose tags count up from `first`; `received` says how many have arrived each time."""
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_command_with_manual_acknowledgements_never_gets_more_messages_than_its_limit() -> None:
-    """A command that uses manual acknowledgements, such as `worker`, never gets more messages than `--count` allows,
-    however late the acknowledgements are.
+def test_a_command_with_manual_acknowledgements_never_receives_more_messages_than_its_limit() -> None:
+    """A command that uses manual acknowledgements, such as `worker`, never receives more messages than `--count`
+    allows, however late the acknowledgements are.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -204,11 +205,10 @@ def test_a_command_with_manual_acknowledgements_never_gets_more_messages_than_it
 
 
 def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_remaining_messages() -> None:
-    """A command such as `worker`, which acknowledges messages itself, is to receive 20 messages (`--count`) with a
-    prefetch of 8. Before an acknowledgement that would let the broker send a 21st message, mqtool cancels the consumer,
-    and requeues messages that arrive after this. In this test, 15 arrived before, so mqtool then starts a consumer with
-    a prefetch of 5, for the remaining messages. When the same happens again, the next consumer has a prefetch of only
-    half of the remaining messages, 2 of 4, so that it need not be replaced after each acknowledgement.
+    """A command with manual acknowledgements, such as `worker`, has a prefetch of 8 and `--count 20`. Before an
+    acknowledgement that would let the broker send a 21st message, mqtool cancels the consumer, and starts one whose
+    prefetch is the number of remaining messages: 5 after 15 messages. When the same happens again, the next consumer
+    has a prefetch of only half of the remaining messages, so that it need not be replaced after each acknowledgement.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -224,9 +224,9 @@ def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
-    """If a command such as `worker` acknowledges messages itself, and the channel is lost, messages that were
-    unacknowledged at that time do not count towards `--count`. A late acknowledgement of such a message does not count
-    either.
+    """If a command with manual acknowledgements, such as `worker`, loses its channel, messages that were
+    unacknowledged at that time do not count towards `--count`, because the broker redelivers them. Acknowledging one
+    of these messages later does not make it count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -237,8 +237,8 @@ def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_coun
 
 
 def test_without_a_message_limit_consuming_continues_after_each_acknowledgement() -> None:
-    """If a command such as `worker` acknowledges messages itself, and `--count` is not given, its consumer continues
-    after each acknowledgement, and sends no acknowledgement of its own.
+    """In a command with manual acknowledgements, such as `worker`, and without `--count`, the consumer continues
+    after each acknowledgement, and sends no acknowledgements itself.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
@@ -246,9 +246,9 @@ def test_without_a_message_limit_consuming_continues_after_each_acknowledgement(
 
 
 def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
-    """A consumer of a queue with a delivery limit gets one message at a time until one arrives that has been requeued
-    only a few times, and then uses its full prefetch. If x-delivery-count is not a number, or is set on a first
-    delivery, a publisher has forged it, and the message counts as never requeued.
+    """A consumer of a queue with a delivery limit receives one message at a time until one arrives that has been
+    requeued only a few times, and then uses its full prefetch. If x-delivery-count is not a number, or is set on a
+    first delivery, a publisher has forged it, and mqtool treats the message as one that was never requeued.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)
@@ -273,13 +273,13 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
         (Receiving(prefetch=7, acknowledge=False), True, (CallerSettles, 7, False, False)),
     ],
 )
-def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
+def test_the_options_determine_the_prefetch_and_whether_the_consumer_sends_acknowledgements(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """Without `--count`, a consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on a queue that is
-    not a stream, it is the same, but at most N - 50; if N is 250 or less, or if `--prefetch` is between 1 and 999, it
-    is 1. The consumer acknowledges the messages, unless the broker does (`--auto-ack`). In commands such as `worker`,
-    the command acknowledges them instead, and its consumer's prefetch is `--prefetch`, but at most N.
+    """Without `--count`, or on a stream, a consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on
+    any other queue, it is at most N - 50, or 1 if N is at most 250 or `--prefetch` is between 1 and 999. The consumer
+    sends the acknowledgements, unless the broker acknowledges automatically (`--auto-ack`). In a command that sends
+    its own acknowledgements, such as `worker`, the prefetch is `--prefetch`, but at most N.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -287,9 +287,9 @@ def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledge
 
 
 def test_acknowledgements_within_50_ms_are_sent_together() -> None:
-    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago.
-    Otherwise, it acknowledges the delivery later, together with others, unless a quarter of its prefetch is already
-    waiting for acknowledgement. With an unlimited prefetch, which has no quarter, only the time matters.
+    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago, or if a
+    quarter of its prefetch is waiting for acknowledgement. Otherwise, it acknowledges the delivery later, together
+    with others. With an unlimited prefetch, which has no quarter, only the time matters.
     """
     for prefetch in (0, 1000):
         assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
@@ -299,9 +299,9 @@ def test_acknowledgements_within_50_ms_are_sent_together() -> None:
         assert policy.done(delivery(3), LATER + 0.06)
 
 
-def test_a_consumer_whose_command_acknowledges_messages_is_cancelled_once_count_messages_have_arrived() -> None:
-    """If a command such as `worker` acknowledges messages itself, mqtool cancels the command's consumer when it has
-    received the number of messages given with `--count`. Without `--count`, mqtool does not cancel the consumer.
+def test_a_consumer_with_manual_acknowledgements_is_cancelled_once_count_messages_have_arrived() -> None:
+    """In a command with manual acknowledgements, such as `worker`, mqtool cancels the consumer when it has received
+    the number of messages given with `--count`. Without `--count`, mqtool does not cancel the consumer.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -312,11 +312,11 @@ def test_a_consumer_whose_command_acknowledges_messages_is_cancelled_once_count_
     assert endless.prefetch == PREFETCH
 
 
-def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_count_allows() -> None:
-    """A command such as `worker` acknowledges messages itself, instead of leaving that to its consumer. After the
-    consumer's channel was lost and reopened, the consumer still gets no more messages than `--count` allows. When a
-    further acknowledgement would let the broker send one message too many, mqtool replaces the consumer by one with a
-    smaller prefetch. When all messages have arrived, mqtool cancels the consumer.
+def test_after_a_lost_channel_a_consumer_still_receives_no_more_messages_than_count_allows() -> None:
+    """In a command with manual acknowledgements, such as `worker`, a consumer whose channel was lost and reopened
+    still receives no more messages than `--count` allows. Before an acknowledgement would let the broker send one
+    message too many, mqtool replaces the consumer by one with a smaller prefetch. When all messages have arrived,
+    mqtool cancels the consumer.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -328,11 +328,11 @@ def test_after_a_lost_channel_a_consumer_still_gets_no_more_messages_than_count_
     assert acknowledge(policy, 4, 5) == [Step.GO_ON, Step.CANCEL]
 
 
-def test_each_later_replacement_for_a_consumer_prefetches_half_of_the_remaining_messages_but_at_least_one() -> None:
-    """A command such as `worker` acknowledges messages itself. When a further acknowledgement would let the broker send
-    more messages than `--count` allows, mqtool replaces the command's consumer. The first new consumer has a prefetch
-    of all messages that are still to be received. Each later one has a prefetch of half of them, rounded down, but at
-    least 1.
+def test_each_later_replacement_of_a_consumer_prefetches_half_of_the_remaining_messages() -> None:
+    """In a command with manual acknowledgements, such as `worker`, mqtool replaces the consumer before an
+    acknowledgement would let the broker send more messages than `--count` allows. The first new consumer has a
+    prefetch of all messages that are still to be received. Each later one has a prefetch of half of them, rounded
+    down, but at least 1.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

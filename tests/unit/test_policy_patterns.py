@@ -20,9 +20,9 @@ from mqtool.management.policy_patterns import check_pattern, pattern_matches
         (r"^(\w)\w*\1$", "xyx", "xyz"),
     ],
 )
-def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: str, matching: str, other: str) -> None:
-    """mqtool matches common policy patterns with lookaround or backreferences, which RE2 does not support, in the same
-    way as RabbitMQ.
+def test_common_patterns_with_lookaround_or_backreferences_are_matched(pattern: str, matching: str, other: str) -> None:
+    """RE2, which mqtool uses for policy patterns, does not support lookaround and backreferences. mqtool still
+    matches common patterns that contain them, with the same result as RabbitMQ.
     """
     assert pattern_matches(pattern, matching) is True
     assert pattern_matches(pattern, other) is False
@@ -37,9 +37,9 @@ def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: s
         r"(?=a)[\][](a+)+$|x]", "(?=a)(?#[)(a+)+$(?#])", "(?x)(?=a)#[\n(a+)+$#]",
     ],
 )  # fmt: skip
-def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> None:
-    """Python's `re` module could take very long to match a name against some policy patterns. mqtool does not try such
-    a pattern: pattern_matches() returns None, which means that the result is unknown.
+def test_a_pattern_that_could_take_very_long_to_match_is_not_tried(pattern: str) -> None:
+    """Python's `re` module could take very long to match a name against some policy patterns. mqtool does not try
+    these patterns: pattern_matches() returns None, which means that the result is unknown.
     """
     before = time.thread_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None
@@ -48,13 +48,17 @@ def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> Non
 
 @pytest.mark.parametrize("pattern", ["(*UTF8)a", "^*a", r"\Q[(\E", r"[a-\d]", "(?|a|b)", "^jobs", "", "[[:alpha:]]"])
 def test_a_pattern_that_rabbitmq_may_accept_is_not_refused(pattern: str) -> None:
-    """mqtool does not refuse a pattern that Python's `re` module cannot compile if RabbitMQ, which uses PCRE, can."""
+    """mqtool does not refuse a policy pattern that Python's `re` module cannot compile if PCRE, which RabbitMQ uses,
+    may be able to.
+    """
     check_pattern(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["[", "*", "*.jobs", "+", "(", "a(b", ")", "a)", "[a", "[]"])
 def test_a_pattern_that_rabbitmq_cannot_compile_is_refused(pattern: str) -> None:
-    """mqtool refuses a pattern with a usual mistake, such as a missing bracket, and the error names the pattern."""
+    """A policy pattern with a common mistake, such as a missing bracket, raises UsageError, and the error contains
+    the pattern.
+    """
     with pytest.raises(UsageError, match="is not a valid regular expression: ") as refused:
         check_pattern(pattern)
     assert str(refused.value).startswith(repr(pattern))

@@ -32,8 +32,9 @@ def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
 def test_a_random_port_is_never_where_the_management_api_of_another_broker_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A random port for a new broker is never 10000 above another random port, where the management API of that other
-    broker listens, nor just below that, where its API listens with TLS.
+    """A broker on port P has its management API on port P + 10000, if that is free, and with TLS also on the port
+    below. mqtool chooses random ports from a range of fewer than 10,000 ports, so that neither of the two can be the
+    random port of another broker.
     """
     ranges: list[tuple[int, int]] = []
 
@@ -52,8 +53,8 @@ def test_a_random_port_is_never_where_the_management_api_of_another_broker_liste
 def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool reserves a port with a lock file. If another user of this machine creates and locks this file, mqtool
-    chooses the port all the same. Otherwise, this user could reserve every port.
+    """mqtool reserves a port by locking a file. If another user of this machine has created and locked this file,
+    mqtool can still choose the port. Otherwise, this user could reserve every port.
     """
     port, user = free_port(), os.getuid() + 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -67,8 +68,8 @@ def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
 def test_a_named_pipe_in_place_of_a_ports_lock_file_neither_delays_nor_reserves_the_port(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_own: bool
 ) -> None:
-    """If a user of this machine puts a named pipe at the name of a port's lock file, mqtool does not wait for a writer,
-    and chooses the port, even if the pipe is locked.
+    """If a user of this machine has created a named pipe in place of a port's lock file, mqtool does not wait for a
+    writer, and chooses the port, even if the pipe is locked.
     """
     port, user = free_port(), os.getuid() + (not is_own)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -45,14 +45,14 @@ def test_a_node_with_a_stream_port_listens_on_it(conf: Launch) -> None:
     ]
 
 
-def test_a_node_for_other_machines_advertises_its_address(conf: Launch) -> None:
+def test_a_node_for_clients_on_other_machines_advertises_its_address(conf: Launch) -> None:
     """A RabbitMQ node that mqtool starts for clients on other machines advertises the address that they use, in
     stream.advertised_host.
     """
     assert "stream.advertised_host = 192.0.2.7" in conf(6000, "192.0.2.7")
 
 
-def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
+def test_without_a_stream_port_the_stream_plugin_listens_only_on_the_loopback_address(conf: Launch) -> None:
     """If mqtool starts a RabbitMQ node without a stream port after an earlier start with one, the stream plugin, which
     is still enabled, listens only on the loopback address.
     """
@@ -61,10 +61,10 @@ def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
     assert "stream.listeners.tcp.0 = 127.0.0.1:5552" in conf(None)
 
 
-def test_statistics_of_a_private_node_and_of_a_broker_in_docker_are_equally_new(conf: Launch) -> None:
+def test_a_private_node_collects_statistics_as_often_as_a_broker_in_docker(conf: Launch) -> None:
     """A RabbitMQ node that mqtool starts collects its statistics as often as a broker that mqtool starts in Docker:
-    each second. Otherwise, counts in `list` and `top` would lag by five seconds, and `queue convert`, which waits for
-    new counts, would take several times as long.
+    every second. Otherwise, counts in `list` and `top` would lag by five seconds, and `queue convert`, which waits
+    for new counts, would take several times as long.
     """
     in_docker = (Path(node.__file__).parent / "image" / "rabbitmq.conf").read_text().splitlines()
     statistics = ("collect_statistics_interval", "management.rates_mode", "management.sample_retention_policies")

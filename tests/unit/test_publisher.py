@@ -20,7 +20,7 @@ class Wire:
     """What the publisher has written, and whether it wants another channel.
 
     Attributes:
-        busy: keep what is to run on the I/O thread in `soon` and `later`, instead of running it at once.
+        busy: keep what is to run on the I/O thread in `soon` and `later`, instead of running it immediately.
         routes: the route with which each message was encoded.
     """
 
@@ -76,9 +76,9 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher returns a receipt for each message, which says whether the broker confirmed, nacked or returned it.
-    The receipts come in the order of publishing. If a message is confirmed early, its receipt waits for those of
-    earlier messages.
+    """For each message, a publisher returns a receipt that says whether the broker confirmed, nacked or returned the
+    message. The receipts come in the order of publishing. If a message is confirmed early, its receipt waits for
+    those of earlier messages.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -157,7 +157,9 @@ def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wi
     assert wire.sent == [b"1"]
 
 
-def test_dropping_unanswered_messages_keeps_nacked_ones(wire: Wire, publisher: Unconfirmed) -> None:
+def test_dropping_messages_that_were_neither_confirmed_nor_nacked_keeps_the_nacked_ones(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
     """A publisher can drop the messages that the broker has neither confirmed nor nacked, for example replies that may
     have made the broker close the connection. It keeps the messages that the broker has nacked because their queue had
     no leader, and publishes these again on the next channel.
@@ -216,8 +218,8 @@ def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_er
     wire: Wire, publisher: Unconfirmed
 ) -> None:
     """A publisher usually reports messages in the order of publishing. After an error, such as a missing confirm, it
-    also reports, once, each message that was confirmed or nacked while an earlier one was still unconfirmed. From then
-    on, only messages that were neither confirmed nor nacked count as unconfirmed.
+    also reports, once, each message that was confirmed or nacked while an earlier one was still unconfirmed. After
+    that, only messages that were neither confirmed nor nacked count as unconfirmed.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(2, multiple=False)
@@ -363,8 +365,8 @@ def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: 
 def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If the connection is lost before a message was sent, the message is sent once, on the next channel. The same
-    applies to a message that is published before the first channel is open.
+    """If the connection is lost before a message was sent, the message is sent once, on the next channel. A message
+    that is published before the first channel is open is also sent once, when the channel is open.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -439,8 +441,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
     returned: Message, published: list[tuple[Message, Route]], expected: int | None
 ) -> None:
     """mqtool matches a returned message to a published one with the same exchange, routing key, id and body. If there
-    are several, it chooses the one whose properties and headers differ least, and among equal ones the first. The
-    delivery mode counts as a difference, but a BCC header does not.
+    are several, it chooses the one whose properties and headers differ least or, if several differ equally little,
+    the first of these. The delivery mode counts as a difference, but a BCC header does not.
     """
     assert most_similar(returned, ((tag, *each) for tag, each in enumerate(published, 1))) == expected
 
@@ -484,8 +486,8 @@ def test_waiting_for_confirms_with_16_mib_unconfirmed_ends_when_a_message_is_con
 
 def test_a_stopped_command_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
     """If a command is stopped, such as by SIGTERM, while messages are unconfirmed, waiting for confirms ends with an
-    error that gives the reason and the number of these messages. If no message is unconfirmed, waiting ends without an
-    error.
+    error that says why the command was stopped, and how many messages are unconfirmed. If no message is unconfirmed,
+    waiting ends without an error.
     """
     wire.reason = "stopped by SIGTERM"
     publisher.wait(1, confirm_timeout=60)
@@ -534,8 +536,8 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
     """In the first 20 s after a reconnection, a publisher republishes a nacked message after 0.25 s, each time on
-    another channel. If the connection is lost meanwhile, the publisher waits until it is open again. After the 20 s, a
-    nack is final.
+    another channel. If the connection is lost in this time, the publisher waits until it is open again. After the 20
+    s, a nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):

@@ -24,7 +24,7 @@ def broker() -> Iterator[ScriptedBroker]:
 
 
 class Waits:
-    """What happens when the publisher waits for confirms, one step for each time, and how it waited.
+    """The steps to run when the publisher waits for confirms, one for each wait, and how it waited.
 
     Attributes:
         calls: the arguments of each wait: the number of unconfirmed messages, the confirm timeout, the longest time.
@@ -73,9 +73,9 @@ def test_a_channel_is_put_into_confirm_mode_before_its_first_message(broker: Scr
 
 
 def test_receipts_say_what_the_broker_did_with_each_message(broker: ScriptedBroker, waits: Waits) -> None:
-    """The receipt of a message says whether the broker confirmed, nacked or returned the message, and gives a reason if
-    it was not confirmed. basic.ack and basic.nack with `multiple` also apply to all earlier messages that have no
-    answer yet.
+    """The receipt of a message says whether the broker confirmed, nacked or returned the message, and gives a reason
+    if it was not confirmed. basic.ack and basic.nack with `multiple` also apply to all earlier messages that the
+    broker has neither confirmed nor nacked yet.
     """
     broker.confirms = False
     given = [
@@ -192,9 +192,9 @@ def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: 
 def test_confirmed_messages_are_reported_while_there_is_no_message_to_publish(
     broker: ScriptedBroker, waits: Waits
 ) -> None:
-    """While there is no message to publish, a publisher waits for confirms, for up to 50 ms at a time; the first time,
-    for 0.1 ms, because the next message may arrive at any moment. It reports confirmed messages before it asks its
-    caller for more messages.
+    """While there is no message to publish, a publisher waits for confirms: at first for 0.1 ms, because the next
+    message may arrive at any moment, and then for up to 50 ms at a time. It reports confirmed messages before it asks
+    its caller for more messages.
     """
     broker.confirms = False
     asked = list[int]()
@@ -347,9 +347,9 @@ def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: Sc
 
 @pytest.mark.parametrize("when", ["new connection", "lacks a node", "reopened channel"])
 def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBroker, waits: Waits, when: str) -> None:
-    """Soon after a reconnection, or if a node could not be reached when the connection was opened, a queue may have no
-    leader yet. If the broker nacks a message at such a time, the message stays unconfirmed, so that the publisher
-    publishes it again. At any other time, a nack is final.
+    """Soon after a reconnection, or if a node could not be reached when the connection was opened, a queue may have
+    no leader yet. If the broker nacks a message in this situation, the message stays unconfirmed, so that the
+    publisher publishes it again. At any other time, a nack is final.
     """
     broker.confirms = False
     broker.lacks_a_node = when == "lacks a node"
@@ -407,8 +407,8 @@ def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroke
 
 
 def test_a_stopped_command_does_not_wait_for_confirms_that_cannot_arrive(broker: ScriptedBroker) -> None:
-    """If a command is stopped while the broker cannot confirm its messages, for example because the connection is lost,
-    publish() raises NotConfirmed with the reason.
+    """If a command is stopped while the broker cannot confirm its messages, publish() raises NotConfirmed. The error
+    says why no confirm can arrive, for example because the connection is lost.
     """
     broker.confirms = False
     channel = broker.channel()
@@ -500,8 +500,8 @@ def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
 
 
 def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: ScriptedBroker) -> None:
-    """A delivery is acknowledged on the channel on which it arrived, even if that channel publishes messages as well.
-    After a channel was lost, its deliveries are not acknowledged, because the broker redelivers them.
+    """A delivery is acknowledged on the channel on which it arrived, even if messages are also published on that
+    channel. After a channel was lost, its deliveries are not acknowledged, because the broker redelivers them.
     """
     channel = broker.channel()
     old, older = delivery(channel, 1), delivery(channel, 2)

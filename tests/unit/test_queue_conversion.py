@@ -189,7 +189,7 @@ def test_a_conversion_continues_where_it_was_stopped(
     place.check_converted(after, COUNT + 1)
 
 
-def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_the_holding_queue(
+def test_a_conversion_does_not_delete_messages_that_a_client_has_taken_from_its_temporary_queue(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During `queue convert`, a temporary queue holds the messages. If another client, such as `peek`, has
@@ -258,9 +258,9 @@ def deeply_nested() -> list[Any]:
 
 
 def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_completely(place: Place) -> None:
-    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo` would
-    have to declare a queue with such an argument again, because the queue has been deleted or replaced, it refuses to
-    do so. If the queue exists, the hint says how to convert it without the argument.
+    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo`
+    would have to declare a queue with a deeply nested argument again, because the queue has been deleted or replaced,
+    it raises BadData instead. If the queue exists, the hint says how to convert it without the argument.
     """
     place.fill(note=deeply_nested())
     conversion = place.conversion(changes={"note": None})
@@ -366,9 +366,9 @@ def test_a_conversion_to_arguments_that_the_broker_refuses_changes_nothing(place
 
 @pytest.mark.parametrize("to", ["quorum", "classic", "stream"])
 def test_a_trial_of_a_queues_new_definition_leaves_no_queue_behind(place: Place, to: str) -> None:
-    """refused_by_broker() finds out whether the broker would accept the new definition of a queue: it declares a queue
-    with this definition under another name, and deletes it. Afterwards, no such queue is left. If an earlier run has
-    left one behind, no error is raised.
+    """refused_by_broker() finds out whether the broker would accept the new definition of a queue: it declares a
+    queue with this definition under another name, and deletes this trial queue again. If an earlier run has left a
+    trial queue behind, no error is raised.
     """
     place.fill("quorum" if to == "classic" else "classic")
     plan = place.conversion(to)._plan
@@ -384,8 +384,8 @@ def test_a_trial_of_a_queues_new_definition_leaves_no_queue_behind(place: Place,
 def test_a_conversion_counts_the_messages_again_before_it_changes_anything(
     place: Place, limit: dict[str, Any], effect: str
 ) -> None:
-    """If more messages have arrived since the plan of `queue convert` was made, and they do not all fit into the new
-    queue, the command says how many do not fit, and changes nothing.
+    """If more messages have arrived since the plan of `queue convert` was made, and the new queue would drop or
+    reject some of the messages because of its limit, the command says how many, and changes nothing.
     """
     place.fill()
     conversion = place.conversion(changes={"x-max-length": COUNT, **limit})
@@ -460,9 +460,10 @@ def direct(place: Place, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 def test_a_queue_is_not_replaced_while_clients_publish_to_it_directly(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the default
-    exchange, because such messages may be lost. If messages arrive again and again, the conversion stops, and the hint
-    says how to continue. If messages arrive only once, the conversion moves them and continues.
+    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the
+    default exchange, because messages that they publish during the replacement may be lost. If messages arrive again
+    and again, the conversion stops, and the hint says how to continue. If messages arrive only once, the conversion
+    moves them and continues.
     """
     place.fill()
     direct(place, monkeypatch, 2)
@@ -540,11 +541,12 @@ def test_a_queue_is_not_replaced_while_clients_keep_subscribing_to_it(
     place.check_converted("quorum", COUNT + 3)
 
 
-def test_a_consumer_that_subscribes_at_the_last_moment_keeps_its_message(
+def test_a_message_of_a_consumer_that_subscribes_at_the_last_moment_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` deletes a classic queue only if it has no consumers, which may have unacknowledged messages. If
-    one subscribes just before that, the conversion waits until the consumer has ended, and tries again.
+    """`queue convert` deletes a classic queue only if it has no consumers, because they may have unacknowledged
+    messages. If a client subscribes just before the deletion, the conversion waits until the client has ended, and
+    tries again.
     """
     place.fill()
     replace_queue, client = Conversion._replace, list[Connection]()
@@ -570,9 +572,9 @@ def test_a_consumer_that_subscribes_at_the_last_moment_keeps_its_message(
 def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` deletes a classic queue only if it is empty. If a client publishes to the queue just before that,
-    the conversion moves this message and tries again. If a message arrives before each of several attempts (3 in this
-    test), the conversion stops, and the hint says how to continue. No message is lost.
+    """`queue convert` deletes a classic queue only if it is empty. If a client publishes to the queue just before the
+    deletion, the conversion moves this message and tries again. If a message arrives before each of several attempts
+    (3 in this test), the conversion stops, and the hint says how to continue. No message is lost.
     """
     place.fill()
     replace_queue, late = Conversion._replace, 3
@@ -599,8 +601,8 @@ def test_a_message_that_arrives_just_before_a_classic_queue_is_replaced_is_not_l
 
 
 def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None:
-    """If `queue convert` is told to stop, it ends after the current batch of messages, and the conversion can be
-    continued.
+    """If `queue convert` is stopped, for example by Ctrl-C, it ends after the current batch of messages, and the
+    conversion can be continued.
     """
     place.fill()
     conversion = place.conversion()
@@ -619,8 +621,8 @@ def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None
 
 
 def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the default
-    exchange. If it is stopped during this wait, it ends at once.
+    """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the
+    default exchange. If it is stopped during this wait, it ends immediately.
     """
     place.fill()
     conversion = place.conversion(quiet=1000.0)
@@ -729,7 +731,7 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_temporary
 
 def test_a_conversion_fails_if_the_queue_that_holds_its_messages_is_deleted(place: Place) -> None:
     """During `queue convert`, a temporary queue holds the messages. If another client deletes this queue, the
-    conversion fails with an error that names it.
+    conversion fails with an error that names the queue.
     """
     place.fill()
     conversion = place.conversion()
@@ -772,8 +774,9 @@ def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
 
 
 def test_the_bindings_of_a_queue_with_a_deeply_nested_argument_are_restored(place: Place) -> None:
-    """If a stopped conversion's temporary queue was deleted, the conversion can be finished even if the queue, which is
-    still the original one, has an argument that is nested too deeply to be declared again.
+    """If a stopped conversion's temporary queue was deleted, and the queue to convert is still the original one, the
+    conversion can be finished and restores the queue's bindings, even if the queue has an argument that is nested too
+    deeply to be declared again.
     """
     place.fill(note=deeply_nested())
     conversion = place.conversion(changes={"note": None})

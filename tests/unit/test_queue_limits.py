@@ -92,9 +92,9 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
 def test_a_classic_queue_with_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """If the overflow behaviour of a classic queue is reject-publish or reject-publish-dlx, mqtool expects the queue to
-    reject messages beyond the lowest of its limits on the number of messages. Otherwise, or without such a limit, it
-    expects the queue to reject none. An argument that sets the behaviour overrides a policy.
+    """If the overflow behaviour of a classic queue is reject-publish or reject-publish-dlx, mqtool expects the queue
+    to reject messages beyond the lowest of its limits on the number of messages. With any other overflow behaviour,
+    or without a limit, it expects the queue to reject none. An argument that sets the behaviour overrides a policy.
     """
     assert rejects_beyond("classic", arguments, policies) == beyond
 
@@ -181,8 +181,8 @@ def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
     given: dict[str, Any], kind: str, is_applied: bool
 ) -> None:
     """mqtool expects a policy to apply to a queue if the policy's pattern matches the queue's name, its apply-to
-    includes the queue's type, and this type supports all of the policy's settings. If mqtool cannot parse the pattern,
-    because it is written for Erlang, mqtool assumes that it matches.
+    includes the queue's type, and this type supports all of the policy's settings. If mqtool cannot parse the
+    pattern, but RabbitMQ may be able to, mqtool assumes that the pattern matches.
     """
     assert applies(given, "q", kind) is is_applied
 
@@ -394,10 +394,10 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """`policy set` reports no loss for a queue to which the policy would not apply: its name or type does not match, or
-    its type does not support one of the policy's settings. It reports no loss for a queue that is empty, is within the
-    limits, has the same or lower ones already, or rejects new messages instead of dropping old ones. It reports no
-    expiry of a queue with consumers.
+    """`policy set` reports no loss for a queue to which the policy would not apply, for example because the queue's
+    type does not support one of the policy's settings. It also reports none for a queue that would keep its messages,
+    for example because it is within the limits, or because it rejects new messages instead of dropping old ones. It
+    reports no expiry of a queue with consumers.
     """
     assert lost(new, there) == []
 
@@ -449,9 +449,9 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
     high: dict[str, Any], own: dict[str, Any], why: str | None
 ) -> None:
     """If a policy sets max-length-bytes or max-age for a stream, the stream's own argument for this limit has no
-    effect, even if its value is lower. The argument takes effect when the policy is cleared, or when a policy of higher
-    priority without this limit replaces it. Before such a change, mqtool says that the stream may lose its oldest
-    messages if the argument's value is lower than the policy's.
+    effect, even if its value is lower. The argument takes effect when the policy is cleared, or when a policy of
+    higher priority without this limit replaces it. Before either change, mqtool says that the stream may lose its
+    oldest messages if the argument's value is lower than the policy's.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)
@@ -463,9 +463,9 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if the policy would
-    apply and lower the queue's limit: no other policy of the queue has a higher priority, and neither the policy that
-    the new one replaces nor the operator policy has a max-length that is as low or lower. For a new operator policy,
-    the priorities of ordinary policies do not matter.
+    apply, because no other policy of the queue has a higher priority, and would lower the queue's limit. It would not
+    lower the limit if the policy that it replaces, or the operator policy, has the same or a lower max-length. For a
+    new operator policy, the priorities of ordinary policies do not matter.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -527,11 +527,10 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
 def test_policy_set_uses_the_current_number_of_messages_to_say_how_many_a_queue_would_lose(
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
-    """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. The management API's
-    numbers can be some seconds old, or missing, so mqtool asks over AMQP how many messages the queue has. If neither
-    the API nor AMQP gives a number, `policy set` says that the queue may lose messages. If the limit is in bytes, and
-    the API reports no total size of the messages, or 0, which may be outdated, `policy set` says that the queue may
-    lose some messages, and why it does not know how many.
+    """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. It asks over AMQP
+    how many messages the queue has, because the management API's numbers can be some seconds old or missing. If
+    neither gives a number, or if the limit is in bytes and the API reports no total size of the messages (or 0, which
+    may be outdated), `policy set` says that the queue may lose messages, but not how many.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -677,10 +676,10 @@ def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_pr
 
 
 def test_an_import_reports_a_loss_even_if_it_depends_on_which_policy_of_the_same_priority_applies() -> None:
-    """`definitions import` sets policies one after the other: two with the same priority, either of which RabbitMQ may
-    apply to a queue, and then one with a higher priority and a lower maximum length. The import reports how many
-    messages the queue would drop because of the third policy, even if this depends on which of the other two applies
-    before. The report adds that RabbitMQ may apply any of the policies with the same priority.
+    """A file contains two policies with the same priority, either of which RabbitMQ may apply to a queue, and then
+    one with a higher priority and a lower max-length. `definitions import` reports how many messages the queue would
+    drop because of the third policy, even if this depends on which of the other two applies before. The report adds
+    that RabbitMQ may apply any of the policies with the same priority.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -691,8 +690,8 @@ def test_an_import_reports_a_loss_even_if_it_depends_on_which_policy_of_the_same
 
 
 def test_only_arguments_that_begin_with_x_limit_a_queue() -> None:
-    """A queue's argument `max-length` is not a limit to RabbitMQ; only `x-max-length` is. `policy set` ignores
-    arguments without `x-`, too, and reports what the queue would lose because of the new policy.
+    """RabbitMQ ignores a queue's argument `max-length`; only `x-max-length` is a limit. `policy set` also ignores
+    arguments without `x-` when it reports what the queue would lose because of the new policy.
     """
     ignored = {"max-length": 4, "expires": 1000, "overflow": "reject-publish", "dead-letter-exchange": ""}
     assert [loss.why for loss in lost(policy(max_length=4, expires=60_000), queue(arguments=ignored))] == [
@@ -718,10 +717,10 @@ OLD = policy("old", expires=60_000)
 def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_are_imported(
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
-    """`definitions import` imports policies one after the other. It reports that a queue would expire, or that a queue
-    with reject-publish would lose messages beyond a new limit when RabbitMQ restarts, only for limits that apply once
-    all policies are imported and did not apply before. Limits that apply only during the import do not count, because
-    the import takes too short a time for either event.
+    """`definitions import` imports policies one after the other, so some limits apply only for a moment during the
+    import. In this time, no queue expires, and no queue with reject-publish loses messages because RabbitMQ restarts.
+    The command therefore reports these losses only for limits that apply once all policies are imported and did not
+    apply before.
     """
     full = queue(**{"messages": 10, **there})
     found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
@@ -753,8 +752,8 @@ def test_an_import_reports_the_lowest_limits_by_which_a_stream_may_lose_messages
     now: list[dict[str, Any]], new: list[dict[str, Any]], why: str | None
 ) -> None:
     """`definitions import` sets policies one after the other, so a limit of a stream may be lower for a moment during
-    the import than after it. If, at any time during the import, a limit would be new or lower than now, the command
-    says that the stream may lose messages, and names the lowest value of each such limit.
+    the import than after it. If a limit would at any time be new or lower than before the import, the command says
+    that the stream may lose messages, and names the lowest value of this limit.
     """
     found = losses(api_with(now, [], [queue(type="stream")]), "v", new, not_counted, operator=False)
     assert [loss.why for loss in found] == ([f"is a stream and may lose its oldest messages: {why}"] if why else [])
@@ -793,7 +792,7 @@ def test_no_loss_is_reported_for_a_limit_that_is_not_lower_than_before() -> None
     assert lost(policy(message_ttl=1), queue(**uncounted), policies=rejecting)[0].messages is None
 
 
-def test_no_expiry_is_reported_for_a_policy_with_an_extremely_long_one() -> None:
+def test_no_expiry_is_reported_for_a_policy_with_an_extremely_long_expiry() -> None:
     """If a policy's `expires` is longer than any queue can stay unused, such as a number with hundreds of digits,
     mqtool treats the policy as one without an expiry.
     """
@@ -823,9 +822,9 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
     """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
-    `policy clear` clears a policy, it says what each queue would lose because of these limits. If no such limits would
-    apply, or if no policy has the given name, it reports no loss. It also reports that a quorum queue may expire if the
-    queue's own x-expires is lower than the policy's, because RabbitMQ 3.10 ignores the lower value until the policy is
+    `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or
+    if no policy has the given name, it reports no loss. It also reports that a quorum queue may expire if the queue's
+    own x-expires is lower than the policy's, because RabbitMQ 3.10 ignores the lower value until the policy is
     cleared.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
@@ -880,8 +879,8 @@ def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_pu
     new: dict[str, Any], there: dict[str, Any], loss: Loss | None
 ) -> None:
     """If a policy with both a limit and reject-publish newly applies to a classic queue, RabbitMQ applies the limit
-    first, so the queue drops messages. `policy set` says beforehand how many. So does `policy clear` if the policy to
-    be cleared has kept this one from applying. A quorum queue drops none.
+    first, so the queue drops messages. `policy set` says beforehand how many. `policy clear` also says how many if
+    this policy will apply once another one is cleared. A quorum queue drops none.
     """
     expected = [loss] if loss else []
     rejects = {**new, "definition": {**new["definition"], "overflow": "reject-publish"}}
@@ -920,8 +919,8 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
 ) -> None:
     """A classic queue with reject-publish keeps the messages that it has beyond a new limit, but only until RabbitMQ
     restarts. `policy set` and `policy clear` say how many it will drop or dead-letter then, including unacknowledged
-    ones. They report no such loss if the limit is not lower than before. Nor do they report one for a quorum queue,
-    which keeps its messages, or for a transient or exclusive queue, which does not survive a restart.
+    ones. They report no loss if the limit is not lower than before, if the queue is a quorum queue, which keeps its
+    messages, or if it is transient or exclusive, and does not survive a restart.
     """
     expected = [Loss("q", messages, why, at_restart=True)] if why else []
     full = queue(**{"arguments": FULL, "messages": 10, "message_bytes": 100, **there})

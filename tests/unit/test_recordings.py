@@ -68,8 +68,8 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 def test_replay_has_its_publisher_wait_for_confirms_before_a_long_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before `recording replay` waits for more than 0.1 s until the next message is due, it tells its publisher twice
-    that there is no message. The publisher then waits for confirms, so each outcome is reported before the gap.
+    """If the next message is due in more than 0.1 s, `recording replay` first tells its publisher twice that there is
+    no message. The publisher then waits for confirms, and reports the confirmed messages before the gap.
     """
     clock = Clock()
     monkeypatch.setattr(recording, "time", clock)
@@ -140,7 +140,7 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
     """`recording replay` publishes a message to the exchange in the recording. If the recording names no exchange, or
     the message was read from a stream, `recording replay` publishes it to the queue from which it was recorded. The
     command's options can name another destination. If a message was recorded with neither exchange nor queue, and no
-    option names a destination, `recording replay` fails with BadData.
+    option names a destination, `recording replay` raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -193,8 +193,8 @@ def test_reconcile_reports_each_lost_message_although_others_have_its_id(sent: l
 
 @given(ids.flatmap(lambda sent: st.tuples(st.just(sent), st.permutations(sent))))
 def test_reconcile_reports_a_different_order(sent_and_got: tuple[list[str], list[str]]) -> None:
-    """If no message is missing, `reconcile` says that messages arrived out of order if their ids arrived in another
-    order than that in which they were sent. If the order is the same, it does not say so.
+    """If no message is missing, `reconcile` says that messages arrived out of order if, and only if, their ids
+    arrived in a different order from that in which they were sent.
     """
     sent, got = sent_and_got
     result = reconcile(sent, got)

@@ -74,8 +74,8 @@ def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str
 
 
 def test_a_condition_does_not_match_a_dead_letter_whose_error_or_age_is_unknown() -> None:
-    """In `dlq` commands, a condition on the last error does not match a dead letter whose last error is unknown. A
-    condition on the age does not match a dead letter whose age is unknown.
+    """In `dlq` commands, a condition on the last error does not match a dead letter whose last error is unknown,
+    unless the condition is an empty string. A condition on the age does not match a dead letter whose age is unknown.
     """
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
@@ -120,9 +120,9 @@ def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead
 def test_a_dead_letters_origin_is_proven_by_the_dead_letter_exchange_and_routing_key_of_the_queue(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
-    """A dead letter's headers, which could be forged, name the queue that it came from. mqtool considers this proven if
-    the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue also sets a
-    dead-letter routing key, the dead letter must have this key.
+    """A dead letter's headers, which could be forged, name the queue that it came from. mqtool considers this origin
+    proven if the queue's dead-letter exchange is the exchange to which the dead letter was published. If the queue
+    also sets a dead-letter routing key, the dead letter must have this key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 
@@ -247,9 +247,9 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
 def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. If it is not proven which
-    queue a chosen dead letter came from, this dead letter stays, and is reported. Dead letters that were not chosen
-    stay.
+    """`dlq redrive` moves the chosen dead letters back to the queues they came from, in order. If it is not proven
+    which queue a chosen dead letter came from, this dead letter stays, and is reported. Dead letters that were not
+    chosen stay.
     """
     bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
     left = list[str]()

@@ -101,19 +101,19 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
 def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     refusal: ClosedByBroker, is_temporary: bool
 ) -> None:
-    """If a broker closes an AMQP 1.0 connection because it shuts down, because of an internal error, because mqtool
-    missed heartbeats, for example while its machine was suspended, or without giving a reason, mqtool considers this
-    temporary, and connects again. If the broker gives another reason, such as not-found, mqtool does not connect again.
-    If the broker refuses a management request during an attempt to reconnect, mqtool makes another attempt if the
-    response has status 503, which is temporary, but not if it has status 404.
+    """If a broker closes an AMQP 1.0 connection for a temporary reason, for example because the broker shuts down or
+    because mqtool missed heartbeats, or without a reason, mqtool connects again. After any other reason, such as
+    not-found, it does not. If the broker refuses a management request during an attempt to reconnect, mqtool makes
+    another attempt if the response has status 503, which is temporary, but not if it has status 404.
     """
     assert refusal.is_temporary is is_temporary
 
 
 def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
-    """If RabbitMQ closes an AMQP 1.0 connection because its session has crashed, it says "Session error". Other closes
-    with the same condition have other causes, such as an operator. The error for a session that has crashed again and
-    again contains the broker's text, and its hint names the usual cause and a way out.
+    """If RabbitMQ closes an AMQP 1.0 connection with amqp:internal-error, its session has crashed only if the error's
+    description begins with "Session error". An operator, for example, can close a connection with the same condition.
+    If a session has crashed several times in a row, mqtool's error contains the broker's description, and the hint
+    names the usual cause and suggests AMQP 0-9-1.
     """
     refusal = ClosedByBroker.from_error(told("amqp:internal-error", "Session error: why"))
     operator = ClosedByBroker.from_error(told("amqp:internal-error", 'Connection forced: "Session error: why"'))
@@ -129,9 +129,8 @@ def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
 
 def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
     """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, mqtool considers the
-    difference harmless, so that it can use the exchange as it is. Another type is not harmless: the broker's refusal
-    becomes the error DeclaredDifferently. For a caller that accepts no difference at all, another durability becomes
-    this error, too.
+    difference harmless, because it can use the exchange as it is. Another type is not harmless. For a caller that
+    accepts no difference, the broker's refusal becomes the error DeclaredDifferently in both cases.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

@@ -240,7 +240,7 @@ def test_a_connection_to_rabbitmq_3_is_closed(broker: Broker, connect: Connect) 
     ],
     ids=["closed", "reset", "nameless", "silent", "refused"],
 )  # fmt: skip
-def test_a_session_that_cannot_begin_gives_the_reason(
+def test_the_error_about_a_session_that_cannot_begin_gives_the_reason(
     broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
 ) -> None:
     """When an AMQP 1.0 connection is opened, it begins a session. If that fails because the connection is lost, or
@@ -327,11 +327,11 @@ def test_a_lost_amqp_1_0_connection_is_reopened_and_its_work_resumed(broker: Bro
     [(ValueError(), "the broker sent something unreadable"), (FORCED, "shutdown")],
     ids=["unreadable", "shutdown"],
 )
-def test_a_loss_ends_a_connection_that_does_not_reconnect(
+def test_losing_a_connection_that_does_not_reconnect_raises_an_error(
     broker: Broker, connect: Connect, event: BaseException, words: str
 ) -> None:
-    """If an AMQP 1.0 connection that does not reconnect is lost, each call that waits raises an error with the
-    reason.
+    """If an AMQP 1.0 connection that does not reconnect is lost, each call that waits raises an error that gives the
+    reason for the loss.
     """
     session = connect()
     broker.tells(event)
@@ -398,9 +398,9 @@ def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect
 
 
 def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
-    """The number of attempts to reconnect is limited, to 2 in this test. If an AMQP 1.0 connection is lost repeatedly,
-    each time within 60 s of being opened and before a message was confirmed or settled, the attempts after all of these
-    losses together count towards this limit. When the limit is reached, each call that waits raises Unavailable.
+    """If an AMQP 1.0 connection is lost within 60 s of being reopened, and before a message was confirmed or settled,
+    mqtool continues to count its attempts to reconnect. When their number reaches the limit (2 in this test), each
+    call that waits raises Unavailable.
     """
     session = connect([ONE, TWO], AT_ONCE)
     for epoch in (1, 2):
@@ -468,10 +468,9 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 def test_after_the_virtual_host_was_deleted_a_connection_that_ends_during_the_login_is_a_refusal(
     broker: Broker, connect: Connect, reason: str
 ) -> None:
-    """If the broker closes an AMQP 1.0 connection, or one that mqtool is about to set up after a loss, because its
-    virtual host was deleted, and then closes the next one during the login, mqtool counts this as a refusal, and makes
-    no further attempt: RabbitMQ refuses a missing virtual host without a reason. If the broker gave another reason for
-    the first close, the second one is a network failure.
+    """RabbitMQ refuses a missing virtual host by closing the connection without a reason. If the broker has closed an
+    AMQP 1.0 connection because its virtual host was deleted, mqtool therefore treats a connection that ends during
+    the next login as a refusal. After another reason, such as a shutdown, mqtool treats it as a network failure.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(ClosedByBroker("amqp:connection:forced", reason), HELLO)
@@ -511,10 +510,10 @@ def test_a_session_that_the_broker_ends_is_not_begun_again(broker: Broker, conne
 
 
 def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: Broker, connect: Connect) -> None:
-    """If a fault in the broker ends an AMQP 1.0 session, mqtool reconnects. If this happens three times in a row, each
-    time within 60 s of the reconnection and before a message was confirmed or settled, mqtool gives up, and its error
-    contains the broker's and a hint. RabbitMQ does so whenever it is about to deliver a message that it cannot convert
-    to AMQP 1.0.
+    """If a fault in the broker ends an AMQP 1.0 session, mqtool reconnects. If this happens three times in a row,
+    each time within 60 s of the reconnection and before a message was confirmed or settled, mqtool gives up, and its
+    error contains the broker's error and a hint. RabbitMQ's session crashes each time it is about to deliver a
+    message that it cannot convert to AMQP 1.0, so reconnecting does not help.
     """
     session = connect([ONE], Backoff(first=0))
     events = [CRASHED, CRASHED, EOFError(), CRASHED, CRASHED, FORCED, CRASHED, CRASHED]
@@ -546,10 +545,10 @@ def test_a_session_that_crashes_three_times_in_a_row_is_not_begun_again(broker: 
 
 
 def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: Connect) -> None:
-    """After stop() has been called on an AMQP 1.0 connection, a call that waits for the broker continues to wait while
-    the connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until the
-    connection is reopened. stop() also wakes the connection's I/O thread, so that this thread learns of the stop at
-    once.
+    """After stop() has been called on an AMQP 1.0 connection, a call that waits for the broker continues to wait
+    while the connection is open. If the connection is lost, the call raises StoppedWaiting, instead of waiting until
+    the connection is reopened. stop() also wakes the connection's I/O thread, so that this thread notices the stop
+    immediately.
     """
     session = connect([ONE], Backoff(first=3600))
     session.stop()

@@ -88,9 +88,9 @@ def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_
 
 
 def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a reply to a queue has caused an internal error of the broker, an RPC server drops replies to this queue for a
-    minute, even if a reply to another queue causes such an error in the meantime. After the minute, the server
-    publishes a reply to this queue again.
+    """If a reply to a queue has caused an internal error of the broker, an RPC server drops replies to this queue for
+    a minute, even if a reply to another queue also causes an internal error in this time. After the minute, the
+    server publishes a reply to this queue again.
     """
     now = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: now)
@@ -166,9 +166,8 @@ def test_only_replies_that_are_still_unconfirmed_can_have_caused_an_internal_err
 def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_replies_were_dropped() -> None:
     """If the broker closes the connection with an internal error, the RPC server drops its unconfirmed replies and
     reconnects. If the server ends before it has answered a request on the new connection, it raises NotConfirmed. The
-    error says how many replies were unconfirmed, and the hint says that the broker redelivers their requests. Once the
-    server has answered a request on the new connection, it ends without this error, because it can then answer the
-    redelivered requests as well.
+    error says how many replies were unconfirmed, and the hint says that the broker redelivers their requests. Once
+    the server has answered a request on the new connection, it ends without an error.
     """
     server = Server()
     server.replies.check()
@@ -186,9 +185,9 @@ def test_an_rpc_server_that_ends_after_an_internal_error_says_that_its_last_repl
 
 def test_after_a_reply_that_is_too_large_the_rpc_server_publishes_an_error_instead() -> None:
     """If the broker closes the channel because a reply is larger than the broker allows, the RPC server drops its
-    unconfirmed replies, since the broker redelivers their requests. From then on, the server publishes an error instead
-    of a reply that is too large. The server also counts the dropped replies that were too large: with `--count N`, it
-    handles their redelivered requests in addition to the N requests.
+    unconfirmed replies, since the broker redelivers their requests. After that, the server publishes an error instead
+    of a reply that is too large. With `--count N`, the redelivered requests whose replies were too large do not count
+    towards N.
     """
     server = Server()
     assert not server.replies.learn_limit(ChannelClosedByBroker(404, "NOT_FOUND"))

@@ -20,7 +20,7 @@ CONFIRMED = Confirmation.CONFIRMED
 
 
 class FakeChannel:
-    """Declares nothing, and answers each message as told; an error is raised.
+    """Declares nothing, and answers each message with the next of the given answers; one that is an error is raised.
 
     Args:
         is_old: the broker refuses queues that dead-letter at least once, as RabbitMQ before 3.10 does.
@@ -205,8 +205,8 @@ def test_a_message_too_large_even_for_its_dead_letter_queue_is_dead_lettered_wit
     error: Exception,
 ) -> None:
     """If a failed message's headers are so large that `worker` cannot add its own headers, in which it records the
-    attempts, `worker` dead-letters the message instead of retrying it. If the headers are too large for that as well,
-    `worker` dead-letters the message without them, and says so in a notice and in the header mqtool-last-error.
+    attempts, `worker` dead-letters the message instead of retrying it. If the headers are too large even for
+    dead-lettering, `worker` drops them, and says so in a notice and in the header mqtool-last-error.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

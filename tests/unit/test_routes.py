@@ -1,4 +1,4 @@
-"""`route` without a broker: every path is real, and none is missing."""
+"""`route` without a broker: it shows only paths that exist, and all of them."""
 
 import re
 from typing import Any
@@ -94,16 +94,16 @@ def topic_route(key: str, *patterns: str) -> QueueRoute:
     ],
 )
 def test_route_says_which_word_of_a_nearly_matching_binding_differs(pattern: str, key: str, reason: str) -> None:
-    """If a binding of a topic exchange nearly matches a routing key, `route` says which word of the routing key differs
-    from the binding key.
+    """If a binding of a topic exchange nearly matches a routing key, `route` says which word of the routing key
+    differs from the binding key, is missing, or is one too many.
     """
     [miss] = topic_route(key, pattern).near_misses
     assert miss.reason == reason
 
 
 def test_route_sorts_nearly_matching_bindings_by_similarity() -> None:
-    """`route` lists a binding in which one word is misspelt before a binding with a different word. It does not list
-    bindings that share no word with the routing key.
+    """If a word of a routing key is misspelt, `route` lists the binding with the correct word before a binding with a
+    different word. It does not list bindings that share no word with the routing key.
     """
     route = topic_route("kern.critcal", "kern.info", "kern.critical", "audit.login.eu")
     assert [miss.binding.routing_key for miss in route.near_misses] == ["kern.critical", "kern.info"]
@@ -164,8 +164,8 @@ def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """`route` shows the settings that apply to a queue or an exchange. An argument overrides the same setting in a
-    policy, and the policy's other settings apply.
+    """For `route`, an argument of a queue or an exchange overrides the same key of a policy. The policy's other keys
+    apply.
     """
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}

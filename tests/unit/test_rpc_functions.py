@@ -65,8 +65,8 @@ def test_add100_takes_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["word", "fraction", "empty", "not UTF-8", "too many digits", "negative"],
 )
 def test_a_request_that_is_not_an_integer_is_answered_with_an_error(body: bytes, says: str) -> None:
-    """If a request does not contain an integer that the function of `rpc-server` accepts, the reply contains the
-    reason, and has the type "error". The reason quotes up to 40 bytes of the request.
+    """If a request does not contain an integer that the function of `rpc-server` accepts, the reply explains this,
+    and has the type "error". The explanation quotes up to 40 bytes of the request.
     """
     answered = rpc_functions.answering_errors(rpc_functions.of_integer(FUNCTIONS["fib"]))
     assert answered(request(body)) == Message(says.encode(), properties={"type": "error"})
@@ -113,8 +113,8 @@ def test_a_programs_stdout_is_the_reply(ending: Ending, status: int, stderr: str
 
 
 def test_a_request_whose_program_prints_too_much_is_answered_with_an_error() -> None:
-    """If the program that `rpc-server --exec` runs for a request prints more than the output limit, the reply is an
-    error that names the limit.
+    """If the program that `rpc-server --exec` runs for a request prints more than the output limit, BadData is
+    raised. The error, which the server sends as its reply, names the limit.
     """
     with pytest.raises(BadData) as error:
         reply_of(Program(Ending(137, b"", b"", too_much=1000)))
@@ -124,9 +124,8 @@ def test_a_request_whose_program_prints_too_much_is_answered_with_an_error() -> 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_program_that_cannot_be_run_ends_the_rpc_server(status: int) -> None:
     """If the exit status in a reply of `rpc-server --exec` says that the program could not be run (126), or was not
-    found (127), the server ends with an error. The hint names `--exec`. The server goes on after any other exit status,
-    and after a reply without an exit status, such as one that reports bad data in the request (property `type`:
-    "error").
+    found (127), the server ends with an error, whose hint names `--exec`. The server continues after any other exit
+    status, and after a reply without an exit status, such as one that reports bad data in the request.
     """
     with pytest.raises(CommandBroken) as error:
         rpc_functions.stop_if_broken(reply_of(Program(Ending(status, b"no permission\n"))))
@@ -182,8 +181,8 @@ def test_a_repeated_request_gets_the_stored_reply(handled: HandledMessages, stor
 
 
 def test_requests_without_an_id_are_all_answered(handled: HandledMessages) -> None:
-    """An RPC server with `--deduplicate` never treats a request as a repeated one if it has neither a message id nor a
-    correlation id. Each such request gets its own reply.
+    """An RPC server with `--deduplicate` never treats a request as a repeated one if it has neither a message id nor
+    a correlation id. Each request without these ids gets its own reply.
     """
     server = Answering(handled)
     assert [server.answer(request()).body for _ in range(2)] == [b"1", b"2"]
@@ -234,8 +233,8 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
 
 
 def test_the_reply_that_a_program_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
-    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server replies with this error, but does
-    not store the reply. After `--exec` has been corrected, a repeated request is answered by the program.
+    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server's reply contains this error, and
+    is not stored. After `--exec` has been corrected, a repeated request is answered by the program.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}

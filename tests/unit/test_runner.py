@@ -1,4 +1,4 @@
-"""Programs that a worker runs: their input and output, how they end, and what becomes of mqtool's stderr meanwhile."""
+"""Programs that a worker runs: their input and output, how they end, and how their stderr reaches mqtool's stderr."""
 
 import contextlib
 import errno
@@ -86,10 +86,10 @@ def wait_for_the_end(pid: int) -> None:
         (Ending(137, b"e", b"", None, 0), "printed more than 0 bytes"),
     ],
 )
-def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
-    """If a program that `worker` runs fails, the reason says how it ended: with an exit status, by a signal, or because
-    it exceeded a limit. Unless the program printed too much, the reason also quotes up to 300 characters of the last
-    line of its stderr that is not blank.
+def test_the_reason_for_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
+    """If a program that `worker` runs fails, the reason for the failure says how the program ended: with an exit
+    status, by a signal, or because it exceeded a limit. Unless the program printed too much, the reason also quotes
+    up to 300 characters of the last line of its stderr that is not blank.
     """
     assert ending.reason == reason
 
@@ -597,7 +597,7 @@ def test_a_runner_does_not_block_if_mqtools_stderr_is_a_socket() -> None:
             assert stderr.descriptor == 2
 
 
-def test_a_programs_stderr_is_written_at_once_if_mqtools_stderr_is_a_file(tmp_path: Path) -> None:
+def test_a_programs_stderr_is_written_immediately_if_mqtools_stderr_is_a_file(tmp_path: Path) -> None:
     """If mqtool's stderr is a file, the stderr of a program that `worker` runs is written to it immediately, through
     the same file descriptor.
     """

@@ -1,4 +1,4 @@
-"""`scrub` replaces each value that is not to be kept by another one of the same shape."""
+"""`scrub` replaces each value that is not to be kept with another one of the same shape."""
 
 import json
 import re
@@ -169,8 +169,8 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
 
 def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
     """By default, `scrub` does not replace the names of exchanges and queues. It therefore also keeps the routing key
-    of a message to the default exchange, because this routing key is the name of a queue. With `--keep`, `scrub` leaves
-    the named fields unchanged as well. With `--field`, it replaces only the named fields.
+    of a message to the default exchange, because this routing key is the name of a queue. With `--keep`, `scrub` also
+    leaves the named fields unchanged. With `--field`, it replaces only the named fields.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -215,9 +215,9 @@ def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
     ids=["NaN", "byte order mark", "two documents", "comma", "digits", "tab", "in text", "list", "text", "Latin-1"],
 )
 def test_scrub_replaces_a_whole_body_in_which_it_cannot_look_for_a_field(body: str | bytes) -> None:
-    """`scrub --field body.email` cannot look for the field in a body that is not valid JSON, or that is text or a list
-    of texts instead of an object. It then replaces all of the body's text, and reports in how many messages it did so.
-    With `--keep body`, it keeps such a body.
+    """`scrub --field body.email` cannot look for the field in a body that is not valid JSON, or that is a string or a
+    list of strings instead of an object. It then replaces all of the body's text, and reports in how many messages it
+    did so. With `--keep body`, it keeps the body.
     """
     line = ndjson.from_message(Message(body.encode() if isinstance(body, str) else body))
     scrubber = Scrubber(PSEUDONYMS, only=["body.email"])
@@ -241,8 +241,9 @@ def test_scrub_keeps_a_body_that_does_not_contain_the_field(body: str) -> None:
 
 @pytest.mark.parametrize("value", ['{"email": "s3cret"}', ["s3cret"], b"\xff s3cret", Undecoded(b"A s3cret")])
 def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value: Any) -> None:
-    """If the header `user` is text, bytes or a list instead of a table, `scrub --field headers.user.email` replaces all
-    of it, and reports in how many messages it did so. It still reports that it has found no value of the field.
+    """If the header `user` is a string, bytes or a list instead of a table, `scrub --field headers.user.email`
+    replaces the whole header, and reports in how many messages it did so. It still reports that it has found no value
+    of the field.
     """
     line = ndjson.from_message(Message(b"s3cret", properties={"headers": {"user": value, "other": "s3cret"}}))
     scrubber = Scrubber(PSEUDONYMS, only=["headers.user.email"])
@@ -255,18 +256,19 @@ def test_scrub_replaces_a_whole_header_in_which_it_cannot_look_for_a_field(value
 @pytest.mark.parametrize("mark", ["$bytes", "$encoded"])
 @pytest.mark.parametrize("only", ["", "headers", "headers.t.email"])
 def test_scrub_replaces_text_under_a_key_that_usually_marks_bytes(mark: str, only: str) -> None:
-    """In mqtool's NDJSON, an object with only the key $bytes stands for bytes. If a table in a header has this key
-    beside other keys, its value is ordinary text, and `scrub` replaces it, with and without `--field`.
+    """In mqtool's NDJSON, an object with only the key $bytes stands for bytes. If a table in a header has the key
+    $bytes beside other keys, the value of this key is ordinary text, and `scrub` replaces it, with and without
+    `--field`.
     """
     after = scrubbed({"headers": {"t": {mark: "hello!", "email": "alice"}}, "body": "x"}, only=only)["headers"]["t"]
     assert [*after.values()] == [PSEUDONYMS.text("hello!"), PSEUDONYMS.text("alice")]
 
 
 @pytest.mark.parametrize("name", ["$bytes", "$encoded", "$table"])
-def test_scrub_treats_a_header_named_like_a_type_in_ndjson_like_any_other(name: str) -> None:
-    """In mqtool's NDJSON, keys such as $bytes mark AMQP types, but a header can have such a name, too. `scrub` replaces
-    the text of this header and keeps its name. If `--field` names only another header, `scrub` does not change this
-    one.
+def test_scrub_treats_a_header_with_the_name_of_an_ndjson_type_key_like_any_other(name: str) -> None:
+    """In mqtool's NDJSON, keys such as $bytes mark AMQP types, but a header can have the name $bytes, too. `scrub`
+    replaces the text of this header and keeps its name. If `--field` names only other headers, `scrub` does not
+    change this header.
     """
     line = {"headers": {name: "hello!", "user": "alice"}, "body": "x"}
     hidden = {"user": PSEUDONYMS.text("alice")}
@@ -276,9 +278,9 @@ def test_scrub_treats_a_header_named_like_a_type_in_ndjson_like_any_other(name: 
 
 
 @pytest.mark.parametrize("name", ["headers.user.email", "properties.headers.user", "headers.user.$table.email"])
-def test_scrub_finds_a_field_with_and_without_the_key_table_in_its_name(name: str) -> None:
-    """mqtool's NDJSON writes some tables in headers under the key `$table`. `scrub` finds a field in such a table
-    whether or not its name contains `$table`. `properties.headers` is another name for `headers`.
+def test_scrub_finds_a_field_whether_or_not_its_name_contains_the_ndjson_key_for_tables(name: str) -> None:
+    """mqtool's NDJSON writes some tables in headers under the key `$table`. `scrub` finds a field in one of these
+    tables whether or not the name in `--field` contains `$table`. `properties.headers` is another name for `headers`.
     """
     line = {"headers": {"user": {"$table": {"email": "alice"}}, "other": {"$table": {"$bytes": "hello!"}}}, "body": ""}
     after = scrubbed(line, only=name)
@@ -307,7 +309,7 @@ def test_scrub_reports_a_field_in_which_it_has_replaced_nothing(field: str, line
 
 
 @pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
-def test_scrub_does_not_report_a_field_as_not_found_once_a_value_of_it_was_replaced(fields: str) -> None:
+def test_scrub_does_not_report_a_field_as_not_found_once_one_of_its_values_was_replaced(fields: str) -> None:
     """Once `scrub --field` has replaced text, a number or bytes in the field, it does not report the field as not
     found. For the field `queue`, it is enough to have replaced the routing key of a message to the default exchange,
     because this key is the name of a queue.
@@ -348,7 +350,7 @@ def test_scrubbed_headers_have_values_that_amqp_allows() -> None:
         assert set(after.properties["headers"]) == set(headers)
 
 
-def test_scrub_replaces_text_whatever_the_keys_around_it() -> None:
+def test_scrub_replaces_text_under_keys_that_mark_amqp_types() -> None:
     """`scrub` replaces text under the keys with which NDJSON marks AMQP types, such as $double and $decimal, in bodies
     and in headers. Under $double, it keeps only NaN and the infinities.
     """
@@ -434,8 +436,9 @@ def test_scrub_replaces_what_a_publisher_puts_into_the_headers_of_the_broker(val
     ],
 )
 def test_scrub_replaces_text_in_the_properties_that_it_usually_keeps(name: str, text: str, start: str) -> None:
-    """`scrub` replaces a content type, content encoding or expiration that does not look like one. In a content type,
-    it keeps the charset and replaces other parameters.
+    """`scrub` usually keeps the content type, content encoding and expiration. If one of them contains something
+    else, such as a person's name, `scrub` replaces it. In a content type, it keeps a usual charset and replaces other
+    parameters.
     """
     after = scrubbed({"properties": {name: text}, "body": ""})["properties"][name]
     assert after == start + PSEUDONYMS.text(text.removeprefix(start)) != text

@@ -132,7 +132,7 @@ def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
 
 def test_properties_that_only_amqp_1_0_has_are_kept_if_a_message_is_sent_again() -> None:
     """If mqtool sends an AMQP 1.0 message again, such as for a retry, the message still has the properties that AMQP
-    0-9-1 does not have. Those of a wrong type are left out.
+    0-9-1 does not have. Properties of a wrong type are left out.
     """
     fields = BareProperties(
         subject="s",
@@ -246,9 +246,9 @@ def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
 
 
 def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
-    """When a message is encoded for AMQP 1.0, bytes in its properties, message ID and address that are not UTF-8 are
-    kept. A header name with such bytes raises UsageError. A header whose name begins with x- becomes an annotation. In
-    the annotation's name, "?" replaces each character that is not ASCII.
+    """When a message is encoded for AMQP 1.0, bytes that are not UTF-8 are kept in its properties, message id and
+    address. In the name of a header, they raise UsageError. A header whose name begins with x- becomes an annotation.
+    In the annotation's name, "?" replaces each character that is not ASCII.
     """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
@@ -338,9 +338,9 @@ def test_a_delivery_is_redelivered_if_first_acquirer_is_false(header: MessageHea
 
 
 def test_the_header_section_becomes_delivery_mode_priority_and_expiration() -> None:
-    """If durable is true in the header section of an AMQP 1.0 message, the delivery has the delivery mode 2. The fields
-    priority and ttl become the properties priority and expiration. If durable is false, the delivery has no delivery
-    mode, and if priority or ttl is not set, the delivery has no priority or no expiration.
+    """If durable is true in the header section of an AMQP 1.0 message, the delivery has delivery mode 2. If durable
+    is false, the delivery has no delivery mode. The fields priority and ttl become the properties priority and
+    expiration. If one of these fields is not set, the delivery does not have the property.
     """
     found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
     assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
@@ -461,9 +461,9 @@ def test_a_body_of_sequences_with_a_footer_is_published_again_unchanged(count: i
     ],
 )
 def test_a_forged_type_cannot_make_a_body_into_sections_of_a_message(body: bytes) -> None:
-    """Any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If mqtool publishes
-    such a message over AMQP 1.0, and the body is not an encoded value or sequence, the new message has the same body
-    and type, and no other sections of the publisher's.
+    """Any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If mqtool publishes a
+    message with this type over AMQP 1.0, and the body is not exactly an encoded value or sequences, the bytes of the
+    body are sent as data, and do not become sections of the message, such as annotations.
     """
     again = encode(Message(body, properties={"type": "amqp-1.0"}))
     annotations = {Symbol("x-basic-type"): "amqp-1.0"}
@@ -483,8 +483,8 @@ def test_a_forged_type_cannot_make_a_body_into_sections_of_a_message(body: bytes
     ids=["a value with a footer", "two sequences", "a map whose key is a UUID", "a described value"],
 )
 def test_an_encoded_body_is_published_again_unchanged(body: bytes) -> None:
-    """decode() leaves a value or sequences encoded, with the footer behind them, and encode() writes the same bytes
-    again, whatever the value contains.
+    """If the body of an AMQP 1.0 message consists of a value or of sequences, mqtool leaves it encoded, together with
+    the footer. When mqtool publishes the message again, it writes the same bytes, whatever the value contains.
     """
     again = encode(Message(body, properties={"type": "amqp-1.0"}))
     assert again == body
@@ -509,9 +509,9 @@ SIMPLE = (
 )
 
 
-def test_deeply_nested_maps_with_equal_keys_take_no_longer_than_others() -> None:
-    """When mqtool decodes a map in a message, the keys 1 and "1" become the same text, and the value of the first one
-    counts. If sixty such maps are nested in each other, decoding them takes no longer than decoding other maps: the
+def test_deeply_nested_maps_with_equal_keys_are_decoded_as_fast_as_others() -> None:
+    """When mqtool decodes a map in a message, the keys 1 and "1" become the same text, and the first value is kept.
+    If sixty maps with both keys are nested in each other, decoding them takes no longer than decoding other maps: the
     work does not double with each level.
     """
     nested = reduce(lambda inner, _: {1: inner, "1": "second"}, range(60), "innermost")
@@ -568,7 +568,7 @@ def test_no_value_that_a_publisher_writes_changes_the_body_or_hides_where_a_mess
 def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> None:
     """If an annotation or application property of an AMQP 1.0 message cannot be decoded, a header of the same name
     contains its bytes. The other values in the section are decoded. If a section cannot be decoded at all, the header
-    mqtool-unreadable contains its bytes.
+    mqtool-unreadable contains the bytes of the section.
     """
     values = compound(0xC1, [encode_value("n"), encode_value(1), encode_value("deep"), DEEP])
     found = decode(section(APPLICATION_PROPERTIES, values) + data_section(b"body"), "q", 1, 1)
@@ -686,7 +686,8 @@ def test_an_exchange_and_a_routing_key_that_cannot_be_read_are_empty(raw: bytes)
 @pytest.mark.parametrize("odd", [NULL, encode_value(5), encode_value([]), DEEP], ids=["null", "number", "list", "deep"])
 def test_headers_are_not_trusted_if_the_exchange_or_the_routing_key_is_not_text(odd: bytes) -> None:
     """mqtool trusts its own headers in a message, such as mqtool-exchange, only if the broker's annotations show that
-    the message was published directly to the queue. If x-exchange or x-routing-key is not text, it does not trust them.
+    the message was published directly to the queue. If the annotation x-exchange or x-routing-key is not text, mqtool
+    does not trust these headers.
     """
     forged = {"mqtool-exchange": "forged", "mqtool-routing-key": "forged"}
     rest = Amqp10Message(application_properties=forged, body=data_section(b"body")).encode()
@@ -701,9 +702,10 @@ def test_headers_are_not_trusted_if_the_exchange_or_the_routing_key_is_not_text(
 
 
 @pytest.mark.parametrize("odd", [[], [encode_value("odd"), DEEP]], ids=["good", "odd"])
-def test_of_two_headers_with_the_same_name_the_first_counts(odd: list[bytes]) -> None:
-    """If several application properties of an AMQP 1.0 message have the number 1 or the text "1" as key, the delivery's
-    header "1" has the value of the first of them, even if another application property cannot be decoded.
+def test_the_first_of_several_application_properties_with_the_same_name_becomes_the_header(odd: list[bytes]) -> None:
+    """The keys of an AMQP 1.0 message's application properties may include the number 1 and the text "1", each
+    several times. The delivery's header "1" then has the value of the first of them, even if another application
+    property cannot be decoded.
     """
     for keys in ((1, "1", 1), ("1", 1, "1"), (1, "1"), ("1", 1)):
         parts = [encode_value(each) for place, key in enumerate(keys) for each in (key, place)]
@@ -730,8 +732,8 @@ def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has
 
 
 def test_all_encodings_of_a_section_are_read() -> None:
-    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a descriptor
-    of its own. In each case, the delivery has the message's body and headers.
+    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a
+    descriptor of its own. With each of these encodings, the delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))

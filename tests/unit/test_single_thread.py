@@ -130,9 +130,9 @@ def test_a_connection_is_opened_with_its_address(
     assert asked == [secure]
 
 
-def test_connecting_to_an_address_where_nothing_listens_raises_an_error_that_names_it() -> None:
-    """If nothing listens at the broker's address, a `bench` client raises NothingAnswers, which names the address. It
-    leaves no open files.
+def test_connecting_to_an_address_where_nothing_listens_raises_an_error_with_the_address() -> None:
+    """If nothing listens at the broker's address, a `bench` client raises NothingAnswers, which names the address.
+    The client leaves no open files.
     """
     before = open_files()
     with pytest.raises(NothingAnswers, match=r"127\.0\.0\.1:1\b"):
@@ -141,8 +141,8 @@ def test_connecting_to_an_address_where_nothing_listens_raises_an_error_that_nam
 
 
 def test_a_closed_connection_leaves_no_open_files(broker: LoopBroker) -> None:
-    """When a `bench` client closes its connection, it sends a close to the broker, waits for the broker's reply, and
-    closes its files.
+    """When a `bench` client closes its connection, it sends connection.close to the broker, waits for the broker's
+    reply, and closes its files.
     """
     before = open_files()
     connection = SingleThreadConnection(NODE, PLAIN)
@@ -153,21 +153,21 @@ def test_a_closed_connection_leaves_no_open_files(broker: LoopBroker) -> None:
     assert open_files() <= before
 
 
-def test_a_connection_does_not_wait_long_for_the_reply_when_it_is_closed(
+def test_a_connection_waits_at_most_2_seconds_for_the_reply_when_it_is_closed(
     broker: LoopBroker, connection: SingleThreadConnection, waits: list[float]
 ) -> None:
-    """If the broker does not reply when a `bench` client closes its connection, the client waits for 2 seconds, and no
-    longer.
+    """If the broker does not reply when a `bench` client closes its connection, the client stops waiting after 2
+    seconds.
     """
     broker.silent = {spec.Connection.Close}
     connection.close()
     assert waits == [2.0]
 
 
-def test_the_time_of_arrival_and_the_unsent_bytes_are_known(
+def test_a_connection_reports_when_data_last_arrived_and_how_many_bytes_are_unsent(
     broker: LoopBroker, connection: SingleThreadConnection
 ) -> None:
-    """The connection of a `bench` client knows when the latest data arrived, and how many bytes the socket has not
+    """The connection of a `bench` client reports when the latest data arrived, and how many bytes the socket has not
     accepted yet.
     """
     began = time.monotonic_ns()
@@ -181,8 +181,8 @@ def test_the_time_of_arrival_and_the_unsent_bytes_are_known(
 def test_a_request_returns_the_brokers_reply(
     broker: LoopBroker, connection: SingleThreadConnection, waits: list[float]
 ) -> None:
-    """A request of a `bench` client returns the broker's reply. If none arrives within 20 seconds, it raises
-    ConnectionError.
+    """A request of a `bench` client returns the broker's reply. If no reply arrives within 20 seconds, the request
+    raises ConnectionError.
     """
     broker.depth = 3
     assert connection.ask(LOOK).method.message_count == 3
@@ -193,10 +193,10 @@ def test_a_request_returns_the_brokers_reply(
     assert sum(waits) == 20
 
 
-def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnection) -> None:
-    """wait() of a `bench` client's connection returns after the given time. It returns earlier if a file descriptor
-    that the caller has asked the connection to watch, such as the reading end of a pipe, can be read. Before returning,
-    wait() calls the function that the caller has given for this descriptor.
+def test_waiting_ends_when_a_watched_file_descriptor_can_be_read(connection: SingleThreadConnection) -> None:
+    """wait() of a `bench` client's connection returns after the given time, or earlier if a file descriptor that the
+    connection watches for the caller, such as the reading end of a pipe, can be read. Before returning early, wait()
+    calls the function that the caller has given for this file descriptor.
     """
     reading, writing = os.pipe()
     read: list[bytes] = []
@@ -224,9 +224,9 @@ def test_waiting_ends_when_something_can_be_read(connection: SingleThreadConnect
 def test_a_connection_that_the_broker_closes_raises_its_error(
     broker: LoopBroker, connection: SingleThreadConnection, code: int, error: type[Exception], words: str
 ) -> None:
-    """If the broker closes the connection of a `bench` client because it shuts down or has an internal error, wait()
-    raises ConnectionError, so that the caller reconnects. For any other reason, wait() raises the broker's error, such
-    as AccessRefused. After that, close() sends nothing to the broker.
+    """If the broker closes the connection of a `bench` client because of a shutdown or an internal error, wait()
+    raises ConnectionError, so that the caller reconnects. For any other reason, wait() raises the broker's error,
+    such as AccessRefused. After that, close() sends nothing to the broker.
     """
     broker.send(spec.Connection.Close(code, words.rpartition(": ")[2], 0, 0), 0)
     with pytest.raises(error, match=words):

@@ -161,10 +161,9 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 def test_the_option_failed_to_saves_the_message_that_was_read_but_not_published(
     published: int, kept: list[bytes], tmp_path: Path
 ) -> None:
-    """If `send --failed-to FILE` fails, it saves the unpublished part of its input in FILE. This part begins with the
-    last message that was read, if this message still waits to be published, for example because the window of
-    unconfirmed messages is full. If the last message that was read has been published, the unpublished part begins with
-    the next one.
+    """If `send --failed-to FILE` fails, it saves the unpublished part of its input in FILE. If the last message that
+    was read still waits to be published, for example because the window of unconfirmed messages is full, this part
+    begins with that message, and otherwise with the next one.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"0\n1\n2\n")
@@ -215,9 +214,9 @@ def piped(tmp_path: Path) -> tuple[int, Input]:
 def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
     piped: tuple[int, Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer has
-    not written yet, as long as the writer pauses for less than 0.25 s. So a program such as `receive`, which writes
-    each line once the previous one has been read, loses no message.
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer
+    has not written yet, as long as the writer pauses for less than 0.25 s. Therefore, a program such as `receive`,
+    which writes each line once the previous one has been read, loses no message.
     """
     monkeypatch.setattr(source, "LOOK_UP", 60.0)
     writing, read = piped
@@ -242,7 +241,7 @@ def test_the_option_failed_to_does_not_wait_for_the_end_of_a_pipe(piped: tuple[i
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, steps: Iterable[float | bytes]) -> Input:
-    """The lines of an input: a step is a part of it, or the seconds that pass before the reader looks in vain again."""
+    """The lines of an input: a step is a part of it, or the seconds that pass before the next read finds nothing."""
     now = [0.0]
     monkeypatch.setattr(source, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
@@ -254,9 +253,10 @@ def timed(monkeypatch: pytest.MonkeyPatch, steps: Iterable[float | bytes]) -> In
     return Input(None if line is None else Message(line) for line in delimited(chunks(), b"\n"))
 
 
-def test_the_option_failed_to_does_not_follow_a_slow_writer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer never ends, as `tail -f`, and writes a
-    line now and then, `send` saves the lines that come before the 41st pause of 5 ms, and ends.
+def test_the_option_failed_to_does_not_follow_a_slow_writer_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer of a pipe, such as `tail -f`, may write a line now and then, and never end. If `send --failed-to
+    FILE` cannot publish a line from this pipe, it does not wait for the end: it saves the lines that arrive before
+    the 41st pause of 5 ms, and ends.
     """
     read = timed(monkeypatch, cycle([b"more\n", 0.0, 0.005]))
     assert len([*read.rest(0)]) == 41
@@ -343,11 +343,10 @@ def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyP
         next(pieces)
 
 
-def test_a_publisher_is_told_at_once_that_there_is_no_input_and_again_after_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """When a publishing command has no input, its publisher is told at once, and sends what it has collected. If no
-    line arrives within a moment, it is told again, and can then wait for the broker's confirms.
+def test_pauses_in_the_input_are_reported_immediately_and_again_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no input arrives, a publishing command immediately tells its publisher that there is no message, and the
+    publisher sends what it has collected. If no line arrives within a moment, the command tells the publisher again,
+    and the publisher can then wait for the broker's confirms.
     """
     reading, writing = os.pipe()
     chunks = source.chunks(reading)

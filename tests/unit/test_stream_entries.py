@@ -267,7 +267,7 @@ def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(ti
     assert (entry.body, entry.properties) == (b"x", {})
 
 
-def test_a_stream_message_is_received_without_what_is_too_long_for_amqp_0_9_1() -> None:
+def test_names_and_properties_of_a_stream_message_that_are_too_long_for_amqp_0_9_1_are_left_out() -> None:
     """In AMQP 0-9-1, an exchange, a routing key, a text property and the name of a header have at most 255 bytes each.
     If one of them is longer in a stream message, the message is received without this exchange, routing key, property
     or header. Those of exactly 255 bytes are kept.
@@ -383,9 +383,9 @@ def test_messages_that_are_missing_at_the_end_of_a_chunk_are_counted(cut: int) -
 def test_a_stream_reader_names_the_package_that_it_needs_to_decompress_a_batch(
     monkeypatch: pytest.MonkeyPatch, name: str, start: bytes
 ) -> None:
-    """If the Python package for the compression of a sub-entry batch is not installed, a stream reader skips the batch
-    and names the package. If the batch does not begin like data of this compression, no package could read it, and the
-    reader says that instead.
+    """If the Python package for the compression of a sub-entry batch is not installed, a stream reader skips the
+    batch and names the package. If the batch does not begin like data of this compression, so that no package could
+    read it, the reader reports that and names no package.
     """
     module, package = {
         "snappy": ("snappy", "python-snappy"), "lz4": ("lz4", "lz4"), "zstd": ("zstandard", "zstandard"),
@@ -449,7 +449,7 @@ def test_the_largest_batch_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("compression", range(5))
-def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
+def test_a_sub_entry_batch_larger_than_its_header_says_is_skipped(compression: int) -> None:
     """If a sub-entry batch of a stream decompresses to more bytes than its header says, a stream reader skips the
     batch. Otherwise, 100 compressed bytes could become gigabytes.
     """

@@ -91,9 +91,10 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 
 @pytest.mark.parametrize("codec", [CLIENT, EXACT])
-def test_of_two_headers_with_the_same_name_the_first_one_counts(codec: FieldTables) -> None:
-    """If a message has two headers with the same name, the first value counts, as it does for RabbitMQ: it replaces the
-    first `x-death` and the first `x-delivery-count`, and delivers the others as the publisher wrote them.
+def test_the_first_of_two_headers_with_the_same_name_is_used(codec: FieldTables) -> None:
+    """If a message has two headers with the same name, mqtool uses the first value, as RabbitMQ does: RabbitMQ
+    replaces only the first `x-death` and the first `x-delivery-count`, and delivers the others as the publisher wrote
+    them.
     """
     table = sized(short(b"x") + b"S" + sized(b"first") + short(b"y") + b"V" + short(b"x") + b"S" + sized(b"second"))
     assert codec.decode_table(table) == ({"x": "first", "y": None}, len(table))

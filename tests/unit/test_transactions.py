@@ -121,13 +121,13 @@ def test_queue_convert_ends_with_an_error_if_the_broker_does_not_commit_in_time(
         ([b"changed"], [b"1", b"2", b"3", b"same", b"same"]),
     ],
 )
-def test_unroutable_messages_are_put_back_into_their_own_queue(
+def test_unroutable_messages_are_put_back_into_the_source_queue(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If a batch of `queue convert` contains unroutable messages, the command publishes these to the end of their own
-    queue, and raises NotConfirmed. The rest of the batch has been moved. If the broker has changed a returned message,
-    so that mqtool cannot recognize it, the command publishes the whole batch to its own queue again, and messages may
-    be duplicated. The next batch can be moved.
+    """If messages of a batch are unroutable, `queue convert` publishes them to the end of the source queue again, and
+    raises NotConfirmed. The other messages of the batch have been moved. If the broker has changed a returned
+    message, so that mqtool cannot recognize it, the command publishes the whole batch to the source queue, and
+    messages may be duplicated. The next batch can be moved.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -141,8 +141,8 @@ def test_unroutable_messages_are_put_back_into_their_own_queue(
 
 
 def test_unroutable_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
-    """If messages that `queue convert` moves are unroutable, and cannot be published to their own queue again either,
-    the error says how many messages are lost, and why.
+    """If messages that `queue convert` moves are unroutable, and cannot be published to the source queue again
+    either, the error says how many messages are lost, and why.
     """
     broker.unroutable = [[b"1"], [b"1"]]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -345,8 +345,8 @@ def test_a_batch_ends_when_its_bodies_reach_16_mib(queue: FakeQueue) -> None:
 
 
 def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(queue: FakeQueue) -> None:
-    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. `queue convert` moves these
-    deliveries as well.
+    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. `queue convert` also moves the
+    messages of these deliveries.
     """
     queue.publish(2)
     queue.late.append(b"9")
@@ -391,9 +391,9 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
     """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    Each time the command has moved as many messages as it last counted, it counts the rest. If the queue has not shrunk
-    by 10 % within three counts, the command cuts off the publishers: new messages no longer reach the queue. The
-    command still moves all messages that reached it before.
+    Each time the command has moved as many messages as it last counted, it counts the rest. If the queue has not
+    shrunk by 10% within three counts, the command cuts off the publishers: new messages no longer reach the queue.
+    The command still moves all messages that reached it before.
     """
     queue.publish(ready)
     queue.published = published
@@ -481,9 +481,9 @@ def test_a_destination_that_keeps_rejecting_messages_raises_no_room(queue: FakeQ
         next(running)
 
 
-def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQueue) -> None:
-    """If `queue convert` is told to stop after it has moved a batch of messages, it begins no further batch, and
-    cancels its consumer. It does not cut off publishers: new messages still reach the queue.
+def test_a_stopped_conversion_begins_no_further_batch(queue: FakeQueue) -> None:
+    """If `queue convert` is stopped after it has moved a batch of messages, it begins no further batch, and cancels
+    its consumer. It does not cut off publishers: new messages still reach the queue.
     """
     queue.publish(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
@@ -493,8 +493,8 @@ def test_a_conversion_that_is_told_to_stop_begins_no_further_batch(queue: FakeQu
     assert queue.log == [[0, 1, 2, 3], "cancelled"]
 
 
-def test_a_conversion_that_is_told_to_stop_does_not_wait_for_room(queue: FakeQueue) -> None:
-    """If `queue convert` is told to stop while it waits for room in the destination, it stops waiting, cancels its
+def test_a_stopped_conversion_does_not_wait_for_room(queue: FakeQueue) -> None:
+    """If `queue convert` is stopped while it waits for room in the destination, it stops waiting, cancels its
     consumer, and ends without an error.
     """
     queue.publish(9)

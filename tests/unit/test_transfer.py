@@ -66,10 +66,10 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """When `worker` moves a message to a wait queue or the dead-letter queue after a failed attempt, the message's
-    headers contain the number of failed attempts, the last error, the queue, and the time of the first failure. CC, BCC
-    and the headers that the broker has added are removed. In a dead letter, the header mqtool-redrives, which counts
-    the moves by `dlq redrive`, is kept if its value is a number. With any other value, the header must be forged, and
-    is removed.
+    headers contain the number of failed attempts, the last error, the queue, and the time of the first failure. CC,
+    BCC and the headers that the broker has added are removed. In a dead letter, the header mqtool-redrives, which
+    counts the moves by `dlq redrive`, is kept if its value is a number. Any other value must have been forged, so the
+    header is removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -120,9 +120,10 @@ def test_a_message_for_another_broker_keeps_its_properties() -> None:
     assert elsewhere(JOB, "other", "you").properties == {**kept, "user_id": None}
 
 
-def test_a_moved_message_has_its_unproven_header_of_a_conversion_under_another_name() -> None:
-    """A message that was published to its queue through the default exchange proves its header mqtool-convert. If a
-    message with this header came in another way, the header gets another name when the message is published again.
+def test_the_unproven_header_mqtool_convert_of_a_moved_message_is_renamed() -> None:
+    """`queue convert` adds the header mqtool-convert to messages while they are in its temporary queue. mqtool trusts
+    this header only in a message that was published to its queue through the default exchange. When mqtool moves any
+    other message with this header, which may be forged, it renames the header to mqtool-claimed.
     """
     headers = {"mqtool-convert": {"exchange": "", "routing_key": "jobs", "packed": True}}
     proven, forged = with_headers(headers), replace(with_headers(headers), exchange="mallory", routing_key="k")
@@ -138,7 +139,8 @@ def test_a_moved_message_has_its_unproven_header_of_a_conversion_under_another_n
 
 def test_a_moved_message_loses_a_reply_to_that_no_client_may_publish() -> None:
     """A message of a stream, or one published over AMQP 1.0, may have the reply_to amq.rabbitmq.reply-to. The broker
-    closes the channel of a client that publishes it, so moved, redriven and retried messages do not have it.
+    closes the channel of a client that publishes a message with this reply_to, so mqtool removes it from moved,
+    redriven and retried messages.
     """
     request = replace(JOB, properties={"reply_to": "amq.rabbitmq.reply-to", "correlation_id": "1"})
     for message in (failed(request, "e", "wait"), redriven(request, "jobs"), elsewhere(request, "other", "me")):
@@ -405,10 +407,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A command that moves messages may have a limit for the messages that it moves, or for those that it receives,
-    including those that it leaves in the queue because they do not meet a condition. The command ends when it reaches
-    its limit or, with an idle timeout, when no message has arrived for that long. Messages that were not moved stay in
-    the queue.
+    """A command such as `move` can have a limit for the messages that it moves, or for those that it receives,
+    including those that do not meet its condition. The command ends when it reaches its limit or, with an idle
+    timeout, when no message has arrived for that time. Messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -425,8 +426,8 @@ def test_a_move_ends_at_its_limit(
 def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A command such as `move` waits for
-    these deliveries, and moves their messages as well.
+    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A command such as `move` waits
+    for these deliveries, and also moves their messages.
     """
     fill(channel, 50)
     replies, arrives, depth = list[int](), Consumer.arrives, administration.depth
@@ -469,8 +470,8 @@ def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Cal
 def test_a_limit_on_moved_messages_also_applies_without_a_target_queue(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """A move without a target queue, such as `dlq drop`, deletes messages. If it has a limit of messages, it deletes no
-    more than this number.
+    """A move without a target queue, such as `dlq drop`, deletes messages. If the number of messages to move is
+    limited, it deletes no more than this number.
     """
     fill(channel, 10)
     source = connect()
@@ -630,7 +631,7 @@ class Source:
 
 
 def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages that a command such as `move` leaves in the queue stay unacknowledged, so its consumer may get no
+    """Messages that a command such as `move` leaves in the queue stay unacknowledged, so its consumer may receive no
     further messages. The command then replaces the consumer. Before that, it handles the messages that the broker has
     already sent to the old one.
     """
@@ -724,10 +725,10 @@ def test_a_move_asks_ten_times_a_second_whether_a_queue_without_deliveries_has_m
 def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. With a condition such as `--where`, a command such as `move` may
-    leave some of them in the queue. So even after it has moved as many messages as `--count` allows, it receives the
-    other requeued messages, and requeues them together, so that they keep their order. Without a condition, or if no
-    messages were requeued earlier, it receives no further messages after it has moved that many.
+    """A quorum queue delivers requeued messages first. With a condition such as `--where`, a command such as `move`
+    may leave some of them in the queue. After it has moved as many messages as `--count` allows, it therefore
+    receives the other requeued messages, and requeues them together, so that they keep their order. Without a
+    condition, or if no messages were requeued earlier, it receives no further messages.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

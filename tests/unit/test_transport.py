@@ -203,9 +203,9 @@ def test_sasl_external_is_used_if_the_address_names_no_user_and_the_broker_offer
 def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
     broker: Broker, data: bytes, kind: type[MqtoolError], words: str
 ) -> None:
-    """If an AMQP 1.0 connection cannot be opened, mqtool's error gives the reason: the other end closed the socket,
-    does not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket. If the virtual
-    host is not available at the moment, the error is Unavailable, so that an attempt to reconnect is repeated.
+    """If an AMQP 1.0 connection cannot be opened, mqtool's error gives the reason: the server closed the socket, does
+    not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket. If the virtual host
+    is not available at the moment, the error is Unavailable, so that an attempt to reconnect is repeated.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -536,8 +536,8 @@ def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> No
 def test_a_connection_that_is_lost_while_it_is_closed_raises_no_error(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """If an AMQP 1.0 connection is lost while mqtool closes it, or the broker sends a malformed frame meanwhile, mqtool
-    closes the socket and raises no error.
+    """If an AMQP 1.0 connection is lost while mqtool closes it, or if the broker sends a malformed frame at that
+    time, mqtool closes the socket and raises no error.
     """
 
     def read(_: float) -> list[bytes]:

@@ -20,7 +20,7 @@ def test_an_option_for_a_size_accepts_short_units_and_numbers_without_a_unit() -
 
 
 @pytest.mark.parametrize("text", ["", "0", "0kB", "kB", "1XB", "1iB", "-1"])
-def test_a_size_option_refuses_a_value_that_is_not_a_size(text: str) -> None:
+def test_a_size_option_rejects_a_value_that_is_not_a_size(text: str) -> None:
     """If the value of an option such as `bench --size` is not a size greater than 0, the error shows the value and
     gives two examples of valid sizes.
     """

@@ -134,7 +134,7 @@ def through(
 
 
 def arguments(ttl: int, exchange: str, key: str | None = None, unused: int = 0, **more: str) -> dict[str, Any]:
-    """Return the arguments of a wait queue that is kept for an hour more than its messages, or than `unused` ms."""
+    """Return the arguments of a wait queue that expires an hour after `ttl` or `unused` ms, whichever is longer."""
     to = {"x-dead-letter-exchange": exchange} | ({} if key is None else {"x-dead-letter-routing-key": key})
     return {"x-message-ttl": ttl, "x-expires": max(ttl, unused) + _HOUR, **to, **more}
 
@@ -225,9 +225,9 @@ def test_a_delayed_message_is_published_to_its_first_wait_queue_directly_or_thro
 ) -> None:
     """A delayed message for a queue is published directly to its first wait queue, through the default exchange. A
     delayed message for an exchange keeps its own routing key, and is published to an exchange that leads to its first
-    wait queue. The message's expiration is its time in this queue. The header mqtool-then selects the second wait
-    queue, if any. All else is kept, except the headers x-death and x-delay, which could make the broker drop the
-    message or delay it again.
+    wait queue. The message's expiration is its time in this queue, and the header mqtool-then selects the second wait
+    queue, if any. Other properties and headers are kept, except x-death and x-delay, which could make the broker drop
+    the message or delay it again.
     """
     headers = {"x-death": [{"queue": "jobs"}], "x-delay": 1, "a": 2}
     message = Message(b"", properties={"type": "t", "headers": headers})
@@ -324,8 +324,8 @@ def test_a_delay_is_refused_if_its_wait_queue_exists_with_other_arguments(broker
 
 def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: FakeBroker) -> None:
     """RabbitMQ before 3.10 does not support at-least-once dead-lettering, and refuses to declare queues that need it.
-    After the first refusal, mqtool declares only wait queues without it. One warning says that a restart of the broker
-    may lose waiting messages.
+    After the first refusal, mqtool declares only wait queues that do not need it. One warning says that a restart of
+    the broker may lose waiting messages.
     """
     broker.is_old = True
     delays, warnings = through(broker)
@@ -383,8 +383,8 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
     """A delayed message may wait in two queues, one after the other. If the second queue has no leader, mqtool
-    redirects the messages that leave the first queue from then on to an additional second queue. New messages wait in
-    an additional first queue, because a message that was already on its way to the queue without a leader may block the
+    redirects messages that later leave the first queue to an additional second queue. New messages wait in an
+    additional first queue, because a message that was already on its way to the queue without a leader may block the
     original first queue.
     """
     avoided: set[str] = set()
@@ -536,10 +536,11 @@ _BOUND = {_DUE: {"amq.topic"}}
 def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
-    """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may write
-    to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue dead-letters to this
-    exchange, directly or through mqtool's exchanges and second wait queues, because the broker has then checked the
-    permission at each step. In either case, `delayed ls` shows the destination `amq.topic` and the delay.
+    """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may
+    write to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue dead-letters to
+    this exchange, directly or through mqtool's exchanges and second wait queues, because the broker has then checked
+    the permission at each step. Even without this proof, `delayed ls` shows the destination `amq.topic` and the
+    delay.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -556,8 +557,8 @@ def test_the_exchange_of_a_relay_queue_is_trusted_only_if_it_matches_the_queues_
     name: str, out: object, exchange: str | None
 ) -> None:
     """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed, which the queue's
-    arguments name. Anyone who may declare a queue can name another exchange in such arguments. mqtool shows that
-    exchange to the user, but does not trust it, and treats the exchange of the messages as unknown.
+    arguments name. Anyone who may declare a queue can name another exchange in these arguments. mqtool shows the
+    other exchange to the user, but does not trust it, and treats the exchange of the messages as unknown.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
@@ -635,12 +636,11 @@ def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
 def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_than_before(
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
-    """If mqtool publishes a delayed message to its wait queue again, mqtool sets the expiration so that the message
-    still arrives at the due time in its header mqtool-due, even if the message passes through a second queue. mqtool
-    never makes an expiration longer, even with forged headers, and does not change it if mqtool-due is not a time, or
-    the queue is not a wait queue for delays. If a message without an expiration is already due, mqtool sets none: the
-    message may already be in its destination, an ordinary queue with a name like that of a wait queue, and must not
-    expire there.
+    """If mqtool publishes a delayed message to its wait queue again, it sets the expiration so that the message still
+    arrives at the due time in its header mqtool-due, even if the message passes through a second queue. It never
+    makes an expiration longer, and does not change it if mqtool-due is not a time, or if the queue is not a wait
+    queue for delays. A message without an expiration that is already due gets none: it may already be in its
+    destination, an ordinary queue with a name like that of a wait queue, where it must not expire.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -648,12 +648,11 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 
 def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
-    """Only the message at the head of a wait queue can expire. So a message that `peek` has published to the queue
-    again, with a shorter expiration, may have to wait for those in front of it. mqtool reports the message as late if
-    one of those in front of it stays more than a second longer than the message itself should. For long delays, mqtool
-    allows more than a second, because it rounds such delays more coarsely. The message is not reported if it has no due
-    time, or if its expiration is about as long as the queue's TTL, because no message in front of it can stay longer
-    than the TTL.
+    """Only the message at the head of a wait queue can expire, so a message with a short expiration may have to wait
+    for those in front of it. mqtool reports a message as late if one in front of it stays more than a second longer
+    than the message itself should; for long delays, which mqtool rounds more coarsely, it allows more than a second.
+    It does not report a message without a due time, or one whose expiration is about as long as the queue's TTL,
+    because no message in front of it can stay longer than the TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

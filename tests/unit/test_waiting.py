@@ -31,11 +31,11 @@ UNKNOWN = "because the delivery limit of 'jobs' is unknown"
 def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_it(
     kind: PeekKind, limit: float, notice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A policy that the user cannot see may lower a queue's delivery limit. `receive` then assumes a limit of 2, or the
-    visible limit if that is lower. With a limit of 2, `receive` takes messages one at a time until one arrives that was
-    never requeued, and then replaces its consumer by one with the full prefetch. If `receive` must keep its consumer,
-    for example because another one would become the single active consumer, and the queue has or may have a limit,
-    `receive` takes messages one at a time throughout. In this case, a notice says if the limit is unknown.
+    """A policy that the user cannot see may lower a queue's delivery limit. `receive` then assumes a limit of 2, or
+    the visible limit if that is lower. With a limit of 2, it takes messages one at a time until one arrives that was
+    never requeued. If its consumer cannot be replaced, for example because another consumer would become the single
+    active one, and the queue has or may have a limit, `receive` takes messages one at a time throughout. If the limit
+    is unknown, a notice then says so.
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]

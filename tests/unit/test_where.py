@@ -412,8 +412,8 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
     [("(a+)+$", "a" * 40 + "!"), ("a.*b", "a" * 1_000_000), ("(x|x)*y", "x" * 100_000), (r"(\w+)*é$", "ü" * 50 + "!")],
 )
 def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str) -> None:
-    """A body that a stranger has sent cannot make a command with `--where` hang: a regular expression that such a
-    condition accepts is matched in linear time, whatever the body is.
+    """`--where` matches regular expressions in linear time, whatever the body is. Therefore, a body that a stranger
+    has sent cannot make the command hang.
     """
     assert not where.parse(f"body~'{pattern}'").matches({"body": body})
 

@@ -176,8 +176,7 @@ class MacPipe:
 
 def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """If `receive` writes a message into a pipe, it waits until the pipe's reader has read the message before it
-    acknowledges the message. It also does so on macOS, where FIONREAD at the writing end of a pipe does not count
-    unread bytes.
+    acknowledges the message, even on macOS, where FIONREAD at the writing end of a pipe does not count unread bytes.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
@@ -191,7 +190,7 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
     delivery_writer._wait_until_taken()
 
 
-def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_macos_receive_notices_that_the_reader_has_closed_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS, if the reader of a pipe closes the pipe before it has read a message, `receive` raises ReaderGone, and
     does not count the message as read.
     """

@@ -75,7 +75,7 @@ def _add(
                 if verdict.twice:
                     audience.note(f"handled twice: {counted(verdict.twice)}")
                 if verdict.foreign:
-                    audience.note(f"not of this drill, and not counted: {counted(verdict.foreign)}")
+                    audience.note(f"from other publishers, and not counted: {counted(verdict.foreign)}")
                 (audience.note if verdict.lost else audience.right)(verdict.balance())
                 audience.blank()
             output.show(f"{name}: {verdict}")

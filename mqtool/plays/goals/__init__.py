@@ -1,7 +1,7 @@
 """Goals of `tutorial try`: learners reach them with commands or programs, while `try` watches only the broker.
 
-Each file NAME_goals.py has the goals of a tutorial, as data and functions of what was seen. CONTRIBUTING.md shows how
-to add one.
+Each file NAME_goals.py contains the goals of a tutorial, and the functions that judge the history of the broker
+(seen.py). CONTRIBUTING.md shows how to add a goal.
 """
 
 from mqtool.plays.goals import (

@@ -9,7 +9,7 @@ _SECOND = 1000
 
 
 def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
-    """Yield each delayed message that a receiver has got: the message as sent, and the copy that was delivered."""
+    """Yield each delayed message that was received: the message as sent, and the copy that was delivered."""
     for message in seen.messages:
         if message.was_held:
             yield from ((message, copy) for copy in message.copies if copy.deliveries)
@@ -65,7 +65,7 @@ def _nobody(seen: Seen) -> str:
 
 _OVERTAKEN = Goal(
     "overtaken",
-    "Send two delayed messages in such a way that the second one arrives first.",
+    "Send two delayed messages. The second one has to arrive before the first.",
     _overtaken,
     (_not_delayed, _in_order, _one, _nobody),
     (

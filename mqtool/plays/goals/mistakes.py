@@ -3,7 +3,7 @@
 from mqtool.plays.goals.goal import Said
 from mqtool.plays.goals.seen import Seen, SeenMessage
 
-#: After this many milliseconds, a message that is not acknowledged is mentioned.
+#: After this many milliseconds, a message that is not acknowledged is reported.
 _HELD = 5000
 
 
@@ -22,7 +22,7 @@ def to_unknown_exchange(seen: Seen) -> str:
 
 
 def not_sent_to(queue: str) -> Said:
-    """Return a function that reports a message if messages were published, but none to this queue."""
+    """Return a function that says where a message went, if messages were published, but none to this queue."""
 
     def said(seen: Seen) -> str:
         elsewhere = [each for each in seen.messages if queue not in each.queues and not _is_reply(each)]
@@ -40,7 +40,7 @@ def not_sent_to(queue: str) -> Said:
 
 
 def not_published_to(exchange: str) -> Said:
-    """Return a function that reports a message if messages were published, but none to this exchange."""
+    """Return a function that says where a message went, if messages were published, but none to this exchange."""
 
     def said(seen: Seen) -> str:
         published = [each for each in seen.messages if not _is_reply(each)]
@@ -101,7 +101,7 @@ def not_acknowledged(queue: str) -> Said:
 
 
 def never_acknowledged(queue: str) -> Said:
-    """Return a function that reports a message held for some seconds, if no message of this queue was acknowledged."""
+    """Return a function that reports a message held too long, if no message of this queue was acknowledged."""
 
     def said(seen: Seen) -> str:
         copies = seen.copies_in(queue)
@@ -148,7 +148,7 @@ def thrown_away(queue: str) -> Said:
 
 
 def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
-    """Return the latest message to an exchange if no queue got it, and none is bound with its key now; else None."""
+    """Return the latest message to an exchange if no queue got it, and no queue is bound with its key now, or None."""
     published = seen.published_to(exchange)
     keys = {each.key for each in seen.bound(exchange)}
     if not published or not published[-1].lost or published[-1].routing_key in keys:

@@ -36,12 +36,12 @@ def _not_read(seen: Seen) -> str:
 
 _NOBODY_LISTENS = Goal(
     "nobody-listens",
-    "Publish a log to the fanout exchange 'logs' while no queue is bound to it. Then start a receiver, and publish "
-    "another log. Will the receiver get both?",
+    "Publish a message to the fanout exchange 'logs' while no queue is bound to it. Then start a receiver, and publish "
+    "another message. Will the receiver get both?",
     _first_was_lost,
     (mistakes.not_published_to(_LOGS), _nothing_lost, _not_read, _only_lost),
     (
-        "Where could the exchange keep a log until somebody wants it?",
+        "Where could the exchange keep a message until somebody wants it?",
         "Exchanges do not store messages: if no queue is bound, the message is lost.",
         "in one terminal:\n  mqtool emit-log fanout one\nthen, in another one:\n  mqtool receive-log fanout\n"
         "then, in the first one again:\n  mqtool emit-log fanout two",
@@ -54,7 +54,7 @@ def _two_copies(seen: Seen) -> str:
         if len({*message.receivers}) >= 2:
             receivers = " and ".join(seen.called(each) for each in dict.fromkeys(message.receivers))
             unread = sorted(copy.queue for copy in message.copies if not copy.received)
-            left = f" No consumer receives from {', '.join(map(repr, unread))}, which also got it." if unread else ""
+            left = f" Nobody has received the copy in {', '.join(map(repr, unread))}." if unread else ""
             return f"{message} was copied to {len(message.queues)} queues: {receivers} got it.{left}"
     return ""
 
@@ -64,7 +64,7 @@ def _share_a_queue(seen: Seen) -> str:
     for queue in queues:
         copies = [copy for each in seen.published_to(_LOGS) for copy in each.copies if copy.queue == queue]
         if len({copy.receiver for copy in copies if copy.received}) > 1:
-            return f"The receivers share the queue {queue!r}: each log reaches only one of them."
+            return f"The receivers share the queue {queue!r}: each message reaches only one of them."
     return ""
 
 
@@ -75,8 +75,8 @@ def _one_receiver(seen: Seen) -> str:
 
 _TWO_COPIES = Goal(
     "two-copies",
-    "Start two receivers, and publish a log to 'logs' that both of them get. One of them may write to a file; "
-    "the broker does not see the file.",
+    "Start two receivers, and publish a message to 'logs' that both of them get. One of them may write to a file; the "
+    "broker does not see the file.",
     _two_copies,
     (mistakes.not_published_to(_LOGS), _share_a_queue, _one_receiver, _not_read, _only_lost),
     (

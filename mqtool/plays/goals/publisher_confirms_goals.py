@@ -29,7 +29,7 @@ def _unconfirmed(seen: Seen) -> str:
 def _dropped(seen: Seen) -> str:
     dropped = seen.lost("dropped")
     return (
-        f"No queue got {dropped[-1]}, and nobody was told. A confirm does not say that a queue got the message."
+        f"No queue got {dropped[-1]}, and its publisher was not told. A confirm does not mean that a queue got it."
         if dropped
         else ""
     )

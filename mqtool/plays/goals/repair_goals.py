@@ -302,7 +302,7 @@ def _none_refused(seen: Seen) -> str:
 
 _UNCONFIRMED = Goal(
     "unconfirmed",
-    "unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' has room for two. "
+    "unconfirmed.py says that it has sent six orders, but some of them are lost: the queue 'orders' has room for two. "
     "Fix the program and run it. Some seconds later, receive the orders: all six have to arrive. To receive:\n"
     "  mqtool receive -q orders",
     _all_came,
@@ -416,9 +416,9 @@ def _nowhere(seen: Seen) -> str:
 
 _SHARED_REPLIES = Goal(
     "shared-replies",
-    "If two people run shared_replies.py at once, one may get the other's reply, and drop it. Fix the program. Run it "
-    "in two terminals, each with a number such as 7, while no server runs. Then start a server: both programs get "
-    "their replies. To start a server:\n  mqtool rpc-server",
+    "If two people run shared_replies.py at the same time, one may get the other's reply, and drop it. Fix the "
+    "program. Run it in two terminals, each with a number such as 7, while no server runs. Then start a server: both "
+    "programs get their replies. To start a server:\n  mqtool rpc-server",
     _own_replies,
     (
         mistakes.not_sent_to(_RPC),

@@ -112,8 +112,7 @@ _NO_ERRORS = Goal(
     (_wrong_key_published, _old_binding_left, _by_hand, _still_nothing, mistakes.not_published_to(_LOGS)),
     (
         "The queue is there, and so is the exchange. What is between them?",
-        "A binding key has to equal the routing key, letter by letter. Nobody is told about a binding that never "
-        "matches.",
+        "A binding key has to equal the routing key, letter by letter. A binding that never matches causes no error.",
         "one after the other:\n  mqtool route direct_logs error\n  mqtool exchange bind direct_logs errors error\n"
         "  mqtool exchange unbind direct_logs errors eror\n  mqtool emit-log direct error Run",
     ),

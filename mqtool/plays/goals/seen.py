@@ -26,15 +26,15 @@ Json = dict[str, Any]
 _SHOWN = 40
 #: Protocols, by their names in the management API.
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
-#: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
+#: A broker delivers a message to a waiting receiver within this many milliseconds. No receiver starts this quickly.
 _AT_ONCE = 100
-#: A busy machine may take this many milliseconds for it. A learner who starts a receiver later takes longer.
+#: On a busy machine, a delivery may take this many milliseconds. A learner needs more time to start a receiver.
 _AT_ONCE_ON_A_BUSY_MACHINE = 1000
 #: The topology may be this many milliseconds old.
 _TOPOLOGY_LATE = 3000
-#: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
+#: RabbitMQ's statistics are some seconds old: a queue is empty once it was reported as empty this many times in a row.
 _EMPTY_LOOKS = 8
-#: The embedded broker's name for an AMQP 0-9-1 consumer: its connection and channel; behind them, its consumer tag.
+#: The embedded broker's name for an AMQP 0-9-1 consumer: its connection and channel, followed by its consumer tag.
 _CONSUMER = re.compile(r"(\S+ -> \S+ \(\d+\))/")
 
 
@@ -112,7 +112,7 @@ class SeenCopy:
 
     @property
     def republished(self) -> "SeenMessage | None":
-        """The message that the last receiver published with the same body while it held this one; None if none."""
+        """The message with the same body that the last receiver published before it settled this message, if any."""
         return self.deliveries[-1].republished if self.deliveries else None
 
     @property
@@ -298,8 +298,8 @@ class Seen:
         acted: the sequence number of the fault that `try` has caused for the goal; 0 before that.
         note: the target of that fault, which the sentences of the goal can name.
         bound_before: the current and former bindings of queues to exchanges.
-        looks: how often RabbitMQ's queues have been read; 0 on the embedded broker, which reports when they change.
-        topologies: how often the topology has been read.
+        looks: how many times RabbitMQ's queues have been read; 0 on the embedded broker, which reports each change.
+        topologies: how many times the topology has been read.
         topology_at: the sequence number of the latest event when the topology was last read.
         milliseconds: the broker's time at the latest record, in milliseconds since 1970.
     """
@@ -322,7 +322,7 @@ class Seen:
         self._delivered: dict[str, dict[str, list[SeenCopy]]] = {}
         self._receivers: list[str] = []
         self._depths: dict[str, int] = {}
-        #: How often RabbitMQ's queues were empty, one look after the other.
+        #: For each queue of RabbitMQ, how many times in a row it was reported as empty.
         self._empty = Counter[str]()
         self.bound_before = BindingHistory()
         self.looks = self.topologies = self.topology_at = self.milliseconds = 0
@@ -352,7 +352,7 @@ class Seen:
         return [each for each in self._all if each.at > self.begun and each.origin]
 
     def published_to(self, exchange: str, *keys: str) -> list[SeenMessage]:
-        """Return the messages published to an exchange since the goal began, with one of these keys, if any."""
+        """Return the messages published to an exchange since the goal began; with `keys`, only with these keys."""
         return [each for each in self.messages if each.exchange == exchange and (not keys or each.routing_key in keys)]
 
     def copies_in(self, queue: str) -> list[SeenCopy]:
@@ -492,7 +492,7 @@ class Seen:
         return [copy for each in self._all for copy in each.copies if copy.queue == queue and not copy.end]
 
     def _taken(self, record: Json) -> SeenCopy:
-        """Find the copy that RabbitMQ has delivered by its body and routing key; return a new copy if none matches."""
+        """Return the copy that RabbitMQ has delivered, found by body and routing key. If none matches, add a copy."""
         details = record["details"]
         for copy in self._open(record["queue"]):
             same = copy.message.body == details.get("body", "") and copy.message.routing_key == details["routing_key"]
@@ -516,7 +516,7 @@ class Seen:
         redelivered = bool(record.get("redelivered"))
         copy.deliveries.append(SeenDelivery(receiver, self.now, record["t"], redelivered, no_ack, protocol))
         self._delivered.setdefault(receiver, {}).setdefault(copy.message.body, []).append(copy)
-        if record["what"] == "read":  # of a stream, where it stays
+        if record["what"] == "read":  # from a stream, which keeps the message
             copy.deliveries[-1].end = "read"
         elif no_ack:
             copy.finish({"what": "automatic"}, self.now)
@@ -524,8 +524,8 @@ class Seen:
     def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
         """Process RabbitMQ's counters.
 
-        The counters do not show which deliveries were acknowledged. So a queue's copies end only once all its
-        deliveries are counted, or once the queue stays empty.
+        The counters do not show which deliveries were acknowledged. So the deliveries of a queue end only once the
+        counters contain all of them, or once the queue stays empty.
 
         Args:
             counters: for each queue, the deliveries that were acknowledged, and those that need no acknowledgement.
@@ -570,6 +570,6 @@ def lose_transient(seen: Seen) -> None:
 
 
 def is_topology_known(seen: Seen, copy: SeenCopy) -> bool:
-    """Return True if the topology must have been read since the last delivery of a copy ended."""
+    """Return True if the topology has certainly been read since the last delivery of a copy ended."""
     ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
     return seen.milliseconds - ended > _TOPOLOGY_LATE

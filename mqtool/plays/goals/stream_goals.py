@@ -19,7 +19,7 @@ def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
     return {reader: [copy for _, copy in sorted(some, key=lambda one: one[0])] for reader, some in found.items()}
 
 
-#: For programs of the learner's own.
+#: The hint for learners who write their own program.
 _STREAM_ARGUMENTS = (
     'in a program, declare the stream with the arguments {"x-queue-type": "stream"}, limit the consumer with '
     'basic_qos(), and consume with the arguments {"x-stream-offset": '
@@ -36,7 +36,7 @@ def _without_offset(stream: str) -> Said:
         if any(each.at > copies[0].at for copy in copies for each in copy.deliveries):
             return ""
         return (
-            f"A reader has started, but has not got {copies[0].message}: without an offset, a reader gets only new "
+            f"A reader has started, but did not receive {copies[0].message}: without an offset, it receives only new "
             "messages. Begin at the offset 'first' (the argument x-stream-offset)."
         )
 

@@ -58,7 +58,7 @@ def _too_wide(seen: Seen) -> str:
         for pattern in sorted(each for each in seen.keys_of(queue, _LOGS) if not _is_narrow(each)):
             matched = next((key for key in (*_OTHERS, "cron.disk") if _match(pattern, key)), None)
             if matched is not None:
-                return f"{pattern!r} matches {matched!r} as well."
+                return f"{pattern!r} also matches {matched!r}."
             return f"The receiver is also bound with {pattern!r}. Start it with one pattern only."
     return ""
 
@@ -67,7 +67,7 @@ def _was_wide(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
         for key in _OTHERS:
             if (published := seen.published_to(_LOGS, key)) and queue in published[-1].queues:
-                return f"The receiver got {key!r} as well. Now publish all three keys again."
+                return f"The receiver also got {key!r}. Now publish all three keys again."
     return ""
 
 
@@ -163,7 +163,7 @@ def _other_key(seen: Seen) -> str:
 _ONCE = Goal(
     "once",
     "Start one receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both patterns match, "
-    "'kern.critical'. How often does the receiver get the message?",
+    "'kern.critical'. How many times does the receiver get the message?",
     _once,
     (mistakes.not_published_to(_LOGS), _twice, _other_key, mistakes.nothing_bound(_LOGS), _one_pattern),
     (

@@ -23,23 +23,23 @@ from mqtool.taps import firehose_is_on, switch_firehose
 from mqtool.ui.copies import Copies
 from mqtool.ui.records import records
 
-#: How often the caller gets the chance to do something else, in seconds.
+#: Seconds after which findings() yields None, so that its caller can do something else.
 _LOOK = 0.1
-#: A mistake is said once nothing more has happened for this many seconds: the learner may still be typing.
+#: A mistake is reported once the broker has reported no event for this many seconds: the learner may still be typing.
 _SETTLES = 1.0
-#: Or once it has been the same for this many seconds, even if something happens all the time.
+#: If events keep coming, a mistake is reported once it has persisted for this many seconds.
 _STANDS = 3.0
-#: What learners make, in the management API.
+#: What learners declare, as named in the paths of the management API.
 _MADE = ("queues", "exchanges")
 _QUEUE_TYPES = {"x-queue-type": "classic"}
-#: How many seconds the broker has for its first report.
+#: Seconds to wait for the broker's first complete report.
 _PATIENCE = 60.0
-#: A patient mistake is said only after this many seconds in which nothing has happened.
+#: A mistake of Goal.patient is reported only after this many seconds without an event.
 _PATIENT = 4.0
-#: After this many seconds in which nothing has happened on the broker, the learner is asked where they work.
+#: After this many seconds without an event, the learner is asked whether they use another broker.
 _SILENCE = 20.0
-#: What was done for a goal may go on after it was reached: the next goal begins once nothing has happened for this many
-#: seconds, or after this many in any case.
+#: After a goal is reached, its programs may still be running. The next goal begins after this many seconds without an
+#: event, and at the latest after this many seconds.
 _CALM, _CALM_AT_MOST = 0.7, 3.0
 
 #: The first version of RabbitMQ that speaks AMQP 1.0 without a plugin, and with the addresses that mqtool uses.
@@ -152,7 +152,7 @@ class Trial:
             for record in records(self._broker.find, vhost, "", self._copy):
                 if self._over.is_set():
                     return
-                with suppress(NotFound, Unavailable):  # asked again soon
+                with suppress(NotFound, Unavailable):  # the next record repeats the request
                     if "settled" in record and not firehose_is_on(api, vhost):  # RabbitMQ was restarted
                         switch_firehose(api, vhost, on=True)
                 self._records.put(record)
@@ -178,7 +178,7 @@ class Trial:
         if not self._is_first:
             self._calm_down()
         self._is_first = False
-        if self._broker.way:  # the goals of a learner who needs no command are all on the same broker
+        if self._broker.way:  # without such a command, all goals are tried on the same broker
             self._has_asked_where = False
         vhost = self._broker.vhost
         self._before = {kind: {each["name"] for each in self._api.items(path(kind, vhost))} for kind in _MADE}
@@ -229,7 +229,7 @@ class Trial:
         self.seen.begin()
 
     def _is_prepared(self, goal: Goal, topologies: int) -> bool:
-        """Return True once the goal's queues are in a topology that is newer than the first `topologies` ones."""
+        """Return True if the topology was read more than `topologies` times, and contains the goal's queues."""
         known, is_new = self.seen.queues, self.seen.topologies > topologies
         return not goal.queues or (
             is_new
@@ -246,7 +246,7 @@ class Trial:
         hide all others.
         """
         mistake = ""
-        #: The mistakes that were told and are still true; the latest one; and the others that were true then.
+        #: The reported mistakes that are still true; the latest report; all mistakes that were true at that time.
         told, latest, beside = set[str](), "", set[str]()
         told_at = self.seen.begun
         changed_at = happened_at = mistaken_since = time.monotonic()
@@ -286,7 +286,7 @@ class Trial:
                 yield None
 
     def _what_is(self) -> tuple[int, ...]:
-        """Return numbers that change if anything happens. RabbitMQ also sends records while nothing happens."""
+        """Return numbers, some of which change with each event. RabbitMQ also sends records if there are no events."""
         seen = self.seen
         return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 
@@ -314,7 +314,7 @@ class Trial:
         if self._broker.way:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
-                f"{what} reached this broker for some time. Have you run this in the terminal from which you send?\n"
+                f"{what} reached this broker for some time. Have you run this command in the terminal where you send?\n"
                 f"  {self._broker.way}\nIf a command has failed there, read its error."
             )
         said = "Nothing has reached this broker yet. If a command has failed, read its error. "

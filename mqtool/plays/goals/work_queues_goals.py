@@ -97,7 +97,7 @@ def _deliveries(seen: Seen) -> list[tuple[SeenCopy, SeenDelivery]]:
 
 
 def _meanwhile(seen: Seen, long: SeenDelivery) -> list[tuple[SeenCopy, SeenDelivery]]:
-    """Return the deliveries that began during this one, each with its task."""
+    """Return the deliveries that began while `long` had not ended, each with its task."""
     return [(copy, each) for copy, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
 
 
@@ -118,7 +118,7 @@ def _hoards(seen: Seen) -> str:
         if meanwhile and not long.no_ack:
             held = ", ".join(str(each.message) for each in meanwhile)
             return (
-                f"{seen.called(long.receiver)} was busy with {copy.message}, and held {held} as well. Limit each "
+                f"{seen.called(long.receiver)} was busy with {copy.message}, and also got {held}. Limit each "
                 "worker to one unacknowledged message (a prefetch count of 1)."
             )
     return ""
@@ -195,7 +195,7 @@ def _given_back(seen: Seen) -> str:
 def _needs_another(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         if not copy.end and copy.deliveries and copy.deliveries[-1].end == "requeued: lost":
-            return f"{copy.message} was requeued, as its worker was disconnected. Now another worker must do the task."
+            return f"{copy.message} was requeued: its worker was disconnected. Now another worker must do the task."
     return ""
 
 
@@ -389,7 +389,7 @@ def _thrown_into(seen: Seen) -> str:
 
 def _just_done(seen: Seen) -> str:
     done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged and copy.republished is None]
-    if _dead(seen):  # what was rejected is not lost: other lines say where it is
+    if _dead(seen):  # other functions report where the rejected job is
         return ""
     return f"{done[-1].message} was done. Send another job, and let the worker reject it." if done else ""
 

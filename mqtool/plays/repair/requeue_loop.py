@@ -1,4 +1,4 @@
-"""Sends the mails in the queue 'mails'. An email to an address without an @ cannot be sent."""
+"""Sends an email to each address in the queue 'mails'. To an address without an @, no email can be sent."""
 
 import os
 import time

@@ -12,7 +12,7 @@ client: Any = importlib.import_module("tests.docker_client")
 
 
 class _RunningBroker:
-    """Stands in for their DockerClient."""
+    """Replaces the DockerClient of both libraries."""
 
     def __init__(self, host: object) -> None:
         """Ignore the host of the Docker daemon: there is none."""

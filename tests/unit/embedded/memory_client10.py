@@ -1,4 +1,4 @@
-"""An AMQP 1.0 client and a broker in one process, without a socket: each frame is answered at once."""
+"""An AMQP 1.0 client and a broker in one process, without a socket: each frame is answered immediately."""
 
 import asyncio
 import struct
@@ -37,7 +37,7 @@ from tests.protocol.raw_amqp10 import (
 
 
 class PatientClock(LoopClock):
-    """A clock on which no turn of a client ever ends, so that each read is handled in one turn."""
+    """A clock by which no work takes any time, so that the broker handles all that it reads in one step."""
 
     elapsed = staticmethod(lambda: 0.0)
 

@@ -24,7 +24,7 @@ TOO_LONG = "a name or a routing key is longer than 255 bytes"
         ("/exchanges/a%2Fb/c%2Fd", PublishTarget("a/b", "c/d")),
     ],
 )
-def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str, target: PublishTarget) -> None:
+def test_an_address_names_a_queue_or_an_exchange_with_a_routing_key(address: str, target: PublishTarget) -> None:
     """An AMQP 1.0 message that is sent to the address of a queue goes to this queue. A message to the address of an
     exchange goes to this exchange with the routing key in the address, or with an empty routing key if there is none.
     Names and routing keys in addresses are percent-encoded.
@@ -54,16 +54,16 @@ def test_an_address_names_a_queue_or_an_exchange_and_a_routing_key(address: str,
     ],
 )
 def test_parsing_an_invalid_target_address_raises_value_error(address: str, error: str) -> None:
-    """Parsing the target address of an AMQP 1.0 message raises ValueError unless the address has version 2 of
-    RabbitMQ's address format, such as /queues/q. It also raises ValueError if a name or routing key in the address is
-    too long or has an invalid percent escape, if a name is empty, or if the exchange is the default exchange.
+    """Parsing the target address of an AMQP 1.0 link raises ValueError unless the address has version 2 of RabbitMQ's
+    address format, such as /queues/q. It also raises ValueError if a name or routing key in the address is too long
+    or has an invalid percent escape, if a name is empty, or if the exchange is the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)
 
 
 @pytest.mark.parametrize("address", ["/queues/%FF", "/exchanges/%FF", "/exchanges/x/%FF"])
-def test_an_address_with_a_name_that_is_not_utf_8_is_refused(address: str) -> None:
+def test_parsing_an_address_that_is_not_utf_8_raises_unicode_decode_error(address: str) -> None:
     """Parsing an AMQP 1.0 address raises UnicodeDecodeError if the percent-encoded bytes of a name or routing key in
     the address are not UTF-8, as in /queues/%FF.
     """
@@ -72,9 +72,9 @@ def test_an_address_with_a_name_that_is_not_utf_8_is_refused(address: str) -> No
 
 
 def test_the_source_of_a_receiver_must_be_the_address_of_a_queue() -> None:
-    """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the address
-    of an exchange, raises ValueError. The broker recognizes an address in version 2 of RabbitMQ's address format by its
-    beginning, which is `/queues/` or `/exchanges/`.
+    """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the
+    address of an exchange, raises ValueError. An address has version 2 of RabbitMQ's address format if it begins with
+    `/queues/` or `/exchanges/`.
     """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"

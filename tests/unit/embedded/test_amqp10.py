@@ -82,15 +82,15 @@ def _decoded(message: Amqp10Message) -> Decoded:
 
 
 def test_a_stream_stores_a_message_as_the_same_bytes_as_rabbitmq() -> None:
-    """If a message is published to a stream over AMQP 0-9-1, the embedded broker stores it as the same bytes as
+    """For a message that is published to a stream over AMQP 0-9-1, the embedded broker stores the same bytes as
     RabbitMQ 3.10.8.
     """
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
 def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
-    """If the embedded broker decodes the bytes that RabbitMQ 3.10.8 stores for a message in a stream, the decoded
-    message has the original body, exchange, routing key and properties.
+    """If the embedded broker decodes the bytes that RabbitMQ 3.10.8 stores for a message in a stream, it gets the
+    message's original body, exchange, routing key and properties.
     """
     found = decode(_STORED)
 
@@ -118,9 +118,9 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, AMQP 0-9-1 clients get the id as
-    text in the property message-id (a binary as Base64), and the name of its original type in the header
-    x-message-id-type. Messages in other queues are converted differently.
+    """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, AMQP 0-9-1 clients receive the
+    id as text in the property message-id (a binary as Base64), and the name of its original type in the header
+    x-message-id-type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -145,9 +145,9 @@ def test_several_data_sections_are_joined_into_one_body() -> None:
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
-def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
-    """If the body of a message is an AMQP 1.0 value, the message is delivered over AMQP 0-9-1 with the encoded value as
-    its body. The property `type` of the delivered message is then `amqp-1.0`.
+def test_a_body_that_is_not_a_data_section_is_delivered_encoded() -> None:
+    """If the body of a message in a stream is an amqp-value or amqp-sequence section, AMQP 0-9-1 clients receive the
+    encoded section as the body, and the property `type` with the value `amqp-1.0`.
     """
     for body in (b"\x00Sw\xa1\x02hi", b"\x00Sv\x45"):
         stored = encode(MessageProperties.of(_FIELDS), b"", "logs", "s1")
@@ -160,24 +160,22 @@ def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores as an entry of a stream, the embedded broker can read them as a message without an
+    """Whatever bytes a client stores as an entry of a stream, the embedded broker reads them as a message without an
     error.
     """
     assert isinstance(decode(data).body, bytes)
 
 
-def test_a_stream_entry_that_is_not_amqp_1_0_is_delivered_as_the_body() -> None:
-    """If a stream entry is not an AMQP 1.0 message, the message that is delivered has all bytes of the entry as its
-    body.
-    """
+def test_a_stream_entry_that_is_not_amqp_1_0_becomes_the_body_of_a_message() -> None:
+    """If a stream entry is not an AMQP 1.0 message, consumers receive a message whose body is the whole entry."""
     for entry in (b"Hello, World!", b"", b"\x00Su\xa1\x01a", b"\x00Ss\xc1\x01\x00\x00Su\xa0\x01x"):
         found = decode(entry)
         assert (found.body, found.exchange, found.routing_key, found.properties.fields()) == (entry, "", None, {})
 
 
-def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> None:
-    """If a stream entry consists of 100,000 nested AMQP 1.0 values, the broker raises no error, and delivers a message
-    whose body is the whole entry.
+def test_a_stream_entry_of_deeply_nested_values_becomes_the_body_of_a_message() -> None:
+    """If a stream entry consists of 100,000 nested AMQP 1.0 values, consumers receive a message whose body is the
+    whole entry.
     """
     nested = b"\x00" * 100_000
 
@@ -213,9 +211,8 @@ def test_equal_short_properties_of_messages_in_a_stream_are_decoded_once() -> No
 
 def test_application_properties_of_a_message_in_a_stream_become_headers_or_are_dropped() -> None:
     """Over AMQP 0-9-1, the application properties of an AMQP 1.0 message in a stream become headers if they are
-    strings, binaries, integers or timestamps. An unsigned long that does not fit into a signed long becomes text.
-    Lists, maps, arrays, characters, decimals, described values and UUIDs are dropped. A property is also dropped if its
-    name is a string that is not UTF-8, or is longer than 255 bytes.
+    strings, binaries, integers or timestamps. Values of types such as list, map, decimal and uuid are dropped. A
+    property is also dropped if its name is longer than 255 bytes, or is a string that is not UTF-8.
     """
     application: Map = {
         "text": "\u00e9", "raw": "\udcff", Symbol("s\udcff"): Symbol("s\udcff"), "bytes": b"b",
@@ -252,7 +249,7 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
     identifier: Any10, message_id: str | None, header: Value
 ) -> None:
     """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, AMQP
-    0-9-1 clients get it as the header x-message-id or x-correlation-id. A value that cannot be an id, such as a
+    0-9-1 clients receive it as the header x-message-id or x-correlation-id. A value that cannot be an id, such as a
     boolean, is dropped.
     """
     properties = BareProperties(identifier, correlation_id=identifier, content_type=Symbol("c\udcff"))
@@ -268,9 +265,9 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
 
 @pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
 def test_annotations_and_properties_of_the_wrong_type_are_ignored(value: Any10) -> None:
-    """If the exchange, routing key, priority, delivery mode, expiration or another property of an AMQP 1.0 message in a
-    stream does not have the type that AMQP 0-9-1 needs, or is too long, AMQP 0-9-1 consumers get the message without
-    this property.
+    """The exchange, routing key, priority, expiration or another property of an AMQP 1.0 message in a stream may have
+    a type that AMQP 0-9-1 does not allow, or may be too long. AMQP 0-9-1 consumers receive the message without this
+    property.
     """
     names = ("x-exchange", "x-routing-key", "x-basic-priority", "x-basic-delivery-mode", "x-basic-expiration")
     others = BareProperties(

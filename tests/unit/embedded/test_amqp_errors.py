@@ -1,4 +1,4 @@
-"""The texts of errors, also in the log, and the names that queues and exchanges cannot have."""
+"""Error texts, what is logged about failures, and the names that queues and exchanges cannot have."""
 
 import logging
 from collections.abc import Callable
@@ -34,8 +34,8 @@ from mqtool.broker.embedded.model.names import is_too_long, name_error
 def test_an_error_has_rabbitmqs_code_and_text(
     make: Callable[..., AmqpException], arguments: tuple[object, ...], kind: type[AmqpException], code: int, what: str
 ) -> None:
-    """Each AMQP 0-9-1 error of the broker has RabbitMQ's reply code, and a text that begins with the name of the code.
-    Codes 403 to 406 close only the channel; 506 and 541 close the connection.
+    """Each AMQP 0-9-1 error of the broker has RabbitMQ's reply code, and a text that begins with the name of the
+    code. Errors 403 to 406 close only the channel; errors 506 and 541 close the connection.
     """
     error = make(*arguments)
     text = f"{REPLY_NAMES[code]} - {what}" if what else REPLY_NAMES[code]
@@ -54,9 +54,9 @@ def test_an_error_has_rabbitmqs_code_and_text(
     ],
     ids=["longest", "too long", "too many bytes", "half a character", "not UTF-8"],
 )
-def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
-    """The broker cuts the reply text of an error if it is longer than 255 bytes. The cut text ends with `...`, and no
-    character is cut in half. Bytes that are not UTF-8 are left out.
+def test_an_error_text_is_truncated_to_255_bytes(what: str, sent: str) -> None:
+    """The broker truncates the reply text of an error if it is longer than 255 bytes. The truncated text ends with
+    `...`, and never in the middle of a character. Bytes that are not UTF-8 are removed.
     """
     error = AmqpException(404, what)
     assert error.reply_text == f"NOT_FOUND - {sent}"
@@ -64,9 +64,9 @@ def test_an_error_text_is_cut_to_255_bytes(what: str, sent: str) -> None:
 
 
 def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytest.LogCaptureFixture) -> None:
-    """If the broker cannot process a message, it logs the failure with its traceback. It logs failures of the same kind
-    (the same queue and type of exception) only once, and at most 100 kinds. Line breaks in the names of queues are
-    escaped, so that they cannot forge lines of the log.
+    """If the broker cannot process a message, it logs the failure with a traceback. It logs failures with the same
+    queue and type of exception only once, and at most 100 failures in total. Line breaks in the names of queues are
+    escaped, so that such a name cannot forge lines of the log.
     """
     caplog.set_level(logging.ERROR)
     failures, error = FailureLog(), ValueError("wrong")

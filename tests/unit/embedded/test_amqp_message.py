@@ -80,9 +80,9 @@ def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exc
     [(b"\0\0", False), (b"\0\0\x0a", True), (b"\2ab\3key\x0a", True), (b"\2ab\3key\x0b", False),
      (b"\2ab\3ke\x0a", False), (b"\2ab\4key\x0a\x0a", True), (b"\2ab\2k\x0a\x0a", True), (b"\2ab\1k\x0a\x0a", False)],
 )  # fmt: skip
-def test_a_stored_message_says_whether_it_is_an_amqp_1_0_message(address: bytes, *, sectioned: bool) -> None:
-    """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing key
-    itself ends with this byte, the broker does not mistake it for the mark.
+def test_a_stored_amqp_1_0_message_is_marked_by_a_byte(address: bytes, *, sectioned: bool) -> None:
+    """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing
+    key itself ends with this byte, the broker does not mistake it for the mark.
     """
     assert is_sectioned(address) == sectioned
 
@@ -124,7 +124,7 @@ def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> 
 )
 def test_a_malformed_content_header_raises_value_error_with_the_reason(payload: bytes, error: str) -> None:
     """If a content header is too short or too long for the properties in its flags, or has unknown flags, decoding it
-    raises ValueError with the reason.
+    raises a ValueError that gives the reason.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         HeaderReader().read(payload)
@@ -200,7 +200,7 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
 
 def test_a_copy_of_a_message_keeps_what_is_not_replaced() -> None:
     """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
-    exchange and routing key has the same properties, except for the expiration, which can be removed.
+    exchange and routing key has the same properties. The copy may leave out the expiration.
     """
     message = BrokerMessage(encode_address("e", "k\udcff"), ContentHeader(header(_FIELDS)), b"12345")
     copy = message.replace(reply_to="r")
@@ -212,8 +212,8 @@ def test_a_copy_of_a_message_keeps_what_is_not_replaced() -> None:
 
 
 def test_a_message_of_a_stream_is_encoded_as_it_was_published() -> None:
-    """The content header of a message in a stream has the bytes that it was published with. To save time, the broker
-    decodes the properties in the header only when they are needed.
+    """The content header of a message that is read from a stream has the same bytes as when the message was
+    published. To save time, the broker decodes the properties in the header only when they are needed.
     """
     properties = MessageProperties.of(_FIELDS).encode()
     lazy = ContentHeader.unread(properties, 2**63)
@@ -277,8 +277,9 @@ def test_content_headers_of_equal_length_with_common_parts_are_not_confused(firs
 
 @pytest.mark.parametrize("limit", [MAX_DEPTH, DEEPEST])
 def test_headers_nested_too_deeply_are_refused(limit: int) -> None:
-    """The broker decodes a message's headers if their tables and lists are nested up to a limit, and raises ValueError
-    if they are nested deeper. The limit for stored messages is higher than the limit for messages that clients send.
+    """The broker decodes a message's headers if their tables and lists are nested up to a maximum depth, and raises
+    ValueError if they are nested deeper. The maximum for stored messages is higher than for messages that clients
+    send.
     """
     reader = HeaderReader() if limit == MAX_DEPTH else HeaderReader(limit)
     fields = nested(limit) | {"message_id": b"\1m"}

@@ -89,11 +89,12 @@ def test_a_pattern_matches_anywhere_in_a_name(pattern: str, text: str, *, matche
         (r"\pL{300}", "pattern too large - compile failed"),
     ],
 )
-def test_a_pattern_that_is_not_valid_is_refused(
+def test_an_invalid_pattern_is_refused_with_the_reason_from_re2(
     check: Callable[[str], object], pattern: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """If RE2 cannot compile the pattern of a policy or of a request to the management API, or cannot do so within its
-    memory limit, the broker refuses the pattern with RE2's reason. RE2 itself prints nothing to stderr.
+    """If RE2 cannot compile the pattern of a policy or the name filter of a management API request, or cannot do so
+    within its memory limit, the broker refuses the pattern, and the error contains RE2's reason. RE2 itself prints
+    nothing to stderr.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         check(pattern)
@@ -115,7 +116,7 @@ def test_the_limits_of_a_name_filter_are_lower_than_those_of_a_policys_pattern()
         finder(r"\pL{10}")
 
 
-def test_the_compiled_patterns_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_recently_used_compiled_patterns_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker keeps the compiled patterns of policies and permissions up to a total size. Beyond that, it drops
     those that have not been used for the longest time, and compiles them again when they are needed.
     """
@@ -165,7 +166,8 @@ def test_a_policy_applies_only_if_its_pattern_and_its_apply_to_match(
     policies: Policies, policy: Policy, applies_to: str, kind: str, of: str
 ) -> None:
     """A policy or operator policy can apply to a queue or an exchange only if its pattern matches the name and its
-    apply-to includes that type of object. For a queue, the queue's type must also support all settings of the policy.
+    apply-to includes that type of object. For a queue, the queue's type must also support all keys in the policy's
+    definition.
     """
     policies.put(of, policy)
     applied = policies.applied_to("jobs", kind)
@@ -175,7 +177,7 @@ def test_a_policy_applies_only_if_its_pattern_and_its_apply_to_match(
 
 @pytest.mark.parametrize("of", [USER, OPERATOR])
 def test_only_the_matching_policy_with_the_highest_priority_applies(policies: Policies, of: str) -> None:
-    """Of the policies that match a queue, only the one with the highest priority applies, with all of its settings."""
+    """Of the policies that match a queue, only the one with the highest priority applies. The others have no effect."""
     for name, priority in (("a", 1.0), ("z", 0), ("b", 2.5), ("c", 2)):
         policies.put(of, Policy(name, "^jo", {f"setting-{name}": 1}, priority))
     policies.put(of, Policy("d", "other", ONE, 9))
@@ -194,9 +196,11 @@ def test_only_the_matching_policy_with_the_highest_priority_applies(policies: Po
         ({"delivery-limit": "x"}, {"delivery-limit": 5}, {"delivery-limit": 5}),
     ],
 )
-def test_an_operator_policy_limits_a_policy(policies: Policies, user: Table, operator: Table, merged: Table) -> None:
-    """If a policy and an operator policy apply to a queue, the queue gets the settings of both. If both set the same
-    key, the smaller number applies, or the operator policy's value if one of the values is not a number.
+def test_a_policy_and_an_operator_policy_are_merged(
+    policies: Policies, user: Table, operator: Table, merged: Table
+) -> None:
+    """If a policy and an operator policy apply to a queue, the keys in both definitions have an effect. If a key is
+    in both, the smaller number applies, or the operator policy's value if one of the two values is not a number.
     """
     policies.put(USER, Policy("u", "jobs", user))
     policies.put(OPERATOR, Policy("o", "jobs", operator))
@@ -207,8 +211,8 @@ def test_an_operator_policy_limits_a_policy(policies: Policies, user: Table, ope
 
 @pytest.mark.parametrize("of", [USER, OPERATOR])
 def test_a_policy_is_stored_until_it_is_deleted(changes: Changes, ledger: Storing, of: str) -> None:
-    """When a policy is set, the broker stores it on disk, and applies it. When it is deleted, the broker removes it
-    from disk. Policies that the broker reads from disk when it starts are not stored again.
+    """When a policy is set, the broker stores it on disk, and applies it. When the policy is deleted, the broker
+    removes it from the disk. Policies that the broker reads from disk when it starts are not stored again.
     """
     policies = changes.policies
     policies.put(of, Policy("p", "^jo", ONE, 2, "queues"))
@@ -230,8 +234,8 @@ def of_size(name: str, size: int, pattern: str = ".*") -> Policy:
 
 
 def test_the_policies_of_a_virtual_host_take_a_limited_amount_of_memory(policies: Policies, ledger: Storing) -> None:
-    """The policies of a virtual host, including those read from disk, may take up to 2 MB with their compiled patterns.
-    Beyond that, the broker refuses further policies with 406 until one is deleted, or replaced by a smaller one.
+    """The policies of a virtual host may take up to 2 MB, including their compiled patterns. Beyond that, the broker
+    refuses a further policy with error 406 until another policy is deleted, or replaced by a smaller one.
     """
 
     def refused(policy: Policy) -> bool:

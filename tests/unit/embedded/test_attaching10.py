@@ -81,7 +81,7 @@ def error(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def padded(frame: Frame) -> list[Any]:
-    """The fields of an attach frame, including those at its end that are not set."""
+    """The fields of an attach frame, including the missing ones at its end."""
     return [frame.field(number) for number in range(14)]
 
 
@@ -105,7 +105,7 @@ def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_addresses(
 
 def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10, q: BrokerQueue) -> None:
     """If an AMQP 1.0 publisher attaches a link without source and target, each of its messages goes to the address in
-    the message's property `to`. If it attaches a link with a target, all its messages go there.
+    the message's property `to`. If it attaches a link with a target, all its messages go to this target.
     """
     answer, _ = client.send(ATTACH, "x", UInt32(7), SENDER)
     assert (answer.code, answer.fields[5:7]) == (ATTACH, [None, described(TARGET)])
@@ -121,9 +121,9 @@ def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
     """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode,
-    addresses and max-message-size, and with an initial delivery count of 0. The default outcome is `released`, and if
-    the client names no outcomes, all that RabbitMQ supports are possible. The broker sends messages settled only if the
-    client asks for that.
+    addresses and max-message-size, and with an initial delivery count of 0. The default outcome is `released`. If the
+    client names no outcomes, the source has all outcomes that RabbitMQ supports. The broker sends messages settled
+    only if the client asks for that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
     target = described(TARGET, "there")
@@ -150,8 +150,8 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
-    """If an AMQP 1.0 publisher that sends only settled messages asks for the receiver settle mode `second`, the broker
-    attaches the link, because this mode has no effect on settled messages. The link may have a target address or none.
+    """If an AMQP 1.0 publisher that sends only settled messages asks for the receiver settle mode `second`, the
+    broker attaches the link, because this mode has no effect on settled messages.
     """
     found = attach(client, SENDER, modes=(SETTLED, SECOND), target=described(TARGET, target))
     assert DETACH not in [frame.code for frame in found]
@@ -215,8 +215,9 @@ def test_a_dynamic_source_for_direct_replies_has_no_outcomes(client: MemoryClien
 def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_name(
     client: MemoryClient10, length: int, is_named: bool
 ) -> None:
-    """The name of an AMQP 1.0 receiver's temporary queue contains the container id of the connection, a hyphen and the
-    name of the link if these have fewer than 150 bytes in all. Otherwise it contains neither the id nor the name.
+    """The name of an AMQP 1.0 receiver's temporary queue contains the connection's container id, a hyphen and the
+    name of the link if these three together have fewer than 150 bytes. Otherwise, it contains neither the id nor the
+    name.
     """
     [answer] = attach(client, RECEIVER, name="é" + "x" * (length - 2), source=asking_for("temporary-queue"))
     pattern = r"/queues/amq\.dyn-memory-%C3%A9x+-[\w-]{22}" if is_named else r"/queues/amq\.dyn\.gen-[\w-]{22}"
@@ -235,10 +236,9 @@ def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_n
     ids=["with an address", "other capability", "unsettled replies", "other expiry policy", "timeout"],
 )
 def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
-    """If an AMQP 1.0 receiver has a dynamic source with an address, or with neither of the capabilities
-    `temporary-queue` and `rabbitmq:volatile-queue`, the broker detaches the link with not-implemented. It also does so
-    for `rabbitmq:volatile-queue` (direct replies), unless the link's snd-settle-mode is `settled`, and its source has
-    the expiry policy `link-detach` and no timeout.
+    """If an AMQP 1.0 receiver has a dynamic source with an address or an unknown capability, the broker detaches the
+    link with not-implemented. It does the same with the capability `rabbitmq:volatile-queue` (direct replies) unless
+    the snd-settle-mode is `settled` and the source has the expiry policy `link-detach` and no timeout.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
@@ -335,12 +335,12 @@ def test_a_dynamic_source_needs_the_read_permission(
         "unknown queue", "unknown exchange", "internal exchange",
     ],
 )  # fmt: skip
-def test_a_refused_link_is_detached_with_a_reason(
+def test_a_link_that_is_unsupported_or_has_an_invalid_address_is_detached(
     client: MemoryClient10, role: bool, given: dict[str, Any], condition: str, text: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, for example one for transactions or with a
-    dynamic target, the broker detaches the link with the same error as RabbitMQ. It does the same if the link's address
-    is invalid, or names a queue or exchange that does not exist.
+    """If an AMQP 1.0 client attaches a link that RabbitMQ does not support, for example one for transactions or with
+    a dynamic target, the broker detaches the link with the same error as RabbitMQ. It does the same if the link's
+    address is invalid, or names a queue or exchange that does not exist.
     """
     assert error(attach(client, role, **given)) == (condition, text)
 
@@ -353,11 +353,12 @@ def test_a_refused_link_is_detached_with_a_reason(
     ],
     ids=["publisher", "receiver"],
 )
-def test_a_link_needs_permission(
+def test_attaching_a_link_needs_a_permission(
     client: MemoryClient10, broker: Broker, role: bool, permissions: tuple[str, str, str], text: str
 ) -> None:
     """To attach a link, an AMQP 1.0 publisher needs write permission for the exchange of its target, and a receiver
-    needs read permission for its queue. Without this permission, the broker ends the session with unauthorized-access.
+    needs read permission for its queue. Without this permission, the broker ends the session with
+    unauthorized-access.
     """
     permit(broker, *permissions)
     target = described(TARGET, "/exchanges/amq.direct" if role is SENDER else None)
@@ -394,10 +395,10 @@ def test_a_queue_with_an_exclusive_consumer_refuses_receivers(
         assert error(found) == (REFUSED, "queue 'e' in vhost '/' in exclusive use")
 
 
-def test_a_receiver_with_an_option_that_its_queues_type_does_not_support_is_refused(
+def test_a_receiver_with_a_filter_that_its_queues_type_does_not_support_is_refused(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """If an AMQP 1.0 receiver attaches with an option that the type of its queue does not support, such as a stream
+    """If an AMQP 1.0 receiver attaches with a filter that the type of its queue does not support, such as a stream
     filter for a classic queue, the broker detaches the link with precondition-failed.
     """
     wanted = {Symbol("f"): Described(Symbol("rabbitmq:stream-filter"), "x")}

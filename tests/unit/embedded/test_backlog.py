@@ -21,7 +21,7 @@ KINDS = {
 
 @dataclass
 class FakePages:
-    """A disk to which each stored message is paged out, and from which at most `most` come back at once."""
+    """A disk to which each stored message is paged out, and from which up to `most` messages are read at a time."""
 
     most: int = BATCH
     stored: dict[int, BacklogEntry] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def entry(position: int, priority: int | None = None, *, stored: bool = False) -
 
 @dataclass
 class Expected:
-    """The order that RabbitMQ's documentation describes, as plainly as possible."""
+    """The order that RabbitMQ's documentation describes, in the simplest implementation."""
 
     kind: str
     fresh: list[BacklogEntry] = field(default_factory=list)
@@ -110,10 +110,10 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
-def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
+def test_each_type_of_queue_delivers_messages_in_the_same_order_as_rabbitmq(kind: str, most: int) -> None:
     """After any sequence of publishes, deliveries and requeues, a queue delivers messages in the same order as
-    RabbitMQ. The test covers classic queues with and without priorities, and quorum queues of RabbitMQ 3.13, 4.2 and
-    4.3. Paging messages out to disk does not change the order.
+    RabbitMQ. This is tested for classic queues with and without priorities, and for quorum queues of RabbitMQ 3.13,
+    4.2 and 4.3. Paging messages out to disk does not change the order.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -137,9 +137,9 @@ def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: 
         check(backlog, expected)
 
 
-def test_a_newly_published_message_has_never_been_delivered() -> None:
-    """A message that was just published is not marked as redelivered, has delivery counts of 0, and is not on disk yet.
-    It has an expiration time only if its publisher has set one.
+def test_a_newly_published_message_is_not_marked_as_redelivered() -> None:
+    """A message that was just published is not marked as redelivered, has delivery counts of 0, and is not on disk
+    yet. By default, it has no expiration time.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)
@@ -162,8 +162,8 @@ def test_an_empty_queue_has_no_next_message(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
-    """A purge removes all ready messages from a queue, including those that were requeued or paged out. The broker gets
-    the removed messages, so that it can delete them on disk. The queue can then be used again.
+    """A purge removes all ready messages from a queue, including those that were requeued or paged out. The queue
+    returns the removed messages to the broker, which deletes them on disk. The queue can then be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):
@@ -182,8 +182,8 @@ def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: 
 
 
 def test_paged_out_messages_are_read_back_in_batches() -> None:
-    """If many messages of a queue are paged out, the queue reads them back 500 at a time. Its first message, and each
-    message that was requeued, stay in memory.
+    """If many messages of a queue are paged out, the queue reads them back 500 at a time. The first message of the
+    queue, and each message that was requeued, stay in memory.
     """
     pages = FakePages()
     backlog = Backlog(pages)
@@ -203,7 +203,7 @@ def test_paged_out_messages_are_read_back_in_batches() -> None:
 
 def test_reading_back_stops_at_the_first_message_that_is_in_memory() -> None:
     """When a queue reads paged-out messages back from disk, a batch ends before the next message that is still in
-    memory. The queue reads the paged-out messages behind that one in another batch.
+    memory. The paged-out messages after that message are read in another batch.
     """
     pages = FakePages()
     backlog = Backlog(pages)

@@ -77,7 +77,9 @@ def scene() -> Scene:
 
 
 def test_a_new_broker_has_the_user_guest_and_the_default_virtual_host(scene: Scene) -> None:
-    """A new broker has the virtual host `/`, and the administrator guest, who has all permissions there."""
+    """A new broker has the virtual host `/`, and the user guest, who is an administrator and has all permissions in
+    this virtual host.
+    """
     assert scene.vhost.description == "Default virtual host"
     assert (scene.guest.tags, scene.guest.permissions) == (["administrator"], {"/": Permissions(".*", ".*", ".*")})
     assert scene.broker.authenticate("guest", "guest", from_loopback=True) is scene.guest
@@ -102,10 +104,10 @@ def restarted(directory: Path, change: Callable[[Broker], object]) -> tuple[dict
     return asyncio.run(run())
 
 
-def test_the_settings_of_a_virtual_host_can_be_changed_one_by_one(tmp_path: Path) -> None:
-    """A virtual host has a description, limits, and other settings (tags, default queue type and protection). If the
-    description or the limits are changed, everything else stays as it is, even after a restart. Adding an existing
-    virtual host again without a description changes nothing.
+def test_changing_the_description_or_limits_of_a_virtual_host_changes_nothing_else(tmp_path: Path) -> None:
+    """If the description or the limits of a virtual host are changed, its tags, default queue type and protection
+    from deletion stay the same, even after a restart. Adding an existing virtual host again without a description
+    changes nothing.
     """
     labels = VhostLabels(("a", "b"), "quorum", is_protected=True)
 
@@ -156,10 +158,10 @@ def test_the_permissions_of_a_deleted_virtual_host_are_deleted(tmp_path: Path) -
     assert set(broker.users) == {"guest", "topics", "none"}
 
 
-def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) -> None:
-    """When a virtual host is deleted, the broker closes the open connections to it, and deletes its queues. Messages
-    that these queues have delivered still count in the broker's totals. When a user is deleted, the broker closes the
-    user's open connections. All other connections stay open.
+def test_deleting_a_virtual_host_or_a_user_closes_its_connections(scene: Scene) -> None:
+    """When a virtual host is deleted, the broker closes the open connections to it, and deletes its queues. The
+    broker's totals still include the messages that these queues have delivered. When a user is deleted, the broker
+    closes the user's open connections. All other connections stay open.
     """
     here, there, ann = scene.connect(), scene.connect(vhost=scene.other), scene.connect(user=scene.ann)
     for opening in (scene.connect(vhost=scene.other), scene.connect(user=scene.ann)):
@@ -180,8 +182,8 @@ def test_deleting_a_virtual_host_or_a_user_closes_the_connections(scene: Scene) 
 
 def test_the_memory_that_global_parameters_and_other_definitions_take_is_limited(tmp_path: Path) -> None:
     """Global parameters are stored on disk. Like queues, bindings and other definitions, they take memory until they
-    are deleted. Once all definitions together take more than their limit, the broker refuses a new global parameter
-    with 406.
+    are deleted. Once all definitions together take more memory than their limit, the broker refuses a new global
+    parameter with error 406.
     """
 
     def change(broker: Broker) -> None:
@@ -253,7 +255,7 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once messages and clients together take more memory than the memory limit, the broker raises a memory alarm,
-    which blocks publishers. The log says how much memory is taken. Once messages and clients take at most 80 % of the
+    which blocks publishers. The log says how much memory is taken. Once messages and clients take at most 80% of the
     limit, the broker ends the alarm and unblocks publishers.
     """
     caplog.set_level(logging.WARNING)
@@ -275,9 +277,9 @@ def test_publishers_are_blocked_while_messages_and_clients_take_too_much_memory(
 
 
 def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """If several resource alarms are raised, the broker tells blocked publishers all of the reasons, each of them once.
-    It unblocks publishers when the last alarm ends. Raising an alarm that is already raised, or ending one that is not,
-    has no effect.
+    """If several resource alarms are raised, the reason that the broker sends to blocked publishers contains each
+    different reason once. The broker unblocks publishers when the last alarm ends. Raising an alarm that is already
+    raised, or ending one that is not, has no effect.
     """
     caplog.set_level(logging.WARNING)
     broker, client, other = scene.broker, scene.connect(), Client(scene.ann, scene.other)
@@ -303,9 +305,9 @@ def test_publishers_stay_blocked_until_the_last_alarm_ends(scene: Scene, caplog:
 
 
 def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(scene: Scene) -> None:
-    """If connections take so much memory that a memory alarm begins, which the messages in queues alone would not have
-    caused, the broker waits 5 seconds and then closes the connection that takes the most memory. It closes another one
-    every 5 seconds until the alarm ends. With each new alarm, it waits 5 seconds again.
+    """If a memory alarm begins because connections take too much memory, the broker waits 5 seconds, and then closes
+    the connection that takes the most memory. It closes another one every 5 seconds until the alarm ends. With each
+    new alarm, it waits 5 seconds again.
     """
     scene.ledger.hold_bytes(800 - scene.ledger.held_bytes)
     small, large, none = scene.connect(90), scene.connect(111), scene.connect()
@@ -329,9 +331,9 @@ def test_during_a_memory_alarm_the_largest_connection_is_closed_every_5_seconds(
 
 @pytest.mark.parametrize("held", [0, 5])
 def test_a_memory_alarm_closes_no_connection_while_messages_alone_take_too_much(scene: Scene, held: int) -> None:
-    """During a memory alarm, the broker closes no connection as long as messages alone take more than 80 % of the
-    memory limit. Once they take less, it closes the connection that takes the most memory, but never a connection that
-    takes no memory.
+    """During a memory alarm, the broker closes no connection as long as messages alone take more than 80% of the
+    memory limit. Once messages take less, it closes the connection that takes the most memory, but never a connection
+    that takes no memory.
     """
     scene.clock.pass_by(1)
     scene.ledger.hold_bytes(801 - scene.ledger.held_bytes)
@@ -352,7 +354,7 @@ def test_a_memory_alarm_closes_no_connection_while_messages_alone_take_too_much(
 
 
 def test_connections_that_take_too_much_memory_are_closed() -> None:
-    """If a connection takes more than the limit for one connection, the broker closes it in the next turn of the event
+    """If a connection takes more memory than one connection may, the broker closes it in the next turn of its event
     loop, even without a memory alarm. A connection that is already closing is not closed again.
     """
     scene = Scene(1024 * _MIB)
@@ -394,9 +396,9 @@ def test_the_clients_of_all_protocols_are_checked_for_late_acknowledgements(scen
 @pytest.mark.parametrize("limit", [None, -1, 0, 1, 2, 3])
 @pytest.mark.parametrize("of", ["vhost", "user"])
 def test_connections_to_a_virtual_host_or_of_a_user_can_be_limited(scene: Scene, of: str, limit: int | None) -> None:
-    """The broker refuses a connection with 530 if its virtual host or its user has reached the connection limit.
-    Connections that are no longer open, that are to other virtual hosts, or that belong to other users, do not count. A
-    negative limit means that there is no limit.
+    """The broker refuses a connection with error 530 if its virtual host or its user has reached the connection
+    limit. Connections that are no longer open, and those to other virtual hosts or of other users, do not count
+    towards the limit. A negative limit means that there is no limit.
     """
     limits = {"max-connections": limit} if limit is not None else {}
     if of == "vhost":
@@ -421,8 +423,8 @@ def test_connections_to_a_virtual_host_or_of_a_user_can_be_limited(scene: Scene,
 
 @pytest.mark.parametrize("limit", [None, -1, 0, 3, 4])
 def test_the_channels_of_a_user_can_be_limited(scene: Scene, limit: int | None) -> None:
-    """The broker refuses a new channel with 530 if the user's open connections together have as many channels as the
-    user's limit allows. A negative limit means that there is no limit.
+    """The broker refuses a new channel with error 530 if the user's open connections together have as many channels
+    as the user's limit allows. A negative limit means that there is no limit.
     """
     scene.guest.limits = {"max-channels": limit} if limit is not None else {}
     for channels, user in (([1, 2], scene.guest), ([1], scene.guest), ([1, 2], scene.ann)):

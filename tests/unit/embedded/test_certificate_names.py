@@ -23,6 +23,7 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
 )
 def test_special_characters_in_the_subject_of_a_certificate_are_escaped(value: str, escaped: str) -> None:
     """If a client logs in with a TLS certificate, special characters in the certificate's CN are escaped in the user
-    name, as in RabbitMQ. So a CN with a comma cannot be mistaken for the subject of another user's certificate.
+    name, as in RabbitMQ. A CN with a comma therefore cannot be mistaken for the subject of another user's
+    certificate.
     """
     assert escape_name(value) == escaped

@@ -1,4 +1,4 @@
-"""How the embedded broker's clock divides the time of the event loop among clients."""
+"""The embedded broker's clock: timers, scheduled work, and how clients share the time of the event loop."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ def test_every_client_is_served_while_all_clients_are_busy(monkeypatch: pytest.M
 
 
 def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]], object]) -> list[list[object]]:
-    """Run an event loop for some iterations; return what was done in each of them.
+    """Run an event loop for this many iterations; return what was done in each of them.
 
     Args:
         begin: gets the clock, and a function that lets milliseconds of work pass; returns a list that is looked at.
@@ -79,7 +79,7 @@ def iterations(count: int, begin: Callable[[LoopClock, Callable[[float], None]],
     return found
 
 
-def test_the_clock_shows_the_time_in_milliseconds() -> None:
+def test_the_brokers_clock_returns_the_time_in_milliseconds() -> None:
     """The broker's clock returns the time in whole milliseconds since 1970. It can call a function after a given number
     of milliseconds of real time.
     """
@@ -100,8 +100,8 @@ def test_the_clock_shows_the_time_in_milliseconds() -> None:
 
 
 def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms() -> None:
-    """Once the broker has served clients for more than 50 ms in one iteration of its event loop, other clients must
-    wait until the next iteration. The 50 ms include only the time of clients that were served for more than 0.2 ms.
+    """Once the broker has served clients for more than 50 ms in one iteration of its event loop, the remaining
+    clients must wait until the next iteration. Serving a client for up to 0.2 ms does not count towards the 50 ms.
     """
 
     async def run() -> None:
@@ -125,8 +125,8 @@ def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms()
 
 
 def test_each_iteration_of_the_event_loop_does_waiting_work_until_10_ms_have_passed() -> None:
-    """Work that can wait is put into a list. In each iteration of its event loop, the broker does some of this work, in
-    order, until it has taken more than 10 ms. The rest waits for the next iteration, so that clients are served in
+    """The broker puts work that can wait into a list. In each iteration of its event loop, it does some of this work,
+    in order, until more than 10 ms have passed. The rest waits for the next iteration, so that clients are served in
     between.
     """
 
@@ -146,9 +146,9 @@ def test_each_iteration_of_the_event_loop_does_waiting_work_until_10_ms_have_pas
     assert iterations(5, begin) == [[0, 1, 2], [3], [4, 5, 9], [], []]
 
 
-def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
-    """If a piece of work raises an exception in its turn, the event loop reports the exception, and the broker still
-    does the work that comes after it.
+def test_an_exception_in_waiting_work_does_not_prevent_the_work_after_it() -> None:
+    """If a piece of work that the broker does between serving clients raises an exception, the event loop reports the
+    exception, and the broker still does the next piece of work.
     """
 
     def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
@@ -161,10 +161,10 @@ def test_an_error_in_a_turn_does_not_prevent_the_next_turn() -> None:
     assert iterations(3, begin) == [["pop from empty list"], ["next"], []]
 
 
-def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
-    """A timer of the broker (Alarm) goes off once, at the time that was set last. set() moves it to any time, set_by()
-    only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes off
-    immediately.
+def test_a_timer_goes_off_once_at_the_time_that_was_set_last() -> None:
+    """A timer of the broker (class Alarm) goes off once, at the time that was set last. set() moves it to any time,
+    set_by() only to an earlier one. A cancelled timer does not go off. A timer that is set to a time in the past goes
+    off immediately.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -187,9 +187,10 @@ def test_an_alarm_goes_off_once_at_the_time_that_was_set_last() -> None:
     assert rung == [90, 2500, 2500]
 
 
-def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
+def test_a_timer_checks_the_system_clock_each_minute() -> None:
     """While the machine sleeps, the event loop's timers stop but the system clock does not. A timer of the broker
-    (Alarm) therefore looks at the clock at least once a minute, so that after a sleep it is at most a minute late.
+    (class Alarm) therefore checks the system clock at least once a minute, so after a sleep it is at most a minute
+    late.
     """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
@@ -201,8 +202,8 @@ def test_a_distant_alarm_looks_at_the_clock_each_minute() -> None:
     assert rung == [150_000]
 
 
-def test_a_distant_alarm_goes_off_on_time() -> None:
-    """A timer of the broker (Alarm) that is due in several minutes goes off once, at its time."""
+def test_a_timer_that_is_due_in_several_minutes_goes_off_on_time() -> None:
+    """A timer of the broker (class Alarm) that is due in several minutes goes off once, at the time that was set."""
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
     Alarm(clock, lambda: rung.append(clock.now() - begin)).set(begin + 150_000)
@@ -211,9 +212,9 @@ def test_a_distant_alarm_goes_off_on_time() -> None:
 
 
 def test_items_of_a_timetable_are_handled_in_order_when_they_are_due() -> None:
-    """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item when
-    it is due, and items that are due at the same time in the order in which they were added. It handles many items in
-    several turns of its event loop, and calls a given function at the end of each turn.
+    """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item
+    when it is due, and items that are due at the same time in the order in which they were added. If there are many,
+    it handles them in several turns of its event loop, and calls a given function at the end of each turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 
@@ -239,9 +240,9 @@ def test_items_of_a_timetable_are_handled_in_order_when_they_are_due() -> None:
 
 
 def test_a_scheduled_task_that_takes_long_is_run_in_steps() -> None:
-    """If a task that the broker has scheduled for a certain time, such as publishing a delayed message, takes long, the
-    broker runs it in steps, in several turns of its event loop. It begins no other scheduled task before the last step,
-    even if one that is due earlier is added meanwhile.
+    """If a task that the broker has scheduled for a certain time, such as publishing a delayed message, takes long,
+    the broker runs it in steps, in several turns of its event loop. It begins no other scheduled task before the last
+    step, not even one that was due earlier but was added later.
     """
     clock, passed = WorkClock(), list[str]()
 
@@ -268,9 +269,9 @@ def test_a_scheduled_task_that_takes_long_is_run_in_steps() -> None:
 
 
 def test_queued_work_is_handled_immediately_until_it_has_taken_10_ms() -> None:
-    """The broker has queues of internal work. It handles the items of such a queue immediately and in order, until they
-    have taken 10 ms, and the rest in later turns of its event loop. An item that is added while another one is handled
-    comes after those that are already waiting.
+    """The broker has queues of internal work. It handles the items in such a queue immediately and in order until 10
+    ms have passed, and the rest in later turns of its event loop. An item that is added while another item is being
+    handled comes after that item.
     """
     clock, handled = WorkClock(), list[str]()
 
@@ -294,8 +295,8 @@ def test_queued_work_is_handled_immediately_until_it_has_taken_10_ms() -> None:
 
 
 def test_queued_work_that_takes_long_is_handled_in_steps() -> None:
-    """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items behind
-    it wait until the last step. If handling an item raises an exception, the broker handles the items behind it in the
+    """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items after
+    it wait until the last step. If handling an item raises an exception, the broker handles the items after it in the
     next turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
@@ -325,8 +326,8 @@ def test_queued_work_that_takes_long_is_handled_in_steps() -> None:
 
 def test_a_broker_that_stops_finishes_waiting_tasks_until_a_deadline() -> None:
     """When the broker stops, it calls finish() on its queues of internal tasks, such as dead-lettering messages.
-    finish() runs tasks until a deadline, drops those that have not ended by then, and returns their number. A dropped
-    task is not run later.
+    finish() runs tasks until a deadline, drops those that have not ended by then, and returns the number of dropped
+    tasks. A dropped task is not run later.
     """
     clock, handled = WorkClock(), list[str]()
 

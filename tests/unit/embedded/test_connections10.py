@@ -56,7 +56,7 @@ def time(monkeypatch: pytest.MonkeyPatch, loop: asyncio.AbstractEventLoop) -> li
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines that the broker logs, even if it repeats them."""
+    """The lines that the broker logs, including repeated ones."""
     lines: list[str] = []
     logger = logging.getLogger("mqtool.broker.embedded")
     monkeypatch.setattr(logger, "handle", lambda record: lines.append(record.getMessage()))
@@ -70,7 +70,7 @@ def log_in(client: MemoryClient10, mechanism: str = "PLAIN", response: bytes | N
 
 
 def reach(client: MemoryClient10, state: str) -> None:
-    """Connect until the broker expects this: login, opening (the open frame), or open (any frame)."""
+    """Connect until the broker is in a state: login, opening (it expects the open frame), or open (any frame)."""
     if state == "login":
         client.write_frames(SASL_HEADER)
         return
@@ -117,8 +117,8 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
     """If an AMQP 1.0 client logs in with a correct user name and password, the SASL outcome is 0. If one of them is
-    wrong, the outcome is 1, and the broker closes the socket and logs why. The broker counts successful and failed
-    logins.
+    wrong, the outcome is 1, and the broker closes the socket, and logs that the login was refused. The broker counts
+    successful and failed logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -133,8 +133,8 @@ def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
 def test_anonymous_clients_are_refused_once_the_password_of_guest_is_changed(
     stranger: MemoryClient10, broker: Broker
 ) -> None:
-    """The embedded broker logs in an AMQP 1.0 client that chooses ANONYMOUS as the user guest with its initial
-    password, `guest`. Once the password of guest is changed, such a login fails.
+    """An AMQP 1.0 client that chooses the SASL mechanism ANONYMOUS is logged in as guest with the password `guest`.
+    Once guest has another password, such a login fails.
     """
     earlier = MemoryClient10(stranger.loop, broker, opened=False)
     assert [frame.fields for frame in log_in(earlier, "ANONYMOUS", None)] == [[0]]
@@ -210,7 +210,7 @@ def test_the_answer_to_an_open_frame_contains_the_brokers_limits_and_properties(
 ) -> None:
     """The broker's answer to an AMQP 1.0 client's open frame contains the name of the cluster, the broker's
     capabilities, and properties that identify RabbitMQ. The max-frame-size is 128 KiB, the channel-max is 63 (or the
-    client's, if that is lower), and the idle time-out is 30 seconds. After this answer, the time limit for the
+    client's, if that is lower), and the idle timeout is 30 seconds. After this answer, the time limit for the
     handshake no longer applies.
     """
     log_in(stranger)
@@ -258,9 +258,9 @@ def test_a_client_without_a_max_frame_size_gets_frames_of_up_to_128_kib(client: 
 def test_an_invalid_open_frame_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], fields: tuple[Any, ...], text: str
 ) -> None:
-    """If an AMQP 1.0 client's open frame is invalid, the broker closes the socket without a close frame, and logs why.
-    It is invalid if the virtual host does not exist, if the user has no access to it, or if the max-frame-size or the
-    idle time-out is too low.
+    """If an AMQP 1.0 client's open frame is invalid, the broker closes the socket without a close frame, and logs the
+    reason. The open frame is invalid if the virtual host does not exist, if the user has no access to it, or if the
+    max-frame-size or the idle timeout is too low.
     """
     broker.add_vhost("other")
     reach(stranger, "opening")
@@ -273,8 +273,8 @@ def test_an_invalid_open_frame_closes_the_socket(
 def test_the_host_name_in_the_open_frame_names_the_virtual_host(
     stranger: MemoryClient10, broker: Broker, hostname: str | None
 ) -> None:
-    """If the host name in an AMQP 1.0 client's open frame begins with `vhost:`, the rest of it is the name of the
-    virtual host. Otherwise the client gets the virtual host `/`.
+    """If the host name in an AMQP 1.0 client's open frame begins with `vhost:`, the rest of the host name is the name
+    of the virtual host. Otherwise, the client connects to the virtual host `/`.
     """
     broker.add_vhost("other")
     broker.set_permissions("guest", "other", Permissions())
@@ -289,8 +289,8 @@ def test_the_host_name_in_the_open_frame_names_the_virtual_host(
 def test_the_user_guest_cannot_connect_over_amqp_1_0_from_another_machine(
     loop: asyncio.AbstractEventLoop, broker: Broker, logged: list[str]
 ) -> None:
-    """If the user guest connects over AMQP 1.0 from another machine, the broker closes the socket, and logs why. Other
-    users can connect from anywhere.
+    """If the user guest connects over AMQP 1.0 from another machine, the broker closes the socket, and logs the
+    reason. Other users can connect from anywhere.
     """
     for user in ("guest", "ann"):
         broker.users[user] = User.with_password(user, "guest", [])
@@ -303,8 +303,8 @@ def test_the_user_guest_cannot_connect_over_amqp_1_0_from_another_machine(
 def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
     stranger: MemoryClient10, broker: Broker, logged: list[str]
 ) -> None:
-    """If a virtual host has reached its connection limit, and a client opens a further AMQP 1.0 connection to it, the
-    broker closes the socket without a close frame, and logs why.
+    """If a client opens an AMQP 1.0 connection to a virtual host that has reached its connection limit, the broker
+    closes the socket without a close frame, and logs the reason.
     """
     broker.limit_vhost(broker.vhosts["/"], {"max-connections": 0})
     reach(stranger, "opening")
@@ -319,8 +319,8 @@ def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> None:
-    """The broker reads AMQP 1.0 frames that arrive in pieces of any size, and several frames in one piece. Empty frames
-    are ignored.
+    """The broker reads AMQP 1.0 frames whose bytes arrive in pieces of any size, even if a piece contains several
+    frames. Empty frames are ignored.
     """
     opened = encoded(OPEN, "me")
     begin = raw_frame(encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))), channel=5)
@@ -375,8 +375,8 @@ def test_a_malformed_frame_closes_the_connection(
 
 
 @pytest.mark.parametrize(("state", "size"), [("login", 8192), ("opening", 8192), ("open", 131_072)])
-def test_a_frame_of_exactly_the_largest_size_is_read(stranger: MemoryClient10, state: str, size: int) -> None:
-    """The broker reads an AMQP 1.0 frame of up to 8 KiB during the handshake, and one of up to 128 KiB after it."""
+def test_a_frame_of_exactly_the_maximum_size_is_read(stranger: MemoryClient10, state: str, size: int) -> None:
+    """The broker reads AMQP 1.0 frames of up to 8 KiB during the handshake, and of up to 128 KiB after it."""
     reach(stranger, state)
     stranger.write_frames(struct.pack(">IBBH", size, 2, int(state == "login"), 0))
     assert stranger.answers() == []
@@ -398,8 +398,8 @@ def test_an_undecodable_or_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
     """If the body of an AMQP 1.0 client's frame cannot be decoded, or if the frame is not allowed at this point, such
-    as a second open frame, the broker closes the connection, and logs why. If the connection is not open yet, the
-    broker closes the socket immediately, without a close frame.
+    as a second open frame, the broker closes the connection, and logs the reason. If the connection is not open yet,
+    the broker closes the socket immediately, without a close frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))
@@ -454,7 +454,7 @@ def test_frames_for_a_session_that_has_ended_are_ignored(client: MemoryClient10)
 
 
 def used(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Let a client have an exclusive queue and an unsettled message."""
+    """Give a client an exclusive queue and an unsettled message."""
     vhost = client.connection.vhost
     queue = vhost.add_queue(QueueDeclaration("mine", {}, owner=client.connection))
     client.connection.exclusive_queues.add(queue)
@@ -466,8 +466,8 @@ def used(client: MemoryClient10, q: BrokerQueue) -> None:
 def test_closing_a_connection_requeues_its_messages_and_deletes_its_exclusive_queues(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, logged: list[str]
 ) -> None:
-    """When an AMQP 1.0 client closes its connection, the broker requeues its unsettled messages, deletes its exclusive
-    queues, answers with a close frame, and closes the socket. The broker logs nothing. If an operator closes the same
+    """When an AMQP 1.0 client closes its connection, the broker requeues its unsettled messages, deletes its
+    exclusive queues, answers with a close frame, closes the socket, and logs nothing. If an operator closes the same
     connection after that, nothing happens.
     """
     used(client, q)
@@ -508,8 +508,8 @@ def test_the_broker_closes_a_connection_and_waits_for_the_clients_close_frame(
     assert closing or other.closed
 
 
-def test_a_connection_that_a_fault_closes_gets_a_close_frame_with_the_error(client: MemoryClient10) -> None:
-    """If an injected fault makes the embedded broker close an AMQP 1.0 connection with an error, the broker's close
+def test_a_close_frame_contains_the_error_with_which_the_broker_closes_a_connection(client: MemoryClient10) -> None:
+    """If the broker closes an AMQP 1.0 connection with an error, for example because of an injected fault, its close
     frame contains the condition and the text of this error.
     """
     client.connection.close(access_refused("not today"))
@@ -520,11 +520,11 @@ def test_a_connection_that_a_fault_closes_gets_a_close_frame_with_the_error(clie
 
 
 @pytest.mark.parametrize("idle", [UInt32(10_000), UInt32(10_999)])
-def test_a_client_with_an_idle_time_out_gets_heartbeats(
+def test_a_client_with_an_idle_timeout_gets_heartbeats(
     stranger: MemoryClient10, time: list[float], idle: UInt32
 ) -> None:
-    """If an AMQP 1.0 client's open frame has an idle time-out of 10 seconds, the broker sends an empty frame every 5
-    seconds, unless it has sent something else in these 5 seconds.
+    """If an AMQP 1.0 client's open frame has an idle timeout of 10 seconds, the broker sends an empty frame every 5
+    seconds, unless it has sent another frame in these 5 seconds.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -545,7 +545,7 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
     stranger: MemoryClient10, time: list[float], idle: UInt32 | None
 ) -> None:
     """If an AMQP 1.0 client sends nothing for more than 60 seconds, the broker closes its connection, whether or not
-    the client's open frame has an idle time-out. Heartbeats from the client keep its connection open.
+    the client's open frame has an idle timeout. Heartbeats from the client keep its connection open.
     """
     reach(stranger, "opening")
     stranger.send(OPEN, "me", None, None, None, idle)
@@ -562,9 +562,11 @@ def test_a_client_that_sends_nothing_for_a_minute_is_disconnected(
     assert stranger.answers() == []
 
 
-def test_the_windows_closed_by_an_alarm_open_again_after_it(client: MemoryClient10, broker: Broker) -> None:
-    """While a resource alarm lasts, the broker closes the incoming windows of new AMQP 1.0 sessions and of those in
-    which the client publishes, but still reads other frames. When the alarm is over, it opens these windows again.
+def test_session_windows_are_closed_during_an_alarm_and_reopened_after_it(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """During a resource alarm, the broker closes the incoming windows of new AMQP 1.0 sessions and of those in which
+    the client publishes, but still reads other frames. When the alarm ends, it opens these windows again.
     """
     broker.alarms["disk"] = "low on disk"
     client.connection.block()
@@ -594,8 +596,10 @@ def test_deliveries_resume_when_a_client_has_read_enough(client: MemoryClient10,
     assert client.connection.starving == {}
 
 
-def test_unsettled_deliveries_count_as_memory_of_the_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Each unsettled delivery of an AMQP 1.0 connection counts as 200 bytes of memory of the connection."""
+def test_unsettled_deliveries_count_towards_the_memory_use_of_the_connection(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """Each unsettled delivery of an AMQP 1.0 connection counts as 200 bytes of the connection's memory use."""
     client.attach_receiver("/queues/q")
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -626,11 +630,11 @@ def test_deliveries_that_stay_unsettled_too_long_are_released(
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_the_end_of_a_connection_counts_as_a_failed_delivery(
+def test_a_delivery_that_is_unsettled_at_the_end_of_a_connection_counts_as_failed(
     client: MemoryClient10, broker: Broker, is_lost: bool
 ) -> None:
     """If an AMQP 1.0 client closes its connection, or the connection is lost, each unsettled delivery from a quorum
-    queue counts as a failed one towards the queue's delivery limit.
+    queue counts as a failed delivery towards the queue's delivery limit.
     """
     queue = broker.vhosts["/"].add_queue(QueueDeclaration("qq", {"x-queue-type": "quorum"}, durable=True))
     fill(queue, b"1")

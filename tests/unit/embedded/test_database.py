@@ -55,9 +55,9 @@ def stored(row: int, body: bytes = b"x") -> StoredEntry:
 
 @pytest.mark.parametrize("name", [FILE, f"{FILE}-wal.copy", STREAMS, f"{STREAMS}/7", f"{STREAMS}/7/{0:020}.segment"])
 def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name: str) -> None:
-    """If a file of the broker in its data directory is a symbolic link, the broker does not start, because anybody who
-    may write to the directory could have created the link. The file that the link leads to keeps its contents and its
-    mode.
+    """If a file of the broker in its data directory is a symbolic link, the broker does not start, because anybody
+    who may write to the directory could have created the link. The file that the link points to keeps its contents
+    and mode.
     """
     target, link = tmp_path / "target", tmp_path / "data" / name
     target.write_bytes(b"not the broker's")
@@ -127,8 +127,8 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
 ) -> None:
     """If a data directory cannot be opened because the disk is full, the error says how many bytes are free and how
-    many are needed. If there is another reason, the error contains it. Once the reason is gone, the directory can be
-    opened.
+    many are needed. If it cannot be opened for another reason, the error gives that reason. Once the problem is
+    solved, the directory can be opened.
     """
 
     def fail(_: Path) -> None:
@@ -169,8 +169,9 @@ def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
 
 
 def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
-    """If the database file of a data directory is empty, the broker starts like a new one, without its earlier queues,
-    messages and users, and reports that something may have truncated the file. At the next start, it reports nothing.
+    """If the database file of a data directory is empty, the broker starts like a new one, without its earlier
+    queues, messages and users, and reports that something may have truncated the file. At the next start, it reports
+    nothing about the file.
     """
     (tmp_path / FILE).touch()
     opened = open_database(tmp_path)
@@ -187,9 +188,9 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
-def test_a_data_directory_counts_as_new_until_something_is_recorded_in_it(tmp_path: Path, used_by: str) -> None:
-    """On a new data directory, the broker creates its defaults, such as the user guest. The directory no longer counts
-    as new once the broker has recorded in it that the defaults exist, or has written any definition to it.
+def test_a_data_directory_is_new_until_something_is_written_to_it(tmp_path: Path, used_by: str) -> None:
+    """In a new data directory, the broker creates its defaults, such as the user guest. The directory is no longer
+    new once the broker has recorded that the defaults exist, or has written any definition to it.
     """
     opened = open_database(tmp_path)
     assert opened.is_new
@@ -269,8 +270,8 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
     """The embedded broker reads messages from its data directory in batches, in order. If messages are large, a batch
-    contains fewer than requested: it ends with the first message that makes the bodies in the batch exceed 1 MiB in
-    total.
+    contains fewer messages than requested: it ends with the first message that makes the bodies in the batch exceed 1
+    MiB in total.
     """
     db = memory()
     rows = range(1, BATCH + 10)
@@ -284,7 +285,7 @@ def test_messages_are_read_from_a_data_directory_in_batches() -> None:
 
 
 @pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]], ids=["missing", "two missing", "missing between others"])
-def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[int]) -> None:
+def test_reading_a_message_that_is_not_in_the_data_directory_raises_database_error(rows: list[int]) -> None:
     """Reading a message that is not in the data directory raises DatabaseError, instead of returning
     another message.
     """
@@ -297,8 +298,8 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
 
 
 def test_a_definition_is_identified_by_its_kind_and_its_name() -> None:
-    """A definition in a data directory is identified by its kind, such as "queue", and its name. Writing a definition
-    replaces only the one of the same kind and name, and deleting a definition deletes only that one.
+    """A definition in a data directory is identified by its kind, such as "queue", and its name. Writing or deleting
+    a definition does not change definitions of another kind or name.
     """
     db = memory()
     db.text_factory = bytes
@@ -325,9 +326,9 @@ def test_a_definition_is_identified_by_its_kind_and_its_name() -> None:
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less disk space is free than the limit, a disk alarm blocks publishers, and the log says how many bytes are
-    free. The broker checks the free space again after 0.1 to 10 s, sooner if it is close to the limit. When the broker
-    stops, it ends these checks.
+    """While less disk space is free than the limit, a disk alarm blocks publishers, and the log says how many bytes
+    are free. The broker checks the free space every 0.1 to 10 s: the closer it is to the limit, the more often. When
+    the broker stops, these checks end.
     """
     caplog.set_level(logging.WARNING)
     later: list[float] = []

@@ -51,9 +51,9 @@ def death(queue: str = "jobs", reason: str = "expired", count: object = 1, **mor
 
 @pytest.mark.parametrize("trusts", [True, False], ids=["before 4.0", "since 4.0"])
 def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trusts: bool) -> None:
-    """When a message is dead-lettered for the first time, it is published to the dead-letter exchange with the same
-    body, routing key and headers, except the header BCC. Its x-death header has one entry, which contains the queue,
-    the reason, the time, and the message's exchange and routing keys.
+    """When a message is dead-lettered for the first time, its body, routing key and headers stay the same, except
+    that the header BCC is removed. The x-death header has one entry, which contains the queue, the reason, the time,
+    and the message's exchange and routing keys.
     """
     letter = dead(message({"x": 1, "CC": ["copy", b"raw", 5], "BCC": ["secret"]}), trusts=trusts)
     assert (letter.exchange, letter.routing_key, letter.body) == ("dlx", "eu", b"body")
@@ -74,8 +74,8 @@ def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trust
 
 
 def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
-    """If a queue has a dead-letter routing key, its dead letters have only this key, and the headers CC and BCC are
-    removed. The x-death header contains the old keys, except those of BCC.
+    """If a queue has a dead-letter routing key, its dead letters have only this routing key, and the headers CC and
+    BCC are removed. The x-death header contains the old routing keys, except those of BCC.
     """
     letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead")
     assert letter.routing_key == "dead"
@@ -95,9 +95,9 @@ def test_a_dead_letter_does_not_expire_again() -> None:
 
 
 def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
-    """If a queue dead-letters a message again for the same reason, the count of its entry in x-death increases and the
-    entry becomes the first, but the entry's time does not change. Another queue or another reason gets an entry of its
-    own.
+    """If a queue dead-letters a message again for the same reason, the count of the entry in x-death increases and
+    the entry becomes the first, but the entry's time does not change. Another queue or another reason has its own
+    entry.
     """
     letter = message()
     for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):
@@ -145,7 +145,7 @@ def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> N
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
     """A broker that imitates RabbitMQ before 4.0 keeps the x-death header that a publisher has set. If the header
     contains an impossible count or time, dead-lettering raises no error. The count never exceeds 2^63-1, and a count
-    that is text is replaced by 1. Unknown fields are kept.
+    that is a string is replaced by 1. Unknown fields are kept.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
@@ -191,8 +191,8 @@ def test_a_dead_letter_that_returns_to_its_queue_is_dropped_unless_it_was_reject
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
     """If a dead letter returns to a queue that has dead-lettered it before, the broker drops it, because it would
-    circulate forever. The exception is a dead letter that a consumer has rejected, either in this queue or in another
-    one after it left this queue: the broker adds it to the queue again.
+    circulate forever. The broker adds the dead letter to the queue again only if a consumer has rejected it, either
+    in this queue or in another one since it left this queue.
     """
     given = message({"x-death": cast(Any, entries)})
     assert would_cycle(given, "jobs") is cycles
@@ -208,7 +208,7 @@ def test_a_dead_letter_that_returns_to_its_queue_is_dropped_unless_it_was_reject
 
 
 class FakeClock:
-    """A clock that a test advances, and which records the turns that are due."""
+    """A clock that a test advances, and which records the turns of work that are due."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -241,7 +241,7 @@ def dead_letters(
 
 @pytest.mark.parametrize("trusts", [True, False])
 @pytest.mark.parametrize(("taken", "outcome"), [(True, Outcome.TAKEN), (False, Outcome.NOT_TAKEN)])
-def test_a_dead_letter_is_published_and_its_queue_learns_whether_it_was_accepted(
+def test_the_original_queue_of_a_dead_letter_is_informed_whether_it_was_accepted(
     trusts: bool, taken: bool, outcome: Outcome
 ) -> None:
     """The broker publishes a dead letter to its queue's dead-letter exchange, with the queue's dead-letter routing key.
@@ -299,8 +299,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_stops() -> None:
-    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that are still waiting to
-    be dead-lettered, but only for a limited time. The method returns how many messages are left after that time.
+    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that still wait for it,
+    but only for a limited time. The method returns how many messages are left after that time.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 
@@ -316,10 +316,10 @@ def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_s
     assert outcomes == [Outcome.TAKEN] * 4
 
 
-def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
+def test_a_dead_letter_for_many_queues_is_published_step_by_step_before_the_next_one() -> None:
     """If a dead letter goes to many queues, the broker adds it to them in several turns of its event loop, and serves
-    other clients in between. It publishes the next dead letter only after the last of these turns. If the broker stops
-    before the last turn, the dead letter counts as not published.
+    other clients in between. It publishes the next dead letter only after the last of these turns. If the broker
+    stops before the last turn, the dead letter counts as not published.
     """
     clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
 

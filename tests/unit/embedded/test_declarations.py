@@ -1,4 +1,4 @@
-"""Declarations of queues, exchanges, bindings and consumers: what is refused, with which code and text, by version."""
+"""Declarations of queues, exchanges, bindings and consumers: which ones each version refuses, and with which error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +81,7 @@ def of_type(name: str) -> Table:
 )  # fmt: skip
 def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value: Any, wrong: str) -> None:
     """If an argument of a new queue has a value of the wrong type or out of range, the broker refuses the declaration
-    with 406. The error names the argument and the queue, and gives RabbitMQ's reason.
+    with error 406. The error names the argument and the queue, and gives RabbitMQ's reason.
     """
     vhost = vhost_like(DEFAULT)
     expected = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v': {wrong}"
@@ -112,8 +112,8 @@ def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value
     ],
 )
 def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) -> None:
-    """The broker accepts a queue if the values of its arguments are ones that RabbitMQ accepts. An argument that
-    RabbitMQ does not know may have any value.
+    """The broker accepts each value of a queue argument that RabbitMQ accepts. An argument that RabbitMQ does not
+    know may have any value.
     """
     vhost = vhost_like(DEFAULT)
     arguments = {**of_type(name), name: value}
@@ -123,8 +123,8 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, like any routing key. If it is longer, the broker refuses the
-    declaration of the queue with 406.
+    """A dead-letter routing key may have up to 255 bytes, like any routing key. If it is longer, the broker refuses
+    the declaration of the queue with error 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -140,9 +140,9 @@ def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key:
     ],
 )
 def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> None:
-    """If a queue is declared with an argument that only other types of queues have, the broker refuses the declaration
-    with 406. The error names the argument and the type of the queue. If another argument has an invalid value, the
-    error is about that value instead.
+    """If a queue is declared with an argument that only other types of queues have, the broker refuses the
+    declaration with error 406. The error text names the argument and the type of the queue. If another argument has
+    an invalid value, the error text is about that value instead.
     """
     wrong = f"channel 406: invalid arg '{name}' for queue 'q' in vhost 'v' of queue type rabbit_{kind}_queue"
     assert declared(vhost_like(DEFAULT), {"x-queue-type": kind, name: "x"}) == wrong
@@ -161,8 +161,8 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
 )  # fmt: skip
 def test_an_invalid_dead_letter_exchange_or_segment_size_gets_the_rabbitmq_text(arguments: Table, wrong: str) -> None:
     """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
-    the broker refuses the declaration with 406 and the same error text as RabbitMQ. RabbitMQ words these two errors
-    differently from those for other invalid arguments.
+    the broker refuses the declaration with error 406 and the same error text as RabbitMQ. RabbitMQ words these two
+    errors differently from those for other invalid arguments.
     """
     assert declared(vhost_like(DEFAULT), arguments) == f"channel 406: {wrong}"
 
@@ -226,9 +226,9 @@ def test_a_broker_that_imitates_4_4_accepts_valid_arguments_of_queues(arguments:
 def test_a_deprecated_feature_is_refused_if_the_imitated_version_does_not_permit_it(
     accepting: Like, refusing: Like, arguments: Table, properties: Any, feature: str
 ) -> None:
-    """If a new queue uses a deprecated feature that the imitated version of RabbitMQ does not permit, the broker closes
-    the connection with 541, and the error names the feature. One such feature is a transient queue that is not
-    exclusive. A transient queue that is exclusive is accepted.
+    """If a new queue uses a deprecated feature that the imitated version of RabbitMQ does not permit, the broker
+    closes the connection with error 541, and the error names the feature. One such feature is a transient queue that
+    is not exclusive. A transient queue that is exclusive is accepted.
     """
     assert declared(vhost_like(accepting), arguments, **properties) is None
     assert declared(vhost_like(refusing), arguments, **properties) == (
@@ -258,7 +258,7 @@ def test_a_transient_auto_delete_exclusive_or_server_named_quorum_queue_or_strea
     kind: str, properties: Any, wrong: str
 ) -> None:
     """If a quorum queue or a stream is declared as transient, auto-delete, exclusive or server-named, the broker
-    refuses the declaration with 406. The error names the property.
+    refuses the declaration with error 406. The error names the property.
     """
     arguments: Table = {"x-queue-type": kind}
     expected = f"channel 406: invalid property '{wrong}' for queue 'q' in vhost 'v'"
@@ -317,9 +317,9 @@ TTL: Table = {"x-message-ttl": Int32(5)}
 def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
     like: Like, first: Table, again: Table, difference: str | None
 ) -> None:
-    """If an existing queue is declared again, the arguments that RabbitMQ knows must be the same, or the broker refuses
-    the declaration with 406 and names the first difference. Equal integers of different sizes count as the same, and so
-    do equal floats. A missing queue type counts as `classic`.
+    """If an existing queue is declared again, the arguments that RabbitMQ knows must be the same. Otherwise, the
+    broker refuses the declaration with error 406, and the error text names the first difference. Integers or floats
+    that are equal but have different sizes are the same, and so are a missing queue type and `classic`.
     """
     vhost = vhost_like(like)
     assert declared(vhost, first) is None
@@ -336,7 +336,7 @@ def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
 @pytest.mark.parametrize(("name", "given"), [("durable", "true"), ("auto_delete", "false")])
 def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str, given: str) -> None:
     """If an existing queue is declared again with another value of durable or auto-delete, the broker refuses the
-    declaration with 406, and the error gives both values.
+    declaration with error 406, and the error gives both values.
     """
     vhost = vhost_like(DEFAULT)
     assert declared(vhost, {}) is None
@@ -349,9 +349,9 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a client declares or uses an exclusive queue of another connection, or declares as exclusive an existing queue
-    that is not exclusive, the broker closes the channel with 405. The connection that has declared an exclusive queue
-    can use it, and declare it again.
+    """If a client declares or uses an exclusive queue of another connection, or declares as exclusive an existing
+    queue that is not exclusive, the broker closes the channel with error 405. The connection that has declared an
+    exclusive queue can use it, and declare it again.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))
@@ -372,8 +372,8 @@ def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) 
 
 
 def test_using_a_queue_or_exchange_that_does_not_exist_closes_the_channel() -> None:
-    """If a client uses a queue or an exchange that does not exist, the broker closes the channel with 404. The error
-    names what is missing, and the virtual host.
+    """If a client uses a queue or an exchange that does not exist, the broker closes the channel with error 404. The
+    error names what is missing, and the virtual host.
     """
     vhost = vhost_like(DEFAULT)
     assert exchange_of(vhost, "amq.topic") is vhost.exchanges["amq.topic"]
@@ -401,7 +401,7 @@ def test_a_queue_without_a_type_gets_the_virtual_hosts_default_type(
 ) -> None:
     """A queue that is declared without a type gets the default type of its virtual host. If the queue is transient,
     auto-delete or exclusive, and the default type does not allow that, it becomes a classic queue. The queue can be
-    declared again, with or without its type.
+    declared again with the type that it got.
     """
     vhost = vhost_like(like)
     vhost.labels = VhostLabels(default_queue_type=default)
@@ -413,8 +413,8 @@ def test_a_queue_without_a_type_gets_the_virtual_hosts_default_type(
 
 
 def test_a_virtual_host_with_a_queue_limit_refuses_more_queues() -> None:
-    """If a virtual host has reached its queue limit, the broker refuses a new queue with 406. A queue that exists can
-    still be declared again.
+    """If a virtual host has reached its queue limit, the broker refuses a new queue with error 406. A queue that
+    exists can still be declared again.
     """
     vhost = vhost_like(DEFAULT)
     vhost.limits["max-queues"] = 1
@@ -449,9 +449,9 @@ def exchange(
     ids=str,
 )  # fmt: skip
 def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: Table, wrong: str | None) -> None:
-    """The broker refuses an exchange with 406 if its alternate exchange is not a string. It also refuses an
+    """The broker refuses an exchange with error 406 if its alternate exchange is not a string. It also refuses an
     x-delayed-message exchange whose x-delayed-type is missing, unknown or x-delayed-message itself. A broker that
-    imitates RabbitMQ 3.10 closes the connection with 503 if the x-delayed-type is unknown.
+    imitates RabbitMQ 3.10 closes the connection with error 503 if the x-delayed-type is unknown.
     """
     assert exchange(vhost_like(DEFAULT), kind, arguments) == (wrong and f"channel 406: {wrong}")
     if wrong is not None and "exchange type '" in wrong:
@@ -476,7 +476,7 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
     kind: str, arguments: Table, properties: Any, difference: str | None
 ) -> None:
     """If an existing exchange is declared again with another type, another property, such as durable, or another
-    alternate exchange, the broker refuses the declaration with 406 and names the difference.
+    alternate exchange, the broker refuses the declaration with error 406 and names the difference.
     """
     vhost = vhost_like(DEFAULT)
     assert exchange(vhost, arguments={"alternate-exchange": "y"}) is None
@@ -495,7 +495,7 @@ def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
 )
 def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode: Any, wrong: str | None) -> None:
     """If a binding to a headers exchange has an x-match other than all, any, all-with-x and any-with-x, the broker
-    refuses the binding with 406. A binding without x-match is accepted.
+    refuses the binding with error 406. A binding without x-match is accepted.
     """
     vhost = vhost_like(DEFAULT)
     declared(vhost, {})
@@ -518,7 +518,7 @@ def test_an_x_local_random_exchange_has_only_bindings_to_classic_queues_with_an_
     key: str, destination: str, wrong: str | None
 ) -> None:
     """If a client binds something other than a classic queue to an x-local-random exchange, or binds a queue with a
-    routing key that is not empty, the broker refuses the binding with 406.
+    routing key that is not empty, the broker refuses the binding with error 406.
     """
     vhost = vhost_like(DEFAULT)
     exchange(vhost, "x-local-random")
@@ -561,8 +561,8 @@ ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-str
 def test_a_consumer_whose_argument_is_invalid_is_refused(
     like: Like, kind: str, arguments: Table, wrong: str | None
 ) -> None:
-    """If basic.consume has an argument that the type of the queue does not have, or an argument with an invalid value,
-    the broker refuses the request with 406. The error names the argument, the queue, and the reason.
+    """If basic.consume has an argument that the type of the queue does not have, or an argument with an invalid
+    value, the broker refuses the request with error 406. The error names the argument, the queue, and the reason.
     """
     vhost = vhost_like(like)
     declared(vhost, {"x-queue-type": kind})
@@ -577,13 +577,13 @@ def test_a_consumer_whose_argument_is_invalid_is_refused(
         (Like.V4_0, "stream queue 'q' in vhost 'v'", "stream queue 'q' in vhost 'v'"),
     ],
 )
-def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_acknowledgements(
+def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_manual_acknowledgements(
     like: Like, unset: str, unsupported: str
 ) -> None:
-    """If a consumer of a stream has no prefetch count, the broker closes the channel with 406. If the consumer uses
-    automatic acknowledgement, the broker closes the connection with 540. The reply texts are those of the RabbitMQ
-    version that the embedded broker imitates. A consumer of a quorum queue needs no prefetch count, and may use
-    automatic acknowledgement.
+    """If a consumer of a stream has no prefetch count, the broker closes the channel with error 406. If the consumer
+    uses automatic acknowledgement, the broker closes the connection with error 540. The reply texts are those of the
+    imitated RabbitMQ version. A consumer of a quorum queue needs no prefetch count, and may use automatic
+    acknowledgement.
     """
     vhost, other = vhost_like(like), vhost_like(like)
     declared(vhost, {"x-queue-type": "stream"})

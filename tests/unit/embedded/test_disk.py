@@ -45,7 +45,7 @@ def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY])
-def test_a_file_system_without_a_full_sync_is_synced_with_fsync(
+def test_a_file_system_without_f_fullfsync_is_synced_with_fsync(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     """On macOS, if a file system does not support F_FULLFSYNC, the broker uses fsync() instead. If F_FULLFSYNC fails
@@ -66,8 +66,8 @@ def test_a_file_system_without_a_full_sync_is_synced_with_fsync(
         disk.DISK.sync_directory(tmp_path)
 
 
-def test_a_file_and_its_directory_are_synced_with_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Linux, the broker syncs files and directories with fsync(), and keeps no directory open afterwards."""
+def test_on_linux_files_and_directories_are_synced_with_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux, the broker syncs files and directories with fsync(), and does not leave directories open afterwards."""
     synced: list[os.stat_result] = []
     monkeypatch.setattr(disk, "_FULL_SYNC", None)
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
@@ -80,9 +80,9 @@ def test_a_file_and_its_directory_are_synced_with_fsync(tmp_path: Path, monkeypa
     assert next_descriptor() == unused
 
 
-def test_bytes_are_written_at_a_position(tmp_path: Path) -> None:
-    """When the embedded broker writes bytes to a file at a given position, they replace what was written there earlier.
-    The write returns the number of bytes.
+def test_bytes_are_written_at_the_given_position(tmp_path: Path) -> None:
+    """When the embedded broker writes bytes to a file at a given position, they replace what was written there
+    earlier. The write returns how many bytes it has written.
     """
     with (tmp_path / "log").open("w+b") as file:
         for position in (3, 0):

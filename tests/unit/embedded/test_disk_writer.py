@@ -10,9 +10,9 @@ from mqtool.broker.embedded.store.writer import Writer
 
 
 @pytest.mark.parametrize("error", [None, OSError("disk full"), KeyboardInterrupt()])
-def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | None) -> None:
+def test_the_event_loop_keeps_running_while_a_thread_writes(error: BaseException | None) -> None:
     """While a thread of the embedded broker writes to the disk, the broker's event loop keeps running. Once the write
-    is done, the event loop calls the callback of the write with the error, or with None if there was no error.
+    has ended, the event loop calls the write's callback with the error, or with None if there was no error.
     """
     may_end, threads = threading.Event(), set[int]()
 
@@ -43,8 +43,8 @@ def test_the_event_loop_goes_on_while_a_thread_writes(error: BaseException | Non
 
 @pytest.mark.parametrize("error", [None, OSError("disk full")])
 def test_a_broker_that_stops_waits_for_the_write_in_progress(error: OSError | None) -> None:
-    """When the broker stops, Writer.stop() waits until the write in progress is done. If this write fails,
-    Writer.stop() returns the error, and the event loop does not report the error a second time.
+    """When the broker stops, Writer.stop() waits for the write in progress. If this write fails, Writer.stop()
+    returns the error, and the event loop does not report the error a second time.
     """
     may_end, called = threading.Event(), list[object]()
 
@@ -67,8 +67,8 @@ def test_a_broker_that_stops_waits_for_the_write_in_progress(error: OSError | No
 
 
 def test_the_broker_has_one_thread_for_writing_to_the_disk() -> None:
-    """The broker has one thread for writing to the disk, so that writes are done in order. In a profile, this thread is
-    named `embedded-broker-writer`.
+    """The broker has one thread for writing to the disk, so that writes are done in order. The thread's name begins
+    with `embedded-broker-writer`, by which it can be found in a profile.
     """
     started, done = threading.Barrier(2), list[tuple[int, str]]()
 

@@ -1,4 +1,4 @@
-"""The errors of AMQP 1.0: their conditions, and values in Erlang's notation in their descriptions."""
+"""AMQP 1.0 errors: their conditions, and their descriptions, in which values are in Erlang's notation."""
 
 import uuid
 
@@ -43,14 +43,14 @@ from mqtool.codecs.field_tables import Float32, Int8, Int16, Int32, Int64, UInt8
         (Milliseconds(5), "{timestamp,5}"),
     ],
 )
-def test_values_in_descriptions_have_erlangs_notation(value: Any10, text: str) -> None:
-    """If the description of an AMQP 1.0 error contains a value that the client has sent, the broker writes the value in
-    Erlang's notation, as RabbitMQ does.
+def test_values_in_error_descriptions_are_in_erlangs_notation(value: Any10, text: str) -> None:
+    """If the description of an AMQP 1.0 error contains a value that the client has sent, the value is in Erlang's
+    notation, as in RabbitMQ.
     """
     assert term(value) == text
 
 
-def test_text_in_a_description_is_in_quotes() -> None:
+def test_text_in_error_descriptions_is_in_quotes() -> None:
     """In the description of an AMQP 1.0 error, the broker writes printable text as `<<"text">>`, and any other bytes as
     their numbers, such as `<<0,255>>`.
     """
@@ -72,15 +72,15 @@ def test_text_in_a_description_is_in_quotes() -> None:
     ],
 )
 def test_an_error_of_the_broker_has_an_amqp_1_0_condition(error: AmqpException, condition: str, text: str) -> None:
-    """An error with a reply code of AMQP 0-9-1 becomes an AMQP 1.0 error with the corresponding condition and the same
-    text. If there is no text, the name of the reply code is used instead.
+    """An error with an AMQP 0-9-1 reply code becomes an AMQP 1.0 error with the corresponding condition and the same
+    text. If the error has no text, the AMQP 1.0 error contains the name of the reply code instead.
     """
     assert condition_of(error) == (condition, text)
 
 
-def test_an_error_can_have_additional_information() -> None:
-    """To detach an AMQP 1.0 link because of an error, the broker raises LinkError. This exception holds the error for
-    the detach frame: a condition and, if there are any, a description and additional information.
+def test_the_error_that_detaches_a_link_can_have_additional_information() -> None:
+    """To detach an AMQP 1.0 link because of an error, the broker raises LinkError. This exception contains the error
+    for the detach frame: a condition, and optionally a description and additional information.
     """
     tag = {Symbol("delivery-tag"): b"1"}
     assert LinkError("amqp:not-found", "no queue", tag).error == Error("amqp:not-found", "no queue", tag)

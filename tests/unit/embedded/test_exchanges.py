@@ -1,4 +1,4 @@
-"""The embedded broker's exchanges: types, alternate exchanges, bindings, and messages that are held back."""
+"""The embedded broker's exchanges: types, alternate exchanges, bindings, and delayed messages."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ _ALWAYS = {"direct", "fanout", "topic", "headers"}
         (Like.V4_3, {"x-local-random"}),
     ],
 )
-def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[str]) -> None:
+def test_a_broker_has_the_exchange_types_of_the_version_that_it_imitates(like: Like, more: set[str]) -> None:
     """The embedded broker has the exchange types of the RabbitMQ version that it imitates. With `broker up --like
     3.10`, it has x-delayed-message, but not x-local-random. With `--like 4.2`, it has both. With `--like 4.3`, it has
     only x-local-random, because there is no delayed message plugin for RabbitMQ 4.3.
@@ -73,8 +73,8 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """If no binding matches a message, it goes to the alternate exchange that the exchange's arguments name. If they
-    name none, a policy can. If the alternate exchange does not exist, the message is unroutable.
+    """If no binding of an exchange matches a message, the message goes to the alternate exchange in the exchange's
+    arguments or, if there is none, in a policy. If the alternate exchange does not exist, the message is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():
@@ -138,9 +138,9 @@ def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, 
     assert ledger.definition_bytes == before
 
 
-def test_a_binding_survives_a_restart_if_both_its_ends_do(tmp_path: Path) -> None:
-    """A binding survives a restart of the broker if both its exchange and its destination, a queue or an exchange, are
-    durable. Other bindings are not stored.
+def test_a_binding_survives_a_restart_if_its_exchange_and_its_destination_do(tmp_path: Path) -> None:
+    """A binding survives a restart of the broker if both its exchange and its destination (a queue or an exchange)
+    are durable. Other bindings are not stored.
     """
 
     async def run() -> None:
@@ -199,9 +199,9 @@ def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
     assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
 
 
-def test_an_x_delay_that_is_text_other_than_a_number_closes_the_connection(vhost: VirtualHost) -> None:
-    """If the x-delay of a message to an x-delayed-message exchange is text that is not a number, the broker closes the
-    connection with 541, and does not store the message in the exchange.
+def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
+    """If the x-delay of a message to an x-delayed-message exchange is a string that is not a number, the broker
+    closes the connection with error 541, and does not delay the message.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
@@ -214,7 +214,9 @@ def test_an_x_delay_that_is_text_other_than_a_number_closes_the_connection(vhost
 def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
     vhost: VirtualHost, clock: FakeClock
 ) -> None:
-    """An x-delayed-message exchange of type headers routes each message by its headers when the message is due."""
+    """An x-delayed-message exchange with the x-delayed-type `headers` routes each message by its headers when the
+    message is due.
+    """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "headers"})
     vhost.add_exchange(exchange)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -226,9 +228,9 @@ def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
     assert [bodies(queue) for queue in queues] == [[b"a"], [b"b"]]
 
 
-def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Each x-delayed-message exchange counts the messages that it holds back, and lists them in the order in which they
-    are due. Releasing messages of one exchange does not change the count of another.
+def test_each_delayed_exchange_counts_its_delayed_messages(vhost: VirtualHost, clock: FakeClock) -> None:
+    """The broker counts the messages that each x-delayed-message exchange delays, and lists them in the order in
+    which they are due. When a message of one exchange is released, the count of another exchange does not change.
     """
     exchanges = [
         BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")
@@ -247,9 +249,9 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost) -> None:
-    """After delaying a message, an x-delayed-message exchange of the embedded broker negates its x-delay header, as
-    RabbitMQ's delayed message plugin does. The negated number is a 32-bit integer if it fits. Other headers are
-    unchanged. A message whose x-delay is already negated is not delayed.
+    """After delaying a message, an x-delayed-message exchange of the embedded broker negates the message's x-delay
+    header, as RabbitMQ's delayed message plugin does. The negated number is a 32-bit integer if it fits. A message
+    whose x-delay is already negated is not delayed.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -261,12 +263,12 @@ def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost)
 
 
 @pytest.mark.parametrize("delay", [Int32(1000), Int32(-1000), "1000", 1000.0])
-def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
+def test_a_message_that_was_delayed_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
     """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
     clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string. If the broker
-    has already negated it, -1000 counts as 1000.
+    has already negated it, -1000 means 1000.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -136,8 +136,8 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
     """As in RabbitMQ 4.3, an AMQP 1.0 consumer of a stream can have filters on up to 16 properties or application
-    properties. Such a filter selects messages whose value is equal to the given one or, for strings, has the given
-    prefix (`&p:`) or suffix (`&s:`). `&&` at the beginning of a given string stands for a literal `&`.
+    properties. A filter selects messages whose property has the given value or, for strings, the given prefix (`&p:`)
+    or suffix (`&s:`). `&&` at the beginning of a given string stands for a literal `&`.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -186,7 +186,7 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
     ],
 )
 def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> None:
-    """If an AMQP 1.0 client attaches to a stream with an invalid or unknown filter, or with one that has more than 16
+    """If an AMQP 1.0 client attaches to a stream with a filter that is invalid, is unknown or has more than 16
     fields, the broker leaves the filter out of its attach frame, and delivers every message.
     """
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
@@ -194,9 +194,9 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
 
 
 def test_an_invalid_filter_does_not_affect_the_other_filters_of_a_consumer() -> None:
-    """If some filters of an AMQP 1.0 consumer of a stream are invalid, the broker applies only the others, and its
-    attach frame contains only these. A filter is invalid, for example, if its name is a string instead of a symbol. A
-    consumer without a map of filters gets every message.
+    """If some filters of an AMQP 1.0 consumer of a stream are invalid, for example because their name is a string
+    instead of a symbol, the broker applies only the others, and its attach frame contains only these. A consumer
+    without a map of filters gets every message.
     """
     valid = {Symbol("p"): Described(_FIELDS, {Symbol("subject"): "x"})}
     invalid: Map = {
@@ -230,8 +230,8 @@ def test_an_invalid_filter_does_not_affect_the_other_filters_of_a_consumer() -> 
 )
 def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argument: Value) -> None:
     """An AMQP 1.0 consumer of a stream can have filters for the offset and for filter values. The embedded broker
-    converts them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset is
-    a time, a number, or text such as `first`.
+    converts them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset
+    is a time, a number, or a string such as `first`.
     """
     wanted: Map = {Symbol("any"): Described(Symbol(f"rabbitmq:stream-{name}"), value)}
     filters = _parsed(wanted)
@@ -240,9 +240,9 @@ def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argum
     assert [type(each) for each in filters.arguments.values()] == [type(argument)]
 
 
-def test_of_several_stream_filters_of_one_kind_the_last_one_counts() -> None:
-    """An AMQP 1.0 consumer of a stream can combine filters for the offset and for filter values. Of two filters of the
-    same kind, the last one counts.
+def test_of_several_stream_filters_of_one_kind_only_the_last_one_applies() -> None:
+    """An AMQP 1.0 consumer of a stream can combine filters for the offset and for filter values. Of several filters
+    of the same kind, only the last one applies.
     """
     offset, values = (Symbol(f"rabbitmq:stream-{name}") for name in ("offset-spec", "filter"))
     chosen = [Described(offset, "first"), Described(values, "x"), Described(offset, "next")]
@@ -274,9 +274,9 @@ def test_a_broker_like_4_0_ignores_sql_filters_but_not_offset_filters() -> None:
     assert (list(filters.effective or {}), filters.selector(_MESSAGE)) == (["o"], True)
 
 
-def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
-    """In the SQL filters of AMQP 1.0 consumers, thousands of random LIKE patterns match the same texts as the
-    equivalent regular expressions do.
+def test_like_patterns_match_the_same_strings_as_regular_expressions() -> None:
+    """In the SQL filters of AMQP 1.0 consumers, thousands of random LIKE patterns match the same strings as the
+    equivalent regular expressions.
     """
     chosen = random.Random(41)
     for _ in range(20_000 if IN_CI else 2_000):
@@ -296,18 +296,16 @@ def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     ("pattern", "text"),
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
-def test_a_like_pattern_is_tried_at_each_position(pattern: str, text: str) -> None:
-    """In an SQL filter, part of a LIKE pattern may occur several times in the text. If the rest of the pattern does not
-    match after the first occurrence, it may match after a later one: 'aaxb' LIKE '%a_b%' is true.
+def test_a_like_pattern_matches_at_a_later_position_if_the_first_does_not_match(pattern: str, text: str) -> None:
+    """In an SQL filter, part of a LIKE pattern may occur several times in the text. If the rest of the pattern does
+    not match after the first occurrence, it may match after a later one: 'aaxb' LIKE '%a_b%' is true.
     """
     assert LikePattern(pattern).matches(text, lambda _: None)
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("a%bb%c", "abc"), ("ab%ba", "aba"), ("%__%", "x"), ("a%b%a", "aa")])
 def test_the_parts_of_a_like_pattern_do_not_overlap(pattern: str, text: str) -> None:
-    """In SQL filters, two parts of a LIKE pattern cannot match the same character of a text: 'aba' is not LIKE
-    'ab%ba'.
-    """
+    """In an SQL filter, two parts of a LIKE pattern cannot match the same character: 'aba' is not LIKE 'ab%ba'."""
     assert not LikePattern(pattern).matches(text, lambda _: None)
 
 
@@ -324,15 +322,15 @@ def work_of(pattern: str, text: str) -> int:
     ids=["many letters", "only wildcards", "many pairs", "no wildcard", "one long part"],
 )
 def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
-    """To limit the work for one message, an SQL filter compares a LIKE pattern of 4,000 characters with a text of
+    """To limit the work for one message, an SQL filter compares a LIKE pattern of 4,000 characters with a string of
     900,000 characters in fewer than a million steps.
     """
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
 def test_an_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """Evaluating an SQL filter raises TooMuchWork, instead of holding up the broker, if comparing its LIKE patterns
-    with the texts of a large message would take too many steps.
+    """If comparing the LIKE patterns of an SQL filter with the strings in a large message would take too many steps,
+    evaluating the filter raises TooMuchWork, instead of holding up the broker.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
@@ -365,7 +363,7 @@ def test_an_sql_filter_sees_the_priority_4_in_a_message_without_a_priority(heade
     assert compile_sql("h.priority = 4")(FilteredMessage(parse(message)))
 
 
-def test_an_sql_filter_can_compare_text_that_is_not_utf_8() -> None:
+def test_an_sql_filter_can_compare_a_string_that_is_not_utf_8() -> None:
     """An SQL filter can compare an application property that is not valid UTF-8: `a = 0xFF` is true for an AMQP 1.0
     message whose property `a` consists of the byte FF.
     """

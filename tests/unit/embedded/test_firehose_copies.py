@@ -67,14 +67,14 @@ def copied(copies: BrokerQueue) -> tuple[str, bytes, dict[str, Any]]:
         ("", {"CC": ["b", "a"]}, ["jobs", "b", "a"], ["a", "b", "jobs"]),
     ],
 )
-def test_a_published_message_is_copied_with_the_queues_that_got_it(
+def test_the_copy_of_a_published_message_lists_the_queues_that_received_it(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, exchange: str, headers: Table, keys: list[str],
     routed: list[str],
 ) -> None:  # fmt: skip
     """The firehose copy of a published message has the routing key `publish.` with the name of the exchange. Its
-    headers contain the publisher's connection, channel and user, the message's routing keys, and the message's
-    properties without the header BCC. They also list the queues that got the message. The exception is a message to the
-    default exchange: its copy lists each routing key as a queue, even if no such queue exists.
+    headers contain the publisher's connection, channel and user, the message's routing keys and properties (without
+    the header BCC), and the queues that received the message. The copy of a message to the default exchange lists
+    each routing key as a queue, even if no such queue exists.
     """
     for name, key in (("two", "jobs"), ("one", "jobs"), ("three", "other")):
         vhost.bind(vhost.exchanges["amq.direct"], add_queue(vhost, name), key, {})
@@ -130,8 +130,8 @@ def test_the_copy_of_a_delivered_message_says_whether_it_was_redelivered(
 def test_a_message_is_not_copied_if_the_copys_routing_key_would_be_too_long(
     client: Client, vhost: VirtualHost, copies: BrokerQueue, letter: str, length: int, *, is_copied: bool
 ) -> None:
-    """The routing key of a firehose copy consists of a prefix and the name of an exchange or a queue. If it would be
-    longer than 255 bytes, the broker makes no copy.
+    """The routing key of a firehose copy consists of a prefix and the name of an exchange or a queue. If this routing
+    key would be longer than 255 bytes, the broker makes no copy.
     """
     name = ("x" + letter * 248)[:length] if letter == "x" else letter * (length // 2) + "x" * (length % 2)
     trace_delivered(client, 1, add_queue(vhost, name), message("", "k"), redelivered=False)
@@ -144,17 +144,17 @@ def test_a_message_is_not_copied_if_the_copys_routing_key_would_be_too_long(
 def test_numbers_in_the_properties_of_a_copy_have_32_bits(
     client: Client, copies: BrokerQueue, seconds: int, found: int
 ) -> None:
-    """As in RabbitMQ, the numbers among the properties in a firehose copy, for example its timestamp, are cut to 32
-    bits as signed integers.
+    """As in RabbitMQ, numbers among the properties in a firehose copy, such as the timestamp, are truncated to signed
+    integers of 32 bits.
     """
     trace_published(client, 1, message("", "k", timestamp=seconds.to_bytes(8)), None)
     assert copied(copies)[2]["properties"] == {"timestamp": found}
 
 
 def test_headers_that_are_nested_as_deeply_as_possible_are_copied(client: Client, copies: BrokerQueue) -> None:
-    """In a firehose copy, the headers of a message are nested deeper than in the message itself. Even if they are
-    nested as deeply in the message as the broker allows, the message is copied, and the encoded headers of the copy can
-    be decoded.
+    """A firehose copy contains the headers of a message inside its own headers, so they are nested deeper than in the
+    message. A message whose headers are nested as deeply as the broker allows is copied, too, and the encoded headers
+    of the copy can be decoded.
     """
     headers: Table = {"n": Int32(1)}
     for _ in range(MAX_DEPTH):

@@ -12,15 +12,15 @@ from mqtool.broker.embedded.model.totals import Publishes, Totals
 
 @pytest.mark.parametrize("like", list(Like))
 def test_the_broker_reports_a_version_that_begins_with_the_one_given_to_like(like: Like) -> None:
-    """With each version that `--like` accepts, such as 4.2, the embedded broker reports a RabbitMQ version that begins
-    with it, such as 4.2.9.
+    """With each version that `--like` accepts, such as 4.2, the embedded broker reports a RabbitMQ version that
+    begins with the given one, such as 4.2.9.
     """
     assert profile(str(like)) is PROFILES[like]
     assert profile(like).version.startswith(like)
 
 
-def test_a_version_that_is_not_imitated_is_refused() -> None:
-    """If the embedded broker is to imitate a version of RabbitMQ that it does not support, such as 3.8, it raises
+def test_a_version_that_cannot_be_imitated_raises_value_error() -> None:
+    """If the embedded broker is to imitate a version of RabbitMQ that it cannot imitate, such as 3.8, it raises
     ValueError. The error names the versions that the broker can imitate.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
@@ -58,9 +58,9 @@ def test_totals_begin_at_zero_for_each_protocol_and_queue_type() -> None:
     totals.found_empty["classic"] += 1
 
 
-def test_each_count_of_published_messages_is_added_to_the_totals() -> None:
+def test_each_count_of_published_messages_is_added_to_its_total() -> None:
     """A channel counts several kinds of published messages, such as confirmed, routed and returned ones. When the
-    broker adds these counts to its totals, each total grows by the channel's count of the same kind.
+    broker adds these counts to its totals, each count is added to the total of the same kind.
     """
     totals = Publishes(1, 2, 3, 4, 5, 6)
     totals.add(Publishes(10, 20, 30, 40, 50, 60))

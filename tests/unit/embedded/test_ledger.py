@@ -1,4 +1,4 @@
-"""The ledger: the memory that messages, streams and definitions take, and how definitions are encoded."""
+"""The Ledger class: it counts the memory of messages, streams and definitions, and encodes definitions for the disk."""
 
 import asyncio
 import os
@@ -67,9 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
-    the broker drops a message, it also deletes the message's copy on disk. If an error prevents a message that has left
-    its queue from being dead-lettered, the message no longer counts as memory, but its copy stays on disk.
+    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk.
+    When the broker drops a message, it also deletes the message on disk. If an error prevents the dead-lettering of a
+    message that has left its queue, the message no longer counts towards memory use, but stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -92,9 +92,9 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
     ]
 
 
-def test_the_broker_learns_of_a_change_of_memory_only_above_a_limit(ledger: Reading) -> None:
-    """The broker's ledger counts the memory that messages and clients take, and reports changes of this memory to the
-    broker. To save time, it reports a change only if the new amount is above the limit in its attribute quiet_bytes.
+def test_changes_of_memory_use_are_reported_to_the_broker_only_above_a_limit(ledger: Reading) -> None:
+    """An object of the broker (class Ledger) counts the memory that messages and clients take. To save time, it
+    reports a change to the broker only if the new amount is above a limit (the attribute quiet_bytes).
     """
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
@@ -118,8 +118,9 @@ def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> No
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """The broker pages out a stored message only while messages take more than `roomy_bytes` of memory, by default 32
-    MiB. A paged-out message takes 40 bytes of memory. After it is read back, it takes as much memory as before.
+    """The broker pages out a stored message only while messages take more memory than a limit (the attribute
+    roomy_bytes, by default 32 MiB). A paged-out message takes 40 bytes of memory. After it is read back, it takes as
+    much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
     entries = [entered(ledger, row) for row in range(1, 6)]
@@ -138,7 +139,9 @@ def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> N
 
 
 def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
-    """A dead letter stays in memory, because its death history would be missing if it were read back from disk."""
+    """A dead letter stays in memory, because after reading it back from disk, the broker would treat its x-death
+    header like one that a publisher has set.
+    """
     ledger.roomy_bytes = 0
     entry = entered(ledger, 1)
     dead = object.__new__(Dead)
@@ -148,9 +151,9 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 
 def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
-    """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the broker's
-    memory use. A write at a position of a segment replaces everything from this position on, such as the incomplete
-    data of a failed write. Bytes that are replaced, cut off, or deleted with their segment no longer count.
+    """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the
+    broker's memory use. A write at a position of a segment replaces everything from this position on. Bytes that are
+    replaced, cut off, or deleted with their segment no longer count.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -190,8 +193,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
 )
 def test_definitions_are_read_back_with_names_as_strings_and_unchanged_arguments(value: Table, decoded: Table) -> None:
     """When the broker reads a definition back from disk, each name in it is a string (str), even if the name is not
-    valid UTF-8. What a client has sent as the arguments of a queue or the definition of a policy is unchanged: bytes
-    are still bytes.
+    valid UTF-8. The arguments of a queue and the definition of a policy are as the client has sent them: bytes are
+    still bytes.
     """
     assert decode_definition(encode_definition(value)) == decoded
 
@@ -206,8 +209,8 @@ def nested(depth: int) -> Table:
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
     """If the arguments of a declaration are nested too deeply, or contain a value or name that cannot be encoded, the
-    broker refuses the declaration with 406 and stores nothing. Arguments may be nested 8 levels deeper than headers of
-    a message.
+    broker refuses the declaration with error 406, and stores nothing. Arguments may be nested 8 levels deeper than
+    the headers of a message.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
         ledger.save("queue", ("/", "q"), value)
@@ -218,11 +221,11 @@ def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, va
     assert decode_definition(ledger.written[0][2]) == {"arguments": nested(MAX_DEPTH + 8)}
 
 
-def test_the_default_memory_limit_is_that_of_the_smallest_container(
+def test_the_default_memory_limit_is_40_percent_of_the_smallest_containers_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default memory limit is 40 % of the machine's memory. If the broker runs in a container with less memory, or
-    in nested ones, the limit is 40 % of the memory of the smallest container.
+    """The default memory limit is 40% of the machine's memory. If the broker runs in a container with less memory, or
+    in nested containers, the limit is 40% of the memory of the smallest container.
     """
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 50}.__getitem__)
     files = []
@@ -233,7 +236,7 @@ def test_the_default_memory_limit_is_that_of_the_smallest_container(
     assert default_memory_limit([files[3], files[0]]) == 20_000
 
 
-def test_the_free_disk_space_is_what_users_other_than_root_may_use(
+def test_the_free_disk_space_does_not_include_the_space_reserved_for_root(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The free disk space that the broker reports does not include the space that the file system reserves for root."""
@@ -249,7 +252,7 @@ def test_the_free_disk_space_is_what_users_other_than_root_may_use(
 
 
 def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
-    """Without a data directory, the broker writes neither definitions nor messages to disk. They count as stored
+    """Without a data directory, the broker writes neither definitions nor messages to disk. It treats them as stored
     immediately, so clients do not wait.
     """
     ledger, called = Ledger(), []

@@ -26,7 +26,7 @@ from tests.unit.embedded.test_queue import BusyClock, FakeClock, FakeConsumer, a
 
 
 class RecordingLedger(Ledger):
-    """A ledger that stores nothing, and keeps what it was asked to store.
+    """A ledger that stores nothing, and records what it was asked to store.
 
     Attributes:
         stored_bodies: the bodies of messages.
@@ -97,7 +97,7 @@ def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
     ],
     ids=["persistent", "transient message", "quorum queue", "transient queue", "exclusive queue"],
 )
-def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
+def test_a_message_that_survives_a_restart_is_confirmed_once_it_is_on_disk(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
 ) -> None:
     """The broker stores a persistent message in a durable queue that is not exclusive, and each message in a quorum
@@ -133,8 +133,8 @@ def test_the_first_delivery_of_a_durable_queue_is_recorded(
 
 
 def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
-    """A queue counts a message as unacknowledged, with the bytes of its body, until the message is acknowledged,
-    rejected or requeued.
+    """A queue counts the number and the size of its unacknowledged messages. A message is no longer counted once it
+    is acknowledged, rejected or requeued.
     """
     queue = add_queue(vhost)
     for size in (1, 10, 100, 1000):
@@ -160,8 +160,8 @@ def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
 def test_a_message_expires_after_the_shorter_of_its_expiration_and_the_queues_ttl(
     vhost: VirtualHost, clock: FakeClock, queue_ttl: int | None, expiration: bytes, lasts: int
 ) -> None:
-    """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message without
-    an expiration of its own expires after the queue's x-message-ttl.
+    """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message
+    without its own expiration expires after the queue's x-message-ttl.
     """
     queue = add_queue(vhost, **({} if queue_ttl is None else {"x_message_ttl": Int32(queue_ttl)}))
     queue.publish(with_fields(b"x", expiration=bytes([len(expiration)]) + expiration))
@@ -173,7 +173,7 @@ def test_a_message_expires_after_the_shorter_of_its_expiration_and_the_queues_tt
     assert bodies(queue) == [b"without"] * (queue_ttl is None or queue_ttl > lasts)
 
 
-def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeClock) -> None:
+def test_the_headers_of_a_dead_letter_contain_the_reason(vhost: VirtualHost, clock: FakeClock) -> None:
     """A dead letter's headers say why the message left its queue: expired, maxlen, rejected or delivery_limit."""
     dead = add_queue(vhost, "dead")
     to = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "dead"}
@@ -203,10 +203,10 @@ def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeC
 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
-def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
-    """The bodies of the ready messages in a queue with x-max-length-bytes take at most this many bytes. Beyond that,
-    the queue drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged messages do not
-    count.
+def test_a_maximum_length_in_bytes_limits_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
+    """The bodies of the ready messages in a queue together take at most as many bytes as x-max-length-bytes allows.
+    Beyond that, the queue drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged
+    messages do not count towards the limit.
     """
     queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
     queue.publish(message(b"unacknowledged"[:9]))
@@ -219,8 +219,7 @@ def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: Vi
 
 def test_a_long_queue_that_a_policy_limits_drops_messages_step_by_step(vhost: VirtualHost, clock: FakeClock) -> None:
     """If a policy sets a maximum length for a long queue, the queue drops its oldest messages in several turns of the
-    broker's event loop, without waiting for a client to use the queue. After the policy is deleted, the queue has no
-    limit.
+    broker's event loop, even if no client uses the queue. After the policy is deleted, the queue has no limit.
     """
     queue = add_queue(vhost)
     for number in range(100):
@@ -238,8 +237,8 @@ def test_a_long_queue_that_a_policy_limits_drops_messages_step_by_step(vhost: Vi
 
 
 def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets `expires`, a queue is deleted once it has been unused for that time. If the policy is changed to
-    a longer time or is deleted, the original time no longer applies.
+    """If a policy sets `expires`, a queue is deleted once it has been unused for that time. If the policy is deleted,
+    or changed to a longer time, the original time no longer applies.
     """
     queue = add_queue(vhost)
     vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(1000)}))
@@ -265,9 +264,9 @@ def test_a_policy_with_a_length_and_reject_publish_shortens_a_classic_queue_once
     kind: str, overflow: str | None, left: int
 ) -> None:
     """If a policy sets a maximum length and changes the overflow behaviour of a classic queue from drop-head to
-    `reject-publish`, the queue drops its oldest messages beyond this length, but only at that moment: messages that are
-    requeued later may exceed the length. A quorum queue keeps all its messages, and so does a classic queue that
-    already had `reject-publish`.
+    `reject-publish`, the queue drops its oldest messages beyond this length once. Messages that are requeued later
+    may exceed the length. A quorum queue, or a classic queue that already had `reject-publish`, keeps all its
+    messages.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, **({} if overflow is None else {"x_overflow": overflow}))
@@ -288,8 +287,8 @@ def test_a_policy_with_a_length_and_reject_publish_shortens_a_classic_queue_once
     [("classic", {"x_max_length": Int32(2)}, 2), ("quorum", {"x_max_length": Int32(2)}, 4), ("classic", {}, 4)],
 )
 def test_a_classic_queue_is_shortened_when_its_broker_starts(kind: str, limits: Table, left: int) -> None:
-    """When the broker starts, messages that were unacknowledged are ready again. A classic queue then drops its oldest
-    messages beyond its maximum length, also with `reject-publish`. A quorum queue keeps them.
+    """When the broker starts, messages that were unacknowledged are ready again. If a classic queue then exceeds its
+    maximum length, it drops its oldest messages, even with `reject-publish`. A quorum queue keeps them.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, x_overflow="reject-publish", **limits)
@@ -307,7 +306,7 @@ def test_a_classic_queue_is_shortened_when_its_broker_starts(kind: str, limits: 
 @pytest.mark.parametrize(("kind", "single_active"), [("classic", True), ("quorum", False), ("quorum", True)])
 def test_a_quorum_queue_with_a_single_active_consumer_refuses_basic_get(kind: str, *, single_active: bool) -> None:
     """As in RabbitMQ, if a client sends basic.get for a quorum queue with x-single-active-consumer, the broker closes
-    the channel with 405 RESOURCE_LOCKED. Classic queues and other quorum queues return their next message.
+    the channel with error 405 (RESOURCE_LOCKED). Classic queues and other quorum queues return their next message.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
     queue = add_queue(vhost, durable=True, x_queue_type=kind, x_single_active_consumer=single_active)
@@ -346,10 +345,10 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_message(
     like: Like, also: list[Why], why: Why
 ) -> None:
-    """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed. A
-    delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its channel
-    or connection was closed or lost. A delivery that ended with basic.nack counts as failed only with `broker up --like
-    4.2` or earlier, and one that ended with the AMQP 1.0 outcome `released` never does.
+    """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed.
+    A delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its
+    channel or connection was closed or lost. A delivery that ended with basic.nack is counted as failed only with
+    `broker up --like 4.2` or earlier.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -384,10 +383,9 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """With `broker up --like 4.2` or earlier, a quorum queue without a delivery limit puts a message that a client
-    requeues with basic.nack behind all others. In three cases, the message returns to its original position instead: if
-    the queue has a delivery limit, if the message is requeued because its channel was closed, or with `--like 4.3` or
-    later.
+    """With `broker up --like 4.2` or earlier, if a client requeues a message with basic.nack, a quorum queue without
+    a delivery limit puts this message behind all others. The message returns to its original position instead if the
+    queue has a delivery limit, if it is requeued because its channel was closed, or with `--like 4.3` or later.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -409,11 +407,11 @@ def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
     ],
     ids=str,
 )
-def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
+def test_a_quorum_queue_can_delay_requeued_messages(which: str, why: Why, delays: list[int]) -> None:
     """With `broker up --like 4.3` or later, a quorum queue can delay requeued messages. Its argument
-    x-delayed-retry-type selects messages whose delivery failed, messages that were returned without a failure, or both.
-    Each further failure of a message makes its delay longer, up to the maximum. A waiting consumer gets the message
-    when the delay is over.
+    x-delayed-retry-type selects messages whose delivery failed, messages that were returned without a failure, or
+    both. The delay becomes longer with each failure of a message, up to the maximum. A waiting consumer receives the
+    message when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -431,9 +429,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """With `broker up --like 4.3` or later, a message that a client requeues with a delivery time is not ready in its
-    quorum queue before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A purge also
-    removes messages that wait for their delivery time.
+    """With `broker up --like 4.3` or later, if a client requeues a message with a delivery time, the message is not
+    ready in its quorum queue before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A
+    purge also removes messages that wait for their delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -465,8 +463,9 @@ def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_
 def test_consumer_timeouts_depend_on_the_version_that_the_broker_imitates(
     like: Like, kind: str, declared: int | None, argument: int | None, seconds: float | None
 ) -> None:
-    """With `broker up --like 3.10`, one consumer timeout applies to all queues. With `--like 4.2`, each queue can have
-    its own. With `--like 4.3`, only quorum queues have one, and each of their consumers can have its own.
+    """With `broker up --like 3.10`, all queues have the same consumer timeout. With `--like 4.2`, each queue can have
+    its own consumer timeout. With `--like 4.3`, only quorum queues have a consumer timeout, and each of their
+    consumers can have its own.
     """
     arguments = {} if declared is None else {"x_consumer_timeout": Int32(declared)}
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -500,8 +499,8 @@ def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_t
 ) -> None:
     """A message that is recovered from disk with an expiration time expires at this time, or when its TTL has passed
     since the recovery, whichever is earlier. The TTL is the message's own expiration or the queue's x-message-ttl,
-    whichever is shorter; a policy's message-ttl does not count. A message that was stored without an expiration time
-    does not expire, even if its queue has a TTL.
+    whichever is shorter. A policy's message-ttl is ignored. A message that was stored without an expiration time does
+    not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -530,9 +529,10 @@ def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_t
 def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
-    """A queue deletes a dead letter once another queue has accepted it. If no queue accepts it, the dead letter is
-    dropped or, with the strategy at-least-once, kept. If an error prevents publishing, the dead letter stays on disk,
-    and returns to its queue after a restart. When a queue is deleted, the memory of its dead letters is freed.
+    """A queue deletes a dead letter once another queue has accepted it. If no queue accepts the dead letter, its
+    queue drops it or, with the strategy at-least-once, keeps it. If an error prevents publishing, the dead letter
+    stays on disk, so that it returns to its queue after a restart. When a queue is deleted, the memory of its dead
+    letters is freed.
     """
     to: Table = {"x_dead_letter_exchange": "x", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
     queue = add_queue(vhost, durable=True, x_queue_type="quorum", **to)
@@ -553,8 +553,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
 
 
 def test_a_consumer_gets_no_message_whose_ttl_has_passed(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A consumer gets the messages that wait in a queue with a TTL. If the consumer is busy until the TTL has passed,
-    it gets none of the messages that have expired in the meantime, however many there are.
+    """A consumer receives the messages that wait in a queue with a TTL. If the consumer is busy until the TTL has
+    passed, it gets none of the messages that have expired in the meantime, however many there are.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -573,8 +573,8 @@ def test_a_consumer_gets_no_message_whose_ttl_has_passed(vhost: VirtualHost, clo
 
 
 def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """If the TTL of all messages in a queue has passed, basic.get returns no message. This holds even while the broker
-    is still requeueing many of these messages.
+    """If the TTL of all messages in a queue has passed, basic.get returns no message, even while the broker is still
+    requeueing many of these messages.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for _ in range(60):
@@ -587,8 +587,8 @@ def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: F
 
 
 def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """While the only message of a queue is unacknowledged, basic.get finds the queue empty. If the message has a TTL
-    and is requeued after such a basic.get, it still expires exactly when its TTL has passed.
+    """While the only message of a queue is unacknowledged, basic.get finds the queue empty. If the message is
+    requeued after that, it still expires exactly when its TTL has passed.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
@@ -601,7 +601,7 @@ def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: Vir
     assert len(queue) == 0
 
 
-def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> None:
+def test_messages_that_are_published_and_requeued_alternately_keep_their_order() -> None:
     """While the broker is requeueing many messages, clients publish some messages and requeue others. All messages are
     then delivered in the order in which they were first published, and only the requeued ones are marked as
     redelivered.
@@ -643,7 +643,7 @@ def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> 
 def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
     like: Like, arguments: Table, *, is_first: bool
 ) -> None:
-    """A message of high priority can be delivered before earlier messages in a classic queue with x-max-priority and,
+    """A message with a high priority is delivered before earlier messages in a classic queue with x-max-priority and,
     with `broker up --like 4.0` or later, in a quorum queue. Other queues ignore priorities.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]), durable=True, **arguments)
@@ -652,9 +652,9 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
     assert take(queue).message.body == (b"high" if is_first else b"low")
 
 
-def test_a_policy_without_a_delivery_limit_leaves_quorum_queues_of_old_versions_unlimited() -> None:
-    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default. It still has none if a policy
-    without a delivery limit applies to it.
+def test_with_like_3_10_quorum_queues_have_no_delivery_limit_by_default() -> None:
+    """With `broker up --like 3.10`, a quorum queue has no delivery limit by default, even if a policy without a
+    delivery limit applies to it.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
@@ -682,8 +682,8 @@ def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHo
 def test_a_message_that_is_rejected_after_its_queue_was_deleted_is_dropped(
     vhost: VirtualHost, ledger: RecordingLedger
 ) -> None:
-    """If a consumer rejects a message whose queue was deleted in the meantime, the message is dropped, and not
-    dead-lettered.
+    """If a consumer rejects a message whose queue was deleted in the meantime, the broker drops the message instead
+    of dead-lettering it.
     """
     dead = add_queue(vhost, "dead")
     queue = add_queue(vhost, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
@@ -696,8 +696,8 @@ def test_a_message_that_is_rejected_after_its_queue_was_deleted_is_dropped(
 
 
 def test_each_delivery_by_basic_get_is_counted(vhost: VirtualHost) -> None:
-    """A queue counts its deliveries by basic.get, separately with and without acknowledgement. A basic.get that finds
-    the queue empty is not counted.
+    """A queue counts its deliveries by basic.get, separately for automatic and manual acknowledgement. A basic.get
+    that finds the queue empty is not counted as a delivery.
     """
     queue = add_queue(vhost)
     for _ in range(5):
@@ -708,7 +708,7 @@ def test_each_delivery_by_basic_get_is_counted(vhost: VirtualHost) -> None:
 
 
 class Watching:
-    """A live display that shows all messages, and keeps what the broker reports."""
+    """A live display that shows all messages, and records what the broker reports."""
 
     def __init__(self) -> None:
         self.shown: Any = range(1, 1000)

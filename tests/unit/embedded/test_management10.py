@@ -84,9 +84,9 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a request to declare a new queue returns 201. Requests to declare it again, read it, purge it or
-    delete it return 200. Once the queue is deleted, requests to read or purge it return 404, and a request to delete it
-    again returns 200.
+    """Over AMQP 1.0, a request to declare a new queue returns status 201. Requests to declare the queue again, read
+    it, purge it or delete it return 200. After that, requests to read or purge it return 404, and a request to delete
+    it again returns 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -111,7 +111,7 @@ def test_a_queue_declared_over_amqp_1_0_has_the_name_type_and_arguments_of_its_d
 
 def test_an_exclusive_queue_cannot_be_used_by_another_amqp_1_0_connection(client: _Client) -> None:
     """Over AMQP 1.0, a request to declare, purge, bind, unbind or delete another connection's exclusive queue returns
-    400 with the same text as in RabbitMQ.
+    status 400 with RabbitMQ's error text.
     """
     other = _Client(client.broker, client.vhost, client.rights)
     assert client("PUT", "/queues/shared", {"exclusive": False})[0] == 201
@@ -193,8 +193,8 @@ def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
     """Over AMQP 1.0, the embedded broker answers management requests with the same status and text as RabbitMQ 4.3.6:
-    for example, with 409 if a declaration differs from the existing queue, and with 403 if a new queue's name begins
-    with `amq.`.
+    for example, with status 409 if a declaration differs from the existing queue, and with 403 if a new queue's name
+    begins with `amq.`.
     """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
@@ -217,8 +217,8 @@ def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
 def test_names_that_are_too_long_or_not_utf_8_are_refused_over_amqp_1_0(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """If a name or binding key in a management request over AMQP 1.0 is longer than 255 bytes or not UTF-8, the broker
-    answers with 400, and adds no queue, exchange or binding.
+    """If a name or binding key in a management request over AMQP 1.0 is longer than 255 bytes or not UTF-8, the
+    broker answers with status 400, and adds no queue, exchange or binding.
     """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
@@ -235,13 +235,13 @@ def test_a_queue_declared_over_amqp_1_0_can_have_a_name_of_255_bytes_or_with_a_n
 
 
 def test_a_stream_cannot_be_purged_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a request to purge a stream returns 400 with the same text as in RabbitMQ."""
+    """Over AMQP 1.0, a request to purge a stream returns status 400 with RabbitMQ's error text."""
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
 
 
 def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a request to declare a queue in a virtual host whose limit max-queues is 0 returns 403."""
+    """Over AMQP 1.0, a request to declare a queue in a virtual host whose limit max-queues is 0 returns status 403."""
     client.broker.limit_vhost(client.vhost, {"max-queues": 0})
     assert client("PUT", "/queues/q", {}) == (
         403, "cannot declare queue 'q': queue limit in vhost '/' (0) is reached",
@@ -288,16 +288,16 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )  # fmt: skip
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, the broker refuses a request for an invalid binding with RabbitMQ's status and text. A binding is
-    invalid if its queue or exchange does not exist, or if its source is the default exchange. A request is also refused
-    if it has an unknown field, or a field with a value of the wrong type.
+    """Over AMQP 1.0, the broker answers a request for an invalid binding with RabbitMQ's status and text. A binding
+    is invalid if its queue or exchange does not exist, or if its source is the default exchange. A request is also
+    refused if it has an unknown field, or a field with a value of the wrong type.
     """
     client(*_NOT_EMPTY)
     assert client("POST", "/bindings", _BINDING | change) == (status, text)
 
 
-def test_the_default_exchange_cannot_be_bound_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, a request for a binding from another exchange to the default exchange returns 403."""
+def test_the_default_exchange_cannot_be_the_destination_of_a_binding_over_amqp_1_0(client: _Client) -> None:
+    """Over AMQP 1.0, a request for a binding from another exchange to the default exchange returns status 403."""
     binding = {"source": "amq.topic", "destination_exchange": "", "binding_key": "k", "arguments": {}}
     assert client("POST", "/bindings", binding) == (403, "operation not permitted on the default exchange")
 
@@ -329,9 +329,9 @@ def test_the_default_exchange_cannot_be_bound_over_amqp_1_0(client: _Client) -> 
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     loop: asyncio.AbstractEventLoop, request_: bytes, what: str
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path or method, or a body that is not valid for it, the broker
-    ends the session with amqp:internal-error. It does the same if the request has no method or path, or if its property
-    reply-to is not `$me`.
+    """If an AMQP 1.0 management request has an unknown path or method, or a body that is invalid for them, the broker
+    ends the session with amqp:internal-error. It does the same if the request has no method or path, or if its
+    property reply-to is not `$me`.
     """
     error = ended(loop, loop.run_until_complete(_client()).broker, request_)
     assert error == ("amqp:internal-error", f"the management node does not know this request: {what}")
@@ -378,9 +378,9 @@ def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_sessio
 def test_topic_permissions_apply_to_bindings_over_amqp_1_0(
     loop: asyncio.AbstractEventLoop, client: _Client, request_: tuple[Any10, ...]
 ) -> None:
-    """If a user's topic permissions do not allow a binding key, and the user sends an AMQP 1.0 request to add, list or
-    delete a binding with this key, the broker ends the session with unauthorized-access. The error names the exchange
-    and the key.
+    """If a user sends an AMQP 1.0 request to add, list or delete a binding with a key that the user's topic
+    permissions do not allow, the broker ends the session with unauthorized-access. The error names the exchange and
+    the key.
     """
     client(*_NOT_EMPTY)
     client.broker.users["guest"].topic_permissions["/", "amq.topic"] = TopicPermissions(read="^other$")
@@ -403,11 +403,11 @@ def test_declaring_an_existing_queue_or_exchange_needs_only_configure_permission
 
 
 @pytest.mark.parametrize("allowed", [("^q$", "^$", "^$"), ("^$", "^q$", "^$"), ("^$", "^$", "^q$")])
-def test_a_user_with_any_permission_can_get_a_queues_description(
+def test_a_user_with_any_permission_for_a_queue_can_get_its_description(
     client: _Client, allowed: tuple[str, str, str]
 ) -> None:
-    """A user who may only configure a queue, only write to it, or only read from it can get the queue's description
-    over AMQP 1.0.
+    """A user with only the configure permission, only the write permission or only the read permission for a queue
+    can get the queue's description over AMQP 1.0.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions(*allowed))
@@ -416,9 +416,9 @@ def test_a_user_with_any_permission_can_get_a_queues_description(
 
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_purge_over_amqp_1_0_waits_for_messages_that_are_being_requeued(client: _Client, withdrawn: bool) -> None:
-    """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, and
-    then drops them, too. If the user loses read permission for the queue while the request waits, the broker refuses
-    the request, and the queue keeps its messages.
+    """A request to purge a queue over AMQP 1.0 waits until messages that are being requeued are back in the queue, so
+    that these are purged, too. If the user loses read permission for the queue while the request waits, the broker
+    refuses the request, and the queue keeps its messages.
     """
     client(*_NOT_EMPTY)
     queue = client.vhost.queues["q"]

@@ -85,9 +85,9 @@ def ended(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def test_the_link_for_management_requests_is_attached_with_credit_for_8_requests(client: MemoryClient10) -> None:
-    """The broker's attach frame for the link on which an AMQP 1.0 client sends management requests has the settle modes
-    `settled` and `first`, the client's properties, and a max-message-size of 16 MiB. The client gets credit for 8
-    requests.
+    """The broker's attach frame for the link on which an AMQP 1.0 client sends management requests has the settle
+    modes `settled` and `first`, the client's properties, and a max-message-size of 16 MiB. The broker grants credit
+    for 8 requests.
     """
     answer, flow = attach(client, SENDER, count=5, unsettled={})
     fields = [answer.field(number) for number in range(14)]
@@ -96,7 +96,7 @@ def test_the_link_for_management_requests_is_attached_with_credit_for_8_requests
     assert flows([flow]) == [(3, 5, 8, None, None)]
 
 
-def test_the_link_for_management_responses_is_always_settled(client: MemoryClient10) -> None:
+def test_the_link_for_management_responses_always_has_the_settle_mode_settled(client: MemoryClient10) -> None:
     """The broker's attach frame for the link on which an AMQP 1.0 client receives management responses has the sender
     settle mode `settled`, even if the client does not ask for this mode. The initial delivery count in this frame is 0.
     """
@@ -131,9 +131,9 @@ def test_a_link_to_the_management_node_needs_the_property_paired(
 
 @pytest.mark.parametrize("role", [SENDER, RECEIVER])
 def test_a_pair_of_management_links_has_one_link_in_each_direction(client: MemoryClient10, role: bool) -> None:
-    """If an AMQP 1.0 client attaches a link for management requests or responses, and already has such a link with the
-    same name and direction, the broker detaches the new link with precondition-failed. A session can have several pairs
-    of such links with different names. A name can be used again once its link is detached.
+    """If an AMQP 1.0 client attaches a link for management requests or responses, but already has such a link with
+    the same name and direction, the broker detaches the new link with precondition-failed. A session can have several
+    pairs of such links with different names. When a link is detached, its name can be used again.
     """
     attach_pair(client)
     fields = role, SETTLED, None, *ENDS, None, None, UInt32(0), None, None, None, PAIRED
@@ -180,9 +180,9 @@ def test_a_link_with_the_handle_of_a_management_link_ends_the_session(client: Me
 
 @pytest.mark.parametrize("largest", [None, 0, 5000])
 def test_a_management_response_uses_the_link_of_the_same_name(client: MemoryClient10, largest: int | None) -> None:
-    """The broker sends the response to an AMQP 1.0 management request on the client's receiving link that has the same
-    name as the link of the request. The response's correlation id is the message id of the request. If the receiving
-    link has no max-message-size, or one of 0, responses may have any size.
+    """The broker sends the response to an AMQP 1.0 management request on the client's receiving link that has the
+    same name as the link of the request. The response's correlation id is the message id of the request. If the
+    receiving link's max-message-size is missing or 0, responses may have any size.
     """
     other = (SETTLED, None, *ENDS, None, None, None, None, None, None, PAIRED)
     client.send(ATTACH, "other", UInt32(0), RECEIVER, *other)
@@ -207,9 +207,9 @@ def test_the_delivery_ids_of_responses_and_messages_are_consecutive(client: Memo
 
 
 def test_credit_for_requests_is_topped_up_when_half_of_it_is_left(client: MemoryClient10) -> None:
-    """An AMQP 1.0 client has credit for 8 management requests. Whenever half of the credit is used, the broker sets it
-    to 8 again, even between two requests of the same write. So a client that sends 10 requests in one write gets all 10
-    responses.
+    """An AMQP 1.0 client has credit for 8 management requests. Whenever half of the credit is used, the broker sets
+    it to 8 again, even between two requests of the same write. A client that sends 10 requests in one write therefore
+    gets all 10 responses.
     """
     attach_pair(client, count=None)
     granted = [flows(ask(client, number)) for number in range(8)]
@@ -228,10 +228,10 @@ def test_the_delivery_count_of_requests_begins_with_the_clients_initial_count(cl
     assert found[-1] == [(3, 2, 8, None, None)]
 
 
-def test_credit_for_responses_is_drained_at_once(client: MemoryClient10) -> None:
+def test_credit_for_responses_is_drained_immediately(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client drains its link for management responses, the broker immediately answers with a credit of
-    0, because no response is waiting. If the client sends a flow frame with echo, the broker answers with the credit
-    that is left. It does not answer a flow frame with neither drain nor echo.
+    0, because no response is waiting. If the client sends a flow frame with echo, the broker answers with the
+    remaining credit. It does not answer a flow frame without drain and echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)
@@ -262,7 +262,7 @@ def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: Memo
 
 
 @pytest.mark.parametrize(("settled", "more"), [(False, False), (True, True)])
-def test_a_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
+def test_a_management_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
     client: MemoryClient10, settled: bool, more: bool
 ) -> None:
     """If an AMQP 1.0 client sends a management request that is unsettled, or that consists of several transfers, the
@@ -273,7 +273,7 @@ def test_a_request_that_is_unsettled_or_in_several_transfers_ends_the_session(
     assert ended(ask(client, 0, settled=settled, more=more)) == ("amqp:not-implemented", text)
 
 
-def test_a_request_without_a_link_for_the_response_ends_the_session(client: MemoryClient10) -> None:
+def test_a_management_request_without_a_link_for_the_response_ends_the_session(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client sends a management request before it has attached the link for the response, the broker
     ends the session with precondition-failed.
     """
@@ -282,7 +282,7 @@ def test_a_request_without_a_link_for_the_response_ends_the_session(client: Memo
     assert ended(ask(client, 0)) == ("amqp:precondition-failed", text)
 
 
-def test_a_request_without_credit_for_the_response_ends_the_session(client: MemoryClient10) -> None:
+def test_a_management_request_without_credit_for_the_response_ends_the_session(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client sends a management request, but has no credit left on its link for responses, the broker
     ends the session with precondition-failed.
     """
@@ -292,9 +292,9 @@ def test_a_request_without_credit_for_the_response_ends_the_session(client: Memo
     assert ended(ask(client, 1)) == ("amqp:precondition-failed", text)
 
 
-def test_a_request_that_is_not_a_message_ends_the_session(client: MemoryClient10) -> None:
-    """If a client sends bytes that are not an AMQP 1.0 message as a management request, the broker ends the session
-    with decode-error.
+def test_a_management_request_that_is_not_a_message_ends_the_session(client: MemoryClient10) -> None:
+    """If a client sends bytes that are not an AMQP 1.0 message on the link for management requests, the broker ends
+    the session with decode-error.
     """
     attach_pair(client)
     condition, text = ended(client.publish(0, b"\0", handle=3, settled=True)) or ("", "")

@@ -1,4 +1,4 @@
-"""How much memory the embedded broker counts for messages and for what clients keep in it."""
+"""How much memory the embedded broker counts for messages, definitions, stored offsets and publishing ids."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,8 +49,8 @@ def with_headers(length: int) -> BrokerMessage:
 
 
 def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
-    """For each message, the broker counts the size of the body and a fixed amount of memory, which covers headers of up
-    to 256 bytes. Larger headers count twice: as encoded bytes and as decoded values.
+    """For each message, the broker counts the size of the body and a fixed amount of memory, which covers headers of
+    up to 256 bytes. It counts larger headers twice: as encoded bytes and as decoded values.
     """
     assert footprint.of_message(message(b"")) == footprint.ENTRY
     assert footprint.of_message(with_headers(256)) == footprint.ENTRY + 4
@@ -94,16 +94,16 @@ def test_definitions_take_memory_for_their_names_and_arguments(
     measure: Callable[..., int], arguments: tuple[Any, ...], size: int
 ) -> None:
     """The broker counts memory for queues, streams, exchanges, bindings and global parameters, and for their names,
-    keys and arguments. A binding of a topic exchange takes 320 bytes more for each word of its key. The properties that
-    a client sends when it connects count only if they take more than 2,000 bytes.
+    keys and arguments. A binding of a topic exchange takes 320 additional bytes for each word of its key. The
+    properties that a client sends when it connects are counted only if they take more than 2,000 bytes.
     """
     assert measure(*arguments) == size
 
 
 def test_the_names_of_stored_offsets_and_producers_take_memory() -> None:
-    """A stream stores the offsets of consumers and the publishing ids of producers under their names. The broker counts
-    memory for each name until it forgets the name. It counts a name once, even if another offset or id is stored under
-    it later.
+    """A stream stores the offsets of consumers and the publishing ids of producers under their names. The broker
+    counts memory for each name until it forgets the name. If another offset or id is stored under the same name
+    later, the name is still counted only once.
     """
     ledger = Ledger()
     offsets, ids = StoredOffsets(ledger), PublishingIds(ledger)
@@ -134,7 +134,7 @@ def test_offsets_of_deleted_messages_are_forgotten() -> None:
     assert (offsets, ledger.held_bytes) == ({"b": 5, "d": 6}, 2 * 201)
 
 
-def test_only_the_producers_that_published_last_are_kept() -> None:
+def test_only_the_publishing_ids_of_the_most_recent_producers_are_kept() -> None:
     """A stream keeps the publishing ids of a limited number of producers. It forgets those of the producers that have
     not published for the longest time.
     """

@@ -13,8 +13,8 @@ from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
 def test_the_default_memory_limit_is_40_percent_of_the_containers_memory(tmp_path: Path) -> None:
-    """In a container, the embedded broker's default memory limit is 40 % of the container's memory, so that the broker
-    blocks publishers before the kernel kills it.
+    """In a container, the embedded broker's default memory limit is 40% of the container's memory, so that the broker
+    blocks publishers before the kernel kills the broker.
     """
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
@@ -38,8 +38,8 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If the broker holds many messages, one of Python's garbage collections can take a long time. The broker then
-    excludes the objects that survive this collection from later ones. It includes them again once it holds few
+    """If the broker contains many messages, one of Python's garbage collections can take a long time. The broker then
+    excludes the objects that survive this collection from later ones. It includes them again once it contains few
     messages, or once the memory of its process has grown by much more than the size of its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
@@ -64,8 +64,8 @@ def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_
 def test_objects_that_survive_a_short_garbage_collection_are_not_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a long garbage collection by Python, the broker excludes the surviving objects from later collections.
-    After one that takes only a few milliseconds, it does not exclude them.
+    """If a garbage collection by Python takes only a few milliseconds, the broker does not exclude the objects that
+    survive it from later collections, as it does after a long one.
     """
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()

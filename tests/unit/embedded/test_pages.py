@@ -9,8 +9,8 @@ from mqtool.broker.embedded.http.route_table import Listed
 
 
 def test_only_the_data_of_queues_on_the_requested_page_is_collected() -> None:
-    """If a client of the management API requests a page with three of 1,000 queues, the embedded broker collects the
-    data of only these three.
+    """If a client of the management API requests a page that contains three of 1,000 queues, the embedded broker
+    collects data only about these three.
     """
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []

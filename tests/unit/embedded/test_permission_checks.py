@@ -1,4 +1,4 @@
-"""What the embedded broker allows a user who does not have all permissions, and what it refuses."""
+"""Permissions: what the embedded broker allows each user, and what it refuses."""
 
 import asyncio
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def refusal(
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
-def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
+def test_configure_write_and_read_permissions_are_independent_of_each_other(what: str, kind: str) -> None:
     """The permissions `configure`, `write` and `read` are independent of each other. If a user lacks one of them, the
     broker's error names the missing permission.
     """
@@ -148,7 +148,7 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
 ) -> None:
     """If a user has topic permissions for a topic exchange, the user can publish and bind only with routing keys that
-    match them. If the user has none, or the exchange is of another type, any routing key is allowed.
+    match them. If the user has no topic permissions, or the exchange is of another type, any routing key is allowed.
     """
     answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
     assert answer == (f"{said} refused for user 'ann'" if said else "")
@@ -264,8 +264,8 @@ def test_a_binding_needs_write_permission_for_its_destination_and_read_for_its_s
     "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
 )
 def test_a_password_is_checked_with_the_hashing_algorithm_of_its_user(algorithm: str) -> None:
-    """The broker checks a password with the hashing algorithm that is stored for the user. If the hash was made with
-    another algorithm, or if no password is stored, the user cannot log in.
+    """The broker checks a password with the hashing algorithm that is stored for the user. If the stored hash was
+    made with another algorithm, or if no hash is stored, the user cannot log in.
     """
     user = User.with_password("ann", "secret é\udcff", ["monitoring"])
     assert (user.tags, user.permissions) == (["monitoring"], {})
@@ -290,7 +290,7 @@ def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_during_the_r
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's HTTP request to delete or purge a queue waits for messages that are being requeued. If the user is
-    deleted meanwhile, the broker refuses the request, and the queue is unchanged.
+    deleted while the request waits, the broker refuses the request, and the queue is unchanged.
     """
 
     async def send() -> int:

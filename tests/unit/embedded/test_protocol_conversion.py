@@ -58,9 +58,9 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"") -> BrokerMessage:
     ],
 )  # fmt: skip
 def test_times_before_1970_survive_conversion_to_amqp_0_9_1_and_back(sent: int, seconds: int, republished: int) -> None:
-    """A time in an AMQP 1.0 message, in milliseconds, becomes an unsigned number of seconds for an AMQP 0-9-1 client. A
-    time that is a second or more before 1970 therefore becomes a very large number. If the AMQP 0-9-1 client
-    republishes the message, AMQP 1.0 clients get the original time, cut to whole seconds.
+    """A time in an AMQP 1.0 message, in milliseconds, becomes an unsigned number of seconds for an AMQP 0-9-1 client.
+    A time that is a second or more before 1970 therefore becomes a very large number. If the AMQP 0-9-1 client
+    republishes the message, AMQP 1.0 clients receive the original time, truncated to whole seconds.
     """
     time = Milliseconds(sent)
     message = _published(
@@ -95,9 +95,9 @@ _X_DEATH: Table = {
 
 
 def test_a_republished_dead_letter_keeps_its_history() -> None:
-    """If an AMQP 1.0 client republishes a dead letter, AMQP 0-9-1 clients get its annotation x-opt-deaths as the header
-    x-death, and its annotation x-opt-rabbitmq-received-time as the header timestamp_in_ms. If an AMQP 0-9-1 client
-    republishes a dead letter, AMQP 1.0 clients get its header x-death as the annotation x-opt-deaths.
+    """If an AMQP 1.0 client republishes a dead letter, AMQP 0-9-1 clients receive its annotation x-opt-deaths as the
+    header x-death, and its annotation x-opt-rabbitmq-received-time as the header timestamp_in_ms. If an AMQP 0-9-1
+    client republishes a dead letter, AMQP 1.0 clients receive its header x-death as the annotation x-opt-deaths.
     """
     second = {name: value for name, value in _DEATH.items() if name != "ttl"} | {Symbol("count"): ULong(2**63)}
     annotations: Map = {
@@ -138,9 +138,9 @@ def test_a_message_with_a_forged_annotation_x_opt_deaths_is_accepted(changes: di
 
 @pytest.mark.parametrize("value", ["forged", 5, [], ["forged"], [{}], {"count": ULong(1)}, [_DEATH, {}]], ids=str)
 def test_an_annotation_x_opt_deaths_or_received_time_with_an_invalid_value_is_dropped(value: Any10) -> None:
-    """If the annotation x-opt-deaths of an AMQP 1.0 message is not a list of valid entries, AMQP 0-9-1 clients get the
-    message without the header x-death. If the annotation x-opt-rabbitmq-received-time is not a time, they get no header
-    timestamp_in_ms.
+    """If the annotation x-opt-deaths of an AMQP 1.0 message is not a list of valid entries, AMQP 0-9-1 clients
+    receive the message without the header x-death. If the annotation x-opt-rabbitmq-received-time is not a time, they
+    get no header timestamp_in_ms.
     """
     annotations: Map = {Symbol("x-opt-deaths"): value, Symbol("x-opt-rabbitmq-received-time"): value}
     assert _published(Amqp10Message(message_annotations=annotations, body=_DATA)).headers == {}
@@ -154,7 +154,7 @@ def test_an_annotation_x_opt_deaths_or_received_time_with_an_invalid_value_is_dr
 )  # fmt: skip
 def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
     """If an AMQP 0-9-1 client publishes a message with a header x-death that does not have the form in which brokers
-    write it, AMQP 1.0 clients get it as the annotation x-death, like other headers whose names begin with x-.
+    write it, AMQP 1.0 clients receive it as the annotation x-death, like other headers whose names begin with x-.
     """
     found = _delivered(_from_091({"headers": encode_table({"x-death": forged})})).message_annotations
     assert Symbol("x-opt-deaths") not in found
@@ -168,9 +168,9 @@ def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
     ids=lambda value: str(value)[:10],
 )  # fmt: skip
 def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: Value, ttl: int | None) -> None:
-    """If the expiration of an AMQP 0-9-1 message is an integer from 0 to 4,294,967,295, the message has this time to
-    live over AMQP 1.0. Otherwise, it has no time to live over AMQP 1.0. The same rule applies to the original
-    expiration in the x-death header of a dead letter.
+    """If the expiration of an AMQP 0-9-1 message is an integer from 0 to 4,294,967,295, AMQP 1.0 clients receive it
+    as the message's ttl. Otherwise, they get no ttl. The same rule applies to the original expiration in the x-death
+    header of a dead letter.
     """
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
     if isinstance(expiration, str) and len(expiration) < 256:
@@ -183,8 +183,8 @@ def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: 
 
 def test_bytes_that_are_not_utf_8_are_kept() -> None:
     """If a property, a routing key, or the name of an exchange or queue contains bytes that are not UTF-8, the broker
-    keeps these bytes when it converts a message between AMQP 0-9-1 and AMQP 1.0. There is one exception: it drops the
-    user id of an AMQP 1.0 message if this is not UTF-8.
+    keeps these bytes when it converts a message between AMQP 0-9-1 and AMQP 1.0. The exception is the user id of an
+    AMQP 1.0 message: if it is not UTF-8, the broker drops it.
     """
     fields = {"user_id": b"\x02u\xff", "app_id": b"\x01\xff", "reply_to": b"\x03r/\xff", "message_id": b"\x01\xff"}
     found = _delivered(_from_091(fields))
@@ -250,8 +250,8 @@ def test_values_from_amqp_1_0_clients_are_converted_to_amqp_0_9_1_types_and_back
 @pytest.mark.parametrize("name", ["q", "a/b", "é %", "\udcff", "~-._"])
 def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
     """When a name is put into an AMQP 1.0 address, each character that an address cannot contain is percent-encoded.
-    Decoding returns the same name. The exception is a name with bytes that are not valid UTF-8: it is encoded, too, but
-    decoding the address raises UnicodeDecodeError.
+    Decoding the address returns the same name. The exception is a name with bytes that are not valid UTF-8: it is
+    also percent-encoded, but decoding raises UnicodeDecodeError.
     """
     encoded = quoted(name)
     assert re.fullmatch(r"[\w.~%-]+", encoded, re.ASCII)
@@ -269,8 +269,8 @@ def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
 )  # fmt: skip
 def test_only_a_message_of_type_amqp_1_0_can_have_an_encoded_amqp_1_0_body(body: bytes, *, is_encoded: bool) -> None:
     """If an AMQP 0-9-1 client publishes a message with the type `amqp-1.0`, and the body is an encoded AMQP 1.0 body,
-    AMQP 1.0 clients get this body unchanged. If the type is different, or the body is anything else, AMQP 1.0 clients
-    get the body in a data section.
+    AMQP 1.0 clients receive this body unchanged. In all other cases, AMQP 1.0 clients receive the body in a data
+    section.
     """
     found = _delivered(_from_091({"type": encode_short(b"amqp-1.0")}, body))
     assert found.body == (body if is_encoded else data_section(body))

@@ -68,7 +68,7 @@ def error_of(frames: list[Frame]) -> tuple[int, str, str | None]:
 
 
 @pytest.mark.parametrize(("initial", "count"), [(0, 0), (7, 7), (None, 0), (0xFFFFFFFF, 0xFFFFFFFF)])
-def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_on(
+def test_a_publisher_gets_a_link_credit_of_170_counted_from_its_initial_delivery_count(
     client: MemoryClient10, initial: int | None, count: int
 ) -> None:
     """When an AMQP 1.0 publisher attaches a link, the broker sends a flow frame that grants a link credit of 170. The
@@ -181,8 +181,8 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
 def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """An AMQP 1.0 publisher gets no new link credit while 170 of its messages are unsettled. If only 169 are, it gets
-    new credit when it has used half of its credit.
+    """An AMQP 1.0 publisher receives no new link credit while 170 of its messages are unsettled. While only 169 are
+    unsettled, it gets new credit when it has used half of its credit.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -416,8 +416,8 @@ def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: Memory
 
 
 def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If the ttl in the header of an AMQP 1.0 message is not a number, the broker detaches the link with decode-error
-    and an error text that gives the reason.
+    """If the ttl in the header of an AMQP 1.0 message is not a number, the broker detaches the link with
+    decode-error, and does not publish the message.
     """
     client.attach_sender("/queues/q")
     wrong = encode(described(0x70, True, None, "soon")) + message()
@@ -471,9 +471,8 @@ def test_a_settled_message_gets_no_outcome(client: MemoryClient10, *, settled: b
 def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
     client: MemoryClient10, broker: Broker, address: str | None, to: str | None
 ) -> None:
-    """If an AMQP 1.0 message is rejected because a queue is full, the outcome `rejected` contains the name of the queue
-    and the reason `maxlen`. It does not matter whether the link's target or the message's property `to` names the
-    queue.
+    """If an AMQP 1.0 message is rejected because a queue is full, the outcome `rejected` contains the name of the
+    queue and the reason `maxlen`, whether the link's target or the message's property `to` names the queue.
     """
     broker.vhosts["/"].add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
     client.attach_sender(address)
@@ -609,7 +608,7 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
 ) -> None:
     """On an AMQP 1.0 link whose target address is null (the anonymous terminus), each message can name a different
     exchange in `to`. If the user may not publish to this exchange, or not with this routing key, the broker ends the
-    session with unauthorized-access. It does so even if the exchange does not exist.
+    session with unauthorized-access, even if the exchange does not exist.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
@@ -675,8 +674,8 @@ def test_deleting_a_queue_detaches_only_the_links_that_still_publish_to_it(
     client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
 ) -> None:
     """When a queue is deleted, the broker detaches each AMQP 1.0 link that publishes to it, with the error
-    resource-deleted. If the client has already detached such a link and reused its handle for a link to another queue,
-    the new link stays attached.
+    resource-deleted. If a client has already detached its link and reused the link's handle for a link to another
+    queue, the new link stays attached.
     """
     vhost = broker.vhosts["/"]
     vhost.add_queue(QueueDeclaration("other", {}))
@@ -703,7 +702,8 @@ class ReplyChannel:
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
     """If an AMQP 1.0 client publishes a message to a direct reply-to address, the broker accepts the message, and
-    delivers it to the requester's channel without a queue. If the requester is gone, the outcome is `released`.
+    delivers it to the requester's channel without a queue. If the requester has disconnected, the outcome is
+    `released`.
     """
     asking = broker.reply_consumers["token"] = ReplyChannel()
     client.attach_sender(None)
@@ -752,7 +752,7 @@ def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
 
 
 class Watcher:
-    """A display that shows the messages that no queue has received, and where messages come from."""
+    """A live display that records unroutable messages, and the publishers of messages."""
 
     def __init__(self) -> None:
         self.shown: dict[int, Any] = {}
@@ -774,9 +774,9 @@ class Watcher:
 def test_publishers_and_unroutable_messages_are_reported_to_a_live_display(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The broker reports to a live display, such as `mqtool ui`, which connection published each AMQP 1.0 message, and
-    which messages were unroutable. It also reports whether the publisher knows that a message was unroutable: the
-    outcome `released` says so, but a message that was sent settled has no outcome.
+    """The broker reports to a live display, such as `mqtool ui`, which connection published each AMQP 1.0 message,
+    and which messages were unroutable. It also reports whether the publisher was informed that a message was
+    unroutable: the outcome of an unsettled message is `released`, but a settled message has no outcome.
     """
     watcher: Any = Watcher()
     vhost = broker.vhosts["/"]
@@ -793,7 +793,7 @@ def test_publishers_and_unroutable_messages_are_reported_to_a_live_display(
 
 
 class RejectingHooks:
-    """Test support that rejects each message."""
+    """Hooks for tests that reject each message."""
 
     def __init__(self) -> None:
         self.enqueued: list[tuple[object, bytes]] = []

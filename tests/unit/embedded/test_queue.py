@@ -118,7 +118,7 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_several_event_loop_turns() -> None:
     """When a queue with many consumers is deleted, the broker cancels the first consumers immediately, and the others
     in later turns of its event loop. In these later turns, it also detaches the AMQP 1.0 links that publish to the
-    queue. It skips a link that its client has detached in the meantime.
+    queue, except a link that its client has detached in the meantime.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]
@@ -173,7 +173,7 @@ def test_requeued_messages_return_to_their_original_position(actions: list[str])
         assert queue.unacked == len(taken)
 
 
-def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
+def test_memory_is_freed_when_messages_leave_a_queue_for_any_reason(vhost: VirtualHost, ledger: Ledger) -> None:
     """Once all messages have left a queue, they no longer count towards the broker's memory use, whether they were
     dropped because of max-length, acknowledged, deleted with the queue, or requeued to a deleted queue.
     """
@@ -216,8 +216,8 @@ def test_a_message_that_is_requeued_after_its_ttl_expires_immediately(vhost: Vir
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue is deleted once it has been unused for the time in its x-expires. basic.get counts as use. A queue with a
-    consumer is not deleted, and the time starts again when its last consumer is cancelled.
+    """A queue is deleted once it has been unused for the time in its x-expires. basic.get counts as use. A queue with
+    a consumer is not deleted. When its last consumer is cancelled, the time starts again.
     """
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
@@ -254,9 +254,9 @@ def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> No
     assert deaths[0]["queue"] == "q249"
 
 
-def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
-    """Consumers with the highest priority get messages in turn. A consumer with a lower priority gets messages only
-    once all consumers with the highest priority have used up their prefetch.
+def test_consumers_with_the_same_priority_take_turns_receiving_messages(vhost: VirtualHost) -> None:
+    """Consumers with the highest priority receive messages in turn. A consumer with a lower priority receives
+    messages only once all consumers with the highest priority have used up their prefetch.
     """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
@@ -292,7 +292,7 @@ def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_agai
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
     """When a queue is deleted, its consumers are cancelled and its bindings are removed. An auto-delete exchange to
-    which only this queue was bound is deleted as well.
+    which only this queue was bound is also deleted.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
@@ -307,7 +307,7 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 def test_a_delayed_exchange_releases_each_message_after_its_delay(vhost: VirtualHost, clock: FakeClock) -> None:
     """An x-delayed-message exchange releases each message when its delay has passed. If the exchange is deleted, the
-    messages that it still holds back are discarded.
+    messages that it still delays are discarded.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -340,8 +340,8 @@ class BusyClock(FakeClock):
 
 
 def requeue_many(ledger: Ledger, like: str = DEFAULT, **arguments: Any) -> tuple[BusyClock, VirtualHost, BrokerQueue]:
-    """Return a queue that is requeueing 100 messages in several turns, and to which another message has been published
-    meanwhile.
+    """Return a queue that is requeueing 100 messages in several turns of the event loop. Another message has been
+    published to the queue in the meantime.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
@@ -366,10 +366,12 @@ KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", 
 
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
-def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
-    """The broker requeues many messages in several turns of its event loop. All of them count as ready immediately, but
-    consumers get messages only after the last turn: first the requeued messages in order, and then a message that was
-    published in the meantime.
+def test_many_messages_are_requeued_step_by_step_and_keep_their_order(
+    ledger: Ledger, like: str, arguments: Table
+) -> None:
+    """The broker requeues many messages in several turns of its event loop. All of them count as ready immediately,
+    but consumers receive messages only after the last turn: first the requeued messages in order, and then a message
+    that was published in the meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -409,7 +411,7 @@ def test_basic_get_purge_and_delete_include_messages_that_are_being_requeued(
 
 @pytest.mark.parametrize("end", ["purge", "delete"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
+def test_the_messages_of_a_long_queue_are_dropped_step_by_step(ledger: Ledger, kind: str, end: str) -> None:
     """When a queue with many messages is purged or deleted, it is empty immediately, although the broker frees the
     memory of the messages in several turns of its event loop. A message that is published after a purge stays in the
     queue.
@@ -435,8 +437,9 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
 def test_a_message_that_cannot_be_dropped_does_not_keep_others_in_memory(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If an error prevents the broker from dropping a message of a deleted queue, the broker logs the error, and drops
-    the other messages of this queue and of queues deleted later. The client that deletes the queue gets no error.
+    """If an error prevents the broker from dropping a message of a deleted queue, the broker logs the error, and
+    drops the other messages of this queue and of queues deleted later. The client that deletes the queue receives no
+    error.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -464,10 +467,10 @@ def test_a_message_that_cannot_be_dropped_does_not_keep_others_in_memory(
 
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
-def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
+def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_step_by_step(ledger: Ledger, what: str) -> None:
     """When the broker deletes a queue or an exchange that has many bindings, it removes the bindings in several turns
-    of its event loop. The queue or exchange exists until the last of these turns. Afterwards, neither it nor its
-    bindings count towards the broker's memory use.
+    of its event loop. The queue or exchange exists until the last of these turns. Afterwards, neither the queue or
+    exchange nor its bindings count towards the broker's memory use.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -541,12 +544,12 @@ def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledge
 
 
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
-def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_in_order(
+def test_many_messages_that_are_due_at_the_same_time_are_published_step_by_step_in_order(
     ledger: Ledger, how: str
 ) -> None:
     """If many messages expire at the same time, or the delays of many messages end at the same time, the broker
-    publishes a few of these messages in each turn of its event loop, in order. Other clients are served between the
-    turns.
+    publishes a few of these messages in each turn of its event loop, in order, so that it can serve other clients
+    between the turns.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -577,8 +580,8 @@ def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_
 def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """A quorum queue with the dead-letter strategy at-least-once keeps a dead letter if the target queue is missing or
-    full. It tries again to publish the dead letter until a queue accepts it.
+    """A quorum queue with the dead-letter strategy at-least-once keeps a dead letter if the target queue is missing
+    or full, and tries again to publish it until a queue accepts it.
     """
     source = add_queue(
         vhost,
@@ -624,7 +627,8 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
     """Messages are published while the system clock is ahead, and are paged out. If the clock is corrected before the
-    broker is restarted, they expire once their TTL has passed since the restart. A second restart does not delay this.
+    broker is restarted, they expire once their TTL has passed since the restart. The TTL does not start again with a
+    second restart.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:

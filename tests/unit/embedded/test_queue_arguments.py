@@ -1,4 +1,4 @@
-"""The settings of a queue: how its arguments and the policies that apply to it are combined."""
+"""How the arguments of a queue and the policies that apply to it are combined."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def options(arguments: Table, policy: Table | None = None, like: Like = Like.V4_
 )
 def test_the_smaller_number_of_an_argument_and_a_policy_applies(name: str, setting: str) -> None:
     """If an argument of a classic queue and a policy both set the same limit, such as max-length, the smaller number
-    applies. A limit of 0 is the smallest one, and does not mean that there is no limit.
+    applies. A limit of 0 is the smallest limit. It does not mean that there is no limit.
     """
     for argument, policy, applies in ((5, None, 5), (None, 5, 5), (5, 7, 5), (7, 5, 5), (0, 5, 0), (5, 0, 0)):
         found = options({} if argument is None else {f"x-{name}": argument}, {} if policy is None else {name: policy})
@@ -76,9 +76,9 @@ STREAM: Table = {"x-queue-type": "stream"}
 def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
     argument: str | None, policy: str | None, applies: str
 ) -> None:
-    """If an argument of a quorum queue and a policy both set the overflow behaviour, that of the policy applies. The
-    dead-letter strategy at-least-once has an effect only if the behaviour that applies is reject-publish. Quorum queues
-    do not support reject-publish-dlx: it has the effect of drop-head.
+    """If an argument of a quorum queue and a policy both set the overflow behaviour, the policy applies. The
+    dead-letter strategy at-least-once has an effect only if the behaviour that applies is reject-publish. Quorum
+    queues do not support reject-publish-dlx, and treat it as drop-head.
     """
     at_least_once: Table = {"x-dead-letter-exchange": "x", "x-dead-letter-strategy": "at-least-once"}
     found = options({**QUORUM, **at_least_once, "x-overflow": argument}, {"overflow": policy})
@@ -99,9 +99,9 @@ def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
 def test_with_like_3_10_a_policy_overrides_the_expiry_of_a_quorum_queue(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
-    """If x-expires of a quorum queue and `expires` of a policy are different times, `broker up --like 3.10` applies the
-    policy's time, even if it is longer. The shorter time applies to classic queues, and with `--like 4.0` (the next
-    version that the broker can imitate) also to quorum queues. If the policy sets no time, x-expires applies.
+    """If a quorum queue's x-expires differs from `expires` in a policy, `broker up --like 3.10` applies the policy's
+    time, even if it is longer. The shorter time applies to classic queues and, with `--like 4.0` (the next version
+    that the broker can imitate), to quorum queues. If the policy sets no time, x-expires applies.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -110,8 +110,8 @@ def test_with_like_3_10_a_policy_overrides_the_expiry_of_a_quorum_queue(
     ("argument", "policy", "applies"), [(5, None, 5), (None, 5, 5), (5, 7, 7), (7, 5, 5), (0, 5, 5), (5, 0, 0)]
 )
 def test_a_policy_overrides_the_limits_of_a_stream(argument: int | None, policy: int | None, applies: int) -> None:
-    """If an argument of a stream and a policy both set its maximum length, maximum age or segment size, that of the
-    policy applies, even if it is higher.
+    """If an argument of a stream and a policy both set its maximum length, maximum age or segment size, the policy's
+    value applies, even if it is higher.
     """
     for name, setting in (("max-length-bytes", "max_length_bytes"), ("stream-max-segment-size-bytes", "segment_bytes")):
         found = options(STREAM if argument is None else {**STREAM, f"x-{name}": argument},
@@ -127,7 +127,7 @@ def test_a_policy_overrides_the_limits_of_a_stream(argument: int | None, policy:
 @pytest.mark.parametrize(("value", "is_set"), [(True, True), (False, False), ("true", False), (None, False)])
 def test_only_an_argument_sets_a_single_active_consumer(value: Any, *, is_set: bool) -> None:
     """A queue has a single active consumer only if its argument x-single-active-consumer is true. A policy cannot set
-    this.
+    a single active consumer.
     """
     assert options({"x-single-active-consumer": value}, {"single-active-consumer": True}).single_active is is_set
 
@@ -178,9 +178,9 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     argument: Any, policy: int | None, limit: int | None, in_3_10: int | None
 ) -> None:
     """With `broker up --like 4.0` or later, a quorum queue has a delivery limit of 20 unless an argument or a policy
-    sets another one. If both set one, the lower limit applies. A negative number means no limit, so if only one of the
-    two is negative, the other one applies. With `--like 3.10`, there is no limit unless one is set. A negative number
-    is then a limit like any other: if both are set, the lower one applies.
+    sets another one, and a negative number means that there is no limit. With `--like 3.10`, there is no limit by
+    default, and a negative number is a limit like any other. If both an argument and a policy set a limit, the lower
+    limit applies.
     """
     for like in Like:
         found = options({**QUORUM, "x-delivery-limit": argument}, {"delivery-limit": policy}, like)
@@ -205,7 +205,7 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
     """With `broker up --like 4.3` or later, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or
-    `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, that of the policy
+    `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, the policy's type
     applies. Without a positive delayed-retry-max, the delay of every retry is delayed-retry-min. With `--like 4.2`,
     retries are not delayed.
     """
@@ -225,9 +225,9 @@ def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, polic
     ],
 )
 def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
-    """The delay of a retry is delayed-retry-min times the number of failed deliveries, but at most delayed-retry-max.
-    With delayed-retry-type `failed`, only retries after failed deliveries are delayed. With `returned`, only retries of
-    messages that were returned without a failure are. With `all`, both are.
+    """The delay of a retry is delayed-retry-min times the number of failed deliveries (at least 1), but at most
+    delayed-retry-max. The delayed-retry-type `failed` delays only retries after failed deliveries, `returned` only
+    those of messages that were returned without a failure, and `all` both.
     """
     assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
 
@@ -249,8 +249,8 @@ def test_queues_have_no_consumer_timeout_of_their_own_with_like_3_10(like: Like,
     ids=str,
 )  # fmt: skip
 def test_a_queue_is_too_long_if_it_exceeds_one_of_its_limits(limits: Table, *, fits: bool) -> None:
-    """A queue that contains 3 messages with 30 bytes in all is too long if its limit is 2 messages or 29 bytes, but not
-    if its limits are 3 messages and 30 bytes.
+    """A queue that contains 3 messages with 30 bytes in total is too long if its limit is 2 messages or 29 bytes, but
+    not if its limit is 3 messages or 30 bytes.
     """
     found = options(limits)
     assert found.limited is bool(limits)
@@ -264,7 +264,7 @@ def test_a_queue_is_too_long_if_it_exceeds_one_of_its_limits(limits: Table, *, f
 def test_a_message_lives_for_the_shorter_of_its_expiration_and_its_queues_ttl(
     ttl: int | None, expiration: str | None, lasts: int | None
 ) -> None:
-    """A message expires after its own expiration or its queue's x-message-ttl, whichever is shorter. If neither is set,
-    it never expires.
+    """A message expires after its own expiration or its queue's x-message-ttl, whichever is shorter. If neither is
+    set, the message never expires.
     """
     assert options({} if ttl is None else {"x-message-ttl": ttl}).time_to_live(expiration) == lasts

@@ -27,8 +27,10 @@ def got(*consumers: FakeConsumer) -> list[list[bytes]]:
     return [[entry.message.body for entry in consumer.got] for consumer in consumers]
 
 
-def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
-    """Two consumers of a queue get its messages in turn. Once one of them is cancelled, the other gets all messages."""
+def test_two_consumers_of_a_queue_get_its_messages_in_turn(vhost: VirtualHost) -> None:
+    """A queue delivers its messages to its two consumers in turn. Once one of them is cancelled, the other one gets
+    all messages.
+    """
     queue = add_queue(vhost)
     one, two = consumers = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
     queue.add_consumer(one)
@@ -42,7 +44,7 @@ def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
     assert (len(first), len(second)) == (3, 4)
 
 
-def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
+def test_a_consumer_gets_no_more_messages_than_its_prefetch_allows(vhost: VirtualHost) -> None:
     """The only consumer of a queue gets no more messages than its prefetch allows. Once the consumer can take another
     message, it gets the next one.
     """
@@ -112,10 +114,10 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
     assert got(three) == [[b"2"]]
 
 
-def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a single active consumer is cancelled, the queue immediately informs the consumer that becomes the active
-    one, even if no message is ready, so that this consumer can inform its client. If no consumer is left, or if the
-    queue has no single active consumer, the queue informs no consumer.
+def test_a_queue_informs_a_consumer_that_becomes_active_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
+    """When the single active consumer of a queue is cancelled, the queue immediately informs the next consumer that
+    it is now active, even if no message is ready. The consumer can then inform its client. If no consumer is left, or
+    if the queue was declared without x-single-active-consumer, the queue informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -128,7 +130,7 @@ def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_i
         assert (one.asked, two.asked) == (0, asked)
 
 
-def test_all_consumers_are_active_without_a_single_active_consumer(vhost: VirtualHost) -> None:
+def test_all_consumers_are_active_without_x_single_active_consumer(vhost: VirtualHost) -> None:
     """If a queue is declared without x-single-active-consumer, all its consumers count as active, and none is its
     single active consumer.
     """

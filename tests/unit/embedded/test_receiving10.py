@@ -81,9 +81,9 @@ def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient
 def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
     client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
 ) -> None:
-    """The link-credit in an AMQP 1.0 receiver's flow frame counts from the delivery-count in this frame, or from 0 if
-    the frame has none. The broker subtracts the messages that it has sent since that delivery-count. A flow frame
-    without link-credit withdraws the credit.
+    """The link-credit in an AMQP 1.0 receiver's flow frame counts from the delivery-count in the same frame, or from
+    0 if the frame has none. The broker subtracts the messages that it has sent since that delivery-count. A flow
+    frame without link-credit withdraws the credit.
     """
     fill(q, b"1", b"2")
     client.attach_receiver("/queues/q", handle=4)
@@ -163,12 +163,12 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
+def test_a_drain_completes_only_after_the_ready_messages_were_sent_to_a_slow_receiver(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for its receivers. If a receiver drains
-    its link and the queue contains messages, the drain completes only after the broker has sent them. If the queue is
-    empty, the drain completes immediately.
+    """While an AMQP 1.0 client reads too slowly, the broker holds back messages for the client's receivers. If such a
+    receiver drains its link and the queue contains messages, the broker completes the drain only after it has sent
+    these messages. If the queue is empty, the drain completes immediately.
     """
     if waiting:
         fill(q, b"1")
@@ -265,7 +265,7 @@ def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed
 def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The drain of an AMQP 1.0 link to a stream completes once the receiver has got all messages in the stream. The
+    """The drain of an AMQP 1.0 link to a stream completes once the broker has sent all messages in the stream. Its
     answer says that 0 messages are available, since a stream does not count available messages.
     """
     stream_with(broker, b"1", b"2", b"3")
@@ -578,7 +578,7 @@ class Hooks:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
+def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_when_it_is_sent(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
     """While a test records what the embedded broker does, an AMQP 1.0 message from a queue or a stream is recorded as
@@ -611,7 +611,7 @@ def sql(text: str) -> tuple[Any, ...]:
 
 
 def fill_with_subjects(stream: BrokerQueue, *subjects: str) -> None:
-    """Publish messages whose application property `a` is given."""
+    """Publish a message for each of these values of the application property `a`."""
     for subject in subjects:
         whole = Amqp10Message(
             properties=BareProperties(), application_properties={"a": subject}, body=data_section(subject[:9].encode())
@@ -681,7 +681,7 @@ def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: Memor
     assert flows(client.flow(1, 5, count=1, seen=2)) == []
 
 
-def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
+def test_the_answer_to_a_drain_says_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
     """If an AMQP 1.0 receiver of a quorum queue with a single active consumer drains its first credit, the answer to
     the drain says whether the receiver is the active one.
     """
@@ -781,8 +781,9 @@ def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
 
 
 def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
-    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of the broker's output wait for it, the broker
-    drops direct replies to this requester. It delivers replies again once the output has been read.
+    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of data for it wait in the broker's send buffer,
+    the broker drops direct replies to this requester. Once the buffer is empty again, the broker delivers further
+    replies.
     """
     client.flow(0, 5)
     client.connection.write(b"x" * (16 * 1024 * 1024 + 1))

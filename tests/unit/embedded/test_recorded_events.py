@@ -89,7 +89,7 @@ class Scene:
         self.events()
 
     def pass_by(self, seconds: float) -> None:
-        """A request arrives after this many seconds."""
+        """Let this many seconds pass until the next request of `mqtool ui`."""
         self.seconds += seconds
         self.found.refill()
 
@@ -107,9 +107,9 @@ def scene(vhost: VirtualHost, clock: FakeClock, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_message_is_shown_from_its_publication_to_its_acknowledgement(scene: Scene) -> None:
-    """For a message that it shows, `mqtool ui` gets these events: published, ready in a queue, each delivery, each
-    requeue with its reason, and acknowledged. A message has a copy in each queue that gets it. All events after
-    `published` contain the number of the copy to which they belong.
+    """`mqtool ui` gets an event when a message that it shows is published, becomes ready in a queue, is delivered, is
+    requeued (with the reason) or is acknowledged. If the message is routed to several queues, each queue has its own
+    copy. All events after `published` contain the number of the copy to which they belong.
     """
     before, consumer = scene.found.number, Consumer()
     scene.publish()
@@ -164,10 +164,10 @@ def test_messages_removed_by_a_purge_or_with_their_queue_are_no_longer_shown(sce
 
 
 def test_a_dead_letter_is_shown_on_its_way_into_its_next_queue(scene: Scene) -> None:
-    """When a message on display is dead-lettered, `mqtool ui` shows why, from which queue, and into which queue the
-    message goes. It does so even while it leaves out newly published messages because there are too many. It shows a
-    dead letter that reaches no queue as dropped, and a rejected message of a queue without a dead-letter exchange as
-    discarded.
+    """When a message on display is dead-lettered, `mqtool ui` shows the reason, the queue that the message leaves,
+    and the queue that it enters. It does so even while it leaves out newly published messages because there are too
+    many. A dead letter that reaches no queue is shown as dropped, and a rejected message of a queue without a
+    dead-letter exchange as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")
@@ -220,10 +220,10 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
     assert {*scene.found.shown.values()} == {("q", True)}
 
 
-def test_no_event_of_a_delayed_message_that_is_left_out_is_shown(scene: Scene) -> None:
+def test_no_event_is_shown_of_a_delayed_message_that_was_left_out(scene: Scene) -> None:
     """If too many messages with the same exchange and routing key are published, `mqtool ui` leaves out some of them.
-    It shows no event of a delayed message that it has left out, not even when the delay is over. A later message with
-    this exchange and routing key is shown from its publication on.
+    It shows no event of a delayed message that it has left out, not even when the delay is over. If a later message
+    with this exchange and routing key is not left out, all its events are shown.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)
@@ -239,9 +239,9 @@ def test_no_event_of_a_delayed_message_that_is_left_out_is_shown(scene: Scene) -
     assert scene.what() == ["published", "ready"]
 
 
-def test_an_unroutable_message_and_one_that_a_full_queue_refuses_are_shown_as_such(scene: Scene) -> None:
+def test_unroutable_messages_and_messages_that_a_full_queue_refuses_are_shown(scene: Scene) -> None:
     """`mqtool ui` shows whether an unroutable message was returned or dropped, and whether a full queue refused a
-    message. It does so only if it has shown that the message was published.
+    message. It shows this only if it has also shown that the message was published.
     """
     add_queue(scene.vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
     lost = scene.publish("missing")
@@ -261,9 +261,9 @@ def test_an_unroutable_message_and_one_that_a_full_queue_refuses_are_shown_as_su
 
 
 def test_a_confirm_is_shown_with_the_messages_that_it_confirms(scene: Scene) -> None:
-    """`mqtool ui` shows each publisher confirm with the number of messages that the confirm covers, and lists those of
-    them that are on display. It leaves out a confirm if none of the confirmed messages are on display. It shows a nack
-    as a separate event for each nacked message on display.
+    """`mqtool ui` shows each publisher confirm with the number of messages that the confirm covers, and lists those
+    messages that are on display. It leaves out a confirm if none of the confirmed messages are on display. It shows a
+    nack as a separate event for each nacked message on display.
     """
     for number in (1, 3, 4, 7):
         scene.channel.next = number
@@ -392,8 +392,8 @@ def test_stored_offsets_replies_and_messages_to_missing_destinations_are_shown(s
 
 
 def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
-    """For `mqtool ui`, the broker records at most 100 new messages per second, and at most 20 per second with the same
-    exchange and routing key. However fast messages arrive, it records at most 50 new ones between two requests of
+    """For `mqtool ui`, the broker records at most 100 new messages per second, and at most 20 per second with the
+    same exchange and routing key. However fast messages arrive, it records at most 50 of them between two requests of
     `mqtool ui`, and skips the others.
     """
     add_queue(scene.vhost, "other")
@@ -424,9 +424,9 @@ def test_at_most_100_new_messages_per_second_are_recorded(scene: Scene) -> None:
 
 
 def test_events_without_a_message_in_a_queue_count_towards_the_limit_of_new_messages(scene: Scene) -> None:
-    """Events that do not belong to a message in a queue, such as stored offsets and direct replies, count towards the
-    same limit as new messages: between two requests of `mqtool ui`, the broker records at most 50 new messages and such
-    events together. Even if it does not record that a consumer has stored an offset, it remembers the latest offset.
+    """Events that do not belong to a message in a queue, such as direct replies, count towards the same limit as new
+    messages: between two requests of `mqtool ui`, the broker records at most 50 new messages and such events
+    together. When a consumer stores an offset, the broker remembers the offset even if it does not record this event.
     """
     for number in range(60):
         scene.found.stored("s", "r", number, scene.channel)
@@ -446,8 +446,8 @@ def test_events_without_a_message_in_a_queue_count_towards_the_limit_of_new_mess
 
 def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
     """`mqtool ui` shows up to 2,000 messages at the same time. While it shows this many, the broker records no events
-    of newly published messages. The broker remembers the exchange and routing key of such a message, to skip later
-    messages with the same pair quickly. It remembers at most 1,000 pairs.
+    of newly published messages. To skip them quickly, the broker remembers their exchanges and routing keys: at most
+    1,000 pairs.
     """
     scene.found.shown = dict.fromkeys(range(10_000, 11_999), ("q", True))
     scene.publish("q")
@@ -458,9 +458,9 @@ def test_at_most_2000_messages_are_shown_at_the_same_time(scene: Scene) -> None:
 
 
 def test_only_the_latest_4000_events_are_kept(scene: Scene) -> None:
-    """For `mqtool ui`, the broker keeps the latest 4,000 events of messages, each with a number. since(number) returns
-    the events after the one with this number. It returns None if some of these are no longer kept, or if the number is
-    higher than that of the latest event.
+    """For `mqtool ui`, the broker keeps the latest 4,000 events of messages, each with a number. since(number)
+    returns the events after the event with this number. It returns None if the broker no longer keeps some of these
+    events, or if the number is higher than that of the latest event.
     """
     start = scene.found.number
     assert scene.found.since(start) == []
@@ -488,10 +488,10 @@ def test_numbers_of_events_are_not_used_again_after_a_restart(scene: Scene) -> N
     assert scene.new_events().number > scene.found.number
 
 
-def test_the_messages_that_are_waiting_are_listed_and_shown_from_then_on(scene: Scene) -> None:
+def test_waiting_messages_are_listed_and_their_later_events_are_shown(scene: Scene) -> None:
     """When `mqtool ui` asks for waiting messages, the broker lists up to 20 ready messages of each queue, up to 20
-    delayed messages of each exchange, and the unacknowledged messages, up to 1,000 messages in all. From then on, their
-    events are shown. Messages in streams are not listed.
+    delayed messages of each exchange, and the unacknowledged messages, up to 1,000 messages in all. It then reports
+    the later events of these messages. Messages in streams are not listed.
     """
     exchange = BrokerExchange("d", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     scene.vhost.add_exchange(exchange)

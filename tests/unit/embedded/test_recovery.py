@@ -287,10 +287,10 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_marked_as_redeli
     asyncio.run(run())
 
 
-def test_messages_that_were_redelivered_because_of_a_kill_still_are_after_a_later_stop(tmp_path: Path) -> None:
-    """If a broker is killed after a queue has delivered a message, all messages in the queue are marked as redelivered
-    after the restart. They still are if the broker is then stopped normally and started again, even though nobody has
-    consumed them in between. A message that was published after the kill is not marked.
+def test_messages_marked_as_redelivered_after_a_kill_are_still_marked_after_a_later_stop(tmp_path: Path) -> None:
+    """If a broker is killed after a queue has delivered a message, all messages in the queue are marked as
+    redelivered after the restart. They are still marked after the broker is stopped normally and started again, even
+    if nobody has consumed them in between. A message that was published after the kill is not marked.
     """
     copy = tmp_path / "copy"
 
@@ -318,8 +318,8 @@ def test_messages_that_were_redelivered_because_of_a_kill_still_are_after_a_late
 
 def test_after_a_kill_a_message_has_the_delivery_counts_of_the_last_stop(tmp_path: Path) -> None:
     """When the broker is stopped, it stores the delivery counts of messages, so they are the same after a restart. If
-    the broker is killed instead, a message has the counts that were stored at the last stop, without its later
-    deliveries.
+    the broker is killed instead, a message has the delivery counts from the last stop. Later deliveries are not
+    included.
     """
     copy = tmp_path / "copy"
 
@@ -372,7 +372,7 @@ def test_after_a_stop_only_delivered_messages_are_marked_as_redelivered(tmp_path
     asyncio.run(run())
 
 
-def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
+def test_a_message_expires_on_time_after_a_restart(tmp_path: Path) -> None:
     """The TTL of a message counts from its publication, even if the broker is restarted before the message expires."""
 
     async def run() -> None:
@@ -398,8 +398,8 @@ def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
-    """If an x-delayed-message exchange is holding a message back when the broker stops, it continues to hold the
-    message back after the restart, and releases it when it is due.
+    """If the broker stops while an x-delayed-message exchange holds a message back, the exchange still holds the
+    message back after the restart. It publishes the message when the delay is over.
     """
 
     async def run() -> None:
@@ -425,9 +425,9 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_gets_no_messages_of_an_earlier_queue(tmp_path: Path) -> None:
-    """If queues are declared after a restart, they do not get the messages of earlier queues, whether the earlier
-    queues still exist or have been deleted. x-delayed-message exchanges that are declared after a restart hold back no
-    messages from before.
+    """A queue that is declared after a restart does not get the messages of an earlier queue, whether the earlier
+    queue still exists or has been deleted. An x-delayed-message exchange that is declared after a restart does not
+    hold back messages from before the restart.
     """
 
     async def run() -> None:
@@ -454,9 +454,9 @@ def test_a_queue_that_is_declared_after_a_restart_gets_no_messages_of_an_earlier
     asyncio.run(run())
 
 
-def test_the_maximum_length_counts_messages_that_were_unacknowledged(tmp_path: Path) -> None:
-    """Messages that were unacknowledged when the broker was killed are ready after the restart. They count towards the
-    maximum length of their queue, which drops its oldest messages if it is too long.
+def test_unacknowledged_messages_count_towards_the_maximum_length_after_a_kill(tmp_path: Path) -> None:
+    """Messages that were unacknowledged when the broker was killed are ready after the restart. They count towards
+    the maximum length of their queue: if the queue is too long, it drops its oldest messages.
     """
     copy = tmp_path / "copy"
 
@@ -503,9 +503,9 @@ def change(directory: Path, statement: str, *values: object) -> None:
 def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
     tmp_path: Path, kind: str, unreadable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a definition cannot be read, the broker starts with all others, except the bindings of a damaged queue or
-    exchange. It reports and logs the damage at each start. The data directory keeps the damaged definition and, if this
-    is the definition of a queue, the queue's messages.
+    """If a definition cannot be read, the broker starts with all other definitions, except the bindings of a damaged
+    queue or exchange. It reports and logs the damage at each start. The data directory keeps the damaged definition
+    and, if it is that of a queue, the queue's messages.
     """
 
     def kinds(broker: Broker) -> set[str]:
@@ -555,11 +555,10 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
 
 
 @pytest.mark.parametrize("kind", [USER, "exchange", "queue", "binding"])
-def test_a_definition_of_which_a_byte_is_damaged_is_not_restored_with_a_value_of_another_type(
-    tmp_path: Path, kind: str
-) -> None:
-    """If a damaged byte turns the arguments of a queue, an exchange or a binding, or the definition of a policy, into a
-    text, the broker reports this definition as damaged when it starts, rather than fail when the value is used.
+def test_a_definition_whose_damage_changes_the_type_of_a_value_is_not_restored(tmp_path: Path, kind: str) -> None:
+    """A damaged byte may turn the arguments of a queue, an exchange or a binding, or the definition of a policy, from
+    a table into a string. The broker then reports this definition as damaged at its start. Otherwise, it would fail
+    when it uses the value.
     """
 
     async def run() -> None:
@@ -585,7 +584,7 @@ def test_a_definition_of_which_a_byte_is_damaged_is_not_restored_with_a_value_of
     asyncio.run(run())
 
 
-def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_directory(tmp_path: Path) -> None:
+def test_a_damaged_virtual_host_is_missing_after_a_start_but_left_in_the_data_directory(tmp_path: Path) -> None:
     """If the definition of a virtual host cannot be read, the broker starts without this virtual host, and reports
     which of its queues are missing. The data directory keeps everything, so once the definition is restored, the
     virtual host and its contents are available again.
@@ -647,8 +646,8 @@ def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
 
 
 def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Path) -> None:
-    """If the broker is killed before it has deleted the messages of a deleted queue, it deletes them at its next start,
-    and no later queue gets them.
+    """If the broker is killed before it has deleted the messages of a deleted queue, it deletes these messages at its
+    next start. No later queue gets them.
     """
 
     async def run() -> None:
@@ -698,7 +697,7 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
     asyncio.run(run())
 
 
-def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
+def test_files_that_the_broker_did_not_create_are_left_in_its_data_directory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the directories in which the broker keeps its streams contain files or directories that it did not create, it
@@ -729,8 +728,8 @@ def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
 
 
 def test_unreadable_bytes_at_the_end_of_streams_are_reported(tmp_path: Path) -> None:
-    """If the files of several streams end with bytes that cannot be read, the broker starts, and reports each of these
-    streams.
+    """If the files of several streams end with bytes that cannot be read, the broker still starts, and reports each
+    of these streams.
     """
 
     async def run() -> None:

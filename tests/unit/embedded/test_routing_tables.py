@@ -102,8 +102,8 @@ def test_other_bindings_of_an_exchange_do_not_slow_down_routing(kind: type[Direc
 
 
 def test_a_queue_bound_twice_to_a_fanout_exchange_gets_each_message_once() -> None:
-    """A queue that is bound twice to a fanout exchange gets each message once. It gets messages until both bindings are
-    removed.
+    """A queue that is bound twice to a fanout exchange gets each message once. It gets messages until both of its
+    bindings are removed.
     """
     table: FanoutTable[str] = FanoutTable()
     for key in ("", "a"):
@@ -235,9 +235,9 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 
 def test_existing_headers_bindings_follow_a_change_to_strict_numbers() -> None:
-    """HeadersTable.strict_numbers makes a headers exchange compare numbers as RabbitMQ 4.0 and later do. If it is set,
-    the exchange's existing bindings are compared in this way, too: an integer in a binding no longer matches a float of
-    the same value.
+    """HeadersTable.strict_numbers makes a headers exchange compare numbers as RabbitMQ 4.0 and later do. This also
+    applies to bindings that existed before strict_numbers was set: an integer in such a binding no longer matches a
+    float of the same value.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -311,9 +311,9 @@ def test_an_x_delay_that_the_plugin_cannot_read_raises_value_error(value: Any) -
     "value", [MAX_DELAY + 1, 1e300, "9" * 20, True, [5], {"a": 1}, ByteArray(b"500"), Timestamp(5)]
 )
 def test_checked_delay_of_refuses_an_x_delay_that_the_plugin_ignores(value: Any) -> None:
-    """The delayed message plugin ignores an x-delay that is too large or of an unsuitable type. So does delay_of(),
-    which returns 0. `delayed relay`, however, warns of such an x-delay. It calls checked_delay_of(), which raises a
-    ValueError that contains the value. If there is no x-delay, or one below 1, checked_delay_of() returns 0, too.
+    """The delayed message plugin ignores an x-delay that is too large or of an unsuitable type. For such an x-delay,
+    delay_of() returns 0, but checked_delay_of() raises a ValueError that contains the value, so that `delayed relay`
+    can warn of it. If there is no x-delay, or one below 1, checked_delay_of() returns 0, too.
     """
     assert delay_of(value) == 0
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds up to 4294967295: ") as caught:

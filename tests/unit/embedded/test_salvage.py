@@ -27,7 +27,7 @@ PAGE, LOG_HEADER, PAGE_HEADER = 4096, 32, 24
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Database]:
-    """A data directory in use, with five definitions that are each one page in the log, and nothing else."""
+    """A data directory in use, with five definitions, each one page in the write-ahead log, and nothing else."""
     database = open_database(tmp_path / "data")
     database.checkpoint()
     for number in range(5):
@@ -75,9 +75,9 @@ def keys(count: int) -> list[bytes]:
     return [b"%d" % number for number in range(count)]
 
 
-def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Path) -> None:
+def test_the_write_ahead_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Path) -> None:
     """At its next start after a kill, the broker reads SQLite's write-ahead log to the end, reports no damage, and
-    leaves no copy of the log.
+    leaves no copy of this log.
     """
     assert read(killed) == (None, keys(5))
     assert [path.name for path in killed.iterdir()] == [FILE]
@@ -97,12 +97,12 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
          "its disk was full, as it wrote it; else the disk has damaged it", 4),
     ],
 )  # fmt: skip
-def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes(
+def test_damage_to_the_write_ahead_log_is_reported_with_the_number_of_lost_transactions(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
     """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage. It reports how
-    many groups of changes (SQLite transactions) are lost, or that all are. It keeps a copy of the database, and an
-    unchanged copy of the damaged log that only its owner can read.
+    many groups of changes (SQLite transactions) are lost, or that all are lost. It keeps a copy of the database, and
+    an unchanged copy of the damaged log that only its owner can read.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -116,7 +116,7 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_groups_of_changes
 
 
 @pytest.mark.parametrize(("page", "is_torn"), [(6, False), (8, False), (9, True)])
-def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
+def test_only_damage_to_the_last_page_is_reported_as_an_incomplete_transaction(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
     """The last group of changes (one SQLite transaction) in the write-ahead log may fill several pages. If only the
@@ -138,9 +138,9 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     assert left == keys(5)
 
 
-def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
-    """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new ones.
-    If the broker is killed in this state, it does not report the older pages as damage at its next start.
+def test_older_pages_in_the_write_ahead_log_are_not_reported_as_damage(opened: Database, tmp_path: Path) -> None:
+    """After a checkpoint, SQLite overwrites its write-ahead log from the start, so older pages can follow the new
+    ones. If the broker is killed in this state, it does not report the older pages as damage at its next start.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
@@ -150,7 +150,7 @@ def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Datab
 
 
 @pytest.mark.parametrize("database", ["missing", "empty"])
-def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) -> None:
+def test_a_write_ahead_log_without_its_database_is_not_changed(killed: Path, database: str) -> None:
     """If SQLite's write-ahead log contains pages, but the database is missing or empty, the broker does not open the
     data directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data
     directory.
@@ -173,7 +173,9 @@ def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) 
 
 
 @pytest.mark.parametrize("why", ["full", "locked", "garbage"])
-def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+def test_a_start_that_fails_leaves_no_copy_of_the_write_ahead_log(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
     """The broker cannot open a data directory if the disk is full, if another program locks the database, or if nothing
     in the database can be read. It then leaves the database and SQLite's write-ahead log unchanged, and leaves no copy
     of the log.
@@ -234,7 +236,7 @@ def stopped(opened: Database, tmp_path: Path) -> Path:
 
 
 def overwrite(database: Path, *contents: bytes) -> None:
-    """Overwrite each page that contains one of these."""
+    """Overwrite each page that contains one of these byte strings."""
     data = bytearray(database.read_bytes())
     for start in [data.index(content) // PAGE * PAGE for content in contents]:
         data[start : start + PAGE] = b"\xff" * PAGE
@@ -252,9 +254,10 @@ def overwrite(database: Path, *contents: bytes) -> None:
 def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
-    """If pages of the database are damaged, the broker copies the definitions and messages before and after the damage
-    to a new database file, which only the file's owner can read. The broker reports the loss once, and keeps the
-    damaged file unchanged in another directory. It does not create the default user again.
+    """If pages of the database are damaged, the broker copies the definitions and messages before and after the
+    damage to a new database file, which only the file's owner can read. It reports the loss once, and keeps the
+    damaged file unchanged in another directory. It does not treat the new file as that of a new broker, so it does
+    not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()
@@ -280,7 +283,7 @@ def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If its database is damaged, the broker copies what is still readable to a new database file, but leaves out
-    messages that have lost their bodies. The log says which table is damaged. If an earlier attempt was interrupted and
+    messages that have lost their bodies. It logs which table is damaged. If an earlier attempt was interrupted and
     has left an unfinished copy, the broker overwrites this copy.
     """
     db = sqlite3.connect(stopped)

@@ -199,8 +199,8 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_09
 
 
 def test_an_amqp_1_0_value_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
-    """Over AMQP 0-9-1, a client receives a message whose body is an AMQP 1.0 value, and republishes it. Over AMQP 1.0,
-    the body of the republished message is the same value.
+    """If an AMQP 0-9-1 client receives a message whose body is an AMQP 1.0 value, and republishes it, AMQP 1.0
+    consumers get the same value as the body of the republished message.
     """
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
@@ -263,8 +263,8 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
 
 
 def test_from_4_4_on_properties_that_rabbitmq_3_stored_as_annotations_are_lost() -> None:
-    """RabbitMQ 3 stored a message's priority, delivery mode and expiration in a stream as annotations. With `broker up
-    --like 4.3`, the broker reads them as properties. With `--like 4.4`, they are lost.
+    """In a stream, RabbitMQ 3 stored a message's priority, delivery mode and expiration as annotations. With `broker
+    up --like 4.3`, the broker reads these annotations as properties. With `--like 4.4`, the properties are lost.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -306,7 +306,7 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_a_message_dead_lettered_twice_contains_both_times_over_amqp_1_0(is_native: bool) -> None:
+def test_a_message_dead_lettered_twice_has_both_times_only_over_amqp_1_0(is_native: bool) -> None:
     """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the first and the last
     time, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the first time, in seconds.
     """
@@ -366,18 +366,18 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
          "sections before the body are longer than 1048576 bytes"),
     ],
 )  # fmt: skip
-def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) -> None:
+def test_parsing_a_malformed_amqp_1_0_message_raises_not_a_message(payload: bytes, reason: str) -> None:
     """Parsing a malformed AMQP 1.0 message, for example one without a body or with its sections in the wrong order,
-    raises NotAMessage with the reason.
+    raises NotAMessage. The error says what is wrong.
     """
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
     assert str(refused.value) == reason
 
 
-def test_the_sections_before_the_body_can_have_1_mib() -> None:
-    """An AMQP 1.0 message is accepted if the sections before its body have 1,048,576 bytes together, and refused if
-    they have one more.
+def test_the_sections_before_the_body_of_an_amqp_1_0_message_can_have_1_mib() -> None:
+    """The sections before the body of an AMQP 1.0 message can have 1,048,576 bytes together. If they have one byte
+    more, parsing the message raises NotAMessage.
     """
     message = _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 20)}, body=data_section(b"")))
     assert len(message.bare()) == 2**20 + len(data_section(b""))
@@ -388,7 +388,7 @@ def test_the_sections_before_the_body_can_have_1_mib() -> None:
 
 def test_short_sections_of_successive_messages_are_converted_once() -> None:
     """If several AMQP 1.0 messages have the same sections before their bodies, the broker decodes and converts these
-    sections once. Long sections, such as ones of 500 bytes, are decoded for each message.
+    sections only once. Long sections, such as a section of 500 bytes, are decoded for each message.
     """
     for size, is_kept in ((200, True), (500, False)):
         sent = Amqp10Message(MessageHeader(ttl=UInt32(5)), application_properties={"a": "x" * size})
@@ -444,9 +444,9 @@ def test_a_stream_message_without_a_routing_key_gets_the_name_of_the_stream(
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """carbon_copies() returns the additional routing keys of an AMQP 1.0 message, which are in its annotation x-cc. It
-    raises BadCarbonCopies with RabbitMQ's text if the annotation is not a list of strings. If a message has no x-cc, it
-    returns an empty list.
+    """carbon_copies() returns the additional routing keys of an AMQP 1.0 message, which are in its annotation x-cc.
+    If the annotation is not a list of strings, it raises BadCarbonCopies with the same error text as RabbitMQ. If a
+    message has no x-cc, it returns an empty list.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
@@ -535,7 +535,7 @@ def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
 
 
 def test_x_stream_filter_selects_chunks_by_their_filter_values() -> None:
-    """A stream consumer with x-stream-filter gets only chunks that contain one of the given filter values. With
+    """A stream consumer with x-stream-filter skips chunks that contain none of the given filter values. With
     x-stream-match-unfiltered, it also gets chunks without a filter value.
     """
     stream, clock = _stream()

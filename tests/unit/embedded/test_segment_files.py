@@ -100,7 +100,7 @@ def test_only_the_owner_can_read_the_files_of_a_stream(path: Path) -> None:
     segment.close()
 
 
-def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, disk: SlowDisk) -> None:
+def test_the_directories_of_a_new_segment_are_synced_together_with_its_file_once(path: Path, disk: SlowDisk) -> None:
     """When the broker syncs a new segment of a stream to disk for the first time, it also syncs the segment's directory
     and the two directories above it, so that the segment still exists after a power cut. Later, it syncs only the
     segment's file. If nothing was written, it syncs nothing.
@@ -123,8 +123,8 @@ def test_the_directories_of_a_new_segment_are_synced_with_it_once(path: Path, di
 
 
 def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Path) -> None:
-    """The broker can read a segment of a stream, even repeatedly, while its clients use up all file descriptors. If the
-    file of a segment is missing, reading it raises FileNotFoundError.
+    """The broker can read a segment of a stream, even several times, while its clients use up all file descriptors.
+    If the segment's file is missing, reading the segment raises FileNotFoundError.
     """
     with pytest.raises(FileNotFoundError):
         SegmentFile(path).read(0, 1)
@@ -140,7 +140,8 @@ def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Pa
 
 def test_the_damaged_end_of_a_segment_is_kept_in_another_directory(path: Path) -> None:
     """When the broker cuts off the damaged end of a segment of a stream, it keeps this end in a new directory next to
-    the directory of the streams. If the same segment is damaged and cut again, the broker keeps both ends.
+    the directory of the streams. If the same segment is damaged and cut off again, the broker keeps both damaged
+    ends.
     """
     segment = SegmentFile(path)
     segment.write(0, b"sound, damaged")

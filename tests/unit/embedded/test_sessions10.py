@@ -152,9 +152,9 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_up_to_400_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer that a client sends on an AMQP 1.0 session during a resource alarm, the broker sends a flow
-    frame with an incoming window of 0. It still accepts 400 transfers, this one included, because the client may have
-    sent them before it read the frame. One more transfer ends the session.
+    """At the first transfer that a client sends on an AMQP 1.0 session during a resource alarm, the broker sends a
+    flow frame with an incoming window of 0. The client may have sent more transfers before it read this frame, so the
+    broker still accepts 400 transfers, including the first one. One more transfer ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -220,9 +220,9 @@ def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(cli
 def test_transfers_wait_until_the_client_opens_its_window(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """If a large message needs more transfers than an AMQP 1.0 client's incoming window allows, the other transfers
-    wait until the client opens the window. While they wait, they count as memory of the connection. Transfers that are
-    still on their way when the client opens the window count against the new window.
+    """If a large message needs more transfers than an AMQP 1.0 client's incoming window allows, the remaining
+    transfers wait until the client opens the window. Meanwhile, they count towards the memory of the connection.
+    Transfers that the client had not yet received when it opened the window use up part of the new window.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -278,9 +278,9 @@ def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
 
 
 def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
-    """The broker sends the outcomes of an AMQP 1.0 publisher's unsettled messages in disposition frames. Messages share
-    a frame if they have the same outcome and consecutive delivery ids. Delivery id 0 follows 4,294,967,295. Settled
-    messages get no outcome.
+    """The broker sends the outcomes of an AMQP 1.0 publisher's unsettled messages in disposition frames. Messages
+    share a frame if they have the same outcome and consecutive delivery ids, where 0 follows 4,294,967,295. For
+    messages that were published settled, the broker sends no outcome.
     """
     client.attach_sender("/queues/q")
     client.attach_sender("/exchanges/amq.direct/none", handle=1)
@@ -307,7 +307,7 @@ def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: 
 
 
 class Holding:
-    """Test support that keeps the outcomes of published messages back."""
+    """Test support that holds back the outcomes of published messages."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[bytes, Callable[[bytes], None]]] = []
@@ -340,7 +340,7 @@ def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
     assert dispositions(client.received()) == (both if is_open else [])
 
 
-def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: MemoryClient10) -> None:
+def test_the_outcome_of_a_message_is_sent_before_the_end_frame(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client publishes a message and ends the session in one write, the broker sends the outcome before
     the end frame.
     """
@@ -369,7 +369,7 @@ def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: Me
         (described(MODIFIED, False, True), 0, 1, None),
     ],
 )
-def test_the_outcome_decides_if_a_message_is_acknowledged_dead_lettered_or_requeued(
+def test_the_outcome_decides_whether_a_message_is_acknowledged_dead_lettered_or_requeued(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
     """The AMQP 1.0 outcome `accepted` acknowledges a message. The outcome `rejected`, or `modified` with
@@ -415,7 +415,9 @@ def test_a_disposition_does_not_settle_the_delivery_after_its_range(client: Memo
     assert [*client.connection.sessions[0].unsettled] == [5]
 
 
-def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryClient10, q: BrokerQueue) -> None:
+def test_an_unsettled_disposition_is_answered_with_a_settled_disposition(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
     """If an AMQP 1.0 client sends an unsettled disposition, the broker settles the deliveries and answers with a
     settled disposition for the same range and outcome. The broker ignores a disposition for deliveries that are already
     settled.
@@ -464,7 +466,7 @@ def test_an_outcome_with_a_reserved_annotation_ends_the_session(
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
+def test_only_quorum_queues_keep_the_annotations_of_a_modified_outcome(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
 ) -> None:
     """A quorum queue redelivers a message with the annotations of its AMQP 1.0 outcome `modified`. A classic queue
@@ -489,11 +491,11 @@ def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
         ("x-opt-other", Milliseconds(TOMORROW), False),
     ],
 )
-def test_a_quorum_queue_holds_a_message_until_the_delivery_time_of_its_modified_outcome(
+def test_a_quorum_queue_does_not_redeliver_a_message_before_its_x_opt_delivery_time(
     client: MemoryClient10, broker: Broker, *, name: str, time: Any, is_held: bool
 ) -> None:
-    """If an AMQP 1.0 client returns a message with the outcome `modified` and the annotation x-opt-delivery-time, a
-    quorum queue does not redeliver the message before this time. A value that is not a time has no effect.
+    """If an AMQP 1.0 client gives a message the outcome `modified` with the annotation x-opt-delivery-time, a quorum
+    queue does not redeliver the message before this time. A value that is not a time has no effect.
     """
     queue = quorum(broker)
     receiving(client, queue, b"0")
@@ -525,13 +527,13 @@ def test_annotations_that_make_the_headers_larger_than_a_frame_end_the_session(
 
 
 @pytest.mark.parametrize("count", [256, 257])
-def test_one_disposition_adds_up_to_16_mib_of_annotations(
+def test_one_disposition_adds_at_most_16_mib_of_annotations(
     client: MemoryClient10, broker: Broker, *, count: int
 ) -> None:
     """An AMQP 1.0 client can give many messages the outcome `modified` with one disposition. The embedded broker adds
-    the annotations of the outcome to one message after another, up to 16 MiB in total. If the next message would exceed
-    this limit, the broker ends the session with an error and requeues all messages. Messages that already have the
-    annotations keep them.
+    the annotations of the outcome to one message after another, up to 16 MiB for all messages together. If the next
+    message would exceed this limit, the broker ends the session with an error and requeues all messages. Messages
+    that already have the annotations keep them.
     """
     queue = quorum(broker)
     receiving(client, queue, *(b"%d" % number for number in range(count)))
@@ -549,7 +551,7 @@ def test_one_disposition_adds_up_to_16_mib_of_annotations(
     assert added == [64 * 1024 - 19] * 256 + [0] * (count - 256)
 
 
-def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
+def test_annotations_that_amqp_0_9_1_cannot_express_end_the_session() -> None:
     """The broker stores the annotations of the AMQP 1.0 outcome `modified` as AMQP 0-9-1 headers. If an annotation
     cannot be stored as a header, for example because it is not valid text, the broker ends the session with
     invalid-field.
@@ -646,9 +648,9 @@ def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> Non
         client.send(BEGIN, None, UInt32(0), UInt32(2048), UInt32(2048))
 
 
-def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Until an AMQP 1.0 link is detached or its session ends, 4,000 bytes and the size of the link's attach frame count
-    as memory of the connection. A refused link does not count.
+def test_links_count_towards_the_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
+    """Until an AMQP 1.0 link is detached or its session ends, 4,000 bytes and the size of the link's attach frame
+    count towards the memory of the connection. A link that the broker refuses does not count.
     """
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -669,8 +671,8 @@ def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: Br
 def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
     loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
 ) -> None:
-    """When an AMQP 1.0 session ends, transfers that waited for the client's incoming window no longer count as memory
-    of the connection. The session's unsettled messages are requeued.
+    """When an AMQP 1.0 session ends, transfers that waited for the client's incoming window no longer count towards
+    the memory of the connection. The session's unsettled messages are requeued.
     """
     client = MemoryClient10(loop, broker)
     client.connection.frame_max = 512
@@ -815,7 +817,8 @@ def test_the_end_of_a_session_requeues_its_unsettled_messages(
 
 def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client: MemoryClient10) -> None:
     """If an injected fault closes an AMQP 1.0 session with an AMQP 0-9-1 reply code, the broker sends one end frame
-    with the corresponding AMQP 1.0 condition. If the session is closed a second time, the broker sends nothing more.
+    with the corresponding AMQP 1.0 error condition. If the fault closes the session a second time, the broker sends
+    no further frame.
     """
     session = client.connection.sessions[0]
     session.close(AmqpException(541, "broken"))

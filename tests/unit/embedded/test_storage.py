@@ -232,11 +232,11 @@ def test_each_saved_or_deleted_definition_is_counted_so_that_replies_wait_for_th
     asyncio.run(run())
 
 
-def test_several_queues_that_are_deleted_while_the_disk_fails_are_deleted_later(
+def test_queues_that_are_deleted_while_the_disk_fails_do_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write the deletions of two queues to disk, it writes both later. Neither queue comes back
-    after a restart.
+    """If the broker cannot write the deletions of two queues to disk, it writes both deletions later. Neither queue
+    comes back after a restart.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
@@ -257,8 +257,8 @@ def test_several_queues_that_are_deleted_while_the_disk_fails_are_deleted_later(
 
 
 def test_a_truncated_database_is_reported_when_the_broker_starts(tmp_path: Path) -> None:
-    """If another program has truncated the broker's database to an empty file, the broker starts without its messages,
-    and reports the damage. It reports no damage if there is none.
+    """If another program has truncated the broker's database file to 0 bytes, the broker starts without its stored
+    messages, and reports the damage. If the database is intact, it reports no damage.
     """
 
     async def run() -> None:
@@ -292,10 +292,9 @@ def entries_in(directory: Path) -> dict[bytes, int | None]:
 def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    """While the disk fails, the broker reports each failure and confirms nothing, but keeps all changes: added and
-    removed messages, new expiration times, deleted definitions, and entries of streams. Once the disk works again, the
-    broker reports the recovery, and writes and confirms the changes. If the broker is killed after that, no change is
-    lost.
+    """While the disk fails, the broker reports each failure and confirms nothing, but keeps all changes, such as
+    added messages, deleted definitions and stream entries. Once the disk works again, the broker reports the
+    recovery, and writes and confirms the changes. If the broker is killed after that, no change is lost.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -394,7 +393,7 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
 
 
 async def waiting_for_disk(directory: Path) -> tuple[WaitingDisk, Storage, "asyncio.Task[None]"]:
-    """Return a storage with small groups, whose disk does not go on, and the task that waits for its first group."""
+    """Return a storage with small groups, whose disk waits, and the task that waits for its first group."""
     disk = WaitingDisk()
     storage = Storage(directory, disk)
     storage.changes.most_bytes = 9 * 256
@@ -479,7 +478,7 @@ def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_
 
 def test_a_message_published_to_a_stream_during_a_write_is_written_without_further_changes(tmp_path: Path) -> None:
     """If a message is published to a stream while the broker is writing to disk, the broker writes the message
-    afterwards, even if nothing else changes, and no client waits for a confirm or reads the stream.
+    afterwards, even if there are no further changes and no client waits for a confirm or reads the stream.
     """
 
     async def run() -> None:
@@ -497,8 +496,8 @@ def test_a_message_published_to_a_stream_during_a_write_is_written_without_furth
 
 @pytest.mark.parametrize("size", [1, 1000])
 def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_written(tmp_path: Path, size: int) -> None:
-    """If messages are consumed while they wait for a slow disk, the broker does not write them at all. A client that
-    waits for the disk therefore does not wait for these messages, whatever their size.
+    """If messages are consumed while they wait for a slow disk, the broker never writes them. A client whose confirm
+    or reply depends on the disk therefore does not wait for these messages, whatever their size.
     """
 
     async def run() -> int:
@@ -517,7 +516,7 @@ def test_messages_that_are_consumed_while_they_wait_for_a_slow_disk_are_not_writ
     assert asyncio.run(run()) == 2, "the group being synced, and the next one"
 
 
-def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
+def test_a_group_of_changes_whose_write_fails_with_an_unexpected_error_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If writing a group of changes to disk fails with an unexpected error, such as TypeError, the broker reports the
@@ -553,8 +552,8 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
 def test_an_internal_error_is_logged_once_with_its_traceback_until_a_write_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If writes to disk keep failing with the same unexpected error, the broker logs an internal error only once, with
-    the error's traceback. If writes fail again after one has succeeded, it logs the new error as well.
+    """If writes to disk keep failing with the same unexpected error, the broker logs an internal error only once,
+    with the error's traceback. If writes fail again after a write has succeeded, it logs the new error, too.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
     errors = [TypeError("first"), TypeError("second")]
@@ -584,8 +583,8 @@ def test_an_internal_error_is_logged_once_with_its_traceback_until_a_write_succe
 def test_a_system_exit_while_writing_to_disk_is_reported_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If something raises SystemExit on the thread that writes to disk, the broker does not end. It reports the name of
-    the exception, because the exception's text says nothing, and writes the changes later.
+    """If SystemExit is raised on the thread that writes to disk, the broker does not end. It writes the changes
+    later. Its report contains the name of the exception, because the text of a SystemExit is only an exit code.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
     reports: list[str] = []
@@ -612,10 +611,10 @@ def test_a_system_exit_while_writing_to_disk_is_reported_by_name(
 def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps the
-    whole group of changes: messages for queues, messages of streams in their order, and stored offsets. Once it can
-    create the segment, it writes and confirms all of them. An error that the disk did not cause is logged as an
-    internal error.
+    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps
+    all changes that were to be written together: messages for queues, messages of streams, and stored offsets. Once
+    it can create the segment, it writes and confirms all of them in order. An error that the disk did not cause is
+    logged as an internal error.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -667,8 +666,8 @@ def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_cr
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk fails, the broker cannot write changes. If the disk works again when the broker stops, the broker
-    writes all of them.
+    """If the broker could not write changes because the disk failed, and the disk works again when the broker stops,
+    the broker writes all of these changes before it ends.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 
@@ -777,7 +776,7 @@ def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_dup
 def test_a_kill_while_dead_letters_wait_for_a_slow_disk_neither_loses_nor_duplicates_them(tmp_path: Path) -> None:
     """While the disk is slow, the broker writes the waiting changes in several database transactions. If a message is
     dead-lettered meanwhile, its deletion and its dead letter are in the same transaction. Whenever the broker is
-    killed, either the message or the dead letter is there after a restart, and never both.
+    killed, either the message or its dead letter is there after a restart, but never both.
     """
 
     async def run() -> None:
@@ -933,7 +932,7 @@ def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_p
     asyncio.run(run())
 
 
-def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
+def test_a_large_write_ahead_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
     """After about 8 MiB of changes, and not before, the broker copies SQLite's write-ahead log to the database file."""
 
     async def run() -> None:
@@ -953,13 +952,12 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["declarations", "empty messages", "acknowledgements", "expiration times"])
-def test_many_small_changes_do_not_let_the_log_grow_without_limit(
+def test_many_small_changes_do_not_let_the_write_ahead_log_grow_without_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """From time to time, the broker copies SQLite's write-ahead log to the database file and starts again at the log's
-    beginning, so that the log does not fill the disk. It also does so if the only changes are declarations of durable
-    queues, messages without bodies, or acknowledgements. The same is true of new expiration times, which it stores for
-    waiting messages if its clock was ahead before a restart.
+    """From time to time, the broker copies SQLite's write-ahead log to the database file and starts again at the
+    log's beginning, so that the log does not fill the disk. This also happens if all changes are small: declarations
+    of durable queues, messages without bodies, acknowledgements, or new expiration times.
     """
     monkeypatch.setattr(store, "_CHECKPOINT_BYTES", 128 * 1024)
     changes: dict[str, Callable[[Storage, int], object]] = {

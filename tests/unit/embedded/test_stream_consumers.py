@@ -31,7 +31,7 @@ FILTER, UNFILTERED = "x-stream-filter", "x-stream-match-unfiltered"
 
 @dataclass(eq=False)
 class StreamConsumer(FakeConsumer):
-    """A consumer of a stream; one of AMQP 1.0 has a selector."""
+    """A consumer of a stream; an AMQP 1.0 consumer has a selector."""
 
     selector: Callable[[Any], bool] | None = None
 
@@ -110,8 +110,9 @@ def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset
 
 
 def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -> None:
-    """Each consumer of a stream gets all messages. If a consumer has as many unacknowledged messages as its prefetch
-    allows, it gets the next ones once it can take more. A cancelled consumer gets no more messages.
+    """Each consumer of a stream gets all messages, whatever other consumers do. If a consumer has as many
+    unacknowledged messages as its prefetch allows, it gets the next ones once it can take more. A cancelled consumer
+    gets no more messages.
     """
     slow, quick, gone = consume(stream, room=1), consume(stream), consume(stream)
     stream.remove_consumer(gone)
@@ -140,9 +141,9 @@ def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -
 def test_a_stream_refuses_nack_reject_get_and_purge(
     stream: StreamQueue, action: Callable[[StreamQueue, BacklogEntry], object], what: str
 ) -> None:
-    """A stream refuses basic.nack, basic.reject, basic.get and queue.purge with 540. It counts acknowledgements in its
-    message statistics, but keeps the acknowledged messages. It also keeps messages that are unacknowledged when their
-    channel is closed.
+    """If a client sends basic.nack, basic.reject, basic.get or queue.purge for a stream, the broker closes the
+    connection with error 540 (NOT_IMPLEMENTED). A stream counts acknowledgements in its message statistics, but keeps
+    the acknowledged messages. It also keeps messages that are unacknowledged when their channel is closed.
     """
     entry = consume(stream).got[0]
     with pytest.raises(ConnectionException) as refused:
@@ -173,7 +174,7 @@ def test_a_stream_refuses_nack_reject_get_and_purge(
 def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
     clock: FakeClock, ledger: Ledger, like: Like, arguments: Table, bodies: str
 ) -> None:
-    """A consumer with x-stream-filter gets only chunks with at least one of its filter values. If
+    """A consumer with x-stream-filter skips chunks that contain none of its filter values. If
     x-stream-match-unfiltered is true, it also gets chunks without any filter value. With `broker up --like 3.10`, the
     broker ignores both arguments.
     """
@@ -265,9 +266,9 @@ def test_an_amqp_1_0_consumer_gets_only_the_messages_that_its_filters_select(str
 
 
 @pytest.mark.parametrize("how", ["filter value", "selector"])
-def test_a_search_for_messages_of_a_stream_gives_other_clients_a_turn(ledger: Ledger, how: str) -> None:
-    """If a consumer's filters skip many messages of a stream, the broker serves other clients in between. The consumer
-    then gets the messages that match its filters.
+def test_a_long_search_for_messages_of_a_stream_lets_the_broker_serve_other_clients(ledger: Ledger, how: str) -> None:
+    """If a consumer's filters skip many messages of a stream, the broker interrupts the search to serve other
+    clients. Later, the consumer gets the messages that match its filters.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -287,8 +288,8 @@ def test_a_search_for_messages_of_a_stream_gives_other_clients_a_turn(ledger: Le
 
 def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
     """If a message is published to a stream with many consumers, the broker delivers it to some of them immediately,
-    and to the others in later turns of its event loop, in the order in which they wait. A consumer that is cancelled
-    before its turn does not get the message.
+    and to the others in later turns of its event loop, so that it can serve other clients in between. Consumers are
+    served in the order in which they wait. A consumer that is cancelled before its turn does not get the message.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -350,7 +351,7 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(
 
 def test_a_stream_that_is_emptied_keeps_its_consumers(stream: StreamQueue) -> None:
     """If a program's tests empty an embedded broker's streams between two tests, the streams lose their messages and
-    keep their consumers. These get only the messages that are published after that.
+    keep their consumers. The consumers then get only messages that are published later.
     """
     waiting, full = consume(stream), consume(stream, room=1)
     stream.clear()
@@ -361,9 +362,9 @@ def test_a_stream_that_is_emptied_keeps_its_consumers(stream: StreamQueue) -> No
     assert (waiting.bodies, full.bodies) == ("a b c d e", "a e")
 
 
-def test_a_deleted_stream_cancels_its_consumers(vhost: VirtualHost, stream: StreamQueue) -> None:
+def test_the_consumers_of_a_deleted_stream_are_cancelled(vhost: VirtualHost, stream: StreamQueue) -> None:
     """If a stream is deleted, its consumers are cancelled, and get no more messages. As in RabbitMQ, the reply to
-    queue.delete gives 0 as the number of messages.
+    queue.delete contains 0 as the number of deleted messages.
     """
     waiting, full = consume(stream), consume(stream, room=1)
     assert vhost.delete_queue(stream) == 0
@@ -373,7 +374,7 @@ def test_a_deleted_stream_cancels_its_consumers(vhost: VirtualHost, stream: Stre
     assert full.bodies == "a"
 
 
-def test_a_live_display_is_told_which_messages_enter_a_stream(vhost: VirtualHost) -> None:
+def test_each_message_that_enters_a_stream_is_reported_to_a_live_display(vhost: VirtualHost) -> None:
     """The broker reports each message that is routed to a stream, with its offset, to a live display such as `mqtool
     ui`.
     """
@@ -409,8 +410,8 @@ def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_rout
 
 
 def test_the_rest_of_a_stream_is_read_although_it_takes_several_turns(ledger: Ledger) -> None:
-    """Cursor.rest() reads a stream from an offset to the end, and returns each message that matches the cursor's
-    filter. It does so even if the broker needs several turns of its event loop to find these messages.
+    """Cursor.rest() reads a stream from an offset to the end, and returns all messages that match the cursor's
+    filter, even if the broker needs several turns of its event loop to find these messages.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))

@@ -24,7 +24,7 @@ class NoTimer:
 
 
 class HandClock:
-    """A clock that tests set. What is due immediately happens when a test calls `turn`."""
+    """A clock that tests set. Calls that are due, at whatever time, are made when a test calls `turn`."""
 
     def __init__(self) -> None:
         self.time = 1_000
@@ -282,9 +282,9 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes one offset. If a consumer reads the stream over AMQP, it gets only the
-    messages of uncompressed batches. If an uncompressed batch is cut off, the consumer gets the messages before the
-    cut, and then those after the batch.
+    """Each message of a sub-entry batch takes one offset. A consumer that reads the stream over AMQP gets only the
+    messages of uncompressed batches. If the end of an uncompressed batch is missing, the consumer gets the batch's
+    complete messages, and then the messages after the batch.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -310,7 +310,7 @@ def test_unwritten_stream_entries_cannot_be_read(bench: Bench) -> None:
 
 def test_new_chunks_have_the_current_time_even_if_the_clock_was_set_back(bench: Bench) -> None:
     """If the system clock was set back, a new chunk of a stream has the current time as its timestamp, even if the
-    chunk before has a later one. RabbitMQ does the same.
+    timestamp of the previous chunk is later. RabbitMQ does the same.
     """
     for time in (9_000_000, 1_000):
         bench.clock.time = time
@@ -330,8 +330,8 @@ def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(be
 
 
 def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """If a consumer's timestamp offset is later than the timestamp of the last chunk, the consumer starts at the end of
-    the stream, even if an earlier chunk has a later timestamp. RabbitMQ does the same.
+    """If a consumer is to start at a timestamp later than that of the last chunk, it starts at the end of the stream,
+    even if an earlier chunk has a later timestamp. RabbitMQ does the same.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -462,9 +462,9 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
 def test_damage_to_an_older_segment_of_a_stream_loses_at_most_the_rest_of_the_segment(
     on_disk: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the messages of a chunk in an older segment of a stream are damaged, only this chunk is lost. If the header of
-    a chunk is damaged, the rest of the segment is lost. In both cases, later segments can be read, and the log says how
-    much was lost.
+    """If the messages of a chunk in an older segment of a stream are damaged, only this chunk is lost. If the header
+    of a chunk is damaged, the rest of the segment is lost. Later segments can be read, and the broker logs how much
+    was lost.
     """
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
@@ -501,7 +501,7 @@ def test_stream_entries_whose_write_failed_are_written_again_in_order(
 
 
 def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, the broker notifies the readers of the stream, and removes the stream's files."""
+    """When a stream is deleted, the broker notifies the stream's readers, and removes the stream's files."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))
@@ -514,7 +514,7 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
 
 def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
     """If a program's tests empty the embedded broker's streams between two tests, a stream loses all messages, even
-    those that were not written yet, and its publishing ids and stored offsets. The next message has the offset after
+    those that were not written yet, and its publishing ids and stored offsets. The offset of the next message follows
     that of the last deleted message. After a restart of the broker, the stream is still empty.
     """
     log = bench.log
@@ -559,8 +559,8 @@ def test_a_chunk_has_at_most_4096_messages_and_256_kib(bench: Bench) -> None:
 
 
 def test_messages_that_arrive_together_are_written_together(bench: Bench) -> None:
-    """Messages that reach a stream together, and offsets that are stored at the same time, are written to disk
-    together. After a stream is deleted, the broker writes nothing more for it.
+    """Messages that reach a stream together are written to disk together, and so are offsets that are stored at the
+    same time. After a stream is deleted, the broker writes nothing more for it.
     """
     for number in range(3):
         bench.log.append(simple_entry(b"a"))
@@ -576,8 +576,8 @@ def test_messages_that_arrive_together_are_written_together(bench: Bench) -> Non
 
 
 def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(bench: Bench, tmp_path: Path) -> None:
-    """A segment of a stream ends with the chunk that fills it, even if the broker writes this chunk together with later
-    ones. All messages can be read, also after a restart.
+    """A segment of a stream ends with the chunk that fills it, even if the broker writes this chunk together with
+    later ones. All messages can be read, before and after a restart.
     """
     log = bench.open(segment_bytes=300 * 1024)
     for number in range(7):
@@ -591,10 +591,10 @@ def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(
         assert (log.lost, bench.read() == expected, log.last_chunk) == (0, True, 6)
 
 
-def test_many_producers_do_not_make_each_message_a_segment(bench: Bench) -> None:
-    """Each segment of a stream begins with the publishing ids of the stream's producers. If these take more space than
-    a segment may have, segments may be twice as large as the publishing ids, so that not every message begins a new
-    segment.
+def test_segments_have_room_for_messages_after_the_publishing_ids_of_many_producers(bench: Bench) -> None:
+    """Each segment of a stream begins with the publishing ids of the stream's producers. If these ids need more space
+    than the segment size allows, a segment may be twice as large as the ids. Otherwise, every message would begin a
+    new segment.
     """
     log = bench.open(segment_bytes=1)
     for number in range(3):
@@ -615,8 +615,8 @@ def test_many_producers_do_not_make_each_message_a_segment(bench: Bench) -> None
 
 
 def test_the_filter_of_a_chunk_has_the_filter_values_of_all_its_messages(bench: Bench, tmp_path: Path) -> None:
-    """A chunk with messages of several filter values is found by each of these values, also after a restart, so that a
-    reader with a filter misses none of its messages.
+    """If the messages of a chunk have several filter values, the chunk is found by each of these values, before and
+    after a restart. A reader with a filter therefore misses none of its messages.
     """
     values = [bits_of(each) for each in (b"invoices", b"orders", b"returns")]
     for bits in values:
@@ -681,7 +681,7 @@ def test_a_reader_that_has_stopped_is_not_notified(bench: Bench) -> None:
     assert told == ["new"]
 
 
-def test_the_last_chunk_is_known_after_a_restart(bench: Bench, tmp_path: Path) -> None:
+def test_a_reader_at_the_last_chunk_gets_the_same_chunk_after_a_restart(bench: Bench, tmp_path: Path) -> None:
     """A reader that starts at the last chunk of a stream gets the same chunk after a restart, even if the last segment
     contains no message yet. In a stream without messages, it starts at the end.
     """

@@ -84,7 +84,7 @@ def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],
 ) -> None:
     """If an entry that a stream client has published is truncated, or has additional bytes after the body, the broker
-    still delivers what it can read of the entry, and raises no error.
+    delivers the part of the entry that it can read, and raises no error.
     """
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]

@@ -109,8 +109,8 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
     """A chunk of a stream can contain publishing ids, each with the name of its publisher, stored offsets, each with
-    the name of its reader, and filter bits. In a chunk of messages, all these are in the trailer. In a chunk of another
-    kind, they are in the data. Names that are not UTF-8 are kept.
+    the name of its reader, and filter bits. A chunk of messages has all of these in its trailer, and a chunk of
+    another kind in its data. Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"
@@ -131,10 +131,10 @@ def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
 def test_messages_keep_their_offsets_when_batches_of_a_chunk_are_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The messages of a chunk, including those in batches, have successive offsets, and messages that are skipped count
-    as well. For an AMQP client, the broker skips uncompressed batches that end before the offset at which the client
-    starts. It skips all compressed batches, because only stream clients can read them, and warns of this at most once a
-    second. If a batch is cut off, the broker reads its complete messages, and then the messages after the batch.
+    """The messages of a chunk, including those in batches, have successive offsets, even if some are skipped. For an
+    AMQP client, the broker skips uncompressed batches that end before the client's first offset, and all compressed
+    batches, because only stream clients can read those. It warns of compressed batches at most once a second. If the
+    end of a batch is missing, the broker reads the batch's complete messages, and then the messages after it.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)
@@ -266,7 +266,7 @@ def test_one_read_of_a_stream_takes_256_kib_or_one_larger_chunk() -> None:
 def test_chunks_are_checked_when_a_stream_is_opened_up_to_the_first_damaged_one(size: int) -> None:
     """When the embedded broker opens a stream, it checks the chunks of the last segment in order, and reads their
     stored consumer offsets and filter bits. It stops at the first chunk that is damaged or cut off, and uses neither
-    this chunk nor any later one. In total, it reads fewer bytes than 2.5 times the size of the segment.
+    this chunk nor any later one. In total, it reads less than 2.5 times the size of the segment.
     """
     found = [StoredTracking({}, {"c": number}, 2 + number) for number in range(max(9, 600_000 // size))]
     parts = [

@@ -205,8 +205,8 @@ def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: 
 def test_a_virtual_host_has_no_more_queues_than_its_limit(
     vhost: VirtualHost, limit: int | None, *, is_refused: bool
 ) -> None:
-    """The broker refuses a new queue with 406 if the virtual host already has as many queues as `max-queues` allows. A
-    negative value means that there is no limit.
+    """If the virtual host already has as many queues as `max-queues` allows, the broker refuses a new queue with
+    error 406 (PRECONDITION_FAILED). A negative value means that there is no limit.
     """
     for name in "ab":
         add_queue(vhost, name)
@@ -276,9 +276,9 @@ def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -
 def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker limits how many lookups it makes to route one message. A direct or topic exchange that the message
-    passes through needs one lookup for each routing key of the message, and any other exchange needs one. If a message
-    needs more lookups than the limit, the broker closes the channel with 406.
+    """The broker limits how many lookups it makes to route one message. A direct or topic exchange needs one lookup
+    for each routing key of the message, and any other exchange needs one. If the exchanges that a message passes
+    through need more lookups than the limit, the broker closes the channel with error 406 (PRECONDITION_FAILED).
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
@@ -297,7 +297,7 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     assert str(error.value.text).endswith("too many exchanges on the way of a message with 4 routing keys")
 
 
-def test_enqueue_returns_whether_queues_accepted_the_message(vhost: VirtualHost) -> None:
+def test_enqueue_returns_whether_the_queues_accepted_the_message(vhost: VirtualHost) -> None:
     """VirtualHost.enqueue() adds a routed message to its queues. It returns whether the message was routed to any
     queue, whether all these queues accepted it, and whether it must be on disk before it is confirmed. Queues that were
     deleted after the message was routed are ignored.
@@ -351,9 +351,7 @@ def test_bindings_that_are_invalid_for_the_type_of_the_exchange_are_refused(vhos
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: VirtualHost) -> None:
-    """An auto-delete exchange is deleted when its last binding is removed. An exchange that was declared without
-    auto-delete is not deleted then.
-    """
+    """An auto-delete exchange is deleted when its last binding is removed. An exchange without auto-delete is kept."""
     queue = add_queue(vhost)
     for name, auto_delete in (("auto", True), ("other", False)):
         exchange = add_exchange(vhost, name, auto_delete=auto_delete)
@@ -387,8 +385,9 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
 
 def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_large(vhost: VirtualHost) -> None:
     """The broker matches each new queue and exchange with the patterns of all policies of its virtual host. To limit
-    the time that this takes, it refuses a policy that would make these patterns too large in total. It still accepts a
-    policy that replaces one with the same name. Once another policy is deleted, it accepts a new one again.
+    the time that this takes, it refuses a policy that would make these patterns too large in total. It still accepts
+    a policy that replaces another policy with the same name. Once another policy is deleted, the broker accepts new
+    policies again.
     """
 
     def put(*numbers: int) -> None:
@@ -428,9 +427,9 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 
 @pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
 def test_a_delayed_message_is_stored_if_its_exchange_is_durable(ledger: Storing, clock: FakeClock, like: Like) -> None:
-    """If an x-delayed-message exchange is durable, each message that it holds back is written to disk, and is confirmed
-    only after that. When a message is due, the broker reports to a live display, such as `mqtool ui`, which exchange
-    held the message back.
+    """If an x-delayed-message exchange is durable, each message that it holds back is written to disk, and is
+    confirmed only after that. When a message is due, the broker reports to a live display, such as `mqtool ui`, which
+    exchange delayed the message.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -459,9 +458,8 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
     """RabbitMQ's delayed message plugin negates the x-delay of a message that it has delayed. As in RabbitMQ 3.12,
-    consumers of the embedded broker see the negated value, such as -1000, only if the broker has changed other headers
-    of the message, for example those of a dead letter or of a message with BCC. Otherwise, they see the x-delay that
-    the publisher sent.
+    consumers of the embedded broker see the negated value, such as -1000, only if the broker has changed other
+    headers of the message, such as BCC. Otherwise, they see the x-delay that the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -476,10 +474,10 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
 def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
-    """If a delayed message for several queues is due, but there is not enough memory for its copies, its exchange holds
-    the message back and tries again every second. A delayed message for only one queue is not copied, and is released
-    even if memory is short. If the exchange has been deleted, and not declared again, by the time a delayed message is
-    due, the message is dropped and its memory is freed.
+    """If a delayed message for several queues is due, but there is not enough memory for its copies, its exchange
+    holds the message back and tries again every second. A message for only one queue is not copied, so it is released
+    even if memory is short. If the exchange has been deleted by the time a message is due, the message is dropped and
+    its memory is freed.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -612,8 +610,8 @@ def test_a_dead_letter_that_cannot_be_delivered_is_kept_only_with_at_least_once(
 
 
 def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a message expires, and its dead letter is routed to its original queue and to others, only the others get the
-    dead letter. If a consumer rejects the message instead, the original queue gets the dead letter as well.
+    """If a message expires, and its dead letter is routed to its original queue and to others, only the others get
+    the dead letter. If a consumer rejects the message instead, the original queue also gets the dead letter.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
     other = add_queue(vhost, "other")
@@ -651,7 +649,7 @@ def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_with_like_3_10(
 def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_durable(
     vhost: VirtualHost, *, first_is_durable: bool
 ) -> None:
-    """If a durable and a transient x-delayed-message exchange both hold a message back, the message is confirmed only
+    """If a durable and a transient x-delayed-message exchange both delay a message, the message is confirmed only
     after it has been written to disk.
     """
     for name, durable in (("a", first_is_durable), ("b", not first_is_durable)):
