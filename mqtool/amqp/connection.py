@@ -57,6 +57,7 @@ class Connection:
     Attributes:
         notice: called with a sentence for the user, for example when the connection is lost.
         io: the I/O thread.
+        comes_back: True if the connection is reopened after a loss.
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
         cluster: identifies the broker and the virtual host.
@@ -89,6 +90,7 @@ class Connection:
         self._tls = tls or TlsFiles()
         self._tls_context = self._tls.context() if any(address.tls for address in addresses) else None
         self._name = name
+        self.comes_back = backoff is not None
         self._backoff = backoff
         self._attempts: Iterator[tuple[int, float]] = iter(())
         self._lost_by = _INTERNAL_ERROR  # the first connection counts as one that follows such an error
@@ -171,6 +173,11 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection. Unacknowledged deliveries are requeued."""
+
+        def close_pika() -> None:
+            if self._pika is not None and self._pika.is_open:
+                self._pika.close()
+
         with self._changed:
             if self._state is State.CLOSED:
                 return
@@ -184,7 +191,7 @@ class Connection:
         if recovery is not None:
             recovery.join(patience)
         if self._pika is not None:
-            self.io.run(self._close_pika)
+            self.io.run(close_pika)
             with self._changed:
                 self._changed.wait_for(lambda: self._pika is None, patience)
         self.io.stop()
@@ -200,11 +207,6 @@ class Connection:
         """The maximum size of a frame in bytes, as negotiated with the broker."""
         pika = self._pika  # the I/O thread may lose it at any time
         return int(pika.params.frame_max) if pika else 0
-
-    @property
-    def comes_back(self) -> bool:
-        """True if the connection is reopened after a loss."""
-        return self._backoff is not None
 
     @property
     def must_stop(self) -> bool:
@@ -299,10 +301,6 @@ class Connection:
                     ) from error
                 raise pika_errors.closed_early(address) from error
             raise pika_errors.connecting(error, address) from error
-
-    def _close_pika(self) -> None:
-        if self._pika is not None and self._pika.is_open:
-            self._pika.close()
 
     # States.
 
