@@ -447,10 +447,10 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
     """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. The error says that
-    --keep-delay needs --json, and that it cannot be combined with --delay.
+    --keep-delay needs --json, and cannot be combined with --delay or --at.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
-    assert "--keep-delay needs --json" in refused.stderr
+    assert "--keep-delay needs --json, and cannot be combined with --delay or --at" in refused.stderr
     assert refused.code == 2
 
 

@@ -210,8 +210,8 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
     """`queue convert` cannot keep a binding if its arguments have unusual types, such as bytes or timestamps, or if
-    they contain small integers of different sizes, 32 and 64 bits. This is a reason to refuse the conversion. The
-    command still finds out the types of the arguments of the queue's other bindings.
+    they contain small integers of different sizes, 32 and 64 bits. The command
+    still finds out the types of the arguments of the queue's other bindings.
     """
     text = bound({"b": "text"}, "us")
     found, other = broker.of(bound(arguments), text)
@@ -222,8 +222,7 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
 
 def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
     """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows an
-    argument whose name is longer than AMQP allows, the command makes no trial binding. It cannot keep the binding,
-    which is a reason to refuse the conversion.
+    argument whose name is longer than AMQP allows, the command makes no trial binding. It cannot keep the binding.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]
@@ -260,9 +259,8 @@ def test_queue_convert_makes_no_more_trial_bindings_than_needed(broker: Broker) 
 
 
 def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker) -> None:
-    """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding, which
-    is a reason to refuse the conversion. It makes no trial binding to find out the types of the arguments, because that
-    would copy the arguments.
+    """If the arguments of a binding take more than 8,192 bytes as JSON, `queue convert` cannot keep the binding. It
+    makes no trial binding to find out the types of the arguments, because that would copy the arguments.
     """
     largest, larger = (bound({"a": "x" * (8192 - len('{"a": ""}') + more)}) for more in (0, 1))
     assert len(json.dumps(largest.arguments)) == 8192
@@ -294,7 +292,7 @@ def test_queue_convert_cannot_keep_a_binding_whose_routing_key_is_not_utf_8(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
     """The management API does not show all bytes of a routing key that is not valid UTF-8. `queue convert` therefore
-    cannot keep a binding with such a routing key, which is a reason to refuse the conversion.
+    cannot keep a binding with such a routing key.
     """
     assert broker.of(bound(arguments, "\udcff")) == [None]
 

@@ -160,14 +160,15 @@ def test_origin_headers_are_trusted_only_from_the_default_exchange_or_a_wait_que
 def test_a_moved_message_keeps_the_header_mqtool_convert_only_if_mqtool_trusts_it(
     queue: str, exchange: str, to: str, *, is_kept: bool
 ) -> None:
-    """mqtool trusts the header mqtool-convert, which `queue convert` adds to messages, only if the message came
-    through the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. A
-    moved message keeps the header only if mqtool trusts it. A message in a temporary queue of a conversion keeps it
-    only if it is moved to the converted queue, or stays in the temporary queue.
+    """mqtool trusts the header mqtool-convert, which `queue convert` adds to messages, only if the message came through
+    the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. A moved
+    message keeps the header only if mqtool trusts it; otherwise, the header is renamed. A message in a temporary queue
+    of a conversion keeps it only if it is moved to the converted queue, or stays in the temporary queue.
     """
     properties = {"headers": {"mqtool-convert": {"exchange": "orders"}}}
     held = Delivery(b"job", exchange, queue, queue, redelivered=False, properties=properties, delivery_tag=1)
-    assert ("mqtool-convert" in history.headers_with_origin(held, to)) == is_kept
+    name = "mqtool-convert" if is_kept else "mqtool-claimed"
+    assert history.headers_with_origin(held, to) == {name: {"exchange": "orders"}}
 
 
 @pytest.mark.parametrize(
