@@ -142,7 +142,9 @@ def to_object(line: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:  # its text would name a second line: the 1st of `line`
         place = f"{where.removesuffix(',')}, column {error.colno},"
         raise BadData(f"{place} is not JSON: {error.msg}", example) from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise BadData(f"{where} is nested too deeply") from error
+    except ValueError as error:
         raise BadData(f"{where} is not JSON: {error}", example) from error
     if not isinstance(value, dict):
         raise BadData(f"{where} is not a JSON object", example)

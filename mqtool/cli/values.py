@@ -72,7 +72,9 @@ def header(text: str) -> tuple[str, Any]:
 
     try:
         return key[:-1], json.loads(value)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"the value of {key[:-1]!r} is nested too deeply") from error
+    except ValueError as error:
         raise ValueError(f"the value of {key[:-1]!r} is not JSON: {error}") from error
 
 

@@ -106,6 +106,7 @@ COMMAND_LINE = [
     Case("send x -H nothing", 2, "'nothing' is not a header", "hint: mqtool send --header KEY=VALUE"),
     Case("send x -H =value", 2, "'=value' is not a header"),
     Case("send x -H key:=nojson", 2, "the value of 'key' is not JSON"),
+    Case("queue declare q -a key:=" + "[" * 100_000, 2, "the value of 'key' is nested too deeply"),
     Case(
         "send x --property colour=red", 2, "'colour=red' is not a property", "hint: mqtool send --property NAME=VALUE"
     ),

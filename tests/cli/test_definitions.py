@@ -84,7 +84,7 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
 
     imported = run(admin, "import file")
     assert imported.code == 3
-    assert "mqtool: 1 not imported\n" in imported.stderr
+    assert "mqtool: 1 not imported\nhint: 'mqtool queue convert' changes the type" in imported.stderr
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 

@@ -179,7 +179,7 @@ def test_a_line_of_ndjson_needs_only_a_body() -> None:
         ('{"body": "", "headers": {"a": {"$encoded": "Rv////8="}}}', "bad $encoded"),
         ('{"body": "", "properties": {"expiration": "-1"}}', "not a number of milliseconds up to 315360000000: '-1'"),
         ('{"body": "", "headers": {"a": ' + "[" * 65 + "]" * 65 + "}}", "nested too deeply"),
-        ("[" * 100_000, "line 7 is not JSON"),
+        ("[" * 100_000, "line 7 is nested too deeply"),
         ('{"version": 2, "shape": []}', "line 7 is in version 2 of the NDJSON format"),
         ('{"version": "1", "body": ""}', "\"version\" that is not a number from 1: '1'"),
         ('{"version": true, "body": ""}', '"version" that is not a number from 1: True'),

@@ -128,8 +128,10 @@ def import_definitions(
         failed += len(refused)
         output.status(f"imported {len(changes) - failed:,} of {counted(len(changes), 'difference')}")
     if failed:
+        is_queue = any(change.kind == "queue" and change.action == "conflict" for change in changes)
         raise SomeFailed(
-            f"{counted(failed, 'difference')} cannot be imported" if dry_run else f"{failed:,} not imported"
+            f"{counted(failed, 'difference')} cannot be imported" if dry_run else f"{failed:,} not imported",
+            "'mqtool queue convert' changes the type and the arguments of a queue" if is_queue else None,
         )
 
 

@@ -33,7 +33,9 @@ def definition(text: str) -> dict[str, Any]:
     """Parse a policy's settings, which must be a non-empty JSON object."""
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError("the settings are nested too deeply") from error
+    except ValueError as error:
         raise ValueError(f"{text!r} is not JSON: {error}") from error
     if found == {}:
         raise ValueError('a policy needs at least one setting, such as {"max-length": 1000}')
