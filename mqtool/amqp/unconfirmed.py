@@ -196,7 +196,7 @@ class Unconfirmed:
     @property
     def in_flight(self) -> int:
         """The number of messages that the broker has not confirmed or rejected yet."""
-        return len(self._outstanding) - (self._answered - self._collected)
+        return len(self._outstanding) - (self._answered - self._collected) - len(self._answered_early)
 
     def is_full(self, window: int) -> bool:
         """True if `window` messages or WINDOW_BYTES bytes are unconfirmed, so that no more can be published now."""
