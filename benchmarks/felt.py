@@ -11,7 +11,7 @@ CPU time with BASE and with CHANGE, in alternating runs. --rows WORD measures on
 name contains WORD. --runs N measures each command N times, by default 7.
 
 With --instructions, valgrind counts the instructions that each command executes, because their number hardly depends on
-the load of the machine, and --runs has no effect. Brokers are still measured by their CPU time. With --instructions,
+the load of the machine; --runs then has no effect. Brokers are still measured by their CPU time. With --instructions,
 the exit code is 1 if a command executes over 5% more instructions with CHANGE than with BASE, or if a broker of CHANGE
 uses over 10% more CPU time per message than the same kind of broker of BASE.
 """

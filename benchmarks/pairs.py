@@ -18,8 +18,8 @@ from mqtool.spelling import counted
 _started = state.load()
 URL = os.environ.get("MQTOOL_URL") or (_started.url if _started else "amqp://guest:guest@localhost:5672") + "/%2F"
 os.environ["MQTOOL_URL"] = URL  # for the peers
-# Many containers turn off Python's bytecode cache. mqtool would then be compiled at each start, but not the pika of its
-# peer, which pip has compiled.
+# Many containers turn off Python's bytecode cache. mqtool would then be compiled at each start, but the peer's pika
+# would not, because pip has already compiled it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 QUEUE = "mqtool-benchmark"
 MQTOOL = str(Path(sys.executable).parent / "mqtool")

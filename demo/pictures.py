@@ -263,6 +263,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As in demo/recordings.py: a shell ignores SIGINT in what it runs in the background.
+    # As in demo/recordings.py: programs that a shell starts in the background ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

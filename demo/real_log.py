@@ -170,7 +170,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     """Return the part of the log that was sent. A log that is in use may have grown since the demonstration began.
 
     Raises:
-        CheckFailed: not all lines were confirmed, or the log changed in another way than by lines added at its end.
+        CheckFailed: not all lines were confirmed, or the log has changed, and not only by lines added at its end.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)

@@ -146,7 +146,7 @@ def make(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    # A shell ignores SIGINT in what it runs in the background, and so would the commands, which plays end with Ctrl-C.
+    # Programs that a shell starts in the background ignore SIGINT. So would the commands, which plays end with Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for each in sys.argv[1:] or [SHOP_AT_WORK, TUTORIALS]:
         print(make(each))

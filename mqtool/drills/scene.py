@@ -364,7 +364,7 @@ class Proxy:
                 self.join(client, server)
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
-        """Start to forward data between two connections, in both directions."""
+        """Start forwarding data between two connections, in both directions."""
         self._open += [client, server]
         for ends in ((client, server), (server, client)):
             threading.Thread(target=self._forward, args=ends, daemon=True).start()

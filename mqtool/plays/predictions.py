@@ -41,7 +41,7 @@ NAMED_QUEUE = Question(
     "Yes. The queue has a name, so it was not deleted with the receiver. It has kept its bindings and the message.",
 )
 TWO_BINDINGS = Question(
-    "kern.critical matches both patterns of the third receiver. How many times does that receiver get it?",
+    "kern.critical matches both patterns of the third receiver. How many times does that receiver get the message?",
     "Once. A queue gets one copy of a message, however many of its bindings match.",
 )
 WORDS = Question(
@@ -53,7 +53,7 @@ EMPTY_KEY = Question(
     "'*' does not match an empty key, since * stands for exactly one word. '#.*' matches '..' and keys of one word.",
 )
 ONE_OR_MORE = Question(
-    "How does 'a.*.#' differ from 'a.#'?", "'a.*.#' needs at least one word after a; 'a.#' also matches a alone."
+    "How does 'a.*.#' differ from 'a.#'?", "'a.*.#' needs at least one word after 'a'; 'a.#' also matches 'a' alone."
 )
 HEADERS = Question(
     "Two messages have one of the headers, one message has none, and one has both. How many does each receiver get?",

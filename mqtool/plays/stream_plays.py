@@ -19,7 +19,7 @@ def _stream_hello_world(stage: Stage) -> None:
     stage.say("A reader that starts later gets the same messages: reading removes nothing.")
     late.start(f"mqtool receive-stream{stream}")
     late.wait_for("Got message", 2)
-    stage.say("Messages are numbered from 0. A third reader starts at number 1.")
+    stage.say("The first message has the offset 0. A third reader starts at offset 1.")
     third.run(f"mqtool receive-stream{stream} --offset 1 -c 1")
     early.interrupt()
     late.interrupt()

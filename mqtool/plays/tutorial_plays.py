@@ -190,7 +190,7 @@ def _publish_subscribe(stage: Stage) -> None:
     screen.wait_for("[x]", 2)
     if not stage.place.apart:
         _bindings_of_logs(stage, emitter, 2)
-        stage.say("Now end the receivers, and look again: their queues were temporary.")
+        stage.say("Now stop the receivers, and look again: their queues were temporary.")
     disk.interrupt()
     screen.interrupt()
     disk.run(f"cat {file.name}")
@@ -258,7 +258,7 @@ def _routing(stage: Stage) -> None:
     stage.wait_for_lines(file, 1)
     screen.wait_for("[x]", 3)
 
-    stage.expect("the file has the error only", lines_of(file), [" [x] error:Run. Run. Or it will explode."])
+    stage.expect("the file contains only the error", lines_of(file), [" [x] error:Run. Run. Or it will explode."])
     stage.expect(
         "the screen shows the three severities it asked for",
         screen.after("[x] "),
@@ -271,7 +271,7 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     exchange = stage.exchange("direct_logs")
     receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
     stage.say(
-        "So far, each queue was deleted when its receiver ended. Now give the queue a name, and end the receiver."
+        "So far, each queue was deleted when its receiver ended. Now give the queue a name, and stop the receiver."
     )
     disk.interrupt()
     screen.interrupt()
@@ -400,7 +400,8 @@ def _headers(stage: Stage) -> None:
     all_file, any_file = stage.file("all.log"), stage.file("any.log")
 
     stage.say(
-        "Both receivers name the same two headers. One gets messages with both headers, the other with at least one."
+        "Both receivers name the same two headers. One gets messages with both headers; the other gets messages with "
+        "at least one of them."
     )
     both.start(f"{receive} --match all format=pdf type=report > {all_file.name}")
     either.start(f"{receive} --match any format=pdf type=report > {any_file.name}")
@@ -552,14 +553,17 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
 def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     logs = stage.name("delayed_logs")
     stage.say(
-        "Any command that publishes can delay messages. These logs are routed by key as usual, but a second later."
+        "Any command that publishes can delay messages. These log messages are routed by key as usual, but a second "
+        "later."
     )
     receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s kern.info 'Booted.'")
     receiver.wait_for("[x]", 1)
     receiver.interrupt()
-    stage.expect("a delayed log is routed by its key once it is due", receiver.after("[x] "), ["kern.info:Booted."])
+    stage.expect(
+        "a delayed log message is routed by its key once it is due", receiver.after("[x] "), ["kern.info:Booted."]
+    )
 
 
 DELAYED_MESSAGES = Play(

@@ -2,7 +2,7 @@
 
 decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, one of which goes offline
 asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> worker --exec ./pack
-peak clipping    forty orders in one second, for a worker that can handle five per second
+load levelling   forty orders in one second, for a worker that can handle five per second
 """
 
 import math
@@ -30,7 +30,7 @@ def play(stage: Stage) -> None:
     pack.chmod(0o755)
     _decoupling(stage)
     _asynchrony(stage)
-    _peak_clipping(stage)
+    _load_levelling(stage)
 
 
 def _decoupling(stage: Stage) -> None:
@@ -141,12 +141,12 @@ def _forget_orders(stage: Stage) -> None:
         administration.delete_exchange(channel, stage.name("orders"))
 
 
-def _peak_clipping(stage: Stage) -> None:
+def _load_levelling(stage: Stage) -> None:
     packing = stage.name("packing")
     burst, capacity = 40, 1 / _PACK_SECONDS
 
     stage.say(
-        f"Third reason: peak clipping. The packer can pack at most {capacity:g} orders per second. On a quiet day, "
+        f"Third reason: load levelling. The packer can pack at most {capacity:g} orders per second. On a quiet day, "
         f"that is enough. Now {burst} orders arrive within one second."
     )
     shop_terminal, packer = stage.terminals("shop", "packer")
@@ -289,7 +289,7 @@ def rate(moments: Sequence[float]) -> float:
 
 WHY_QUEUES = Play(
     "Why queues",
-    "Three reasons for a queue between two programs: decoupling, asynchrony, peak clipping. Each one is measured.",
+    "Three reasons for a queue between two programs: decoupling, asynchrony and load levelling. Each one is measured.",
     play,
     queues=("stock", "mail", "packing"),
     exchanges=("orders",),

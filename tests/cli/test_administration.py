@@ -265,8 +265,9 @@ def test_exchange_unbind_says_whether_it_removed_a_binding(admin: Shell, *, to_e
 
 @pytest.mark.parametrize("name", ["hello", "jobs"])
 def test_no_declare_needs_no_permission_to_configure(admin: Shell, ann: str, name: str) -> None:
-    """With --no-declare, a user who may write to and read from an existing queue, but not declare it, can send to the
-    queue and receive from it. The queue may also be a tutorial's default queue, such as `hello`.
+    """With --no-declare, a user who has the write and read permissions for an existing queue, but not the configure
+    permission, can send to the queue and receive from it. This is also true of a tutorial's default queue, such as
+    `hello`.
     """
     admin.run("mqtool", "queue", "declare", name)
     admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
@@ -277,9 +278,9 @@ def test_no_declare_needs_no_permission_to_configure(admin: Shell, ann: str, nam
     assert (received.code, received.stdout) == (0, "x\n"), received.stderr
 
 
-def test_a_receiver_with_no_declare_needs_no_permission_to_configure_the_exchange(admin: Shell, ann: str) -> None:
-    """With --no-declare, `receive-log -q QUEUE` can receive from an existing exchange and queue even if the user may
-    not declare them.
+def test_receive_log_with_no_declare_needs_no_configure_permission(admin: Shell, ann: str) -> None:
+    """With --no-declare, `receive-log -q QUEUE` can receive from an existing exchange and queue even if the user
+    lacks the configure permission for them.
     """
     admin.run("mqtool", "receive-log", "fanout", "-q", "all-logs", "--idle-timeout", "10ms")
     admin.run("mqtool", "permission", "set", ann, "--configure", "^ann-", "--write", ".*", "--read", ".*")
@@ -292,7 +293,7 @@ def test_a_receiver_with_no_declare_needs_no_permission_to_configure_the_exchang
 
 def test_a_misspelled_tag_is_set_with_a_warning(admin: Shell, ann: str) -> None:
     """RabbitMQ accepts any string as a user's tag. If a tag is probably misspelled, such as `managment`, `user tags`
-    sets it, but says that this tag has no effect, and asks "did you mean" with the correct one.
+    sets it, but warns that this tag has no effect, and suggests the correct one.
     """
     tagged = admin.run("mqtool", "user", "tags", ann, "managment")
     assert tagged.code == 0, tagged.stderr
@@ -300,8 +301,8 @@ def test_a_misspelled_tag_is_set_with_a_warning(admin: Shell, ann: str) -> None:
 
 
 def test_an_error_from_the_management_api_contains_no_html_escapes(admin: Shell) -> None:
-    """If RabbitMQ's management API rejects a request, its error message may contain HTML escapes, such as `&quot;`.
-    mqtool prints the message as plain text.
+    """The error messages of RabbitMQ's management API can contain HTML escapes, such as `&quot;`. mqtool prints these
+    messages as plain text.
     """
     policy = ("--pattern", "^x", "--apply-to", "queues", "--definition", '{"max-lenght": 10}')
     refused = admin.run("mqtool", "policy", "set", "limits", *policy)
@@ -401,8 +402,9 @@ def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
 @pytest.mark.parametrize("new", ["management", "--none"])
 @pytest.mark.once_on_rabbitmq
 def test_user_tags_asks_before_administrators_remove_their_own_tag(admin: Shell, ann: str, new: str) -> None:
-    """Administrators who removed their own tag `administrator` could not restore it. `user tags` therefore asks for
-    confirmation. Without a terminal, it exits with 2 and keeps the tag unless --yes is given.
+    """Administrators who have removed their own tag `administrator` cannot restore it. `user tags` therefore asks for
+    confirmation before it removes this tag. Without a terminal, it exits with 2 and keeps the tag unless --yes is
+    given.
     """
     assert said(admin.run("mqtool", "user", "tags", ann, "administrator")) == (
         0,

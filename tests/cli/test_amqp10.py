@@ -92,12 +92,12 @@ PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; 
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_worker_passes_a_message_with_a_forged_x_opt_deaths_to_its_program_completely(
+def test_worker_passes_all_parts_of_a_message_with_a_forged_x_opt_deaths_to_its_program(
     shell: Shell, protocol: str
 ) -> None:
     """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. Even if a publisher sets
     x-opt-deaths to a number, the program that `worker` runs over AMQP 1.0 gets the message's body, exchange, routing
-    key, headers and properties. If the program fails, they are also in the dead letter.
+    key, headers and properties. If the program fails, the dead letter contains them, too.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -113,8 +113,9 @@ def test_worker_passes_a_message_with_a_forged_x_opt_deaths_to_its_program_compl
 
 
 def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher adds false annotations x-exchange and x-routing-key to a message, even each of them twice,
-    `receive` over AMQP 1.0 prints the exchange and the routing key with which the broker routed the message.
+    """If a publisher adds the annotations x-exchange and x-routing-key with false values to a message, even if it
+    adds each of them twice, `receive` over AMQP 1.0 prints the exchange and the routing key with which the broker
+    routed the message.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -154,9 +155,9 @@ def test_worker_publishes_no_copy_to_a_queue_named_in_an_application_property_x_
 
 
 def test_worker_retries_a_message_with_a_list_in_an_application_property(shell: Shell, broker: TestBroker) -> None:
-    """AMQP 1.0 does not allow a list in an application property, but a publisher may send one. `worker` over AMQP 1.0
-    retries this message like any other, and passes the message's other application properties to its program on the
-    retry, too.
+    """AMQP 1.0 does not allow a list in an application property, but a publisher can send one. `worker` over AMQP 1.0
+    retries this message like any other, and also passes the message's other application properties to its program on
+    the retry.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     _published(broker, "jobs", {"odd": ["a"], "tenant": "acme"})
@@ -218,8 +219,8 @@ def test_send_refuses_a_cc_header_that_is_not_a_list_of_routing_keys(shell: Shel
 
 def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
     """If the broker rejects a message, for example because the queue is full, `send` over AMQP 1.0 reports the
-    message as nacked. If the broker releases a message because no queue is bound for it, `send --mandatory` reports
-    the message as returned, and gives this reason. Both times, `send` exits with 75.
+    message as nacked. If the broker releases a message because it is unroutable, `send --mandatory` reports the
+    message as returned, and gives the reason. In both cases, `send` exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -308,9 +309,9 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
 @pytest.mark.sampled(1)
-def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log direct KEY` and `receive-log topic KEY` print the logs that `emit-log` published with
-    this routing key, and no others.
+def test_receive_log_gets_only_messages_with_the_given_routing_key(shell: Shell, kind: str) -> None:
+    """Over AMQP 1.0, `receive-log direct KEY` and `receive-log topic KEY` print the messages that `emit-log`
+    published with this routing key, and no others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error.disk", "no"), ("error", "two")):
@@ -318,9 +319,9 @@ def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kin
     assert receiver.wait().stdout == " [x] error:one\n [x] error:two\n"
 
 
-def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log fanout` prints the logs that `emit-log fanout` publishes. Of the logs that `emit-log
-    headers` publishes, `receive-log headers` prints only those with the headers given on its command line.
+def test_receive_log_gets_messages_from_fanout_and_headers_exchanges(shell: Shell) -> None:
+    """Over AMQP 1.0, `receive-log fanout` prints the messages that `emit-log fanout` publishes. Of the messages that
+    `emit-log headers` publishes, `receive-log headers` prints only those with the headers given on its command line.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -355,11 +356,11 @@ def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: 
 @pytest.mark.parametrize("client", ["amqp1.0", "amqp0.9.1"])
 @pytest.mark.parametrize("server", ["amqp1.0", "amqp0.9.1"])
 @pytest.mark.sampled(2)
-def test_rpc_client_and_server_may_use_different_protocols(
+def test_rpc_client_and_server_can_use_different_protocols(
     shell: Shell, broker: TestBroker, client: str, server: str
 ) -> None:
-    """`rpc-client` gets a reply to each request even if it uses AMQP 0-9-1 and `rpc-server` uses AMQP 1.0, or the other
-    way round.
+    """`rpc-client` gets a reply to each request even if it uses AMQP 0-9-1 and `rpc-server` uses AMQP 1.0, or vice
+    versa.
     """
     if client != server:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
@@ -608,10 +609,11 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(1)
-def test_plain_scripts_receive_their_own_and_mqtools_messages(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """`tutorial show --plain` prints an AMQP 1.0 script that can receive or send, and runs unchanged. A receiving
-    script gets one message from the same script run as a sender, and one from the corresponding mqtool command, such
-    as `send`.
+def test_plain_scripts_receive_messages_from_themselves_and_from_mqtool(
+    shell: Shell, broker: TestBroker, tutorial: str
+) -> None:
+    """`tutorial show --plain` prints an AMQP 1.0 script that runs unchanged, either as a receiver or as a sender. The
+    receiver gets a message from the sender, and one from the corresponding mqtool command, such as `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(

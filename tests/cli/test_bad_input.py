@@ -465,7 +465,9 @@ def test_an_invalid_line_of_ndjson_is_reported_and_ends_the_input(shell: Shell, 
 
 @on_any_broker
 def test_an_invalid_header_on_the_command_line_is_not_blamed_on_a_line_of_input(shell: Shell) -> None:
-    """If a header given with -H is not valid UTF-8, `send --json` exits with 2, and names no line of its input."""
+    """If a header given with -H is not valid UTF-8, `send --json` exits with 2, and does not mention a line of its
+    input.
+    """
     result = shell.run("mqtool", "send", "--json", "-H", r'a:="\ud800"', stdin='{"body": ""}\n')
 
     assert (result.code, "line 1" in result.stderr) == (2, False), result.stderr

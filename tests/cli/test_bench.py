@@ -54,9 +54,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @large
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    The management API reports the same numbers of published, delivered and acknowledged messages, except for the
-    stream protocol, whose messages it does not count. RabbitMQ may report 0 for each of these numbers, because
-    `bench` is connected only briefly.
+    The management API reports the same numbers of published, delivered and acknowledged messages, but RabbitMQ
+    sometimes reports 0 for each, because `bench` is connected only briefly. These numbers are not compared for the
+    stream protocol, whose messages the management API does not count.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -176,9 +176,10 @@ def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
 def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
-    """`bench` numbers the messages that it publishes. Another client publishes messages to the queue of `bench`, some
-    with forged numbers, others with none. `bench` reports how many of these messages it received, and excludes them
-    from all other results. With --rpc, `bench` sends no reply to the queue that these messages name in reply_to.
+    """`bench` numbers the messages that it publishes. If another client publishes messages to the queue of `bench`,
+    some with forged numbers, others without a number, `bench` reports how many of these messages it received, and
+    excludes them from all other results. With --rpc, `bench` sends no reply to the queue that these messages name in
+    reply_to.
     """
     _disturbed(shell, broker, *options.split())
 
@@ -190,7 +191,7 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
     """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue,
-    and excludes them from all other results, for a classic queue as for a stream.
+    and excludes them from all other results, for both a classic queue and a stream.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)

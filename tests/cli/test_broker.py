@@ -312,8 +312,8 @@ WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "r
 @pytest.mark.sampled(3)
 def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
     """The name of a broker may contain only ASCII letters, digits, - and _. If --name is empty or contains anything
-    else, as the path `../../x` does, every command that has this option exits with 2. The commands create no files, and
-    change none at the path.
+    else, as the path `../../x` does, every command that has this option exits with 2. The command creates no files,
+    and does not change the files at this path.
     """
     precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
     precious.resolve().mkdir(parents=True)
@@ -444,8 +444,9 @@ def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_p
 
 @large
 def test_broker_ls_does_not_show_a_broker_that_did_not_start(home: Shell, at_port: str) -> None:
-    """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error.
-    `broker ls` then prints the same as before this attempt: nothing or, if an earlier broker was killed, that broker.
+    """If the broker does not start, for example because its data cannot be read, `broker up` exits with an error. The
+    output of `broker ls` is then the same as before: it lists no broker or, if an earlier one was killed, only the
+    killed one.
     """
     (home.directory / "data").write_text("a file, not a directory")
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -477,10 +478,10 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
 def test_commands_recognize_that_another_broker_listens_at_the_address_of_a_killed_one(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
-    """The broker that `broker up` started is killed, and another user's broker now listens at its address. Commands
-    use the management API of this other broker, even if a third broker has the management port of the killed one.
-    `bench` asks for confirmation before it puts load on the other broker. No password is sent to the killed broker's
-    management port.
+    """If the broker that `broker up` started is killed, and another user's broker then listens at its address,
+    commands use the management API of this other broker, even if a third broker has the management port of the killed
+    one. `bench` asks for confirmation before it puts load on the other broker. No password is sent to the killed
+    broker's management port.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
     management = f"--management-port={free_port()}"
@@ -507,8 +508,8 @@ def test_commands_find_the_management_api_in_docker_if_the_docker_daemon_does_no
     home: Shell, neighbour: Shell, at_port: str, tmp_path: Path
 ) -> None:
     """If the Docker daemon does not answer, commands cannot know whether the broker that `broker up` started in
-    Docker is still running. They then use the management API that `broker up` recorded if it belongs to the broker at
-    this address, and never the API of another broker.
+    Docker is still running. They then use the management API that `broker up` recorded, if this API belongs to the
+    broker at the recorded address, and never the API of another broker.
     """
     port, management = int(at_port.partition("=")[2]), free_port()
     # The first broker stands in for the one in Docker. The API of the second one is where mqtool looks first.
@@ -554,9 +555,9 @@ def test_the_page_of_ui_does_not_use_another_broker_at_the_same_address(
 def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
-    """The page of `mqtool ui` changes the broker that it shows, even if the user has switched to another context
-    since `mqtool ui` was started, or has started it with both --url and a context. The commands that the page shows
-    name this broker, so they can be pasted into any terminal. If the context of this broker is changed, the page
+    """The page of `mqtool ui` changes the broker that it shows, even if `mqtool ui` was started with both --url and a
+    context, or the user has since switched to another context. The commands that the page shows name this broker, so
+    they can be pasted into any terminal. If the context of this broker is changed while `mqtool ui` runs, the page
     neither changes a broker nor reads from one.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
@@ -717,8 +718,8 @@ def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
 @pytest.mark.sampled(1)
 def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """After the embedded broker was stopped with `broker down` or killed with kill -9, `broker up --name NAME` starts
-    it again, without --kind or --port. The broker has the same port and still has the persistent messages.
+    """After the embedded broker has been stopped with `broker down` or killed with kill -9, `broker up --name NAME`
+    starts it again, without --kind or --port. The broker has the same port and still has the persistent messages.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"
@@ -842,9 +843,9 @@ def test_broker_up_and_serve_refuse_conflicting_ports(home: Shell, amqp_tls: Aut
 def test_broker_up_refuses_a_tls_port_that_is_the_default_port_of_the_management_api(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """With TLS, the broker also uses the port below each given port: this lower one is for TLS. If the port below
-    --stream-port is the default port of the management API, `broker up` exits with 2, and says that --management-port
-    and --stream-port both need this port.
+    """With TLS, the broker uses two ports for each port option: the given one and, for TLS, the one below it. If the
+    port below --stream-port is the default port of the management API, `broker up` exits with 2, and says that
+    --management-port and --stream-port both need this port.
     """
     port = int(at_port.partition("=")[2])
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", at_port)
@@ -880,8 +881,8 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
 
 def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: Shell) -> None:
     """Commands look for the management API at the AMQP port + 10000. If the broker's API is at another port, `broker
-    env` exports MQTOOL_MANAGEMENT_URL. With --remote, which prints variables for other machines, it does not, because
-    the API accepts no connections from there.
+    env` exports MQTOOL_MANAGEMENT_URL. `broker env --remote`, which prints variables for other machines, does not
+    export it, because the API accepts no connections from other machines.
     """
     port, api = free_port(), free_port()
     up = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine", "--listen=127.0.0.2", f"--port={port}")

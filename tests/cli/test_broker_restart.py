@@ -59,9 +59,10 @@ def test_broker_restart_waits_until_a_quorum_queue_reports_its_messages(lonely_s
 def test_a_restart_enforces_a_lowered_max_length_on_a_classic_queue_that_rejects_publishes(
     restartable: Restartable, lonely_shell: Shell
 ) -> None:
-    """A policy lowers the maximum length of queues with the overflow setting `reject-publish`, which already have
-    more messages. When RabbitMQ restarts, a classic queue drops or dead-letters its oldest messages until the maximum
-    is met. `policy set` warns of this, with the number of messages. A quorum queue keeps all its messages.
+    """If a policy lowers the maximum length of queues with the overflow setting `reject-publish` below their number
+    of messages, `policy set` warns how many messages a restart will drop or dead-letter. When RabbitMQ restarts, a
+    classic queue drops or dead-letters its oldest messages until the maximum is met. A quorum queue keeps all its
+    messages.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = restartable.url

@@ -37,10 +37,10 @@ ENDED = (0, 1, 3, 124)
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 @large
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user who has permissions only on her own queues and exchanges forges queue arguments and message headers.
-    Whatever command an administrator then runs, the forged values do not make it change other users' queues, exchanges,
-    bindings or messages. The forger can neither read these messages, nor have messages routed to an exchange that she
-    may not write to. If she does nothing but publish messages, the administrator's command is not stopped, and commands
+    """If a user who has permissions only on her own queues and exchanges forges queue arguments and message headers,
+    the forged values do not make any command of an administrator change other users' queues, exchanges, bindings or
+    messages. The forger can neither read these messages, nor have messages routed to an exchange that she has no
+    permission to write to. If she only publishes messages, the administrator's command is not stopped, and commands
     such as `peek` and `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
@@ -255,9 +255,9 @@ def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(she
 def test_dlq_redrive_uses_the_x_death_header_that_the_broker_updated_and_not_a_forged_one(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher sends a message with two x-death headers, the second of which names another user's queue. When the
-    message is dead-lettered, the broker updates the first x-death header. `dlq redrive` uses the first one, and moves
-    the message back to the queue from which it came.
+    """If a publisher sends a message with two x-death headers, the second of which names another user's queue, the
+    broker updates the first one when the message is dead-lettered. `dlq redrive` uses the first one, and moves the
+    message back to the queue from which it came.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "graveyard")
@@ -368,10 +368,10 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_a_dead_letter_can_come_from_the_queue_in_x_death(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """The x-death header of a dead letter names the queue from which it came, but may be forged. `dlq redrive` moves
-    the dead letter back only if the dead letter has the exchange and the routing key with which this queue, by its
-    arguments or its policy, dead-letters messages. If not, or if the management API is unavailable, the command
-    leaves the dead letter where it is.
+    """The x-death header of a dead letter names the queue from which the dead letter came, but may be forged. `dlq
+    redrive` moves the dead letter back only if the dead letter has the exchange and the routing key with which this
+    queue, by its arguments or its policy, dead-letters messages. Otherwise, or if the management API is unavailable,
+    the command leaves the dead letter where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -433,9 +433,9 @@ def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
 def test_delayed_now_and_delayed_cancel_send_nothing_to_a_forged_destination(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """A user forges the arguments of a wait queue, or a message's CC header, to make another user's queue the
-    destination of a delayed message. Neither `delayed now`, which delivers messages before they are due, nor `delayed
-    cancel`, which deletes messages, sends anything to that queue.
+    """If a user forges the arguments of a wait queue, or a message's CC header, to make another user's queue the
+    destination of a delayed message, nothing is sent to that queue: neither by `delayed now`, which delivers messages
+    before they are due, nor by `delayed cancel`, which deletes messages.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -474,10 +474,10 @@ def test_delayed_now_and_delayed_cancel_send_nothing_to_a_forged_destination(
 def test_delayed_now_delivers_nothing_from_a_wait_queue_with_a_false_amq_destination_in_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """By its name, a wait queue may be for messages to an exchange or queue named `amq.…`. Any user with permissions
-    for names that begin with `mqtool.` can declare such a queue. If the wait queue does not dead-letter its messages
-    to the named destination, `delayed now` leaves them in the wait queue, prints the queue's name, and exits with 3.
-    `delayed cancel` deletes them.
+    """The name of a wait queue can say that its messages are for an exchange or queue named `amq.…`, but any user
+    with permissions for names that begin with `mqtool.` can declare such a queue. If the wait queue does not
+    dead-letter its messages to the named destination, `delayed now` leaves them in the wait queue, prints the queue's
+    name, and exits with 3. `delayed cancel` deletes them.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -550,9 +550,9 @@ def test_delayed_now_delivers_to_amq_topic_only_from_a_wait_queue_that_dead_lett
 def test_delayed_now_delivers_nothing_from_a_wait_queue_with_two_dead_letter_exchanges(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A client declares a wait queue for amq.topic with two values of x-dead-letter-exchange. The first value, which
-    the broker uses, is another exchange. RabbitMQ's management API shows only the second value, amq.topic. `delayed
-    now` leaves the messages in the wait queue, and exits with 3.
+    """If a client declares a wait queue for amq.topic with two values of x-dead-letter-exchange, the broker uses the
+    first value, here another exchange, but RabbitMQ's management API shows only the second value, amq.topic. `delayed
+    now` leaves the messages in this wait queue, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")
@@ -599,8 +599,9 @@ def test_delayed_now_ignores_a_queue_named_like_a_wait_queue_for_the_default_exc
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` passes to its program the exchange and routing key of each message, and those with which the message
-    was first published, which differ on a retry. A publisher cannot change any of these four values with headers.
+    """`worker` passes to its program the exchange and routing key of each message, and also the original ones, with
+    which the message was first published. On a retry, the two pairs differ. A publisher cannot change any of these
+    four values with headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -710,9 +711,9 @@ def test_worker_ignores_the_exchange_and_routing_key_in_a_forged_header_of_queue
     shell: Shell, broker: TestBroker, way: str
 ) -> None:
     """`queue convert` adds a header to each message that it moves, and trusts this header in messages that were
-    published to the converted queue through the default exchange. A publisher forges the header, and `move`, `worker`
-    or the broker's dead-lettering then publishes the message in this way. `worker` does not pass the exchange and
-    routing key in the forged header to its program.
+    published to the converted queue through the default exchange. If a publisher forges the header, and `move`,
+    `worker` or the broker's dead-lettering then publishes the message through the default exchange, `worker` still
+    does not pass the forged exchange and routing key to its program.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     dying = {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs"}
@@ -756,8 +757,8 @@ def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_routed_to
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` dead-letters a message, then `move` and `dlq redrive` move the message. When `worker` gets the message
-    again, it passes the message's original exchange and routing key to its program.
+    """If `worker` dead-letters a message, and `move` and `dlq redrive` then move the message, `worker` still passes
+    the message's original exchange and routing key to its program when it receives the message again.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for name in ("jobs", "jobs.dlq", "aside"):

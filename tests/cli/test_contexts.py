@@ -423,7 +423,7 @@ def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
 
 
 @on_any_broker
-def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, broker: TestBroker) -> None:
+def test_the_password_is_the_first_line_that_the_password_command_prints(shell: Shell, broker: TestBroker) -> None:
     """A context's password command may be a program or a shell pipeline; the first line of its output is the password.
     Errors never show this output. Completion never runs the command.
     """
@@ -577,7 +577,7 @@ def test_the_api_and_stream_port_in_the_environment_do_not_apply_to_a_broker_fro
     assert (listed.code, sent.code) == (0, 0), listed.stderr + sent.stderr
 
 
-def test_the_api_and_stream_port_in_the_environment_apply_once_a_broker_from_broker_up_was_killed(
+def test_the_api_and_stream_port_in_the_environment_apply_if_the_started_broker_was_killed(
     home: Shell, broker: TestBroker
 ) -> None:
     """If the broker that `broker up` started has ended without `broker down`, and another broker listens on its port,

@@ -315,11 +315,11 @@ UNUSUAL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("undo", [False, True], ids=["completed", "undone"])
-def test_a_converted_queue_has_bindings_whose_arguments_have_the_same_types(
+def test_queue_convert_keeps_the_types_of_binding_arguments(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """If bindings have arguments whose types the management API does not show, such as void, or integers of 32 or 64
-    bits, `queue convert` keeps these types, even if it is interrupted and then completed or undone.
+    """`queue convert` keeps the types of binding arguments, including those that the management API does not show,
+    such as void, or 32-bit and 64-bit integers, even if the conversion is interrupted and then completed or undone.
     """
     fill(broker)
     for name, value in ARGUMENTS.items():
@@ -383,9 +383,9 @@ def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Sh
 def test_a_binding_that_cannot_be_made_again_does_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """During a conversion, another client binds the queue with arguments that are too large, or whose types mqtool
-    cannot determine, so mqtool could not make this binding again. `queue convert --undo` leaves the binding on the
-    queue, and restores the queue's other bindings.
+    """If, during a conversion, another client binds the queue with arguments that are too large, or whose types
+    mqtool cannot determine, mqtool cannot make this binding again. `queue convert --undo` therefore leaves the
+    binding on the queue. It restores the queue's other bindings.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -477,11 +477,11 @@ def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(
     assert len(trials) < 4, "it tries one of these in two ways, and a usual one before it in one"
 
 
-def test_binding_arguments_whose_types_cannot_be_found_out_are_tried_only_once(
+def test_queue_convert_tries_only_once_to_find_out_the_types_of_a_bindings_arguments(
     broker: TestBroker, trials: list[Binding]
 ) -> None:
-    """`queue convert` makes trial bindings to find out the types of a binding's arguments. If this has failed for a
-    binding, the command makes no further trial bindings when it looks at the same binding again.
+    """`queue convert` makes trial bindings to find out the types of a binding's arguments. If it has failed to find
+    them out, it makes no further trial bindings when it looks at the same binding again.
     """
     fill(broker)
     bind_unknown(broker, 2)
@@ -495,14 +495,13 @@ def test_binding_arguments_whose_types_cannot_be_found_out_are_tried_only_once(
     assert (tried > 0, len(trials)) == (True, tried)
 
 
-def test_many_bindings_of_unknown_types_do_not_stop_an_undo(
+def test_many_bindings_with_arguments_of_unknown_types_do_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """During a conversion, another client adds 20 bindings to the queue and 20 to the conversion's temporary exchange,
-    with arguments whose types mqtool cannot determine. `queue convert --undo` keeps the 20 bindings of the queue,
-    deletes the 20 of the exchange, and restores the bindings that the queue had before. In its attempts to determine
-    the types, it makes at most 41 bindings on trial: two for each of the 20 different sets of arguments, and one for an
-    older binding.
+    """If, during a conversion, another client adds 20 bindings to the queue and 20 to the conversion's temporary
+    exchange, with arguments whose types mqtool cannot determine, `queue convert --undo` keeps those of the queue,
+    deletes those of the exchange, and restores the bindings that the queue had before. To determine the types, it
+    makes at most 41 trial bindings: two for each of the 20 different sets of arguments, and one for an older binding.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -522,8 +521,8 @@ def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To find out the types of bindings' arguments, `queue convert` makes trial bindings between a temporary exchange
-    and a temporary queue. If the conversion's stop() method is called during this, as on Ctrl-C or SIGTERM, `queue
-    convert` makes no further trial binding, and deletes this exchange, this queue and all trial bindings.
+    and a temporary queue. If the conversion's stop() method is called in the meantime, as on Ctrl-C or SIGTERM,
+    `queue convert` makes no further trial binding, and deletes the exchange, the queue and all trial bindings.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -677,11 +676,11 @@ def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestB
     check_all_is_there(broker)
 
 
-def test_a_conversion_restores_messages_that_were_moved_out_of_its_holding_queue(
+def test_undoing_a_conversion_restores_messages_that_were_moved_out_of_its_holding_queue(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert` is killed while all messages are in its holding queue, and `move` moves them from there to the
-    queue that is converted. `queue convert --undo` then restores every message as it was published.
+    """If `queue convert` is killed while all messages are in its holding queue, and `move` then moves them back to
+    the queue that was to be converted, `queue convert --undo` restores every message as it was published.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -781,8 +780,8 @@ def test_ctrl_c_ends_a_resumed_conversion_that_waits_for_acknowledgements(manage
 def test_a_killed_conversion_can_be_completed_after_a_client_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """After `queue convert` was killed, another client reads from the queue or sets a policy for it. Once this client
-    has disconnected, another run of `queue convert` completes the conversion, and no message is lost.
+    """If `queue convert` is killed, and another client then reads from the queue or sets a policy for it, a later run
+    of `queue convert` completes the conversion once this client has disconnected. No message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -862,7 +861,7 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
 
 
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
-    """During `queue convert`, a client publishes messages to an exchange that is bound to the queue. Each message
+    """If a client publishes messages during `queue convert` to an exchange to which the queue is bound, each message
     arrives in the queue once, and none is returned as unroutable.
     """
     fill(broker, count=COUNT)
@@ -993,10 +992,10 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """A queue has a maximum length and the overflow setting `reject-publish`, set by a policy or by the queue's
-    arguments. If messages that are published during `queue convert` do not fit in the converted queue, the command
-    stops with an error, and no confirmed message is lost. Once enough messages have been consumed, the conversion can
-    be resumed and completed.
+    """If a policy or a queue's arguments set a maximum length and the overflow behaviour `reject-publish`, and
+    messages that are published during `queue convert` do not fit in the converted queue, the command stops with an
+    error, and no confirmed message is lost. Once enough messages have been consumed, the conversion can be resumed
+    and completed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -1375,9 +1374,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """Before `queue convert` converts a queue with a dead-letter exchange, it checks the queue's arguments by an
-    error message of the broker. Even if the queue has a name of 200 bytes, so that this message is truncated, `queue
-    convert --dry-run` accepts the queue.
+    """To verify the arguments of a queue with a dead-letter exchange, `queue convert` reads an error message of the
+    broker. `queue convert --dry-run` accepts such a queue even if its name has 200 bytes, so that this message is
+    truncated.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
@@ -1387,7 +1386,7 @@ def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
 
 
 @on_any_broker
-def test_queue_convert_says_that_a_user_may_not_configure_a_queue_with_a_dead_letter_exchange(
+def test_queue_convert_reports_a_missing_permission_for_a_queue_with_a_dead_letter_exchange(
     managed: Shell, broker: TestBroker
 ) -> None:
     """If a user lacks the configure permission for a queue that has a dead-letter exchange, `queue convert --dry-run`
@@ -1409,9 +1408,9 @@ def test_queue_convert_says_that_a_user_may_not_configure_a_queue_with_a_dead_le
 
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
-    To check the queue's new arguments, it declares a trial queue. A trial queue that a killed run has left does not
-    stop it.
+    """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP
+    port. The plan is also printed if an earlier run was killed, and has left behind the trial queue with which it
+    checked the queue's new arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1476,8 +1475,8 @@ def test_queue_convert_changes_nothing_if_the_messages_do_not_fit_into_the_new_q
 
 
 def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(managed: Shell) -> None:
-    """The plan of `queue convert` gives the current number of messages in the queue. The number in the management API
-    may be some seconds old.
+    """The plan of `queue convert` gives the current number of messages in the queue, although the number in the
+    management API may be some seconds old.
     """
     managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin="1\n2\n3\n")
     planned = managed.run("mqtool", "queue", "convert", "jobs", "--to", "quorum", "--force", "--dry-run")
@@ -1489,9 +1488,10 @@ def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(m
 def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_not_fit(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """A conversion that removes a queue's maximum length was killed after it had replaced the queue, and the queue now
-    has more messages than the old maximum. `queue convert --undo` then completes the conversion, says how many messages
-    the old maximum would drop, exits with 69, and leaves all messages in the queue.
+    """If a conversion that removes a queue's maximum length is killed after it has replaced the queue, and the queue
+    then gets more messages than the old maximum, `queue convert --undo` does not convert the queue back. It completes
+    the conversion, says how many messages the old maximum would drop, exits with 69, and leaves all messages in the
+    queue.
     """
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1766,10 +1766,10 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
-    """The broker adds headers to a dead letter. If the dead letter's own headers filled a frame, no client can
-    publish it again. `queue convert` then moves the messages before it, stops, and names the queue and the command
-    that removes the dead letter. After this command, a second run completes the conversion. If the dead letter is to
-    be kept, `queue convert --undo` restores all messages, including the dead letter, but not their order.
+    """The broker adds headers to a dead letter. If the message's own headers already filled a frame, no client can
+    publish the dead letter. `queue convert` then moves the messages in front of it, stops, and names the queue and
+    the command that removes the dead letter. After this command, a second run completes the conversion. `queue
+    convert --undo` instead restores all messages, including the dead letter, but not their order.
     """
     for undo in (True, False):
         fill(broker, count=7)

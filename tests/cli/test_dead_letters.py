@@ -115,8 +115,8 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 
 
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """`worker` adds headers to a dead letter that name the queue from which it came. If a publisher forges these
-    headers, `dlq redrive` does not move the message to the queue that they name.
+    """`worker` writes the name of the original queue to the headers of each dead letter. If a publisher has forged
+    these headers, `dlq redrive` does not move the message to the queue named in them.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
@@ -150,7 +150,7 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 @on_any_broker
 def test_dlq_commands_do_not_ask_if_there_are_no_dead_letters(dead: Shell) -> None:
     """On a terminal, `dlq drop` and `dlq redrive` do not ask for confirmation if there are no dead letters. If there
-    are any, `dlq drop` without a terminal and without --yes drops none, but says how many it would drop.
+    are dead letters, but no terminal, `dlq drop` without --yes drops nothing, and says how many it would drop.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
@@ -244,7 +244,7 @@ def bury(shell: Shell, count: int) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_dlq_redrive_leaves_each_message_in_one_of_two_queues_if_it_is_stopped(
+def test_a_stopped_dlq_redrive_leaves_each_message_in_exactly_one_queue(
     shell: Shell, broker: TestBroker, number: signal.Signals
 ) -> None:
     """After SIGINT or SIGTERM, `dlq redrive` exits with 128 + the number of the signal. Each message is then either
@@ -313,9 +313,9 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 
 @on_any_broker
 def test_recording_reconcile_counts_messages_that_share_an_id(shell: Shell) -> None:
-    """If several messages were sent with the same message id, `recording reconcile` reports how many of them are
-    missing, and exits with 3. If all of them arrive, it reports none of them as doubled, and exits with 0 even with
-    --exact.
+    """If only some of several messages with the same message id arrive, `recording reconcile` reports how many of
+    them are missing, and exits with 3. If all of them arrive, it reports none of them as doubled, and exits with 0
+    even with --exact.
     """
 
     def lines(*ids: str) -> str:

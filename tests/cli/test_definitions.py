@@ -89,9 +89,9 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
 
 
 def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: Shell) -> None:
-    """In a definitions file, `"arguments": []`, which old versions of RabbitMQ write, means no arguments. `definitions
-    diff` therefore finds no difference from a broker's objects without arguments. If one of these objects has been
-    deleted from the broker, `definitions import` creates it again.
+    """For objects without arguments, old versions of RabbitMQ write `"arguments": []` in a definitions file.
+    `definitions diff` finds no difference between these objects and those without arguments on the broker. If one of
+    these objects has been deleted from the broker, `definitions import` creates it again.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -402,7 +402,7 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
     lonely_shell: Shell, pattern: str, matches: bool | None
 ) -> None:
     """`definitions convert` does not hang on a policy pattern with exponential backtracking. If the command cannot
-    match a pattern, it assumes that the policy applies to no queue, and prints a warning.
+    evaluate a pattern, it assumes that the policy applies to no queue, and prints a warning.
     """
     document = {
         "vhosts": [{"name": "/"}],
@@ -493,8 +493,8 @@ def test_definitions_convert_reports_a_lost_alternate_exchange(lonely_shell: She
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions
-    convert`, it imports these definitions, and no queue is lost.
+    """An embedded broker that behaves like RabbitMQ 4.3 refuses the test's definitions, which come from RabbitMQ
+    3.10. After `definitions convert`, it imports them, and no queue is lost.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
@@ -513,8 +513,8 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions convert`, it imports these definitions.
-    No queue is lost, and only mirrored queues become quorum queues.
+    """RabbitMQ 4.3 refuses the test's definitions, which come from RabbitMQ 3.10. After `definitions convert`, it
+    imports them. No queue is lost, and only mirrored queues become quorum queues.
     """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ accepts the old definitions, or has the delayed message plugin")
@@ -557,11 +557,11 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 
 @pytest.mark.parametrize(("options", "warns"), [((), True), (("--vhost", "/"), True), (("--vhost", "other"), False)])
-def test_doctor_says_that_it_cannot_match_a_pattern_in_a_definitions_file(
+def test_doctor_warns_about_a_policy_pattern_that_it_cannot_evaluate(
     lonely_shell: Shell, options: tuple[str, ...], *, warns: bool
 ) -> None:
-    """If `doctor FILE --upgrade` cannot match the pattern of a policy, it assumes that the policy applies to no queue,
-    and prints a warning. With --vhost, it does not warn about the policies of other virtual hosts.
+    """If `doctor FILE --upgrade` cannot evaluate the pattern of a policy, it assumes that the policy applies to no
+    queue, and prints a warning. With --vhost, it does not warn about the policies of other virtual hosts.
     """
     policy = {"vhost": "/", "name": "ttl", "pattern": "(", "priority": 0, "definition": {"message-ttl": 1000}}
     (lonely_shell.directory / "new.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "policies": [policy]}))

@@ -73,7 +73,7 @@ def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: She
     assert receiver.wait().code == 0
 
 
-def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
+def test_send_delayed_can_start_before_receive_delayed(shell: Shell, via: str) -> None:
     """If `send-delayed` sends a message before `receive-delayed` starts, the message waits in the queue until
     `receive-delayed` prints it.
     """
@@ -126,10 +126,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """If a command has --delay but not --via, the destination decides where messages wait. For a classic queue that the
-    command declares, and for a non-durable exchange, they wait in the delayed message plugin or, without the plugin, in
-    classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it, in quorum wait
-    queues. For all other destinations, they wait in quorum wait queues.
+    """With --delay and the default --via auto, the destination decides where messages wait. For a classic queue that
+    the command declares, and for a non-durable exchange, they wait in the delayed message plugin or, without the
+    plugin, in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
+    in quorum wait queues. For all other destinations, they wait in quorum wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -201,8 +201,8 @@ def test_send_with_a_delay_uses_the_plugin_for_a_quorum_queue_only_with_via_plug
 
 @large
 def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """When `send --via ttl` sends its 10,000th message to wait queues, it prints one warning that these are many. It
-    prints no second warning for later messages, and none for only 100 messages.
+    """When `send --via ttl` sends its 10,000th message to wait queues, it prints a warning about the large number of
+    messages. It prints no second warning for later messages, and no warning at all if it sends only 100 messages.
     """
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
@@ -293,7 +293,7 @@ def test_an_invalid_delay_or_time_is_a_usage_error(lonely_shell: Shell, options:
     assert refused.code == 2
 
 
-def test_a_time_of_day_that_has_passed_is_refused_with_the_same_time_tomorrow(lonely_shell: Shell) -> None:
+def test_for_a_time_of_day_that_has_passed_send_suggests_the_same_time_tomorrow(lonely_shell: Shell) -> None:
     """If the value of --at is a time of day that has passed, `send` exits with 2 and suggests the same time with
     tomorrow's date.
     """
@@ -426,8 +426,8 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 @pytest.mark.sampled(3)
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` reads messages that were received, one per line of JSON, and delays each again
-    by its x-delay header. If the value is negative, as after a delivery by the delayed message plugin, its absolute
+    """`send-delayed --json --keep-delay` reads received messages as lines of JSON, and delays each message again by
+    its x-delay header. If the value is negative, as after a delivery by the delayed message plugin, its absolute
     value is the delay. If the line also has the key "delay", this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
@@ -445,7 +445,7 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
-def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
+def test_keep_delay_needs_json_and_cannot_be_combined_with_delay(lonely_shell: Shell, options: list[str]) -> None:
     """`send-delayed --keep-delay` exits with 2 if --json is missing, or if --delay is given. The error says that
     --keep-delay needs --json, and cannot be combined with --delay or --at.
     """

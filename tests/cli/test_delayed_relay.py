@@ -67,10 +67,11 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early.
-    The message keeps its properties and headers, except that x-delay becomes negative, as with the delayed message
-    plugin. If x-delay is missing, is not a positive number, or exceeds the plugin's longest delay, 2^32 - 1 ms, the
-    relay forwards the message immediately. It also prints a warning if x-delay is not a number or is too large.
+    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, and never
+    earlier. The message keeps its properties and headers, except that x-delay becomes negative, as with the delayed
+    message plugin. If x-delay is missing, is not a positive number, or exceeds the plugin's longest delay, 2^32 - 1
+    ms, the relay forwards the message immediately. It also prints a warning if x-delay is not a number or is too
+    large.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -122,7 +123,7 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 def test_delayed_relay_does_not_delay_messages_whose_headers_are_too_large(shell: Shell, broker: TestBroker) -> None:
     """`delayed relay` adds headers to each message that it delays. If a message's headers are so large that none can
     be added, the relay publishes the message without delay. Even if it gets 201 of these messages, one more than it
-    takes at a time, it still delays other messages.
+    handles at a time, it still delays other messages.
     """
     running = relay(shell, "--type", "topic")
     large = {"x-delay": 3_600_000, "pad": "x" * 131_010}
@@ -302,12 +303,10 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
     assert {line["routing_key"] for line in received(shell, 2)} == {"jobs.0", "jobs.1"}
 
 
-def test_delayed_relay_uses_an_existing_exchange_for_due_messages_and_its_alternate_exchange(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """If the relay's exchange for due messages already exists, `delayed relay` uses it. If --type gives another type,
-    however, the command exits with 78. If this exchange has an alternate exchange, messages that no binding matches
-    go to the alternate exchange, with or without a delay.
+def test_delayed_relay_uses_an_existing_exchange_for_due_messages(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange for due messages already exists, `delayed relay` uses it, but exits with 78 if --type gives
+    another type. If this exchange has an alternate exchange, messages that match no binding go there, with or without
+    a delay.
     """
     rest = Exchange("rest", "fanout", durable=True)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -360,13 +359,13 @@ def test_delayed_migrate_keeps_the_alternate_exchange(shell: Shell, broker: Test
 
 
 @on_any_broker
-def test_delayed_migrate_needs_a_policy_if_the_alternate_exchange_is_set_by_one(
+def test_delayed_migrate_needs_a_policy_if_a_policy_sets_the_plugins_alternate_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A policy sets the alternate exchange of the delayed message plugin's exchange. If no policy does so for the
-    relay's exchange for due messages, `delayed migrate` exits with 78, and declares nothing. Its hint is a command
-    that sets a policy for the relay's exchange. This policy also contains the settings of the policy that already
-    applies to the relay's exchange.
+    """If a policy sets the alternate exchange of the delayed message plugin's exchange, but no policy sets it for the
+    exchange to which the relay publishes due messages, `delayed migrate` exits with 78 and declares nothing. Its hint
+    gives a command that sets a policy for the latter exchange. This new policy also contains the settings of the
+    policy that already applies to this exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old_exchange(broker)

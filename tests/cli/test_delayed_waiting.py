@@ -80,8 +80,8 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
     """If a publisher has forged the header `mqtool-due` with a negative number or a time at or after the end of the
-    year 9999, `delayed show` does not print when the message is due, but how long it will wait at most. It also
-    prints all other messages.
+    year 9999, `delayed show` prints the longest time that the message can still wait, instead of the time at which it
+    is due. It also prints all other messages.
     """
     for due in (10**18, -(10**18), 253_402_300_799_999):
         sent = ("mqtool", "send", "--no-declare", "-q", "jobs.delay.1h", "-H", f"mqtool-due:={due}")
@@ -92,7 +92,7 @@ def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -
 
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
     """`delayed cancel --yes` deletes the delayed messages that an id or a condition selects; the others keep waiting.
-    Without a terminal and without --yes, it exits with 2.
+    Without a terminal, `delayed cancel` exits with 2 unless --yes is given.
     """
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
@@ -148,10 +148,10 @@ def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker:
 def test_delayed_now_keeps_a_message_for_a_broker_named_queue_in_the_first_of_two_wait_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a
-    queue whose name the broker has generated, only the name of the first wait queue shows this destination. This name
-    may be forged, because any client can declare a queue with it. `delayed now` therefore leaves the message in the
-    first wait queue, prints this queue's name, and exits with 3.
+    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If its destination is a
+    queue with a broker-generated name, only the name of the first wait queue shows this destination. Since any client
+    can declare a queue with such a name, `delayed now` does not trust it: the command leaves the message in the first
+    wait queue, prints this queue's name, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)
@@ -222,8 +222,8 @@ def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -
 
 def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting) -> None:
     """If the destination exchange of a message no longer exists, `delayed now` names the exchange, keeps the message
-    waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3. It also
-    names an id that no message has.
+    waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3. If a
+    given id belongs to no waiting message, the command names this id.
     """
     waiting.shell.run("mqtool", "exchange", "delete", "logs", "--yes")
     stays = "message m-4 stays in 'logs.exchange.delay.1h.classic': no exchange 'logs'"

@@ -156,9 +156,9 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """`send --dialect go-classic` declares new queues as transient, like the scripts of RabbitMQ's older Go tutorials.
-    If `send -q QUEUE` on a terminal does so, a note says that the queue is transient, and suggests --durable. There is
-    no note if the queue exists, or if --durable is given.
+    """`send --dialect go-classic` declares new queues as transient, like the scripts of RabbitMQ's older Go
+    tutorials. If `send -q QUEUE` on a terminal declares the queue QUEUE as transient, a note says that the queue is
+    transient, and suggests --durable. There is no note if the queue exists, or if --durable is given.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -249,10 +249,12 @@ def test_there_is_no_notice_about_a_predefined_exchange(shell: Shell) -> None:
     ],
 )
 @pytest.mark.sampled(3)
-def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
-    """If an existing queue or exchange differs from the one that a command would declare, the command uses the existing
-    one and prints a notice. If some --dialect would make the command declare exactly the existing one, the notice names
-    this dialect.
+def test_the_notice_about_a_different_queue_names_the_matching_dialect(
+    shell: Shell, first: str, then: str, like: str
+) -> None:
+    """If an existing queue or exchange differs from the one that a command would declare, the command uses the
+    existing one and prints a notice. If the command would declare exactly the existing one with a certain --dialect,
+    the notice names this dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

@@ -110,7 +110,7 @@ def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: She
 
 
 @pytest.mark.timeout(500)
-def test_a_cluster_in_docker_delivers_messages_after_one_node_was_killed(home: Shell, image: str, name: str) -> None:
+def test_a_cluster_in_docker_delivers_messages_after_one_node_is_killed(home: Shell, image: str, name: str) -> None:
     """If one node of a cluster in Docker is killed, messages can still be sent, earlier persistent messages can be
     received, and `broker status` says "2 of 3 nodes running". `broker up` starts the killed node again.
     """
@@ -142,7 +142,9 @@ def test_broker_up_in_docker_without_a_daemon_exits_with_69(home: Shell, image: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to a user without permission")
 def test_broker_up_in_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
-    """If the user may not use the Docker daemon's socket, `broker up --kind docker` reports this and exits with 77."""
+    """If the user has no permission to use the Docker daemon's socket, `broker up --kind docker` reports this and
+    exits with 77.
+    """
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("other users cannot read this checkout")

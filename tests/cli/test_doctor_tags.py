@@ -122,10 +122,10 @@ def test_doctor_says_that_its_check_was_incomplete(shell: Shell, broker: TestBro
     assert invocation["toolExecutionNotifications"][0]["message"]["text"].startswith(NODES)
 
 
-def test_doctor_prints_prometheus_metrics_for_checks_that_it_could_not_make(shell: Shell, broker: TestBroker) -> None:
-    """`doctor --format prometheus` prints a metric for each check that it could not make. For a user without the tag
-    `monitoring`, it exits with 0, and the metric for alarms and nodes has the label essential="true". For a user with
-    this tag, no metric has this label.
+def test_doctor_prints_prometheus_metrics_for_checks_that_it_could_not_run(shell: Shell, broker: TestBroker) -> None:
+    """`doctor --format prometheus` prints a metric for each check that it could not run. If the user lacks the tag
+    `monitoring`, the metric for the check of alarms and nodes has the label essential="true". If the user has this
+    tag, no metric has this label. `doctor` exits with 0 for both users.
     """
     printed = {}
     for tags in ("management", "monitoring"):
@@ -182,7 +182,7 @@ def test_a_memory_alarm_never_looks_like_a_healthy_broker(alarmed: Shell) -> Non
 
 @pytest.mark.differs_since("4.3", "the API does not tell a virtual host that the user may not see from a missing one")
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host(
+def test_doctor_reports_what_it_can_see_if_the_user_has_no_permissions_in_the_virtual_host(
     shell: Shell, broker: TestBroker
 ) -> None:
     """If the user has the tag `monitoring`, but no permissions in a virtual host, `doctor --vhost NAME` checks the
@@ -195,7 +195,7 @@ def test_doctor_reports_what_it_can_see_if_the_user_may_not_see_the_virtual_host
     assert "not checked: alarms" not in looked.stderr
 
 
-def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(shell: Shell, broker: TestBroker) -> None:
+def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_cannot_see(shell: Shell, broker: TestBroker) -> None:
     """A user with the tag `monitoring` sees the names of all virtual hosts, but no queues of a virtual host in which
     the user has no permissions. `doctor --format nagios` then names a virtual host whose queues were not checked, and
     does not exit with 0. With --vhost, it checks only the given virtual host, and exits with 0 if this virtual host
@@ -210,9 +210,9 @@ def test_a_nagios_check_names_virtual_hosts_whose_queues_the_user_may_not_see(sh
 
 
 @pytest.mark.differs_since("4.0", "nothing changes for messages")
-def test_doctor_upgrade_says_that_it_could_not_look_at_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not read from a queue with messages, `doctor --upgrade --peek` warns about this queue, says that
-    messages were not checked, and exits with 3.
+def test_doctor_upgrade_says_that_it_could_not_check_messages(shell: Shell, broker: TestBroker) -> None:
+    """If the user has no read permission for a queue with messages, `doctor --upgrade --peek` warns about this queue,
+    says that messages were not checked, and exits with 3.
     """
     assert shell.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "--durable", "x").code == 0
     with user_of(broker, "monitoring") as login:

@@ -17,8 +17,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message with the same message ID was handled before, even by an earlier run of `worker`, `worker
-    --deduplicate` does not handle the message. It acknowledges the message and prints a note with the message ID.
+    """If a message has the same message ID as one that was handled before, even by an earlier run of `worker`,
+    `worker --deduplicate` does not handle the message, but acknowledges it and prints a note with the message ID.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -37,7 +37,7 @@ def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell
 def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker --deduplicate` handles a message even if a message with the same id was handled on another
+    """`worker --deduplicate` handles a message even if a message with the same message ID was handled on another
     virtual host.
     """
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
@@ -190,10 +190,10 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_client_prints_all_results_if_a_program_fails_for_some_requests(shell: Shell) -> None:
-    """If the program of `rpc-server --exec` fails for some requests, `rpc-client` prints the results of the others, and
-    what the program printed before it failed, if anything. It says for how many requests the program failed, and exits
-    with the exit status of the first failure. With --dialect, it also prints empty replies, as the dialect's script
-    does.
+    """If the program of `rpc-server --exec` fails for some requests, `rpc-client` still prints the results of the
+    other requests. For a failed request, it prints what the program had printed before it failed, if anything. It
+    says for how many requests the program failed, and exits with the exit status of the first failure. With
+    --dialect, it also prints empty replies, as the dialect's script does.
     """
     program = 'read -r x; case $x in mute) exit 4;; half) echo half; exit 5;; long) yes; esac; echo "got $x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program, "--max-output", "1KiB").wait_until_ready()

@@ -97,9 +97,9 @@ def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
-    redelivers the request. `rpc-server` answers the redelivered request with an error, and counts it only once: with
-    --count 2, it answers both of two requests, whether the first or the last reply is too large, and then exits with
-    0.
+    redelivers the request. `rpc-server` answers the redelivered request with an error, and counts the request only
+    once: with --count 2, it answers two requests and then exits with 0, whether the reply to the first or to the
+    second one is too large.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -274,9 +274,9 @@ def ended(status: object, **headers: str) -> Message:
 def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`rpc-server --exec` puts its program's exit status into the reply. If the exit status in a reply is not an
-    integer from 0 to 255, `rpc-client` says that it is invalid and exits with 1. For several requests, it counts this
-    reply as a failure. With --dialect, it exits with 1 without an error message.
+    """`rpc-server --exec` puts the exit status of its program into the reply. If this status is not an integer from 0
+    to 255, `rpc-client` says that it is invalid and exits with 1. If `rpc-client` sends several requests, it counts
+    this reply as a failure. With --dialect, it exits with 1 without an error message.
     """
     long = "x" * 300
     invalid = {"true": True, "false": False, "256": 256, "-1": -1, '"7"': "7", "null": None, f'"{long}"': long}
@@ -299,10 +299,10 @@ def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
 def test_rpc_client_prints_an_excerpt_of_a_long_error_and_the_end_of_a_long_stderr(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If an RPC server's error is longer than 200 characters, `rpc-client` prints the first 200 and the size. If the
-    error is empty, `rpc-client` says that the server gave no reason. If the server runs a program and returns the
-    program's stderr, `rpc-client` prints at most the last 5,000 characters and the last 100 lines of it. If it leaves
-    some out, it first prints a line with the total number of characters.
+    """If an RPC server's error is longer than 200 characters, `rpc-client` prints the first 200 and the error's size.
+    If the error is empty, `rpc-client` says that the server gave no reason. If the server runs a program and returns
+    the program's stderr, `rpc-client` prints at most the last 5,000 characters and the last 100 lines of it. If this
+    is not all of the stderr, `rpc-client` first prints a line with the total number of characters.
     """
     lines = "".join(f"{number}\n" for number in range(1000))
     replies = {
@@ -604,8 +604,8 @@ def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failur
 
 @on_any_broker
 def test_worker_exits_with_1_if_its_program_failed_for_all_messages(shell: Shell) -> None:
-    """`worker` exits with 1 if its program failed for all messages. It exits with 0 if the program succeeded for one
-    message and `worker` will retry the others.
+    """`worker` exits with 1 if its program failed for all messages. It exits with 0 if the program succeeded for at
+    least one message, even if another message waits for a retry.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
     work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")
@@ -655,12 +655,12 @@ def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBr
     ],
     ids=["length", "bytes", "ttl", "expires"],
 )
-def test_worker_dead_letters_nothing_to_a_queue_that_may_lose_messages(
+def test_worker_dead_letters_nothing_to_a_queue_that_could_lose_messages(
     shell: Shell, broker: TestBroker, arguments: dict[str, object]
 ) -> None:
-    """If the dead-letter queue of `worker` already exists with a TTL, an expiry, or a maximum length that drops
-    messages, it may not keep its messages. `worker` then exits with 78 instead of dead-lettering a message. The
-    message stays in its queue.
+    """If the dead-letter queue of `worker` already exists with a TTL, an expiry, or a maximum length beyond which it
+    drops messages, dead letters could be lost there. `worker` then exits with 78 instead of dead-lettering a message.
+    The message stays in its original queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.dlq", {"durable": True, "arguments": arguments})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
@@ -682,7 +682,7 @@ def test_worker_dead_letters_nothing_to_a_queue_that_may_lose_messages(
 def test_a_dead_letter_queue_with_other_arguments_is_used_if_it_drops_no_messages(
     shell: Shell, broker: TestBroker, settings: dict[str, object]
 ) -> None:
-    """If the dead-letter queue of `worker` already exists with another type, other arguments or as a transient queue,
+    """If the dead-letter queue of `worker` already exists with another type or other arguments, or is transient,
     `worker` still dead-letters messages to it, and prints one notice about the difference. The queue in this test
     drops no messages: it has no TTL and no expiry, and if it has a maximum length, it rejects further messages.
     """

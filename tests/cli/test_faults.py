@@ -68,8 +68,8 @@ def test_the_hint_for_a_released_message_does_not_claim_that_the_queue_is_missin
 
 
 def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a node of a cluster cannot be reached, `send` publishes a nacked message again, because the queue may not have
-    a leader yet. If all nodes answer, a nack is final.
+    """If a node of a cluster cannot be reached, `send` publishes a nacked message again, because the queue may have
+    no leader yet. If all nodes answer, a nack is final.
     """
     send = ("mqtool", "send", "-q", "jobs", "Hello")
     tester.run("mqtool", "queue", "declare", "jobs")

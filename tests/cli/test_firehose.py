@@ -89,7 +89,7 @@ def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connectio
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.sampled(1)
-def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
+def test_tap_switches_the_firehose_off_when_it_ends(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGHUP, `tap --all --firehose` exits with 0 and switches the firehose off again."""
     tap = tapping(shell, "--all")
     assert is_on(broker)
@@ -134,8 +134,8 @@ def test_the_next_tap_reports_that_a_killed_tap_left_the_firehose_on(shell: Shel
 
 
 def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, broker: TestBroker) -> None:
-    """If a `tap --firehose` was killed and has left the firehose on, the next `tap --firehose` switches it off when it
-    ends normally.
+    """If a `tap --firehose` that was killed has left the firehose on, the next `tap --firehose` switches the firehose
+    off when it ends normally.
     """
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
@@ -210,8 +210,9 @@ def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not declare a queue or read from the exchange that is tapped, `tap` exits with 77 and names the
-    missing permission. If the user is not an administrator, `tap --firehose` exits with 77.
+    """If the user has no permission to declare the queue that `tap` uses, or to read from the tapped exchange, `tap`
+    exits with 77 and names the missing permission. If the user is not an administrator, `tap --firehose` exits with
+    77.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

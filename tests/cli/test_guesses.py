@@ -152,7 +152,7 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
     }
 
 
-def test_no_hint_suggests_a_harmful_command_for_its_last_word_after_another_groups_name() -> None:
+def test_no_hint_suggests_a_harmful_command_of_another_group_with_the_same_last_word() -> None:
     """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the
     name of another group, as in `exchange purge`, the hint does not suggest `queue purge`. The only exceptions are in
     GUESSES, mqtool's table of words and the commands that users probably mean by them.

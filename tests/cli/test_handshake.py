@@ -65,7 +65,7 @@ def test_send_says_that_a_server_of_another_protocol_is_not_an_amqp_broker(lonel
     assert "AMQP's is 5672" in sent.stderr
 
 
-def test_receive_exits_if_the_broker_closes_its_channel_while_it_is_being_opened(lonely_shell: Shell) -> None:
+def test_receive_exits_if_the_broker_closes_a_channel_that_is_being_opened(lonely_shell: Shell) -> None:
     """If the broker replies to channel.open with channel.close, reply code 0 and no text, `receive` prints the reply
     code, and exits with 69.
     """

@@ -133,7 +133,9 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 @pytest.mark.sampled(1)
-def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
+def test_a_publisher_that_declares_a_mistyped_queue_asks_did_you_mean(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
     """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, the command
     asks "did you mean". Once the queue exists, the command no longer asks. With --declare, or if no name is similar,
     the command says only that the queue is new.

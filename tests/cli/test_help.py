@@ -189,9 +189,9 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
 
 
 def test_the_help_says_when_yes_and_idle_timeout_apply(lonely_shell: Shell) -> None:
-    """For commands that ask only in a protected context, such as `move`, the help of --yes says that this option has
-    no effect. For others, such as `dlq redrive`, it says that --yes skips the prompt or confirmation. The help of
-    --idle-timeout says that only idle time with a connection counts.
+    """For commands that ask for confirmation only in a protected context, such as `move`, the help says that --yes
+    has no effect. For others, such as `dlq redrive`, it says that --yes skips the prompt or confirmation. The help of
+    --idle-timeout says that the command stops if it is connected but idle.
     """
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
@@ -288,8 +288,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 @large
 def test_hints_about_options_name_the_command_or_an_option() -> None:
     """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
-    either contains the name of this command, for example in an example of its use, or suggests another option. Only
-    an example may contain `<`, `>` or `|`, so that a pasted hint does not start a pipe or redirection.
+    either contains the name of the command or suggests another option. Only hints that are examples contain `<`, `>`
+    or `|`, so that no other hint starts a pipe or redirection when it is pasted.
     """
     tried = set()
     for command in leaves(described()):

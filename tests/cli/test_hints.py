@@ -34,7 +34,7 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 
 
-def test_the_hint_for_a_name_with_a_dash_repeats_no_command_line_without_its_url(lonely_shell: Shell) -> None:
+def test_the_hint_for_a_queue_name_with_a_dash_contains_no_command_line_if_a_url_was_given(lonely_shell: Shell) -> None:
     """A queue name such as -5 needs `--` before it. The hint for `queue delete -5` therefore contains the command
     line with `--`. The hint for `queue delete -5 --url URL` contains no command line, because without the URL, the
     command would delete queue `-5` of another broker.
@@ -141,7 +141,7 @@ def test_help_topics_describe_exit_codes_empty_input_unsaved_lines_and_partition
     lonely_shell: Shell, topic: str, says: str
 ) -> None:
     """`mqtool help programs` says when `worker` exits with 1 or 3. `mqtool help messages` says that empty input sends
-    nothing, that --failed-to saves neither an invalid line nor any later one, and that the routing key chooses the
+    nothing, that --failed-to saves neither an invalid line nor any later one, and that the routing key determines the
     partition of a super stream.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())

@@ -151,7 +151,7 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
     """On a terminal, `receive` and `receive-log` print control characters in routing keys, message ids and bodies as
-    escapes. Only a body may have several lines, and all its lines but the first are indented.
+    escapes. Only a body is printed on several lines, and all of them but the first are indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")

@@ -167,8 +167,9 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
 def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 3, both `receive-log` and the tutorial's receiving script get the logs of `emit-log` and
-    the logs of the tutorial's sending script. A log that is emitted before any receiver has started is lost.
+    """In RabbitMQ's tutorial 3, both `receive-log` and the tutorial's receiving script get the log messages of
+    `emit-log` and those of the tutorial's sending script. A log message that is emitted before any receiver has
+    started is lost.
     """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()

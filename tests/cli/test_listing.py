@@ -66,8 +66,8 @@ def test_each_list_command_lists_the_brokers_objects_of_its_kind(
 
 
 def test_list_queues_shows_current_counts_of_ready_messages_and_consumers(shell: Shell, listing: object) -> None:
-    """`list queues` shows the current counts of ready messages and consumers. If it shows counts of unacknowledged
-    messages that are out of date, it also prints a note that they are up to 5 s old.
+    """`list queues` shows the current counts of ready messages and consumers. If its counts of unacknowledged
+    messages are out of date, it also prints a note that these counts are up to 5 s old.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")

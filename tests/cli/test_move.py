@@ -58,9 +58,9 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """`move` to another broker keeps the messages' order, bodies, properties and headers, but drops the headers
-    x-delivery-count, which counts deliveries by the old broker, and CC, which would make the new broker route copies
-    to other queues.
+    """`move` to another broker keeps the messages' order, bodies, properties and headers. It drops only the header
+    x-delivery-count, which counts deliveries by the old broker, and the header CC, which would make the new broker
+    route copies to other queues.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
@@ -115,9 +115,9 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
 def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
     shell: Shell, broker: TestBroker, other: TestBroker, end: str
 ) -> None:
-    """`move` from a quorum queue to a queue on another broker ends early with --count, after Ctrl-C, or when the
-    connection to that broker is cut. In each of these cases, the messages that were not moved stay in the source queue
-    in their original order.
+    """If `move` from a quorum queue to a queue on another broker ends early, because of --count or Ctrl-C or because
+    the connection to that broker is cut, the messages that were not moved stay in the source queue in their original
+    order.
     """
     fill(broker, Queue("a", durable=True, arguments={"x-queue-type": "quorum"}), numbered(600))
     fill(other, Queue("b"), [])
@@ -323,7 +323,7 @@ def same_at_another_address(broker: TestBroker) -> str:
 def test_move_refuses_the_source_queue_at_another_address(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
     """If --to-url reaches the source queue's own broker under another address, and --to names the source queue,
     `move` exits with 2. It moves nothing, and leaves no temporary queue on the broker. If --to-url leads to another
-    broker, --to may name a queue of the same name.
+    broker, the target queue can have the same name as the source queue.
     """
     fill(broker, Queue("a"), numbered(3))
     same = shell.run("mqtool", "move", "a", "--to", "a", "--to-url", f"amqp://{same_at_another_address(broker)}")
@@ -337,9 +337,11 @@ def test_move_refuses_the_source_queue_at_another_address(shell: Shell, broker: 
     assert depth(other, "a") == 2
 
 
-def test_a_move_by_a_user_who_may_not_declare_queues_moves_each_message_once(shell: Shell, broker: TestBroker) -> None:
-    """If the user may not declare queues, `move` cannot find out whether a queue of the same name at another address
-    is the source queue itself. Even if it is, `move` moves each message only once, and ends.
+def test_a_move_by_a_user_without_configure_permission_moves_each_message_once(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the user has no configure permission, `move` cannot find out whether a queue of the same name at another
+    address is the source queue itself. Even if it is, `move` moves each message only once, and ends.
     """
     user = f"mover-{uuid.uuid4().hex[:8]}"
     fill(broker, Queue("a"), numbered(300))
@@ -450,9 +452,9 @@ def test_move_to_a_protected_context_without_a_terminal_needs_the_option_confirm
 def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own_broker(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If --to-context names a protected context with the URL of the source queue's own broker, `move` asks for
-    confirmation, as for any other broker. If --context names the same context, `move` asks only once, and one
-    --confirm with the context's name confirms both.
+    """If --to-context names a protected context, `move` asks for confirmation, even if the context has the URL of the
+    source queue's own broker. If --context names the same context, `move` asks only once, and one --confirm with the
+    context's name confirms both.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected").code == 0
@@ -471,9 +473,10 @@ def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own
 
 @on_any_broker
 def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(shell: Shell, broker: TestBroker) -> None:
-    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url or, if --to-url
-    names no user, as the user who consumes. If the password in --to-url is wrong, `move` exits with 77 and moves
-    nothing. If --to names the source queue itself, `move` exits with 2, even if the users may not declare queues.
+    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url. If --to-url names
+    no user, `move` publishes as the user who consumes from the source queue. If the password in --to-url is wrong,
+    `move` exits with 77 and moves nothing. If --to names the source queue itself, `move` exits with 2, even if
+    neither user is allowed to declare queues.
     """
     fill(broker, Queue("a"), numbered(3), Queue("b"))
     here, run = urlsplit(broker.url), uuid.uuid4().hex[:8]

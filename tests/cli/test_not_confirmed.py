@@ -74,7 +74,7 @@ def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) ->
 
 @on_any_broker
 @pytest.mark.parametrize("given", ["-f failed", "< failed"])
-def test_send_leaves_an_invalid_input_that_is_also_its_file_of_failed_messages_unchanged(
+def test_send_does_not_change_an_invalid_input_that_is_also_the_file_of_failed_messages(
     shell: Shell, given: str
 ) -> None:
     """If the FILE of `send --failed-to FILE` is also the input, and one of its lines is not a message, `send` exits
@@ -94,10 +94,10 @@ def test_send_leaves_an_invalid_input_that_is_also_its_file_of_failed_messages_u
 
 
 @on_any_broker
-def test_send_adds_no_messages_to_file_unfinished_if_they_stay_in_its_unchanged_input(shell: Shell) -> None:
-    """The FILE of `send --failed-to FILE` is also the input, and has an invalid line; a killed run has left
-    FILE.unfinished. `send` then changes neither file: the messages that it could not send are still in FILE, and
-    would be sent twice if they were also added to FILE.unfinished.
+def test_send_does_not_change_file_unfinished_if_its_failed_messages_are_still_in_the_input(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is also the input, and has an invalid line, `send` does not change FILE.
+    If a killed run has left FILE.unfinished, `send` does not change this file, either: the messages that could not be
+    sent are still in FILE, and would otherwise be sent twice.
     """
     text, earlier = '{"body": "a"}\nno JSON\n', '{"body": "z", "routing_key": "nosuch"}\n'
     (shell.directory / "failed").write_text(text)
@@ -110,7 +110,7 @@ def test_send_adds_no_messages_to_file_unfinished_if_they_stay_in_its_unchanged_
 
 
 @on_any_broker
-def test_send_replaces_the_file_of_failed_messages_if_it_is_on_a_stdin_that_send_does_not_read(shell: Shell) -> None:
+def test_send_replaces_a_file_of_failed_messages_that_is_redirected_to_an_unread_stdin(shell: Shell) -> None:
     """If the FILE of `send --failed-to FILE` is redirected to stdin, but `send` takes its messages from another file
     or from the command line, FILE is not the input. `send` therefore replaces the lines of FILE with the failed
     messages, and a notice says how many lines were replaced.
@@ -141,8 +141,9 @@ def test_a_replay_refuses_to_save_failed_messages_to_its_recording(shell: Shell,
 
 @on_any_broker
 def test_the_printed_command_to_send_failed_messages_uses_the_same_broker(shell: Shell, broker: TestBroker) -> None:
-    """If --url names the broker of `send --failed-to FILE`, the command that `send` prints for sending the messages in
-    FILE names the same broker, but not its password. Without --url, it would send them to the default broker.
+    """If --url names the broker of `send --failed-to FILE`, the command that `send` prints for sending the messages
+    in FILE contains the same --url, but without the password. Without --url, this command would send the messages to
+    the default broker.
     """
     shell.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     at = ("--url", broker.url)
@@ -216,8 +217,8 @@ def test_send_exits_with_2_if_its_temporary_file_is_a_symbolic_link_a_pipe_or_a_
 def test_no_failed_messages_are_added_to_the_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Failed messages are first written to FILE.unfinished. If that file belongs to another user, who could read the
-    messages, --failed-to FILE is refused with a usage error, and FILE.unfinished stays unchanged. If there is no
+    """With --failed-to FILE, failed messages are first written to FILE.unfinished. If FILE.unfinished belongs to
+    another user, who could read the messages, mqtool reports a usage error and leaves it unchanged. If there is no
     FILE.unfinished, FILE is created.
     """
     source = Input(iter(()))
@@ -389,8 +390,8 @@ def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     assert (typed.code, "queue 'gone' does not exist" in typed.stderr) == (75, True)
 
 
-def test_a_hint_names_an_exchange_with_a_similar_name_that_has_bindings(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, if no queue received a message of `emit-log` but an exchange with a similar name has bindings,
+def test_emit_log_suggests_an_exchange_that_has_a_similar_name_and_bindings(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, if no queue receives a message of `emit-log`, but an exchange with a similar name has bindings,
     `emit-log` suggests that exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -481,7 +482,7 @@ def test_send_stops_at_a_line_that_cannot_be_published(shell: Shell, bad: dict[s
     assert _bodies(shell, "failed") == []
 
 
-def test_the_option_failed_to_keeps_a_delayed_message_that_mandatory_forbids(shell: Shell) -> None:
+def test_the_option_failed_to_keeps_a_delayed_message_that_cannot_be_sent_with_mandatory(shell: Shell) -> None:
     """If a message in the input has a delay, which cannot be combined with --mandatory, `send --json --mandatory
     --failed-to FILE` exits with 2. It writes this message and all later ones to FILE, because they can be sent
     without --mandatory.

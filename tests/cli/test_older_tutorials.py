@@ -49,8 +49,8 @@ def test_commands_with_the_dialect_of_an_article_print_the_lines_of_its_scripts(
 @on_any_broker
 def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
     """docs/how-to/older-tutorials.md replaces the rabbitmqctl commands of older articles about RabbitMQ with mqtool
-    commands. The mqtool commands succeed in the order of the page. Commands that start or stop a broker, or enable or
-    disable its plugins, are not run.
+    commands. The mqtool commands succeed when they are run in the order in which they appear on the page. Commands
+    that start or stop a broker, or enable or disable its plugins, are not run.
     """
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:

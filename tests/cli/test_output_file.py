@@ -62,8 +62,8 @@ def test_receive_says_how_many_messages_it_has_appended_to_the_file(shell: Shell
 def test_commands_with_an_output_file_count_the_messages_once(
     shell: Shell, broker: TestBroker, command: str, redirected: str
 ) -> None:
-    """At its end, `receive`, `tap` or `peek` with -o FILE prints one line that says how many messages it has appended
-    to FILE. If stdout is redirected to another file, the command does not print a second count for stdout.
+    """When `receive`, `tap` or `peek` with -o FILE ends, it prints one line that says how many messages it has
+    appended to FILE. If stdout is redirected to another file, the command does not print a second count for stdout.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send", "one")
@@ -253,8 +253,8 @@ def test_a_command_that_cannot_write_its_file_names_the_file_and_exits_with_1(
     shell: Shell, limit: int, command: str, names: str
 ) -> None:
     """If a file cannot grow, as on a full disk, the command that writes the file exits with 1, and the error names
-    the file or its directory. If `bench` cannot write its chart, or `tutorial show repair` its programs, no
-    incomplete file is left behind.
+    the file or its directory. If `bench` cannot write its chart, or `tutorial show repair` cannot write its programs,
+    no incomplete file is left behind.
     """
     shell.start_cold()
     # Python would write truncated .pyc files.

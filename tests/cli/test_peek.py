@@ -83,8 +83,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_shows_the_messages_of_a_queue_with_a_single_active_consumer(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """A queue with x-single-active-consumer, which no other client consumes from, has hundreds of messages. `peek -c N`
-    shows the first N of them, with or without the management API. All messages stay in the queue, in order.
+    """If no other client consumes from a queue with x-single-active-consumer, `peek -c N` shows the queue's first N
+    messages, even hundreds of them, with or without the management API. All messages stay in the queue, in order.
     """
     ids = filled(shell, 300, "--queue-type", kind, "--argument", "x-single-active-consumer:=true")
     # Without the API, the delivery limit is unknown: messages that have been requeued before would be published again.
@@ -98,10 +98,10 @@ def test_peek_shows_the_messages_of_a_queue_with_a_single_active_consumer(
 def test_peek_fails_if_another_consumer_becomes_the_single_active_one(
     broker: TestBroker, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While `peek` shows the messages of a queue with x-single-active-consumer, another client begins to consume from
-    the queue. The broker delivers the remaining messages only to that client, so `peek` fails with an error that says
-    how many messages it has not shown. Once that client has closed its channel, all messages are in the queue, in
-    order.
+    """If another client begins to consume from a queue with x-single-active-consumer while `peek` is showing the
+    queue's messages, the broker delivers the remaining messages only to this client. `peek` then fails with an error
+    that says how many messages it has not shown. Once the client has closed its channel, all messages are in the
+    queue, in order.
     """
     channel = connection.channel()
     single = {"x-queue-type": "quorum", "x-single-active-consumer": True}
@@ -203,8 +203,9 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
-    warns how often messages have been requeued. Once the first message has been requeued as often as the limit allows,
-    `peek` shows no message and exits with 1. However often it is repeated, no message is lost.
+    prints a warning that says how often messages have been requeued. Once the first message has been requeued as
+    often as the limit allows, `peek` shows no message and exits with 1. However often `peek` is repeated, no message
+    is lost.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -230,10 +231,10 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A policy sets a delivery limit of 1, which a user without a tag cannot see. `peek`, run by this user, says that
-    it does not know the limit. If the messages have been requeued before, `peek` does not requeue them again, but
-    publishes all of them to the queue again, and exits with 1. However often `peek` is repeated, all messages stay in
-    the queue, in order.
+    """If the user of `peek` has no tag, `peek` cannot see that a policy sets a delivery limit of 1, and says that it
+    does not know the limit. If the messages have been requeued before, `peek` publishes all of them to the queue
+    again instead of requeueing them, and exits with 1. However often `peek` is repeated, all messages stay in the
+    queue, in order.
     """
     policy = {"pattern": "^jobs$", "definition": {"delivery-limit": 1}, "apply-to": "queues"}
     broker.api("PUT", f"policies/{broker.vhost}/few", policy)
@@ -283,9 +284,9 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """To keep the order of a quorum queue, `peek -c 1` and `move --where` also receive the later messages that have
-    been requeued before. If the second message has been requeued as often as the delivery limit allows, the queue would
-    drop it at the next requeue. Instead of requeueing this message, the commands publish it to the queue again, report
-    it, and exit with 1. No message is lost, even if the commands are repeated.
+    been requeued before. If the second message has reached the delivery limit, the commands publish it to the queue
+    again instead of requeueing it, because the queue would drop it at the next requeue. They report the message and
+    exit with 1. No message is lost, even if the commands are repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
@@ -299,9 +300,9 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
 
 
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """If two messages of a quorum queue have reached the delivery limit, the queue would drop them when they are
-    requeued. `peek` therefore publishes them to the end of the queue instead, and exits with 1. Its error names one of
-    these messages and says that there is 1 more.
+    """A quorum queue would drop messages that have reached its delivery limit when `peek` requeues them. If there are
+    two of these messages, `peek` therefore publishes both to the end of the queue instead, and exits with 1. The
+    error names one of them and says that there is 1 more.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as client:
@@ -341,8 +342,8 @@ def test_doctor_upgrade_still_reports_findings_if_a_message_has_reached_the_deli
     shell: Shell, broker: TestBroker
 ) -> None:
     """If the second message of a quorum queue has been requeued as often as the delivery limit allows, here 15 times,
-    the queue would drop this message at the next requeue. `doctor --upgrade 4.3 --peek` therefore prints a warning that
-    names the message. The command still reports its finding that the queue has a message that was requeued 15 times.
+    `doctor --upgrade 4.3 --peek` prints a warning that names the message, because the queue would drop it at the next
+    requeue. The command still reports its finding that the queue has a message that was requeued 15 times.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")
@@ -360,9 +361,9 @@ def test_doctor_upgrade_still_reports_findings_if_a_message_has_reached_the_deli
 
 
 def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(tmp_path: Path) -> None:
-    """A dead letter behind the first one has reached the default delivery limit of RabbitMQ 4. `dlq ls` publishes it to
-    its queue again, and still counts the reasons of all dead letters. It prints a warning that names this dead letter,
-    and exits with 3.
+    """If a dead letter behind the first one has reached the default delivery limit of RabbitMQ 4, `dlq ls` publishes
+    this dead letter to its queue again, and still counts the reasons of all dead letters. It prints a warning that
+    names this dead letter, and exits with 3.
     """
     with EmbeddedBroker(like="4.0", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -384,8 +385,8 @@ def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(t
 def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`peek -c 150` reads a quorum queue in several batches. A message of an early batch has reached the delivery
-    limit, so `peek` publishes it to the end of the queue. All other messages stay in order.
+    """`peek -c 150` reads a quorum queue in several batches. If a message of an early batch has reached the delivery
+    limit, `peek` publishes this message to the end of the queue. All other messages stay in order.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ids = filled(shell, 250, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
@@ -419,9 +420,9 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
 def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
     tmp_path: Path, like: str
 ) -> None:
-    """A publisher forges a message's x-delivery-count, and a consumer requeues the message with a nack. From RabbitMQ
-    4.3 on, the header keeps the forged value even after the requeue, and only x-acquired-count is the broker's own.
-    `peek` uses only the broker's own count to warn of the delivery limit, and leaves the message in its place.
+    """If a publisher has forged a message's x-delivery-count, and a consumer has requeued the message with a nack,
+    `peek` uses only the broker's own count to warn of the delivery limit, and leaves the message in its place. From
+    RabbitMQ 4.3 on, the broker's own count is in x-acquired-count, and x-delivery-count keeps the forged value.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

@@ -404,8 +404,8 @@ def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_reque
 
 
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """A queue has a persistent and a transient message. If the broker reports only one message after a restart, the
-    picture of `mqtool ui` removes the transient one and keeps the persistent one.
+    """If a queue has a persistent and a transient message, but the broker reports only one message after a restart,
+    the picture of `mqtool ui` removes the transient message and keeps the persistent one.
     """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
@@ -669,10 +669,10 @@ def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp
 def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
-    """An RPC client of a tutorial deletes its reply queue before the page has asked the broker for a list of queues,
-    so the page knows the queue only from the reply that moves through it. The picture shows the queue while the reply
-    moves, and removes it once the broker reports the deletion or, without such a report, once the commands of the
-    next scene begin.
+    """If an RPC client of a tutorial deletes its reply queue before the page has asked the broker for a list of
+    queues, the page knows the queue only from the reply that moves through it. The picture shows the queue while the
+    reply moves. It removes the queue once the broker reports the deletion or, if the broker does not report it, once
+    the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -716,9 +716,9 @@ def of_dead_letters() -> list[dict[str, Any]]:
 
 
 def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial, the queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is also bound to
-    the exchange `payments`. The broker lists the default exchange first, but the picture draws it below `payments`, so
-    that the arrows from the two exchanges do not cross.
+    """If a tutorial's queues `jobs` and `jobs.dlq` are bound to the default exchange, and `jobs` is also bound to the
+    exchange `payments`, the picture draws the default exchange below `payments`, so that the arrows from the two
+    exchanges do not cross. This is the case although the broker lists the default exchange first.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     seek(page, 0.3)
@@ -1065,7 +1065,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """In the picture of `mqtool ui`, messages move through an exchange to three queues. The routing key beside a
+    """While messages move through an exchange to three queues in the picture of `mqtool ui`, the routing key beside a
     message covers neither a binding's key, nor the name of a client, exchange or queue, nor another message's routing
     key. A binding's key does not cover the line of another binding.
     """
@@ -1370,8 +1370,8 @@ def test_confirms_at_the_same_time_are_drawn_one_after_the_other(chromium: Any, 
 def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn_as_dropped(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In the picture of `mqtool ui`, a message passes two exchanges, and is dropped at the second one because no queue
-    is bound to it. The confirm moves to the publisher only after the picture has shown that the message was dropped.
+    """If a message passes two exchanges, and is dropped at the second one because no queue is bound to it, the
+    picture of `mqtool ui` first shows that the message is dropped, and only then moves the confirm to the publisher.
     """
     records, confirmed = jobs(), of_confirms()[-2]
     records[1]["exchanges"] = [{"name": name, "type": "fanout", "alternate": None} for name in ("logs", "archive")]
@@ -1386,9 +1386,9 @@ def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn
 
 
 def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: Any, tmp_path: Path) -> None:
-    """A viewer of a tutorial presses Next while 40 messages are still moving to their queue, and the picture ends
-    their movement immediately. The broker then confirms the last message, and half a second after the confirm,
-    another client gets an error. The picture draws the confirm without delay, and so before the error.
+    """If a viewer of a tutorial presses Next while 40 messages are still moving to their queue, the picture ends
+    their movement immediately. It then draws the broker's confirm of the last message without delay, and therefore
+    before an error that another client gets half a second after the confirm.
     """
     records = [each for each in play() if each["t"] < 7100]
     (goes_on,) = [each for each in play() if each["kind"] == "goes_on" and each["number"] == 2]
@@ -1523,8 +1523,8 @@ def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on
 
 
 def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a moving RPC request has its body and the beginning of its correlation ID beside it, and
-    so has the reply, so that a viewer sees which request the reply answers.
+    """In a tutorial's picture, each moving RPC request or reply has its body and the beginning of its correlation ID
+    beside it, so that a viewer sees which request a reply answers.
     """
     records = of_rpc()
     for each in records:
@@ -1611,8 +1611,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In the picture of `mqtool ui`, messages move from a stream to its reader, and offsets move back to the stream.
-    Neither they nor their labels cover the stored offset that is shown below the stream.
+    """While messages move from a stream to its reader, and offsets move back to the stream, neither they nor their
+    labels cover the stored offset that the picture of `mqtool ui` shows below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -1702,9 +1702,9 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
-    """The page of a tutorial shows the terminals in which the tutorial's commands run. If a viewer jumps forward and
-    back within the recording of a tutorial, and then to the end, such a terminal shows everything in the order in which
-    it happened: first the lines that a command printed, then ^C, then the next command.
+    """The page of a tutorial shows the terminals in which the tutorial's commands run. Even if a viewer jumps forward
+    and back within the recording of a tutorial, and then to the end, each terminal shows everything in the order in
+    which it happened: first the lines that a command printed, then ^C, then the next command.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -1729,8 +1729,8 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
 def test_a_command_is_shown_below_what_the_previous_one_printed_in_the_same_millisecond(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In a terminal on the page of a tutorial, a command prints its last line and ends, and the next command is typed,
-    all in the same millisecond. The terminal shows the line above the next command.
+    """If a command of a tutorial prints its last line and ends, and the next command is typed in the same terminal,
+    all in the same millisecond, the page of the tutorial shows the line above the next command.
     """
     happened = [("typed", "first"), ("printed", "the output of first"), ("finished", ""), ("typed", "second")]
     records = play([])[:-1]

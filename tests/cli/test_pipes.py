@@ -185,7 +185,7 @@ def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
 )
 @pytest.mark.sampled(1)
 def test_send_splits_its_input_at_nul_or_at_another_delimiter(shell: Shell, option: list[str], end: bytes) -> None:
-    """`send -0` splits its input at NUL bytes, and `send -D` at the given delimiter. Messages may contain newlines or
+    """`send -0` splits its input at NUL bytes, and `send -D` at the given delimiter. Messages can contain newlines or
     be empty, and the last one needs no delimiter.
     """
     shell.run("mqtool", "send", *option, stdin=b"one\ntwo" + end + b"" + end + b"three")
@@ -444,7 +444,7 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_full_disk_behind_stderr_is_ignored_and_one_behind_stdout_is_reported(shell: Shell) -> None:
+def test_a_full_disk_is_ignored_for_stderr_and_reported_for_stdout(shell: Shell) -> None:
     """If stderr is a file on a full disk, `send` exits with 0 once the broker has confirmed the message, and `receive`
     prints the message. If stdout is a file on a full disk, `mqtool --help` says on stderr why it cannot write, and
     exits with 1.
@@ -482,10 +482,10 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 @on_any_broker
 @large
-def test_commands_accept_a_closed_stderr_but_not_a_closed_stdin_or_stdout(shell: Shell) -> None:
-    """With a closed stdin, `send` sends a message on the command line, and every command that reads messages from stdin
-    exits with 2. With a closed stderr, `receive` prints its message. With a closed stdout, `receive` exits with 1, and
-    the message stays in the queue.
+def test_commands_report_a_closed_stdin_or_stdout_that_they_need_but_not_a_closed_stderr(shell: Shell) -> None:
+    """With a closed stdin, every command that reads messages from stdin exits with 2, but `send` still sends a
+    message that is given on the command line. With a closed stdout, `receive` exits with 1, and the message stays in
+    the queue. With a closed stderr, `receive` prints its message.
     """
     shell.start_cold()
     for command in ("send -l", "send --json --failed-to failed", "send -", "recording replay", "recording scrub"):
@@ -502,7 +502,7 @@ def test_commands_accept_a_closed_stderr_but_not_a_closed_stdin_or_stdout(shell:
 @on_any_broker
 def test_send_and_receive_succeed_with_several_closed_standard_descriptors(shell: Shell, closed: str) -> None:
     """If two or all of stdin, stdout and stderr are closed, as in some daemons, `send` exits with 0, and `receive
-    --output` writes the message to its file. If stderr is the one that is open, `send` prints no error there.
+    --output` writes the message to its file. If only stderr is open, `send` prints no error there.
     """
     shell.start_cold()
     sent = shell.script(f"mqtool send kept {closed}", timeout=30)

@@ -160,8 +160,8 @@ LOGS = {
 @pytest.mark.parametrize("tutorial", LOGS)
 @pytest.mark.sampled(2)
 def test_plain_scripts_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """For each tutorial about logs, `tutorial show --plain` prints a script that can send and receive logs. Both
-    `receive-log` and the script print the logs that `emit-log` sends and the logs that the script sends.
+    """For each tutorial about logs, `tutorial show --plain` prints a script that can send and receive log messages.
+    Both `receive-log` and the script print the log messages that `emit-log` sends and those that the script sends.
     """
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
@@ -179,9 +179,9 @@ def test_plain_scripts_exchange_logs_with_emit_log_and_receive_log(room: Room, t
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + received.stdout
 
 
-def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room) -> None:
-    """The script that `tutorial show topics --plain` prints receives only logs whose routing keys match the script's
-    binding keys.
+def test_the_topics_script_receives_only_log_messages_that_match_its_patterns(room: Room) -> None:
+    """The script that `tutorial show topics --plain` prints receives only log messages whose routing keys match the
+    script's binding keys.
     """
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")

@@ -53,8 +53,8 @@ def go_on(page: Page, narration: str) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
 def test_keys_step_through_a_tutorial_and_save_a_recording_of_it(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes
-    with keys alone. The key s saves a recording of the page as a file, which replays the scenes without mqtool.
+    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its
+    scenes with keys alone. The key s saves a recording: an HTML page that replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -158,9 +158,9 @@ def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: tuple[Running, Page]) -> None:
-    """Between two scenes of a tutorial, a learner may publish messages, consume the tutorial's messages and declare
-    queues. The next scene shows the same messages and queues as without these actions, and its checks pass. After the
-    last scene, the learner can still publish.
+    """If a learner publishes messages, consumes the tutorial's messages and declares queues between two scenes of a
+    tutorial, the next scene still shows the same messages and queues as without these actions, and its checks pass.
+    After the last scene, the learner can still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -397,8 +397,8 @@ def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, wi
 
 
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
-    """On the page that plays the recordings of several tutorials, a viewer with a phone has scrolled down, and then
-    chooses another tutorial. The page scrolls back to the top.
+    """A page can play the recordings of several tutorials. If a viewer with a phone has scrolled down and then
+    chooses another tutorial, the page scrolls back to the top.
     """
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")

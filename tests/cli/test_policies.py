@@ -59,9 +59,9 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
 def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """After `policy clear`, another policy may apply to a queue. If that policy would remove messages, `policy clear`
-    says how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With
-    --yes, it does not ask.
+    """If another policy would apply to a queue after `policy clear`, and would remove messages, `policy clear` says
+    how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes,
+    it does not ask.
     """
     fill(admin, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
@@ -242,8 +242,8 @@ def test_policy_commands_ask_if_any_of_several_policies_with_the_same_priority_w
     admin: Shell, broker: TestBroker
 ) -> None:
     """If several policies that match a queue share the highest priority, RabbitMQ may apply any of them. `policy set`
-    asks for confirmation if one of them would remove messages. `policy clear` asks only if it clears the policy that
-    RabbitMQ has applied, and another policy would then remove messages.
+    asks for confirmation if any of these policies would remove messages. `policy clear` asks only if it clears the
+    policy that RabbitMQ has applied, and another policy would then remove messages.
     """
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
     names = {"first", "second"}
@@ -297,9 +297,9 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
-    """A queue has more messages than its maximum length, and keeps them because a policy sets `overflow` to
-    reject-publish. If `policy set` would replace this policy with one without the setting, the command says how many
-    messages the queue would drop, and asks for confirmation.
+    """If a queue keeps more messages than its maximum length because a policy sets `overflow` to reject-publish,
+    `policy set` asks for confirmation before it replaces this policy with one without the setting. The command says
+    how many messages the queue would drop.
     """
     fill(admin, "jobs")
     command = ("mqtool", "policy", "set")
@@ -315,7 +315,7 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
+def test_policy_set_asks_before_a_limit_and_reject_publish_apply_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
     """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`. If a policy sets a limit and
@@ -341,7 +341,7 @@ def test_policy_set_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_a_classic_queue(
+def test_policy_clear_asks_before_a_limit_and_reject_publish_apply_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
     """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops messages
@@ -368,11 +368,11 @@ def test_policy_clear_asks_before_a_policy_brings_a_limit_and_reject_publish_to_
 def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of a
-    quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. In a
-    classic queue, the argument overrides the policy instead. Such a queue drops messages only when RabbitMQ restarts,
-    because a classic queue that starts applies the limit before x-overflow. `policy set` also says how many messages
-    the classic queue would drop then.
+    """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of
+    a quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. In
+    a classic queue, the argument overrides the policy instead. Such a queue drops messages only when RabbitMQ
+    restarts, because it then applies the limit before x-overflow. `policy set` also says how many messages the
+    classic queue would drop at the restart.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

@@ -256,7 +256,7 @@ def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Sh
 
 
 @pytest.mark.parametrize("command", ["recording replay", "send --json"])
-def test_replay_and_send_json_drop_a_direct_reply_to_that_a_stream_contains(
+def test_replay_and_send_json_remove_the_address_for_direct_replies_from_a_streams_messages(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """The broker refuses a message with the reply_to amq.rabbitmq.reply-to unless the client consumes direct replies,

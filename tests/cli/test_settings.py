@@ -81,7 +81,7 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
 
 def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
     """`queue convert` refuses a queue with unacknowledged messages, which would be lost, and exits with 69. It also
-    finds messages that were delivered less than 5 s ago, which the management API may not count yet.
+    finds messages that were delivered less than 5 s ago, even if the management API does not count them yet.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()
@@ -118,8 +118,8 @@ def test_list_queues_counts_a_message_as_soon_as_it_is_confirmed(shell: Shell, c
 
 def test_every_broker_setting_that_mqtool_changes_is_documented() -> None:
     """docs/how-to/docker-and-clusters.md names each setting that mqtool changes in the RabbitMQ nodes that it starts
-    without Docker, and each setting that it changes in its Docker image of RabbitMQ. `a.*` names all settings that
-    begin with `a.`.
+    without Docker, and each setting that it changes in its Docker image of RabbitMQ. On this page, `a.*` stands for
+    all settings whose names begin with `a.`.
     """
     node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
     image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()

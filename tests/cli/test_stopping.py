@@ -180,7 +180,7 @@ app.run()
     [ENDS_BEFORE_IT_LOADS, ENDS_WHILE_IT_LOADS, ENDS_AFTER_THE_COMMAND],
     ids=["before it is imported", "while it is imported", "after it has ended"],
 )
-def test_sigterm_outside_a_command_ends_it_without_a_traceback(script: str) -> None:
+def test_sigterm_before_or_after_a_command_ends_mqtool_without_a_traceback(script: str) -> None:
     """If SIGTERM arrives before a command has been imported, or after it has ended, mqtool exits with 143 and prints
     nothing on stderr.
     """
@@ -227,7 +227,7 @@ with stopping.calling(lambda: print("stopping")):
 """
 
 
-def test_two_signals_at_the_same_moment_count_as_one() -> None:
+def test_two_sigterms_at_the_same_moment_count_as_one() -> None:
     """If two SIGTERMs arrive at the same moment, mqtool treats them as one request to stop, and exits with 0, as after
     a single one.
     """
@@ -271,7 +271,7 @@ with stopping.calling(lambda: print("stopping")):
 
 
 @pytest.mark.parametrize("other", ["SIGTERM", "SIGINT"])
-def test_sighup_together_with_another_signal_counts_as_one(other: str) -> None:
+def test_sighup_and_another_signal_at_the_same_moment_count_as_one_signal(other: str) -> None:
     """If SIGHUP and SIGTERM or SIGINT arrive together, as from systemd with SendSIGHUP=yes, mqtool treats them as one
     request to stop, and exits with 0.
     """
@@ -348,9 +348,9 @@ def test_receive_acknowledges_what_it_has_written_when_the_terminal_is_closed(sh
 
 
 @on_any_broker
-def test_a_worker_finishes_its_program_when_the_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
-    """When the terminal is closed, `worker --exec` lets the running program end, acknowledges its message, and exits
-    with 0.
+def test_a_worker_lets_its_program_finish_when_the_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
+    """When the terminal is closed, `worker --exec` lets the running program finish, acknowledges the program's
+    message, and exits with 0.
     """
     shell.run("mqtool", "new-task", "task")
     program = "sh -c 'touch began; until test -e go; do sleep 0.02; done; touch done'"
@@ -366,11 +366,12 @@ def test_a_worker_finishes_its_program_when_the_terminal_is_closed(shell: Shell,
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
-def test_a_message_whose_program_cannot_print_on_its_closed_terminal_stays_in_its_queue(
+def test_worker_leaves_a_message_in_its_queue_if_the_program_fails_after_the_terminal_was_closed(
     shell: Shell, broker: TestBroker, signals: str
 ) -> None:
-    """If a program of `worker --exec` fails after its terminal was closed, perhaps because it could not print, `worker`
-    neither retries nor dead-letters the message. The message stays in its queue, and `worker` exits with 1.
+    """If a program of `worker --exec` fails after the terminal was closed, the reason may be that the program could
+    not print. `worker` therefore neither retries nor dead-letters the message, but leaves it in its queue, and exits
+    with 1.
     """
     shell.run("mqtool", "new-task", "task")
     program = "sh -c 'touch began; until test -e go; do sleep 0.02; done; echo done'"
@@ -390,7 +391,7 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(
     shell: Shell, signals: str, keys: str, shown: str
 ) -> None:
     """When the terminal is closed, `top 2> FILE` ends with exit code 0 and reports no error in FILE. It does so even
-    if `top` was started with SIGHUP ignored, so that the signal does not end it, or if the user is typing a filter.
+    if the user is typing a filter, or if `top` was started with SIGHUP ignored, so that the signal cannot end it.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     with closable_terminal(shell, "sh", "-c", f"{signals}exec mqtool top 2> errors") as terminal:
@@ -404,11 +405,11 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(
 
 @on_any_broker
 @pytest.mark.parametrize("is_reached", [True, False], ids=["broker up", "broker away"])
-def test_top_on_a_terminal_that_cannot_redraw_ends_when_it_is_closed(
+def test_top_on_a_dumb_terminal_ends_when_the_terminal_is_closed(
     shell: Shell, broker: TestBroker, *, is_reached: bool
 ) -> None:
-    """If TERM is dumb and SIGHUP is ignored, `top` ends when the terminal is closed, even if the next frame is due in
-    an hour, or if `top` is reconnecting to the management API. It reports no bug in mqtool.
+    """If TERM is dumb and SIGHUP is ignored, `top` still ends when the terminal is closed, even while it waits an
+    hour for the next frame, or while it is reconnecting to the management API. It reports no bug in mqtool.
     """
     shell.environment["TERM"] = "dumb"
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -431,8 +432,8 @@ def test_top_on_a_terminal_that_cannot_redraw_ends_when_it_is_closed(
 
 @on_any_broker
 def test_top_reads_single_keys_again_after_it_was_suspended(shell: Shell) -> None:
-    """If the user suspends `top` and continues it, a single "q" ends it, even if the shell has changed the settings of
-    the terminal meanwhile, as bash does.
+    """After the user has suspended and continued `top`, a single "q" ends it, even if the shell has changed the
+    terminal's settings in between, as bash does.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     with closable_terminal(shell, "mqtool", "top", "--interval", "1h") as terminal:

@@ -353,9 +353,9 @@ def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host
             assert "stream.advertised_host" in failed.stderr
 
 
-def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
-    """If a line is too large for a frame, `send-stream --failed-to FILE` keeps it in FILE and exits with 3. The other
-    lines are confirmed.
+def test_send_stream_saves_a_message_that_is_too_large(shell: Shell) -> None:
+    """If a line is too large for a frame, `send-stream --failed-to FILE` writes it to FILE and exits with 3. The
+    other lines are confirmed.
     """
     large = "x" * (2 << 20)
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
@@ -515,9 +515,9 @@ def test_queue_delete_if_empty_and_if_unused_refuse_a_stream(shell: Shell, broke
     assert emptied.stderr == "deleted queue 'jobs', with 0 messages\n"
 
 
-def test_receive_stream_refuses_to_declare_a_name_with_a_line_break(shell: Shell) -> None:
-    """RabbitMQ drops line breaks from names. `receive-stream --declare` refuses a name with a line break, exits with 2,
-    and creates no stream.
+def test_receive_stream_refuses_to_declare_a_stream_with_a_line_break_in_its_name(shell: Shell) -> None:
+    """RabbitMQ removes line breaks from names. If the stream's name contains a line break, `receive-stream --declare`
+    exits with 2 and creates no stream.
     """
     refused = shell.run("mqtool", "receive-stream", "-q", "a\nb", "--declare", "--timeout", "20s")
     assert (refused.code, "the name 'a\\nb' contains a line break" in refused.stderr) == (2, True)
@@ -558,8 +558,8 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """A stream has compressed batches with 65,535 messages each. If its address space is limited to 600 MB,
-    `receive-stream` can read more than one batch of such a stream, because it decompresses one batch at a time.
+    """Even if its address space is limited to 600 MB, `receive-stream` can read compressed batches of 65,535 messages
+    each, because it decompresses only one batch at a time.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -679,12 +679,12 @@ class Gate(Proxy):
 
 @pytest.mark.parametrize("offset", ["next", "last"])
 @pytest.mark.parametrize("track", [(), ("--track", "me")], ids=["untracked", "tracked"])
-def test_receive_stream_skips_nothing_if_it_had_received_nothing_before_a_lost_connection(
+def test_receive_stream_skips_nothing_if_its_connection_is_lost_before_the_first_message(
     shell: Shell, broker: TestBroker, offset: str, track: tuple[str, ...]
 ) -> None:
-    """`receive-stream` starts at the offset `next`, or at `last` in an empty stream, and loses its connection before it
-    has received a message. After it has reconnected, it prints all messages that were published in the meantime, and
-    none from before its start.
+    """If `receive-stream` starts at the offset `next`, or at `last` in an empty stream, and loses its connection
+    before it has received a message, it reconnects. It then prints all messages that were published in the meantime,
+    and none from before its start.
     """
     if offset == "next":
         shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -701,12 +701,12 @@ def test_receive_stream_skips_nothing_if_it_had_received_nothing_before_a_lost_c
         assert reader.wait_for_stdout("three\n").interrupt().wait().stdout == "one\ntwo\nthree\n"
 
 
-def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_message(
+def test_receive_stream_starts_at_the_first_message_of_a_stream_that_was_created_again(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """While the connection of `receive-stream` is lost, its stream is deleted, and another one of the same name is
-    created. After it has reconnected, `receive-stream` says that the stream was created again, and reads the new stream
-    from its first message. With --track, it then stores its offset in the new stream.
+    """If the stream of `receive-stream` is deleted and created again while the connection is lost, `receive-stream`
+    says after reconnecting that the stream was created again, and reads the new stream from its first message. With
+    --track, it then stores its offset in the new stream.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     with Gate(urlsplit(broker.streams).port or 0) as gate:
@@ -727,9 +727,10 @@ def test_receive_stream_reads_a_stream_that_was_created_again_from_its_first_mes
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
     shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
-    """`receive-stream` was started after the last message of a stream, and has received nothing yet. If the stream is
-    deleted and created again while the connection is lost, `receive-stream` says that the stream was created again, and
-    reads the new stream from its first message, even if the new stream is still empty when `receive-stream` reconnects.
+    """Even if `receive-stream` has started at the end of a stream and received no message yet, it notices if the
+    stream is deleted and created again while the connection is lost. It then says that the stream was created again,
+    and reads the new stream from its first message, even if this message is published only after `receive-stream` has
+    reconnected.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     shell.run("mqtool", "receive-stream", "-q", "s", "--track", "me", "-c", "10")
@@ -750,12 +751,13 @@ def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_crea
 
 
 @pytest.mark.parametrize("place", [FIRST, LAST], ids=["reader that reconnects", "reader that starts at last"])
-def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_an_empty_one(
+def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_treated_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, place: Offset
 ) -> None:
-    """After a stream's leader has changed, the broker sends no messages of the stream until it knows which ones a
-    majority of nodes have. If mqtool reconnects during this time, it resumes after the last message that it received.
-    If it starts at the offset `last` during this time, it begins with the last message, not with the first one.
+    """After a stream's leader has changed, the broker sends no messages of the stream until it knows which messages a
+    majority of nodes have stored. If mqtool reconnects during this time, it resumes after the last message that it
+    received. If it starts at the offset `last` during this time, it begins with the last message, not with the first
+    one.
     """
     notices = list[str]()
     nodes, stream = [parse_addresses(broker.url)[0]._replace(port=urlsplit(broker.streams).port)], Stream("s")
@@ -785,12 +787,12 @@ def test_a_stream_whose_messages_the_broker_does_not_send_yet_is_not_taken_for_a
 
 @pytest.mark.parametrize("offset", [("--offset", "next"), ("--offset", "last"), ()], ids=["next", "last", "default"])
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_receive_skips_nothing_of_a_stream_if_it_had_received_nothing_before_a_lost_connection(
+def test_receive_skips_nothing_of_a_stream_if_its_connection_is_lost_before_the_first_message(
     shell: Shell, broker: TestBroker, protocol: str, offset: tuple[str, ...]
 ) -> None:
-    """`receive` waits for the next message of a stream over AMQP, and loses its connection before it has received one.
-    After it has reconnected, it prints all messages that were published in the meantime, and says that it may also
-    print messages from up to 5 s before its start.
+    """If `receive` waits for the next message of a stream over AMQP, and loses its connection before one arrives, it
+    reconnects. It then prints all messages that were published in the meantime, and says that it may also print
+    messages from up to 5 s before its start.
     """
     if protocol == "amqp1.0":
         skip_without_amqp10(broker)

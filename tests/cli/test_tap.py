@@ -107,8 +107,8 @@ def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
     """If the exchange or the queue does not exist, `tap` names it and exits with 69. If a direct exchange has no
-    bindings, or if the command line names neither an exchange nor a queue, or both, `tap` exits with 2, and the error
-    says what is wrong.
+    bindings, if the command line names neither an exchange nor a queue, or if it names both, `tap` exits with 2, and
+    the error says what is wrong.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' does not exist in vhost "),

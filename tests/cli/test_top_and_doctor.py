@@ -110,8 +110,8 @@ def test_doctor_does_not_call_refused_messages_lost(watcher: Shell, broker: Test
 
 
 def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broker: TestBroker) -> None:
-    """A policy may lower the maximum length of a classic queue with the overflow setting reject-publish to less than
-    the queue's number of messages. `doctor` then says that RabbitMQ drops the surplus when it restarts. The hint is to
+    """If a policy lowers the maximum length of a classic queue with the overflow setting reject-publish to less than
+    the queue's number of messages, `doctor` says that RabbitMQ drops the surplus when it restarts. The hint is to
     receive or move the surplus, or to raise the limit, before a restart.
     """
     full = ("--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -131,8 +131,9 @@ def test_doctor_reports_messages_that_a_restart_would_drop(watcher: Shell, broke
 
 
 def test_doctor_says_that_missing_messages_may_have_been_purged(watcher: Shell, broker: TestBroker) -> None:
-    """RabbitMQ does not count purged messages. If a queue without a dead-letter exchange was purged, `doctor` therefore
-    says that messages of the queue may be lost: they were rejected, expired, dropped or purged.
+    """RabbitMQ does not count purged messages. If a queue without a dead-letter exchange was purged, `doctor`
+    therefore says that the queue may have lost messages, and names the possible causes: the messages were rejected,
+    expired, dropped or purged.
     """
 
     def said() -> str:
@@ -263,12 +264,12 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
     assert "no-consumer" not in found
 
 
-def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
+def test_doctor_reports_a_user_who_can_write_to_orders_dlq_but_not_to_orders(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves messages from the queue `orders.dlq` to `orders`. So a user who may write to `orders.dlq` but
-    not to `orders` can get messages into `orders` as soon as somebody else redrives them. `doctor` reports such a user.
-    It does not report a user who may write to both queues.
+    """`dlq redrive` moves messages from the queue `orders.dlq` to `orders`. A user with write permission for
+    `orders.dlq`, but not for `orders`, can therefore get messages into `orders` as soon as somebody else redrives
+    them. `doctor` reports such a user, but not a user with write permission for both queues.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -585,8 +586,8 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
-    """On a terminal, keys change the order of queues in `top`, other keys do nothing, and q quits with exit code 0 and
-    restores the screen.
+    """On a terminal, certain keys change the order of the queues in `top`, and q quits with exit code 0 and restores
+    the screen. Other keys do nothing.
     """
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]

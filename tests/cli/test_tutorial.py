@@ -182,8 +182,9 @@ def test_tutorials_can_be_selected_by_rabbitmqs_numbers(lonely_shell: Shell) -> 
 
 
 def test_tutorial_show_and_run_suggest_a_name_for_an_unknown_tutorial(lonely_shell: Shell) -> None:
-    """If the tutorial's name is unknown, `tutorial show` and `tutorial run` exit with 2, and the hint suggests the most
-    similar name, or the first one that contains a similar word. If there is none, it lists the tutorials.
+    """If the tutorial's name is unknown, `tutorial show` and `tutorial run` exit with 2, and the hint suggests the
+    most similar name, or the first one that contains a similar word. If no name is similar, the hint lists the
+    tutorials.
     """
     for command in ("show", "run"):
         for typed, hint in {
@@ -300,7 +301,7 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
 @pytest.mark.parametrize(
     ("name", "scenes"),
     [
-        ("publish-subscribe", [("Look at the broker", "Now end the receivers")]),
+        ("publish-subscribe", [("Look at the broker", "Now stop the receivers")]),
         ("routing", [("A direct exchange routes", "So far")]),
         ("topics", [("Send four messages", "Now stop"), ("A key may", "The official"), ("topic '*'", "And the last")]),
         ("headers", [("A headers exchange ignores", "Now stop")]),

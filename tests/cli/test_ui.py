@@ -406,7 +406,7 @@ def test_actions_on_the_page_run_commands_and_a_message_says_why_it_is_in_its_qu
 
 @on_any_broker
 @large
-def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
+def test_publishing_from_a_publishers_box_uses_the_publishers_connection_name(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
     """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the page runs a command with
@@ -555,8 +555,8 @@ def test_the_action_consume_slowly_refuses_a_value_that_is_not_between_0_and_600
     ui: Running, seconds: str
 ) -> None:
     """On the page of `mqtool ui`, the action "Consume slowly" accepts from 0 to 600 seconds for each message. It
-    refuses any other value with an error. Otherwise, the consumer would fail at each message, because it could not
-    wait for this time.
+    refuses any other value with an error, because the consumer could not wait for this time, and would fail at each
+    message.
     """
     [refused] = run_action(ui, "consume", queue="jobs", seconds=seconds)
     assert refused["error"] == f"'{seconds}' is not a number of seconds from 0 to 600"
@@ -584,12 +584,12 @@ def test_an_action_uses_the_same_management_api_as_the_page(shell: Shell, broker
 
 
 @on_any_broker
-def test_the_page_changes_the_broker_of_a_protected_context_if_the_user_has_confirmed_it(
+def test_the_page_changes_the_broker_of_a_protected_context_if_confirm_names_the_context(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`mqtool ui --allow-changes --confirm NAME` lets the page change the broker of the protected context NAME: the
-    commands that it runs, such as `queue purge`, do not ask for confirmation again. The first command that the page
-    proposes also names the context.
+    commands that the page runs, such as `queue purge`, do not ask for confirmation again. The command that the page
+    suggests first also contains `--confirm NAME`.
     """
     do(shell, "queue declare jobs")
     do(shell, "send -q jobs hello")
@@ -672,7 +672,9 @@ def test_ui_needs_only_access_to_the_management_api(
         broker.api("DELETE", f"users/{user}")
 
 
-def test_ui_refuses_a_user_who_may_not_see_the_virtual_host(shell: Shell, broker: TestBroker) -> None:
+def test_ui_exits_with_an_error_if_the_user_has_no_permissions_in_the_virtual_host(
+    shell: Shell, broker: TestBroker
+) -> None:
     """`mqtool ui` exits with 77 (from RabbitMQ 4.3 on, with 69) if the user has no permissions in the virtual host,
     rather than show a page that can only repeat the broker's refusal.
     """
@@ -823,8 +825,8 @@ def test_ui_record_does_not_write_to_a_file_that_has_replaced_its_own(shell: She
 
 @on_any_broker
 def test_ui_record_creates_its_file_again_if_it_was_deleted(shell: Shell) -> None:
-    """If the FILE of `mqtool ui --record FILE` is deleted while the command runs, the command creates it again at its
-    end, with the recording. Only the owner can read it.
+    """If the FILE of `mqtool ui --record FILE` is deleted while the command runs, the command creates FILE again when
+    it ends, with the recording. Only the owner can read this file.
     """
     ui = shell.start("mqtool", "ui", "--record", "seen.html", ready=False).wait_for_stdout("#")
     file = shell.directory / "seen.html"

@@ -40,7 +40,7 @@ ATTEMPTS = {
         "mqtool emit-log fanout one; start mqtool receive-log fanout; mqtool emit-log fanout two",
         _too_early,
         (
-            Wrong("There was a queue for 'one' already", "start mqtool receive-log fanout; mqtool emit-log fanout one"),
+            Wrong("A queue was already bound when", "start mqtool receive-log fanout; mqtool emit-log fanout one"),
             Wrong("no queue is bound to 'logs'", "mqtool emit-log fanout one"),
             Wrong("was published to the default exchange", "mqtool send one"),
         ),

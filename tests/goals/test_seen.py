@@ -72,8 +72,8 @@ def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_ackn
 
 
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
-    """`tutorial try` does not count a message as received while the message is unacknowledged, however long that
-    takes.
+    """`tutorial try` does not count a message as received while the message is unacknowledged, no matter how long it
+    stays unacknowledged.
     """
     seen = _seen()
     _look(seen, unacked=1, times=30)

@@ -32,8 +32,8 @@ def _depth(plain: Plain, queue: str) -> int:
 
 
 def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: TestBroker) -> None:
-    """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges that were declared since the goal
-    began. It keeps older queues, but purges them.
+    """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges that have been declared since
+    the goal began. It keeps older queues, but purges them.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
@@ -118,8 +118,8 @@ def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestB
 
 def test_tutorial_try_does_not_suspect_another_broker_if_the_learner_has_a_consumer(broker: TestBroker) -> None:
     """If nothing happens on the broker of `tutorial try`, which the learner's commands use by default, `tutorial try`
-    says that the commands may be using another broker. If the learner has started a consumer on this broker,
-    `tutorial try` does not say so.
+    says that the commands may be using another broker, unless the learner has started a consumer on the broker of
+    `tutorial try`.
     """
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))

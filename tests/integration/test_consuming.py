@@ -87,9 +87,9 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """A program iterates over the deliveries of consume(). Each time the program asks for the next delivery, consume()
-    acknowledges the previous one. If the program stops iterating, its last delivery and all later messages stay in the
-    queue, in order.
+    """If a program iterates over the deliveries of consume(), consume() acknowledges each delivery when the program
+    asks for the next one. If the program stops iterating, its last delivery and all later messages stay in the queue,
+    in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:

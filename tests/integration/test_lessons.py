@@ -34,9 +34,9 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without RabbitMQ's
-    plugin for delayed messages. A message with a shorter delay arrives before one with a longer delay that was
-    published first.
+    """The function send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the
+    delayed message plugin. A message with a shorter delay arrives before one with a longer delay that was published
+    first.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -47,9 +47,9 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """The function asynchronously(), from the tutorial on publisher confirms, yields for each message its number,
-    from 1, and whether the broker has confirmed or nacked it. It also appends the messages that the broker has nacked
-    because the queue is full, and no others, to the list that the caller passes.
+    """For each message, the function asynchronously(), from the tutorial on publisher confirms, yields the message's
+    number, starting at 1, and whether the broker has confirmed or nacked the message. It also appends each nacked
+    message to the list that the caller passes. In this test, the broker nacks messages because the queue is full.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -91,7 +91,7 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server limits how many bytes of its replies may be unconfirmed. It can nevertheless send a reply that is
+    """An RPC server limits the number of unconfirmed bytes of its replies. It can nevertheless send a reply that is
     larger than this limit, and another such reply after it.
     """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)

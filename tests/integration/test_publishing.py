@@ -158,9 +158,9 @@ def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Co
     assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
 
 
-def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
-    """Mandatory messages may have the same message id, routing key and body, and differ only in their exchanges or
-    headers. Of these messages, publish() reports exactly the unroutable ones as returned.
+def test_of_messages_with_the_same_id_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
+    """If mandatory messages have the same message id, routing key and body, and differ only in their exchanges or
+    headers, publish() reports exactly the unroutable ones as returned.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -181,9 +181,9 @@ def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(con
 
 
 def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: Connection) -> None:
-    """Ten messages are published, one after the other, to a queue with x-max-length 3 and x-overflow reject-publish.
-    The broker confirms the first three, and may confirm a few more. If it rejects a message because the queue is full,
-    publish() reports this message as nacked.
+    """If ten messages are published, one after the other, to a queue with x-max-length 3 and x-overflow
+    reject-publish, the broker confirms the first three, and possibly a few more. publish() reports a message as
+    nacked if the broker rejects it because the queue is full.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))

@@ -251,7 +251,7 @@ def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> N
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
 
 
-def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
+def test_a_new_connection_that_the_broker_closes_during_the_handshake_is_retried(
     proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
     """If mqtool reconnects, and the broker closes the new connection during the handshake, mqtool tries again. It
@@ -295,7 +295,7 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 @pytest.mark.parametrize(
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
-def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
+def test_a_consumer_with_reconnection_disabled_reports_why_the_connection_was_lost(
     amqp_vhost: Vhost, *, reset: bool, said: str
 ) -> None:
     """If the connection is lost and reconnection is disabled, consume() raises Unavailable. The error says whether the
@@ -313,8 +313,8 @@ def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
 def test_queues_and_exchanges_with_different_arguments_are_reported_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If mqtool declares a queue or an exchange that exists with different properties or arguments, it uses the
-    existing one unchanged. It reports the difference only once, even if it reconnects.
+    """If a queue or an exchange that mqtool declares already exists with different properties or arguments, mqtool
+    uses the existing one unchanged. It reports the difference only once, even if it reconnects.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:

@@ -125,9 +125,9 @@ def test_a_message_that_does_not_say_whether_it_is_durable_is_persistent_before_
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets the incoming window of an AMQP 1.0 session in which a client publishes
-    to 0, so that the client stops publishing. It still delivers messages to receivers in this session. After the
-    alarm, the broker opens the window again.
+    """During a resource alarm, the broker stops an AMQP 1.0 client from publishing: it sets the incoming window of
+    the client's session to 0. It still delivers messages to receivers in this session. After the alarm, the broker
+    opens the window again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -344,7 +344,7 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
 
 def test_long_link_names_count_towards_memory_use() -> None:
     """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If the names of
-    a client's links take more memory than a connection may use, the broker closes the connection.
+    a client's links take more memory than the limit for one connection, the broker closes the connection.
     """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,

@@ -372,9 +372,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """From RabbitMQ 4.2 on, the broker refuses an AMQP 1.0 link, for example to a missing queue, by an attach frame
-    without a terminus, followed by a detach frame with an error. The session stays open. Before RabbitMQ 4.2, the
-    broker ends the session with the error.
+    """If an AMQP 1.0 client attaches a link that the broker refuses, for example to a missing queue, the broker sends
+    an attach frame without a terminus, and then a detach frame with an error. The session stays open. Before RabbitMQ
+    4.2, the broker ends the session with the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -683,8 +683,8 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
 def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
     client: RawAmqp10, channel: BlockingChannel, vhost: str
 ) -> None:
-    """An exchange is deleted while an AMQP 1.0 sender's link to this exchange is attached. The sender's next message
-    gets the outcome `released`, and the broker then detaches the link with the error not-found.
+    """If an exchange is deleted while an AMQP 1.0 sender's link to it is attached, the sender's next message gets the
+    outcome `released`, and the broker then detaches the link with the error not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")

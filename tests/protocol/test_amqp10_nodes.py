@@ -233,8 +233,9 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message with the outcome `modified` and the annotation
-    x-opt-delivery-time, in milliseconds since 1970. A quorum queue does not redeliver the message before this time.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 receiver settles a message of a quorum queue with the outcome `modified`
+    and the annotation x-opt-delivery-time, in milliseconds since 1970, the queue does not redeliver the message
+    before this time.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -253,9 +254,9 @@ def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message of a quorum queue with the outcome `modified`
-    and an x-opt-delivery-time of tomorrow. The queue then keeps the message until tomorrow, even if its
-    x-delayed-retry-max is 1 ms, and still delivers later messages.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 receiver settles a message of a quorum queue with the outcome `modified`
+    and an x-opt-delivery-time of tomorrow, the queue keeps the message until tomorrow, even if the queue's
+    x-delayed-retry-max is 1 ms. The queue still delivers later messages.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -281,13 +282,13 @@ def acquired(frame: Frame) -> int:
 @pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
 @pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
 @pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
-def test_a_message_released_by_a_link_with_credit_is_requeued_twice_if_the_link_then_ends(
+def test_a_message_released_on_a_link_with_credit_is_requeued_twice_if_the_link_then_ends(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """If an AMQP 1.0 link releases or modifies a message of a quorum queue while the link has credit left, the queue
-    delivers the message to this link again. From RabbitMQ 4.3 on, if the link, its session or its connection then
-    ends, the broker requeues the message a second time, so x-acquired-count rises by 2. If the link had no credit
-    left, x-acquired-count rises only by 1.
+    """If an AMQP 1.0 receiver releases or modifies a message of a quorum queue while its link has credit left, the
+    queue delivers the message on this link again. From RabbitMQ 4.3 on, if the link, its session or its connection
+    then ends, the broker requeues the message a second time, so x-acquired-count rises by 2. If the link has no
+    credit left, x-acquired-count rises only by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

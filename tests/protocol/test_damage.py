@@ -68,8 +68,8 @@ def test_no_damage_is_reported_after_a_kill_or_a_stop(process: BrokerProcess) ->
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
     """If a bit in the write-ahead log of the broker's SQLite database is flipped, the broker starts with the messages
-    that were stored before the damaged entry. If the bit is in the log's header, it starts with only the messages in
-    the database file. The broker logs a warning, and keeps a copy of the damaged write-ahead log.
+    that were stored before the damaged entry. If the bit is in the log's header, the broker starts with only the
+    messages in the database file. It logs a warning, and keeps a copy of the damaged write-ahead log.
     """
     process.stop()  # this writes the messages to the database file
     process.start()
@@ -88,7 +88,7 @@ def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess
         assert depth(process) == MESSAGES
 
 
-def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
+def test_only_the_last_change_is_lost_if_the_end_of_the_write_ahead_log_is_damaged(process: BrokerProcess) -> None:
     """If the end of the write-ahead log of the broker's SQLite database is damaged, the broker loses only the last
     change that it stored (in this test, one message). It logs a warning, and keeps a copy of the damaged write-ahead
     log.
@@ -146,7 +146,9 @@ def test_messages_in_the_remaining_part_of_a_truncated_database_are_recovered(pr
     assert process.log.count("was damaged") == 1
 
 
-def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(process: BrokerProcess) -> None:
+def test_more_than_half_of_the_messages_are_recovered_if_a_page_of_the_database_is_damaged(
+    process: BrokerProcess,
+) -> None:
     """If one page in the middle of the broker's database file is overwritten, the broker logs a warning, and still
     recovers more than half of the messages.
     """

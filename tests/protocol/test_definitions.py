@@ -94,9 +94,8 @@ def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
     api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
 ) -> None:
     """After definitions have been imported into a new virtual host, an export of this virtual host contains all of
-    them, but no exclusive queues. It does not contain the bindings of exclusive queues, either, except in RabbitMQ
-    4.2.9 and 4.3.3 to 4.3.5. If an existing queue is imported again with other arguments, its exported arguments stay
-    the same.
+    them, but no exclusive queues. Only RabbitMQ 4.2.9 and 4.3.3 to 4.3.5 export the bindings of exclusive queues. If
+    an existing queue is imported again with other arguments, its exported arguments stay the same.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -120,9 +119,9 @@ def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """The definitions of the whole broker contain users, permissions, and the virtual host of each object. A user with
-    the tag `management` may neither export the definitions of the whole broker nor import definitions into a virtual
-    host.
+    """The definitions of the whole broker contain users, permissions, and the virtual host of each object. If a user
+    with the tag `management` tries to export the definitions of the whole broker, or to import definitions into a
+    virtual host, the management API responds with status 401.
     """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {

@@ -52,11 +52,11 @@ def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", ["250", "+250", "0250", 250.9], ids=repr)
-def test_x_delay_may_be_a_float_or_a_string_of_digits(
+def test_x_delay_can_be_a_float_or_a_string_of_digits(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message's x-delay may be a float or a string of digits, which may begin with a plus sign or a zero. The
-    message is delayed by this number of milliseconds.
+    """A message's x-delay can be a float or a string of digits, even if the string begins with a plus sign or a zero.
+    The message is delayed by this number of milliseconds.
     """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))

@@ -358,7 +358,7 @@ def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) ->
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If internal errors occur often in the management API, the broker logs about one of them a second, with the
+    """If internal errors occur often in the management API, the broker logs only about one error per second, with the
     number of errors that it did not log.
     """
     caplog.set_level(logging.WARNING)

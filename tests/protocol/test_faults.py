@@ -148,7 +148,7 @@ def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawSt
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
     """In a user's test, reset() of the embedded broker deletes a stream's messages. Consumers stay subscribed and get
-    only messages that are published later. Publishers may use their publishing ids again.
+    only messages that are published later. Publishers can use their publishing ids again.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
@@ -292,7 +292,7 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
 ) -> None:
     """If a user's test begins a fault for a queue that does not exist, and an existing queue has a similar name, the
     call raises ValueError and suggests the existing queue. If no queue has a similar name, the fault begins. Only
-    `cancel_consumers` raises ValueError for any missing queue, because it has no consumers to cancel.
+    `cancel_consumers` raises ValueError for every missing queue, because there are no consumers to cancel.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -75,8 +75,9 @@ def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBr
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 @large
 def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten queues dead-letter each expired message to all ten queues, so that one message would become millions. The
-    broker's memory use stays below one and a half times its memory limit, and the broker can be stopped meanwhile.
+    """Ten queues that dead-letter each expired message to all ten queues would turn one message into millions. The
+    broker's memory use nevertheless stays below one and a half times its memory limit, and the broker can still be
+    stopped.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
@@ -191,8 +192,8 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """If a client's unacknowledged deliveries from a stream take more memory than a connection may use, the broker
-    closes the connection.
+    """If a client's unacknowledged deliveries from a stream take more memory than the limit for one connection, the
+    broker closes the connection.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
@@ -229,8 +230,8 @@ def test_the_list_of_queues_of_each_uncommitted_message_counts_towards_memory_us
 
 
 def test_too_many_consumers_with_large_arguments_close_the_connection(broker: EmbeddedBroker, channel: Any) -> None:
-    """If the arguments of a client's consumers take more memory than a connection may use, the broker closes the
-    connection and frees the memory.
+    """If the arguments of a client's consumers take more memory than the limit for one connection, the broker closes
+    the connection and frees the memory.
     """
     channel.queue_declare("q")
     with RawClient(broker.url) as client:
@@ -327,7 +328,7 @@ def test_deleting_a_virtual_host_frees_the_memory_of_exchange_and_binding_argume
     assert memory(broker) == before
 
 
-def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory_use() -> None:
+def test_the_names_of_deleted_exchanges_that_a_channel_has_used_count_towards_memory_use() -> None:
     """A channel publishes a delayed message to each of 500 x-delayed-message exchanges, which are then deleted. The
     names of these exchanges still count towards the broker's memory use. Once the channel is closed and the last
     delayed message has become due, the broker uses no more memory than before the exchanges were declared.

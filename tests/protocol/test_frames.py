@@ -223,7 +223,7 @@ def test_the_broker_lets_the_client_close_the_socket_after_connection_close_ok(a
 
 
 def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
-    """If a client logs in with the SASL mechanism AMQPLAIN and the right password, the broker answers with
+    """If a client logs in with the SASL mechanism AMQPLAIN and the correct password, the broker answers with
     connection.tune.
     """
     with RawClient(amqp_url, opened=False) as client:

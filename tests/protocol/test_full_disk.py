@@ -114,9 +114,9 @@ def test_publishers_wait_while_the_disk_is_full(process: BrokerProcess, kind: st
 def test_publishers_are_blocked_while_free_disk_space_is_below_disk_free_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If free disk space falls below disk_free_limit, a publisher gets connection.blocked with the reason "low on
-    disk". Once the disk has space again, the publisher gets connection.unblocked and the publisher confirm for its
-    message.
+    """If free disk space falls below disk_free_limit, a publisher receives connection.blocked with the reason "low on
+    disk". Once the disk has space again, the publisher receives connection.unblocked and the publisher confirm for
+    its message.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])

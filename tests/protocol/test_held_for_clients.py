@@ -168,7 +168,7 @@ def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroke
 
 
 def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
-    """An AMQP 0-9-1 consumer receives 200 MB of messages from a stream and acknowledges none. The messages stay on
+    """If an AMQP 0-9-1 consumer receives 200 MB of messages from a stream and acknowledges none, the messages stay on
     disk: the process of a broker with a memory limit of 60 MB grows by less than 60 MB.
     """
     publisher = log_in(measured.stream_port)

@@ -244,9 +244,8 @@ def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """A user's test may run an embedded broker on its event loop, which no call may block. In such a test,
-    published() returns immediately, wait_for() raises RuntimeError, and `await broker.until()` waits without blocking
-    the loop.
+    """If a user's test runs an embedded broker on the test's own event loop, no call blocks this loop: published()
+    returns immediately, wait_for() raises RuntimeError, and `await broker.until()` waits without blocking.
     """
 
     async def ask() -> None:
@@ -392,8 +391,8 @@ def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Ca
 
 
 def test_an_async_condition_is_refused() -> None:
-    """The embedded broker's methods until() and wait_for() raise TypeError if the condition is an async function: the
-    coroutine that such a function returns would always be true.
+    """The embedded broker's methods until() and wait_for() raise TypeError if the condition is an async function,
+    because the coroutine that an async function returns always counts as true.
     """
 
     async def never() -> bool:
@@ -617,9 +616,9 @@ OVERRIDDEN = {
 
 @large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """A project may define its own fixture amqp_broker, which ignores the version that `pytest --amqp-like` requests.
-    A test with this fixture then fails for each other version, and the error says how to change the fixture. If the
-    fixture follows this advice, the test passes with and without the option.
+    """If a project's own fixture amqp_broker ignores the version that `pytest --amqp-like` requests, a test with this
+    fixture fails for each version other than the fixture's. The error says how to change the fixture. Once the
+    fixture has been changed accordingly, the test passes with and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():

@@ -148,9 +148,9 @@ def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_beco
 def test_single_active_consumers_with_the_same_name_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """Two clients subscribe to both partitions of a super stream, as single active consumers with the same name. Each
-    client is then active on one partition. If one client unsubscribes from its partition, the other client becomes
-    active there, too.
+    """If two clients subscribe to both partitions of a super stream, as single active consumers with the same name,
+    each client is active on one partition. If one of the clients unsubscribes from the partition on which it is
+    active, the other client becomes active there, too.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):

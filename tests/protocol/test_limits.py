@@ -127,7 +127,7 @@ def test_neither_streams_nor_super_streams_exceed_max_queues(
 ) -> None:
     """An embedded broker that behaves like RabbitMQ 4.0 or later refuses to create a stream or a super stream if the
     virtual host would then have more queues than max-queues allows. If it refuses a super stream, it creates neither
-    its exchange nor any of its partitions.
+    the super stream's exchange nor any of the partitions.
     """
     broker, client = streams
     assert client.request(OPEN, string("/")).code == OK

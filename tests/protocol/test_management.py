@@ -294,8 +294,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 def test_lists_of_the_management_api_can_be_read_in_pages(
     api: Api, vhost: str, channel: BlockingChannel, query: str
 ) -> None:
-    """If a request has the parameters `page` and `page_size`, the management API returns only this page of the list.
-    The response also contains the total number of items and the number of items on the page.
+    """If a request has the parameters `page` and `page_size`, the management API returns only the requested page of
+    the list. The response also contains the total number of items and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -425,8 +425,8 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted over HTTP while clients are in the middle of the handshake, even if they have not
-    yet opened a virtual host. These clients can then open another virtual host.
+    """A virtual host can be deleted over HTTP while clients are in the middle of the handshake, and have not yet
+    opened any virtual host. These clients can then open another virtual host.
     """
     with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
         for client in (begun, logged_in):
@@ -454,7 +454,7 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
-    """Over HTTP, a user with the tag `management` may declare and delete only what the user's permissions allow. If
+    """Over HTTP, a user with the tag `management` can declare and delete only what the user's permissions allow. If
     this user requests the list of users, permissions or nodes, the management API responds with status 401.
     """
 
@@ -521,8 +521,8 @@ def test_lists_of_the_management_api_are_sorted_by_name_or_by_the_given_column(
 
 
 def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """If the parameter `columns` of a request to the management API names fields that do not exist, such as a name
-    with 1,500 levels, the response leaves them out, and contains only the other fields that the parameter names.
+    """If the parameter `columns` of a management API request names fields that do not exist, such as a field nested
+    1,500 levels deep, the response leaves them out, and contains only the other requested fields.
     """
     channel.queue_declare("q")
     columns = f"name,no.such.field,name.x,{'.'.join('a' * 1500)}"

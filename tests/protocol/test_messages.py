@@ -297,8 +297,8 @@ def test_a_large_message_is_delivered_with_the_smallest_frame_size(
     assert Take(channel).one("q")[2] == body
 
 
-def test_names_may_contain_spaces_umlauts_and_wildcards(channel: BlockingChannel, take: Take) -> None:
-    """Names of queues and exchanges, and routing keys, may contain spaces, umlauts and the characters `*` and `#`."""
+def test_names_can_contain_spaces_umlauts_and_wildcards(channel: BlockingChannel, take: Take) -> None:
+    """Names of queues and exchanges, and routing keys, can contain spaces, umlauts and the characters `*` and `#`."""
     name = "my queue: grün/2.5 #*"
     channel.queue_declare(name)
     channel.exchange_declare(name, "direct")

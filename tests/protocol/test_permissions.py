@@ -37,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """If a user has topic permissions for a topic exchange, the user may publish to this exchange only with matching
-    routing keys, and may bind queues and exchanges to it only with matching binding keys. Other exchanges are not
+    """If a user has topic permissions for a topic exchange, the user can publish to this exchange only with matching
+    routing keys, and can bind queues and exchanges to it only with matching binding keys. Other exchanges are not
     affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -149,8 +149,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
     what: str,
 ) -> None:
     """If a user lacks the configure, write or read permission for an AMQP 0-9-1 operation, the broker closes the
-    channel with error 403. The error names the user, the virtual host, and the queue or exchange that the user may
-    not access.
+    channel with error 403. The error names the user, the virtual host, and the queue or exchange that the user cannot
+    access.
     """
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
@@ -167,8 +167,8 @@ def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user with the configure pattern `^mine$`, the write pattern `.*` and an empty read pattern may declare the
-    queue `mine` and publish to it, but may not read from it. The user may not declare other queues, such as `mine2` or
+    """A user with the configure pattern `^mine$`, the write pattern `.*` and an empty read pattern can declare the
+    queue `mine` and publish to it, but cannot read from it. The user cannot declare other queues, such as `mine2` or
     `Mine`.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})

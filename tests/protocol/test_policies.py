@@ -100,8 +100,8 @@ def test_queue_arguments_override_the_dead_letter_settings_of_a_policy(
 def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue_only(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, kind: str, left: int
 ) -> None:
-    """If a queue's x-overflow and a policy's overflow differ, the argument applies in a classic queue, and the policy
-    in a quorum queue. For example, a quorum queue with x-overflow reject-publish drops messages if a policy sets
+    """If a queue's x-overflow and a policy's overflow differ, the argument applies to a classic queue, and the policy
+    to a quorum queue. For example, a quorum queue with x-overflow reject-publish drops messages if a policy sets
     drop-head and a max-length that the queue exceeds.
     """
     arguments = {"x-queue-type": kind, "x-overflow": "reject-publish"}
@@ -132,9 +132,9 @@ def is_rejecting(channel: BlockingChannel, queue: str) -> bool:
 def test_a_policy_with_a_limit_and_reject_publish_dead_letters_surplus_messages_of_a_classic_queue(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, limit: str, overflow: str
 ) -> None:
-    """If one policy sets both a limit and the overflow behaviour reject-publish or reject-publish-dlx, a classic
-    queue first dead-letters its surplus messages, and then rejects new ones. If the queue already had this overflow
-    behaviour, it keeps its surplus messages. A quorum queue with reject-publish also keeps them.
+    """If one policy sets both a length limit and the overflow behaviour reject-publish or reject-publish-dlx, a
+    classic queue first dead-letters its surplus messages, and then rejects new ones. If the queue already had this
+    overflow behaviour, it keeps its surplus messages. A quorum queue with reject-publish also keeps them.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     bodies = [bytes([number]) for number in range(60)]  # the embedded broker dead-letters them in several turns
@@ -374,10 +374,11 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
-def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag `policymaker` and permissions in a virtual host may set its policies, but not its operator
-    policies. A user with the tag `management` and permissions in the virtual host may list its policies, but not set
-    them.
+def test_the_tag_policymaker_allows_setting_policies_and_the_tag_management_only_listing_them(
+    api: Api, vhost: str, tag: str, changes: int
+) -> None:
+    """If a user has permissions in a virtual host, the tag `policymaker` allows the user to set policies there, but
+    not operator policies. The tag `management` allows the user to list the policies, but not to set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

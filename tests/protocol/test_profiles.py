@@ -173,7 +173,7 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
     assert refused == (406, f"PRECONDITION_FAILED - {why}")
 
 
-def test_an_x_death_header_set_by_a_publisher_counts_only_before_rabbitmq_4_0(
+def test_the_broker_adds_to_a_count_in_a_publishers_x_death_header_only_before_rabbitmq_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
     """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that the publisher has set. From 4.0 on,
@@ -459,7 +459,7 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
         (("exchange", "amq.fanout", ""), "Destination not found"),
     ],
 )
-def test_a_binding_of_a_local_random_exchange_needs_a_classic_queue_and_no_routing_key(
+def test_a_local_random_exchange_refuses_routing_keys_and_anything_but_classic_queues(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
     """If a binding of an x-local-random exchange has a routing key, or if its destination is not a classic queue, the

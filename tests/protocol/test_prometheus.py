@@ -350,9 +350,9 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
 def test_the_metrics_port_serves_only_metrics_and_refuses_requests_from_pages_of_another_site(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD requests for metrics without a login. Another method returns 405, and
-    another path returns 404. To keep web pages of other sites out, the port refuses a request whose Origin header
-    names another site (403) or whose Host header names another host (421).
+    """The metrics port answers GET and HEAD requests for metrics without a login. It answers any other method with
+    status 405, and any other path with 404. To keep web pages of other sites out, it refuses a request whose Origin
+    header names another site (403) or whose Host header names another host (421).
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 

@@ -143,8 +143,8 @@ def test_without_a_path(amqp_vhost): pass
 @large
 def test_the_marker_amqp_recording_replays_a_recording_in_a_users_test(tmp_path: Path, recording: Path) -> None:
     """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. If a message is
-    unroutable, if the marker names no file or a missing one, or if the test does not use the embedded broker, the
-    test fails with an error that says why.
+    unroutable, if the marker names no file or a file that does not exist, or if the test does not use the embedded
+    broker, the test fails with an error that says why.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)

@@ -314,8 +314,8 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_clients_second_nack_waits_until_its_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """A client sends a second basic.nack while the broker is still requeueing the messages of the client's first one.
-    The second basic.nack takes effect after the first, so all four messages are requeued in order.
+    """If a client sends a second basic.nack while the broker is still requeueing two messages for the first one, the
+    second takes effect only after the first. All four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -343,7 +343,8 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api], arguments: dict[str, Any], how: str
 ) -> None:
     """While a basic.nack requeues two of a client's four unacknowledged messages, the client's connection is lost, or
-    is closed through the management API. All four messages are requeued in order, before the message that is ready.
+    is closed through the management API. All four messages are requeued in order, before the fifth message of the
+    queue, which was not delivered yet.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True))

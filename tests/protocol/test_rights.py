@@ -531,9 +531,9 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 def test_lookups_of_streams_need_permissions_from_4_2_9_on(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """From RabbitMQ 4.2.9 on, the broker answers with access-refused if a user without the necessary permissions looks
-    up a stream (`metadata`), the partitions of a super stream (`partitions`), or the partition for a routing key
-    (`route`). In RabbitMQ 4.0, every user may look these up.
+    """From RabbitMQ 4.2.9 on, the broker answers with access-refused if a user without the necessary permissions
+    looks up a stream (`metadata`), the partitions of a super stream (`partitions`), or the partition for a routing
+    key (`route`). In RabbitMQ 4.0, every user can look these up.
     """
     world, log_in = streams
     is_checked = "4.0" not in request.node.name
@@ -719,7 +719,7 @@ TAGS = [
 def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
-    """In the management API, a user with any tag may list queues. Setting a policy needs the tag `policymaker` or
+    """In the management API, a user with any tag can list queues. Setting a policy needs the tag `policymaker` or
     `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. The API
     answers a user without the necessary tag with status 401.
     """

@@ -99,8 +99,8 @@ def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
     """With x-match `all`, the default, a binding of a headers exchange matches a message whose headers contain all of
-    the binding's arguments. With `any`, one of the arguments is enough. Arguments that begin with x- are compared
-    only with `all-with-x` and `any-with-x`. An argument without a value matches any value.
+    the binding's arguments. With `any`, one of the arguments is enough. Arguments whose names begin with x- are
+    ignored unless x-match is `all-with-x` or `any-with-x`. An argument without a value matches any value.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -180,8 +180,8 @@ def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: 
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: BlockingChannel) -> None:
-    """When the last queue that is bound to an auto-delete exchange is deleted, its binding is deleted with it, and so
-    is the exchange.
+    """When the last queue that is bound to an auto-delete exchange is deleted, the exchange has no bindings left, so
+    the broker deletes the exchange, too.
     """
     channel.exchange_declare("x", "fanout", auto_delete=True)
     channel.queue_declare("q")

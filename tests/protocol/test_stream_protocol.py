@@ -174,8 +174,8 @@ def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: R
 def test_publishers_and_subscribers_of_a_deleted_stream_get_metadata_update(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, the broker sends metadata-update to the clients that publish to it or subscribe to
-    it. It then refuses commands with the ids of their publishers and subscriptions.
+    """When a stream is deleted, the broker sends metadata-update to the clients that publish to it or are subscribed
+    to it. If these clients then use the ids of their publishers or subscriptions, the broker answers with an error.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -388,8 +388,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream client reads a message that was published over AMQP 0-9-1, and publishes it again. If both messages
-    are then consumed over AMQP 0-9-1, both have the original properties.
+    """If a stream client reads a message that was published over AMQP 0-9-1, and publishes it again, both messages
+    have the original properties when they are consumed over AMQP 0-9-1.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")

@@ -277,8 +277,8 @@ def test_nacking_a_message_of_a_stream_closes_the_connection_up_to_3_13(
 def test_a_stream_consumer_needs_a_prefetch_count_and_manual_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """The broker refuses a consumer of a stream that has no prefetch count or uses automatic acknowledgement. It also
-    refuses one with the argument x-priority or with an invalid x-stream-offset.
+    """The broker refuses a consumer of a stream if the consumer has no prefetch count, or uses automatic
+    acknowledgement. It also refuses a consumer with the argument x-priority or with an invalid x-stream-offset.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
@@ -313,8 +313,8 @@ def test_a_stream_consumer_needs_a_prefetch_count_and_manual_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """A stream cannot be transient, exclusive, auto-delete or server-named, or have invalid arguments. The broker
-    refuses such a declaration with RabbitMQ's error text.
+    """If a client declares a stream as transient, exclusive, auto-delete or server-named, or with invalid arguments,
+    the broker refuses the declaration with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
@@ -353,9 +353,9 @@ def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
 
 
 def test_a_stream_age_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default. A
-    consumer can also have an x-stream-offset with such an age. All messages are younger, so the consumer starts at
-    the first one.
+    """A stream can have an x-max-age of 5,000 digits, which is more than Python converts to an integer by default.
+    The x-stream-offset of a consumer can also be an age of 5,000 digits. All messages are younger, so the consumer
+    starts at the first one.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

@@ -413,9 +413,10 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
 def test_routing_by_thousands_of_wildcard_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """A topic exchange has thousands of bindings with wildcards after a `#`. The broker routes a message whose routing
+    """While the broker handles messages for a topic exchange with thousands of bindings that have wildcards after a
+    `#`, it never uses more than 0.5 s of CPU time before it serves other clients. It routes a message whose routing
     key has 14 words. Routing a key of 127 words would take too long, so the broker closes the channel with an error
-    instead. In both cases, it never uses more than 0.5 s of CPU time before it serves other clients.
+    instead.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", nowait=True))
@@ -437,8 +438,8 @@ def test_routing_by_thousands_of_wildcard_bindings_does_not_hold_up_other_client
 def test_routing_by_large_headers_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """A headers exchange has 60 bindings, each with a list of 60,000 items in its arguments. While the broker routes
-    messages through this exchange, it never uses more than 0.5 s of CPU time before it serves other clients.
+    """While the broker routes messages through a headers exchange with 60 bindings, each of which has a list of
+    60,000 items in its arguments, it never uses more than 0.5 s of CPU time before it serves other clients.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", nowait=True))
@@ -461,10 +462,9 @@ def test_routing_by_large_headers_bindings_does_not_hold_up_other_clients(
 def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
-    """An AMQP 1.0 client sends a disposition that adds a list of 12,000 maps to the annotations of each of 100
-    messages. While the broker handles this disposition, it never uses more than 0.5 s of CPU time before it serves
-    other clients. If the disposition is for 300 messages, the broker ends the session with resource-limit-exceeded, and
-    requeues all of them.
+    """While the broker handles an AMQP 1.0 client's disposition that adds a list of 12,000 maps to the annotations of
+    each of 100 messages, it never uses more than 0.5 s of CPU time before it serves other clients. If the disposition
+    is for 300 messages, the broker ends the session with resource-limit-exceeded, and requeues all 300 messages.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -491,9 +491,9 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
 def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """Sixty connections publish ten messages each at the same time, and each message is routed to a thousand queues.
-    Meanwhile, the broker never uses more than 0.5 s of CPU time before it serves other clients. The last of the
-    queues receives every message.
+    """While 60 connections publish ten messages each at the same time, and each message is routed to a thousand
+    queues, the broker never uses more than 0.5 s of CPU time before it serves other clients. The last of the queues
+    receives every message.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]

@@ -40,12 +40,12 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
 
 
 @pytest.mark.parametrize("path", ["vhosts/{}", "definitions"])
-def test_a_virtual_host_loses_a_description_and_tags_that_an_update_does_not_contain(
+def test_a_virtual_host_loses_its_description_and_tags_if_an_update_contains_none(
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
-    """If a PUT request or an import of definitions updates a virtual host without giving a description and tags, the
-    virtual host loses those that it had. If no default queue type is given, the virtual host keeps its type up to
-    RabbitMQ 4.1, and gets the type `classic` from 4.2 on.
+    """If a PUT request or an import of definitions updates a virtual host, but contains neither a description nor
+    tags, the virtual host loses those that it had. If the update contains no default queue type, the virtual host
+    keeps its default queue type up to RabbitMQ 4.1. From 4.2 on, the type becomes `classic`.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}

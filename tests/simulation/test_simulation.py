@@ -191,9 +191,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_broker_stops(later: float) -> None:
-    """When the broker begins to stop, a message may be on its way to a closing connection while it is requeued, and
-    delivered to and acknowledged by another consumer. The simulation's model therefore allows a consumer to receive
-    an acknowledged message, but only shortly after the broker began to stop.
+    """When the broker begins to stop, a message may be on its way to a closing connection while the broker requeues
+    the message, and another consumer receives and acknowledges it. The simulation's model therefore allows a consumer
+    to receive an acknowledged message, but only shortly after the broker has begun to stop.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -209,9 +209,9 @@ def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_bro
 
 
 def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the simulation's model, no message may be delivered twice without the redelivered flag. The exception is a
-    delayed message that was delivered while the disk was full, if the broker was stopped before the disk had space
-    again. Without this exception, the model would report a violation.
+    """If a delayed message is delivered while the disk is full, and the broker is stopped before the disk has space
+    again, the simulation's model allows a second delivery without the redelivered flag. Without this exception, the
+    model would report a violation.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
     takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}
@@ -232,9 +232,9 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
 
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_before_it_is_declared_again() -> None:
-    """A client deletes a queue and declares it again. If the broker is killed between the two, the queue may be
-    missing after the restart. The simulation's model then allows the broker to confirm messages to this queue without
-    storing them, and to answer requests for the queue with status 404.
+    """If the broker is killed after a client has deleted a queue, and before the client declares it again, the queue
+    may be missing after the restart. The simulation's model then allows the broker to confirm messages to this queue
+    without storing them, and to answer requests for the queue with status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):
@@ -280,9 +280,9 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """One client deletes a queue and declares it again, while another client declares it with different arguments.
-    The simulation's model allows the broker to accept the second client's declaration while the queue does not exist,
-    and to refuse it with error 406 while the queue exists.
+    """If one client deletes a queue and declares it again, while another client declares it with different arguments,
+    the simulation's model allows the broker to accept the other client's declaration while the queue does not exist,
+    and to refuse this declaration with error 406 while the queue exists.
     """
     outcomes = set()
     for seed in range(60):

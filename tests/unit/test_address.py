@@ -164,7 +164,9 @@ def test_the_smallest_and_largest_values_in_a_url_are_valid() -> None:
     ],
 )
 def test_passwords_are_removed_from_urls_that_are_shown(urls: str, shown: str) -> None:
-    """mqtool shows the URLs of a broker and of its management API without passwords and other secrets."""
+    """mqtool removes passwords and other secrets from the URLs of a broker and of its management API before it shows
+    these URLs.
+    """
     assert without_passwords(urls) == shown
 
 
@@ -182,12 +184,12 @@ def test_a_connection_has_the_name_from_the_environment(monkeypatch: pytest.Monk
     ("name", "shown"),
     [("shop", "shop v"), ("rabbit@localhost", "rabbit@localhost h:1 v"), ("", " h:1 v"), (None, "None h:1 v")],
 )
-def test_without_a_unique_cluster_name_host_and_port_help_to_identify_a_virtual_host(
+def test_host_and_port_help_to_identify_a_virtual_host_if_the_cluster_name_is_not_unique(
     name: str | None, shown: str
 ) -> None:
     """mqtool identifies a virtual host by its name and the name of the broker's cluster. It adds the broker's host
-    and port if there is no cluster name, or if the cluster name ends with @localhost: many brokers have such a name,
-    so it may not be unique.
+    and port if there is no cluster name, or if the cluster name ends with @localhost, because many brokers have such
+    a name.
     """
     assert Address("h", 1, "v").cluster(name) == shown
 
@@ -325,8 +327,8 @@ def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> No
     ],
 )
 def test_a_url_for_another_virtual_host_reaches_the_same_broker(urls: str, url: str) -> None:
-    """mqtool can derive a URL for another virtual host from a broker's URL. The derived URL has a scheme, and the
-    host, port, user and options of the broker's URL, but no password. If the broker has several URLs, the first one
-    is used.
+    """mqtool can derive a URL for another virtual host from a broker's URL. The derived URL has the host, port, user
+    and options of the broker's URL, but no password. It begins with a scheme, even if the broker's URL has none. If
+    the broker has several URLs, the first one is used.
     """
     assert in_virtual_host(urls, "new") == url

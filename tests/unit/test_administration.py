@@ -197,7 +197,7 @@ def test_delete_queue_deletes_any_queue_unless_if_unused_or_if_empty_forbids_it(
     assert administration.delete_queue(channel, "q") == 0
 
 
-def test_delete_exchange_keeps_an_exchange_with_bindings_if_if_unused_is_set(channel: Channel) -> None:
+def test_delete_exchange_with_if_unused_keeps_an_exchange_with_bindings(channel: Channel) -> None:
     """By default, delete_exchange() deletes an exchange even if it has bindings. With `if_unused`, it raises BadData
     instead. For a predeclared exchange, it raises AccessRefused. Deleting an exchange that does not exist is not an
     error.
@@ -270,8 +270,8 @@ def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Cha
 def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
     channel: Channel, amqp_broker: EmbeddedBroker, amqp_vhost: Vhost, api: Management, *, is_same: bool
 ) -> None:
-    """To find out whether two connections use the same broker and virtual host, even if their URLs differ, mqtool
-    declares a queue on one of them and looks for it on the other. It then deletes this queue.
+    """mqtool can find out whether two channels use the same broker and virtual host, even if the URLs of their
+    connections differ. It declares a queue on one channel, looks for it on the other, and then deletes it.
     """
     with amqp_broker.fresh_vhost() as elsewhere:
         url = (amqp_vhost if is_same else elsewhere).url
@@ -282,12 +282,12 @@ def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
         assert [*management.queues(api, amqp_vhost.name)] == [*management.queues(api, elsewhere.name)] == []
 
 
-def test_the_queue_that_shows_whether_two_channels_have_the_same_queues_is_not_one_of_the_users(
+def test_the_queue_that_is_declared_to_compare_two_channels_is_exclusive_and_server_named(
     channel: Channel, amqp_vhost: Vhost, api: Management
 ) -> None:
-    """To find out whether two connections use the same virtual host, mqtool declares a queue. The broker chooses its
-    name, so that it cannot be one of the user's queues. The queue is exclusive, so that no other connection can use
-    it, and the broker deletes it if mqtool is killed.
+    """To find out whether two connections use the same virtual host, mqtool declares a queue. The broker chooses the
+    queue's name, so it cannot be the name of one of the user's queues. The queue is exclusive, so that no other
+    connection can use it, and the broker deletes it if mqtool is killed.
     """
     seen: list[Any] = []
     other = channel.connection.channel()

@@ -43,9 +43,9 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_an_amqp_1_0_value_is_decoded_as_it_was_encoded(value):
-    """After encoding and decoding, an AMQP 1.0 value has the same type and value, and encodes to the same bytes
-    again.
+def test_decoding_an_encoded_amqp_1_0_value_returns_the_same_value(value):
+    """If an AMQP 1.0 value is encoded, decoding it returns a value that is equal and of the same type. This value is
+    encoded to the same bytes again.
     """
     encoded = encode(value)
     decoded, end = decode(encoded)
@@ -101,7 +101,7 @@ def map_of(*keys):
     [Described(ULong(1), ULong(2)), [Int64(1)], {"a": Int64(1)}, uuid.UUID(int=1), 1.5, Float32(0.5), None],
     ids=repr,
 )
-def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
+def test_an_amqp_1_0_map_with_keys_whose_hash_values_can_collide_is_refused(key):
     """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError. A
     client could choose such keys so that their hash values collide, which would make decoding very slow.
     """
@@ -109,7 +109,7 @@ def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
         decode(map_of("x", key))
 
 
-def test_an_amqp_1_0_map_may_have_text_integers_and_binary_values_as_keys():
+def test_an_amqp_1_0_map_can_have_text_integers_and_binary_values_as_keys():
     """mqtool decodes an AMQP 1.0 map whose keys are strings, symbols, integers or binary values."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
@@ -161,8 +161,8 @@ def test_a_client_ignores_a_type_and_a_routing_key_that_are_not_text(value):
     assert (delivery.body, delivery.routing_key, delivery.properties) == (b"x", "", {})
 
 
-def test_an_amqp_1_0_message_is_decoded_as_it_was_encoded():
-    """After encoding and decoding, an AMQP 1.0 message has the same sections as before."""
+def test_decoding_an_encoded_amqp_1_0_message_returns_the_same_message():
+    """If an AMQP 1.0 message is encoded, decoding it returns a message with the same sections."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),
         {Symbol("x-opt-d"): Int64(1)},

@@ -482,8 +482,8 @@ def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_n
 
 
 def test_a_bench_publisher_with_a_rate_does_not_exceed_its_limit_of_unconfirmed_messages() -> None:
-    """If more messages are due than may be unconfirmed at a time, a `bench` publisher with `--rate` sends only as many
-    messages as may be unconfirmed.
+    """Even if more messages are due, a `bench` publisher with `--rate` sends no more than its limit of unconfirmed
+    messages allows.
     """
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
@@ -542,8 +542,8 @@ def test_a_bench_consumer_acknowledges_and_counts_messages_from_outside_its_run(
 
 
 def test_a_bench_publisher_counts_replies_from_outside_its_run() -> None:
-    """With `--rpc`, a `bench` publisher may receive a reply that does not belong to its run. It counts such replies
-    separately, and continues to wait for the replies to its own requests.
+    """If a `bench` publisher with `--rpc` receives replies that do not belong to its run, it counts them separately,
+    and continues to wait for the replies to its own requests.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     client.work(wire, START)

@@ -294,8 +294,8 @@ def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when:
 
 
 def test_instructions_to_a_bench_client_may_arrive_in_pieces_or_together(command: Command) -> None:
-    """A client of `bench` reads its instructions, such as when to start, from a pipe. It gets each instruction once and
-    complete, whether the instruction arrives in several pieces or together with another one.
+    """A client of `bench` reads its instructions, such as when to start, from a pipe. It receives each instruction
+    exactly once and in full, whether the instruction arrives in several pieces or together with another one.
     """
     orders = Orders()
     command.send(b'{"a": 1}\n{"b"')
@@ -375,8 +375,8 @@ def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
 def test_a_client_of_bench_measures_its_own_cpu_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, waited: float
 ) -> None:
-    """A client of `bench` measures for which fraction of the run it used a CPU, and for which fraction it waited for
-    a CPU. On systems that do not report how long a process waits for a CPU, the waiting time counts as 0.
+    """A client of `bench` measures what fraction of the run it spent using a CPU, and what fraction it spent waiting
+    for one. On systems that do not report how long a process waits for a CPU, the waiting time counts as 0.
     """
     file = tmp_path / "schedstat"
     if text is not None:

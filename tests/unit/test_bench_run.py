@@ -366,11 +366,12 @@ def test_bench_stops_waiting_for_confirms_that_do_not_arrive(world: World) -> No
     ],
     ids=["duration", "duration and messages", "rate", "rate and messages"],
 )
-def test_a_broker_that_confirms_nothing_for_a_while_does_not_end_a_run_before_its_duration(
+def test_a_run_does_not_end_before_its_duration_if_the_broker_confirms_nothing_for_a_while(
     world: World, settings: dict[str, Any], unsent: int
 ) -> None:
-    """With `--duration`, `bench` does not stop before this time is over, even if the broker confirms nothing for more
-    than 10 s. With `--rate`, the result says how many of the messages that were due by the end were not sent.
+    """With `--duration`, `bench` does not stop before this duration has passed, even if the broker confirms nothing
+    for more than 10 s. With `--rate`, the result says how many of the messages that were due by the end were not
+    sent.
     """
     world.work = lambda client: client.later(5.0, published=6, confirmed=[[0, 6]])
     result = world.result(**settings, churn="queues")
@@ -663,7 +664,7 @@ def test_bench_kills_clients_that_do_not_report_their_last_figures_within_ten_se
     assert [client.was_killed for client in world.clients] == [True, True]
 
 
-def test_telling_a_client_that_has_ended_to_stop_is_not_an_error(world: World) -> None:
+def test_bench_reports_no_error_if_a_client_has_ended_before_it_is_told_to_stop(world: World) -> None:
     """If the process of a client has already ended when `bench` tells the client to stop, `bench` reports no error."""
 
     def leave(client: Client) -> None:
@@ -799,7 +800,7 @@ def test_without_a_management_api_bench_does_not_measure_the_broker(world: World
 def test_a_broker_that_is_down_at_the_end_of_the_run_is_not_measured(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """If the broker is down at the end of the run, `bench` reports neither its CPU time nor its memory."""
+    """If the broker is down when the run ends, `bench` reports neither the CPU time nor the memory of the broker."""
     monkeypatch.setattr(bench_run, "_PROC", tmp_path)
     world.api.items.side_effect = [[{"os_pid": "42"}], Unavailable("no broker")]
     _process(tmp_path, 42, b"rabbit", (1, 2), 3)

@@ -103,7 +103,7 @@ def test_a_confirm_of_several_messages_confirms_each_of_them(
 ) -> None:
     """If the broker confirms or nacks several messages together (with `multiple`), a `bench` publisher gets the
     delivery tag of each of them once. There is one exception: if the broker confirms a message before an earlier one,
-    a later confirm with `multiple` includes its tag again.
+    a later confirm with `multiple` includes the tag of this message again.
     """
     made = AmqpWire(NODE, PLAIN)
     acks: list[list[int]] = []
@@ -329,7 +329,7 @@ def test_a_bench_client_can_be_told_to_stop_while_it_waits_for_amqp_1_0_frames(
     [("amqp:connection:forced", ConnectionError), ("amqp:not-found", NotFound)],
     ids=["broker shuts down", "another error"],
 )
-def test_bench_reconnects_after_the_broker_closes_an_amqp_1_0_connection_only_if_it_shuts_down(
+def test_bench_reconnects_over_amqp_1_0_if_the_broker_shuts_down_but_not_after_other_errors(
     broker: Broker, selected: Readable, condition: str, error: type[Exception]
 ) -> None:
     """If the broker closes an AMQP 1.0 connection because it is shutting down, ConnectionError is raised, so that the

@@ -161,7 +161,7 @@ def test_redelivered_messages_of_several_reports_are_added_up() -> None:
     assert (tally.redelivered, tally.received) == (2, 2)
 
 
-def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> None:
+def test_of_two_messages_in_swapped_order_one_is_counted_as_out_of_order() -> None:
     """If two messages arrive in swapped order, `bench` counts one message as out of order, not two."""
     tally = Tally()
     _receive(tally, [1])

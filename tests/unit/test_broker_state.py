@@ -30,8 +30,8 @@ VALID = {"name": "evil", "kind": "embedded", "url": "amqp://localhost:1", "pid":
 def test_reading_a_malformed_state_file_raises_an_error_with_a_hint(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a broker's state file is malformed, for example because a value has the wrong type or the nodes of the
-    broker are missing, reading it raises an error that names the file, with a hint.
+    """If a broker's state file is malformed, for example because a value has the wrong type or the list of the
+    broker's nodes is missing, reading the file raises an error with the file's name and a hint.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file = state.made_directory("evil") / "broker.json"

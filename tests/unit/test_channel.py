@@ -443,7 +443,7 @@ def test_replies_to_several_waiting_requests_are_sent_in_one_write(broker: Scrip
 def test_a_request_that_needs_no_reply_is_acknowledged_after_the_replies_to_earlier_requests(
     broker: ScriptedBroker,
 ) -> None:
-    """An RPC server's channel may delay replies to send several in one write. If the server handles a later request
+    """An RPC server's channel can delay replies to send several in one write. If the server handles a later request
     without a reply, the channel first publishes the delayed replies, and then acknowledges this request. Each request
     is acknowledged once, and after its reply, if any.
     """
@@ -603,7 +603,7 @@ def test_requests_of_a_command_that_was_told_to_stop_do_not_wait_if_the_connecti
     broker: ScriptedBroker,
 ) -> None:
     """If a command has been told to stop, and its connection is lost, a request does not wait for the broker's reply,
-    or for the channel to be opened again. It raises StoppedWaiting, whose text says why.
+    or for the channel to be opened again. It raises StoppedWaiting, whose text says that the connection is lost.
     """
     channel = broker.channel()
     broker.hopeless = "the connection is lost"

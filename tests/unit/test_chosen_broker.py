@@ -159,8 +159,8 @@ def test_only_options_on_the_command_line_override_the_environment_variables(mon
 
 
 def test_the_url_option_cannot_be_combined_with_a_protected_or_unknown_context() -> None:
-    """If --url is combined with -C and a protected context, UsageError is raised, because the command would otherwise
-    not be protected. With an unknown context, UsageError is raised, too.
+    """If --url and --context are combined, and the context is protected, UsageError is raised, because the command
+    would otherwise not be protected. If the context is unknown, UsageError is raised, too.
     """
     with pytest.raises(UsageError) as refused:
         choose("amqp://typed", "prod", typed={"url", "context"})
@@ -257,13 +257,13 @@ def test_the_management_option_overrides_the_variable_and_the_context(monkeypatc
         ({"MQTOOL_URL": "amqp://one"}, "http://one", False),
     ],
 )
-def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_of_another_broker(
+def test_the_management_url_variable_is_ignored_if_the_url_option_names_another_broker(
     usual: Mapping[str, str], url: str, monkeypatch: pytest.MonkeyPatch, *, belongs: bool
 ) -> None:
     """MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to the broker in MQTOOL_URL or AMQP_URL or, if neither is
     set, to the one at localhost. With --url, they are used only if --url names this broker or one of its nodes, so
-    that no broker gets a password or changes meant for another. They are not used if one of the URLs is invalid, or
-    if MQTOOL_CONTEXT names a context.
+    that no broker receives a password or a change that is meant for another broker. They are not used if one of the
+    URLs is invalid, or if MQTOOL_CONTEXT names a context.
     """
     for name, value in usual.items():
         monkeypatch.setenv(name, value)
@@ -272,7 +272,7 @@ def test_the_management_url_in_the_environment_is_not_used_with_the_url_option_o
     assert typed(url).has_variables() == belongs
 
 
-def test_contexts_and_brokers_of_broker_up_do_not_use_the_management_url_in_the_environment(
+def test_commands_ignore_the_management_url_variable_after_broker_up_or_with_a_context(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a context is in use, or a broker that `broker up` started is running, commands do not use
@@ -291,11 +291,11 @@ def test_contexts_and_brokers_of_broker_up_do_not_use_the_management_url_in_the_
 
 
 @pytest.mark.parametrize("file", ["config.toml", "brokers/default/broker.json"])
-def test_with_a_damaged_file_a_url_option_does_not_use_the_management_url_in_the_environment(
+def test_if_a_file_is_damaged_a_command_with_url_ignores_the_management_url_variable(
     file: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the file of contexts or the state file of a broker is damaged, a command with --url can still use its
-    broker, but does not use MQTOOL_MANAGEMENT_URL. This variable may belong to a broker that the damaged file names.
+    """If the file of contexts or the state file of a broker is damaged, a command with --url can still use the broker
+    at this URL, but ignores MQTOOL_MANAGEMENT_URL. This variable may belong to a broker that the damaged file names.
     """
     monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
     state.made_directory("default")
@@ -321,9 +321,11 @@ def test_a_command_that_runs_other_commands_does_not_pass_on_variables_of_anothe
     assert os.environ["MQTOOL_URL"] == "amqp://one"
 
 
-def test_removing_variables_of_another_broker_that_are_not_set_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_the_variables_of_another_broker_is_not_an_error_if_they_are_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Before mqtool runs commands on another broker, it removes MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT from
-    their environment. It is not an error if only one of these variables is set, or neither.
+    their environment. It is not an error if only one of these variables is set, or neither of them.
     """
     monkeypatch.setenv("MQTOOL_STREAM_PORT", "5552")
     for _ in range(2):

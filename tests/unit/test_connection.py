@@ -130,9 +130,9 @@ def unused_port() -> int:
 
 
 def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
-    """A connection uses the host, port, virtual host, user and connection timeout of its URL. Opening the connection,
-    including TLS and the AMQP handshake, may take twice this timeout. If the URL has no heartbeat, the broker's
-    heartbeat is used. The broker sees the connection's name.
+    """A connection uses the host, port, virtual host, user and connection timeout of its URL. The time limit for
+    opening the connection, including TLS and the AMQP handshake, is twice this timeout. If the URL has no heartbeat,
+    the broker's heartbeat is used. The broker sees the connection's name.
     """
     address = Address("one", 5673, "v", "ann", "secret", connection_timeout=7)
     context = ssl.create_default_context()
@@ -415,9 +415,9 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
 def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_recur(
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
-    """If the broker closes a connection because it is shutting down (320), mqtool reopens the connection. After 501
-    (FRAME_ERROR), mqtool does not, because the error would probably recur, and the channels fail with the broker's
-    reason. The same applies to 541 (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before.
+    """If the broker closes a connection because it is shutting down (320), mqtool reopens the connection. After an
+    error that would probably recur, mqtool does not reopen it, and the channels fail with the broker's reason: 501
+    (FRAME_ERROR) at any time, and 541 (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -510,8 +510,9 @@ def test_a_stable_connection_is_reopened_after_each_internal_error(
 def test_a_stable_connection_fails_if_each_reconnection_ends_with_an_internal_error(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that has been open for more than a minute is lost, and mqtool reconnects. If the broker closes each
-    new connection with 541 (INTERNAL_ERROR) before the connection's channels are open again, these channels fail.
+    """If a connection that has been open for more than a minute is lost, and the broker closes each new connection
+    with 541 (INTERNAL_ERROR) before the channels are open again, mqtool does not try to reconnect forever: the
+    channels fail.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -573,9 +574,9 @@ def test_a_connection_is_reopened_after_an_internal_error_that_a_reply_may_have_
 
 
 def test_mqtool_gives_up_reconnecting_when_the_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
-    """A connection may have a limited number of attempts to reconnect. If it is lost repeatedly, each time within 60
-    s of being opened and before a message was confirmed or acknowledged, mqtool adds up the attempts after all of
-    these losses. Once the limit is reached, mqtool gives up, and the connection's channels fail.
+    """If a connection with a limited number of attempts to reconnect is lost repeatedly, each time within 60 s of
+    being opened and before a message was confirmed or acknowledged, mqtool adds up the attempts after all of these
+    losses. Once the limit is reached, mqtool gives up, and the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
@@ -610,8 +611,8 @@ def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
 
 
 def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect, broker: EmbeddedBroker) -> None:
-    """If the virtual host was deleted before a lost connection is opened again, mqtool makes no further attempt, and
-    the connection's channels fail with the broker's reason.
+    """If a lost connection cannot be reopened because its virtual host has been deleted, mqtool makes no further
+    attempt, and the connection's channels fail with the broker's reason.
     """
     told = Told()
     with broker.fresh_vhost() as vhost:

@@ -99,8 +99,8 @@ def prefetches(broker: ScriptedBroker) -> list[int]:
 
 
 def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: Clock) -> None:
-    """A consumer with an idle timeout ends once no delivery has arrived for this long. Time without a connection does
-    not count towards the timeout. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
+    """A consumer ends once no delivery has arrived for the duration of its idle timeout. Time without a connection
+    does not count towards the timeout. While the consumer waits for a delivery, mqtool handles a signal within 0.1 s.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(idle_timeout=5.25))
@@ -288,7 +288,8 @@ def test_a_stopped_consumer_yields_the_deliveries_that_have_arrived_only_with_au
 ) -> None:
     """When a consumer is stopped, it does not yield the deliveries that have arrived, and leaves them unacknowledged,
     so that the broker requeues them. A consumer with auto_ack does yield them, because the broker has already deleted
-    these messages. With auto_ack and a buffer, which may drop messages anyway, it does not.
+    these messages. If the consumer has a buffer, however, it does not yield them even with auto_ack, because a buffer
+    may drop messages anyway.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)

@@ -202,8 +202,8 @@ def test_arguments_named_in_the_command_are_set_or_removed() -> None:
 
 def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_remark() -> None:
     """If the new queue type does not support an argument that has no effect on messages, `queue convert` leaves the
-    argument out and prints a remark with its name. If the command itself removes the argument with `--argument
-    NAME:=null`, no remark is printed.
+    argument out and prints a remark with its name. If the user removes the argument with `--argument NAME:=null`, no
+    remark is printed.
     """
     queue = view(arguments={"x-queue-mode": "lazy", "x-queue-version": 2})
     it = found(queue=queue)
@@ -629,9 +629,10 @@ def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_needs_x_over
 
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
-    """Arguments or a policy may make a queue reject messages beyond a number of bytes (max-length-bytes with
-    reject-publish). `queue convert` refuses such a queue, because messages published during the conversion may not fit.
-    It also refuses if --argument would give the queue this limit, but not if --argument removes x-overflow.
+    """If arguments or a policy make a queue reject messages beyond a number of bytes (max-length-bytes with
+    reject-publish), `queue convert` refuses the queue, because there may be no room for messages that are published
+    during the conversion. It also refuses if --argument would set this limit, but not if --argument removes
+    x-overflow.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -737,8 +738,9 @@ def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
 def test_a_conversion_is_checked_only_against_the_policies_that_the_user_can_read(error: Exception) -> None:
-    """If the user of `queue convert` may read only the policies or only the operator policies, the conversion is
-    checked against those alone. If the user may read neither, the conversion is not checked against policies.
+    """If the user of `queue convert` has permission to read only the policies or only the operator policies, the
+    conversion is checked only against those. If the user has permission to read neither, the conversion is not
+    checked against policies.
     """
     both = [policy("both", "^jobs", max_length=5)]
     assert len(found(policies=error, operator=both).refusals) == 1

@@ -118,8 +118,9 @@ def test_an_auto_delete_dead_letter_queue_is_refused(channel: Channel, *, is_dur
 
 def test_a_dead_letter_queue_whose_arguments_cannot_be_read_is_refused(channel: Channel) -> None:
     """mqtool learns the arguments of an existing dead-letter queue from the broker's error when it declares the queue
-    with other arguments. The broker cuts this error text after 255 bytes. If the queue's name is too long for the text
-    to contain an argument's value, mqtool cannot tell whether the queue would drop messages, and refuses to use it.
+    with other arguments. The broker cuts this error text after 255 bytes. If the queue's name is too long for the
+    text to contain an argument's value, mqtool cannot know whether the queue would drop messages, and refuses to use
+    it.
     """
     long = Queue("x" * 240 + ".dlq", durable=True)
     channel.declare(long._replace(arguments=QUORUM), remember=False)

@@ -118,7 +118,7 @@ def test_a_redriven_dead_letter_is_handled_whatever_count_its_publisher_has_forg
     path: Path, count: int, how: str
 ) -> None:
     """With `--deduplicate`, a worker handles a dead letter each time that `dlq redrive` or `move` has moved it back,
-    even if its publisher has set the header with the number of redrives to the largest number. It does not handle a
+    even if its publisher has set the header with the number of redrives to a very large number. It does not handle a
     copy that was not moved back.
     """
     store = HandledMessages(path, DAY)
@@ -280,9 +280,9 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_state(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """A worker with `--deduplicate` reads from /proc whether another worker is running. The process name of the other
-    worker, which is in the same line as the process state, does not mislead it, even if the name looks like a state,
-    such as `a) Z 1`.
+    """A worker with `--deduplicate` reads from /proc whether another worker is running. If the other worker's process
+    name looks like a process state, such as `a) Z 1`, the name is not mistaken for the state, which follows the name
+    in the same line.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -312,9 +312,10 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """A worker that was killed may leave an entry in the deduplication store that says that it is handling a message.
-    If a new worker happens to have the same process ID and start time, the entry seems to be its own. Because the new
-    worker has not begun to handle the message, it ignores the entry and handles the message.
+    """If a worker is killed while it handles a message, an entry in the deduplication store still says that this
+    worker is handling the message. If a new worker happens to have the same process ID and start time, the entry
+    seems to be the new worker's. Since the new worker has not begun to handle the message, it ignores the entry and
+    handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None

@@ -103,9 +103,9 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """When it is due, a delayed message is published to the exchange, and with the routing key, that its input line
-    names. If the line does not name one of these, mqtool takes it from the destination on the command line, which is
-    an exchange or a queue. With the default exchange, the message goes to the queue that the routing key names.
+    """When a delayed message is due, it is published to the exchange, and with the routing key, that its input line
+    names. Whatever the line does not name is taken from the destination on the command line, which is an exchange or
+    a queue. With the default exchange, the message goes to the queue that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
@@ -113,7 +113,7 @@ def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
     """If a delayed message is sent to a queue, and has the header CC or BCC, BadData is raised, because only one of
-    the queues would receive the message. A delayed message to a named exchange may have these headers.
+    the queues would receive the message. A delayed message to a named exchange can have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -145,12 +145,13 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
     ],
     ids=["classic queue", "other queue", "unknown queue", "durable exchange", "transient exchange"],
 )
-def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
+def test_mqtool_assumes_that_messages_may_reach_a_quorum_queue_unless_it_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """mqtool assumes that delayed messages may be for a quorum queue, and prefers wait queues, because the delayed
-    message plugin can lose messages for a quorum queue in a restart. The exceptions are messages for a queue that
-    mqtool knows to be classic, and for a transient exchange, whose bindings do not survive a restart anyway.
+    """mqtool assumes that delayed messages may reach a quorum queue. It therefore prefers wait queues, because the
+    delayed message plugin can lose messages for a quorum queue in a restart. The exceptions are messages for a queue
+    that mqtool knows to be classic, and messages for a transient exchange, whose bindings do not survive a restart
+    anyway.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -217,9 +218,9 @@ def test_a_queue_is_treated_as_classic_only_if_the_broker_accepts_its_declaratio
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """Before mqtool publishes a delayed message, it may ask the broker whether the destination is a classic queue. It
-    does not ask if it knows the answer: for an exchange, an exclusive queue (always classic), a queue that the command
-    declares as a quorum queue, or a queue whose type it has asked for before.
+    """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue,
+    unless it knows the answer. It knows the answer for an exchange, an exclusive queue (always classic), a queue that
+    the command declares as a quorum queue, and a queue whose type it has asked for before.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)

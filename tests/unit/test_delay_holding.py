@@ -147,7 +147,7 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
     assert (found.exchange, found.routing_key) == (where[via], "kern.info")
 
 
-def test_the_option_failed_to_saves_a_delayed_message_with_its_due_time() -> None:
+def test_an_unconfirmed_delayed_message_is_saved_with_its_due_time() -> None:
     """If a delayed message is not confirmed, `send --failed-to` saves the message with its due time instead of its
     delay, and without the headers that mqtool added to delay it. If the saved message is sent again, it is therefore
     still due at the same time.
@@ -271,9 +271,9 @@ def test_the_option_via_sets_where_delayed_messages_wait(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
     """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin if the
-    broker has it, and all others in wait queues. One notice says where the messages wait, and why. `--via ttl` always
-    uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns that messages for a
-    quorum queue may be lost.
+    broker has this plugin. All other delayed messages wait in wait queues. One notice says where the messages wait,
+    and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange,
+    and warns that messages for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -292,7 +292,7 @@ def test_the_option_via_plugin_fails_without_the_plugin() -> None:
 
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
-def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Via) -> None:
+def test_an_exchange_mqtool_delayed_of_another_type_is_not_used_for_delayed_messages(via: Via) -> None:
     """If the exchange mqtool.delayed exists, but is not an exchange of the delayed message plugin, delayed messages
     wait in wait queues. With `--via plugin`, an error is raised instead, and its hint contains the command that deletes
     the exchange.
@@ -308,7 +308,7 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
-def test_no_notice_says_where_delayed_messages_wait_if_the_exchange_or_wait_queue_already_exists(existing: str) -> None:
+def test_mqtool_prints_no_notice_if_the_exchange_or_wait_queue_for_delayed_messages_exists(existing: str) -> None:
     """When mqtool declares the exchange or wait queue for delayed messages, a notice says where the messages wait. If
     this exchange or wait queue already exists, mqtool prints no notice.
     """
@@ -362,7 +362,7 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
-def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
+def test_wait_queues_can_be_chosen_before_the_exchange_of_their_messages_is_declared(to: Exchange) -> None:
     """A command with `--via ttl` can choose the wait queues for its delayed messages before it declares the exchange to
     which the messages will go. It is not an error that the exchange does not exist yet.
     """

@@ -297,9 +297,9 @@ def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, 
     assert broker.published[0].properties["user_id"] == kept
 
 
-def test_delayed_relay_removes_a_reply_to_that_no_client_may_publish() -> None:
-    """If a message that was published over AMQP 1.0 has the reply_to amq.rabbitmq.reply-to, `delayed relay` removes it:
-    the broker would otherwise close the channel.
+def test_delayed_relay_removes_the_address_for_direct_replies() -> None:
+    """If a message that was published over AMQP 1.0 has the reply_to amq.rabbitmq.reply-to, `delayed relay` removes
+    this property: the broker would otherwise close the channel.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["reply_to"] = "amq.rabbitmq.reply-to"
@@ -371,9 +371,9 @@ def test_delayed_relay_checks_a_wait_queue_once_for_several_messages() -> None:
 def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
-    """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If the
-    delay is already over, the message gets the shortest delay, 1 ms. If the header is not a number or contains a time
-    in the future, or without --by-timestamps, the delay starts when the command receives the message.
+    """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If
+    the delay is already over, the message gets the shortest delay, 1 ms. Without --by-timestamps, or if the header is
+    not a number or contains a time in the future, the delay starts when the command receives the message.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -520,13 +520,13 @@ class Monotonic:
 
 
 @pytest.mark.parametrize("broker_name", ["RabbitMQ 4.2", "the embedded broker"])
-def test_a_message_is_acknowledged_only_when_a_kill_would_no_longer_lose_its_new_wait_queue(
+def test_a_message_is_acknowledged_only_1_5_s_after_the_declaration_of_its_new_wait_queue(
     monkeypatch: pytest.MonkeyPatch, broker_name: str
 ) -> None:
     """If RabbitMQ is killed just after it has declared a quorum queue, it may lose the queue with its messages. When
     `delayed relay` declares a wait queue and publishes a message to it, the command therefore acknowledges the
-    original message only 1.5 s after the declaration, even if the command is being stopped. On the embedded broker,
-    which does not lose such a queue, it does not wait.
+    original message only 1.5 s after the declaration, even if the command is being stopped. With the embedded broker,
+    which does not lose such a queue, the command does not wait.
     """
     clock = Monotonic(monkeypatch)
     broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)

@@ -274,7 +274,7 @@ def test_an_acknowledgement_has_the_same_bytes_as_one_from_pika() -> None:
         spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0),
     ],
 )
-def test_methods_are_decoded_as_by_pika_even_if_their_strings_are_not_utf_8(method: Any) -> None:
+def test_methods_are_decoded_to_the_same_fields_as_by_pika_even_if_strings_are_not_utf_8(method: Any) -> None:
     """mqtool decodes basic.deliver, basic.get-ok, basic.return, channel.close and connection.close to the same fields
     as pika. If a routing key or a reply text in such a method is not valid UTF-8, mqtool still decodes the method.
     """

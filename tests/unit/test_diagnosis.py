@@ -52,9 +52,9 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
     """`doctor` reports a queue if its consumers acknowledge nothing, and there are more unacknowledged messages than
-    consumers. If there is at most one such message for each consumer, it may be a long task: `doctor` then reports
-    the queue only if the number of unacknowledged messages has grown between two measurements. If `doctor` has
-    measured twice, it considers only acknowledgements between the two measurements.
+    consumers. If there is at most one such message for each consumer, the consumers may be busy with long tasks:
+    `doctor` then reports the queue only if the number of unacknowledged messages has grown between two measurements.
+    If `doctor` has measured twice, it considers only acknowledgements between the two measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -136,9 +136,9 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_doctor_does_not_say_that_messages_published_before_an_exchange_lost_its_bindings_are_lost() -> None:
+def test_doctor_says_that_an_exchange_without_bindings_loses_only_messages_published_now() -> None:
     """If an exchange has no bindings, `doctor` says that messages published now are lost. It also says how many were
-    published before, but not that they were lost, because they may have been routed while there was a binding.
+    published before, but not that these were lost, because the exchange may have had a binding at that time.
     """
     exchange = {"name": "logs", "vhost": "/", "type": "fanout", "message_stats": {"publish_in": 1}}
     (found,) = Paths("/", {"logs": exchange}).findings()
@@ -194,9 +194,9 @@ def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)
 
 
-def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
-    """With `--format nagios`, `doctor` reports CRITICAL if publishers are blocked, for example by a memory alarm, and
-    WARNING for problems that may lose messages.
+def test_the_nagios_status_depends_on_the_most_severe_problem() -> None:
+    """With `--format nagios`, `doctor` reports CRITICAL if at least one problem is critical, such as a memory alarm.
+    If all problems are less severe, such as a queue without a consumer, it reports WARNING.
     """
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
@@ -238,7 +238,7 @@ def test_doctor_says_in_which_virtual_hosts_the_user_sees_no_queues(
     assert hidden_queues(cast("Management", PartlyHidden(names, shown))) == said
 
 
-def test_a_nagios_check_is_unknown_only_if_an_essential_check_was_not_made() -> None:
+def test_a_nagios_check_is_unknown_only_if_an_essential_check_could_not_be_run() -> None:
     """If no problem was found, but alarms could not be checked, the state for Nagios is UNKNOWN. It is OK if only
     permissions could not be checked. Problems take precedence: the state is WARNING or CRITICAL, and the summary says
     what was not checked.

@@ -14,11 +14,11 @@ from mqtool.broker.docker import Docker
 from mqtool.broker.state import Started
 
 
-def test_the_removal_of_another_container_does_not_affect_the_search_for_a_brokers_nodes(
+def test_mqtool_finds_its_brokers_nodes_even_if_another_container_is_removed_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While mqtool asks the Docker daemon about all containers, a container that does not belong to mqtool's broker
-    may be removed. mqtool still finds the running nodes of its broker.
+    """If a container that does not belong to mqtool's broker is removed while mqtool asks the Docker daemon about all
+    containers, mqtool still finds the running nodes of its broker.
     """
     client = DockerClient(base_url="tcp://127.0.0.1:9", version="1.44")
     with closing(client):
@@ -49,7 +49,7 @@ def test_the_removal_of_another_container_does_not_affect_the_search_for_a_broke
         ("mqtool-other", "running", "/mine", False),
     ],
 )
-def test_a_container_of_another_user_is_not_taken_for_the_one_of_broker_up(
+def test_a_container_of_another_users_broker_is_not_mistaken_for_that_of_mqtools_broker(
     monkeypatch: pytest.MonkeyPatch, name: str, status: str, directory: str, runs: bool
 ) -> None:
     """mqtool considers its broker in Docker to be running only if a container with the broker's name, started from

@@ -16,8 +16,8 @@ _STARTED = state.Started("drill", "embedded", "amqp://127.0.0.1:1", 0, "/nowhere
 def test_a_drill_that_fails_reports_its_error_even_if_cleaning_up_fails_too(
     url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a drill fails, and then its broker cannot be discarded or its queues cannot be deleted, the drill's own error
-    is reported. If only the cleanup fails, that error is reported.
+    """If a drill fails, and its broker then cannot be discarded or its queues cannot be deleted, the drill's own
+    error is reported. If only the cleanup fails, the error of the cleanup is reported.
     """
     starter = type(starter_of(_STARTED))
     monkeypatch.setattr("mqtool.broker.state.load", lambda _name: _STARTED)

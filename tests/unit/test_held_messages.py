@@ -118,9 +118,9 @@ def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(na
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
     """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` stores all
-    its headers at the start of its body. A body of more than 8 MiB stays unchanged, because the broker limits its
-    size: then only the headers that must have no effect are stored, inside the header mqtool-convert. When the
-    message returns to its own queue, it has its own headers again.
+    the message's headers at the start of its body. A body of more than 8 MiB stays unchanged, because the broker
+    limits the size of bodies. In this case, only the headers that must have no effect are stored, inside the header
+    mqtool-convert. When the message returns to its own queue, it has its own headers again.
     """
     body = b"x" * size
     conversion = converting()
@@ -135,8 +135,8 @@ def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> 
 
 
 def test_a_header_mqtool_convert_that_a_client_has_set_is_unchanged_in_a_large_message() -> None:
-    """A client may publish a message of more than 8 MiB with a header named mqtool-convert, a name that `queue convert`
-    uses itself. After the conversion, the message has the client's header again.
+    """If a client publishes a message of more than 8 MiB with a header named mqtool-convert, a name that `queue
+    convert` uses itself, the message has the client's header again after the conversion.
     """
     body = b"x" * ((8 << 20) + 1)
     conversion = converting()
@@ -257,9 +257,9 @@ def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
-    """Somebody may take a message that `queue convert` holds in a temporary queue, add a CC or BCC header, and publish
-    the message there again. A resumed conversion removes the added header from this message, so that no copies are
-    routed to other queues.
+    """If a client takes a message that `queue convert` holds in a temporary queue, adds a CC or BCC header, and
+    publishes the message there again, a resumed conversion removes the added header, so that no copies are routed to
+    other queues.
     """
     conversion = converting()
     held = taken(conversion.held(delivery({"a": 1})))
@@ -360,9 +360,9 @@ def test_a_forged_claim_that_headers_are_in_the_body_has_no_effect(table: bytes)
 
 
 def test_forged_headers_in_a_body_stay_there_if_they_could_not_be_published() -> None:
-    """A client may forge a message whose body begins with headers, as if `queue convert` had stored them there. If the
-    message could not be published with these headers, because they do not fit into a frame or contain an invalid CC,
-    the message reaches the converted queue with its body and its own headers unchanged.
+    """A client can forge a message whose body begins with headers, as if `queue convert` had stored them there. If
+    the message could not be published with these headers, because they do not fit into a frame or contain an invalid
+    CC, the message reaches the converted queue with its body and its own headers unchanged.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"expiration": "5"})
@@ -379,8 +379,8 @@ def test_forged_headers_in_a_body_stay_there_if_they_could_not_be_published() ->
     ("user", "user_id", "kept"), [(None, "ann", True), ("me", "ann", False), ("me", "me", True), ("me", None, True)]
 )
 def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user_id: str | None, kept: bool) -> None:
-    """If the user of `queue convert` may not publish messages with another user's user_id, the command removes such a
-    user_id from each message. It counts the messages from which it removed a user_id.
+    """If the user of `queue convert` is not permitted to publish messages with another user's user_id, the command
+    removes the user_id of any other user from messages. It counts the messages from which it has removed a user_id.
     """
     conversion = converting(user)
     held = conversion.held(delivery(user_id=user_id))
@@ -391,10 +391,10 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
 
 
 def test_a_dead_letter_that_a_conversion_puts_back_and_holds_again_keeps_its_headers() -> None:
-    """`queue convert` may put a held dead letter back into its original queue, and later hold it again. Until the
-    dead letter is in the converted queue, its headers are stored at the start of its body: with the header x-death,
-    mqtool would not trust its header mqtool-convert. In the converted queue, the dead letter has its own headers
-    again, including x-death.
+    """`queue convert` can put a held dead letter back into its original queue, and later hold it again. Until the
+    dead letter is in the converted queue, its headers are stored at the start of its body, because mqtool does not
+    trust the header mqtool-convert of a message with the header x-death. In the converted queue, the dead letter has
+    its own headers again, including x-death.
     """
     headers = {"a": 1, "x-death": [{"queue": "other", "reason": "rejected", "exchange": "logs"}]}
     held = converting().held(delivery(headers))
@@ -418,9 +418,10 @@ def test_a_conversion_does_not_trust_the_header_mqtool_convert_of_a_dead_letter(
 
 
 @pytest.mark.parametrize(("reply_to", "kept"), [("amq.rabbitmq.reply-to", False), ("replies", True)])
-def test_a_conversion_removes_a_reply_to_that_no_client_may_publish(reply_to: str, kept: bool) -> None:
-    """A message that was published over AMQP 1.0 may have the reply_to amq.rabbitmq.reply-to. The broker would close
-    the channel of `queue convert`, so the command removes this reply_to, and counts the messages that had it.
+def test_a_conversion_removes_a_reply_to_that_the_broker_refuses(reply_to: str, kept: bool) -> None:
+    """If a message that was published over AMQP 1.0 has the reply_to amq.rabbitmq.reply-to, `queue convert` removes
+    this reply_to, because the broker would otherwise close the command's channel. It counts the messages that had
+    this reply_to.
     """
     conversion = converting()
     held = conversion.held(delivery(reply_to=reply_to))
@@ -634,8 +635,8 @@ def test_a_conversion_stops_if_messages_stay_unacknowledged(
 
 
 def test_queue_delete_waits_only_a_quarter_of_a_second_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`queue delete --if-empty --if-unused` does not wait 20 seconds for acknowledgements, as `queue convert` does. It
-    stops with an error if messages are still unacknowledged a quarter of a second later.
+    """`queue delete --if-empty --if-unused` does not wait 20 seconds for acknowledgements, as `queue convert` does.
+    It stops with an error if messages are still unacknowledged after a quarter of a second.
     """
     api = FakeApi(monkeypatch, (1, None))
     with pytest.raises(Unavailable, match="1 message of 'jobs' is unacknowledged"):

@@ -28,10 +28,10 @@ def dead_in(queue: object, **more: Any) -> dict[str, Any]:
     [(None, 0), (0, 0), (1, 1), (4, 4), (-1, 0), (True, 0), ("3", 0), (2.5, 0), (2**31 - 2, 2**31 - 2),
      (2**63, 2**31 - 2)],
 )  # fmt: skip
-def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
-    """The header mqtool-attempts contains how many attempts to handle a message have failed. The current attempt is
-    this number plus 1. A value that is not a positive integer counts as 0, and a huge one is reduced so that adding 1
-    does not overflow.
+def test_the_number_of_an_attempt_is_the_number_of_failed_attempts_plus_1(count: object, failures: int) -> None:
+    """The header mqtool-attempts contains the number of failed attempts to handle a message. The number of the
+    current attempt is one higher. A value that is not a positive integer counts as 0, and a huge one is reduced so
+    that adding 1 does not overflow.
     """
     failed = delivery(None if count is None else {"mqtool-attempts": count})
     assert history.failures_of(failed) == failures
@@ -79,9 +79,9 @@ def test_a_redrive_increments_the_redrive_count_of_a_dead_letter() -> None:
 def test_a_copy_with_a_larger_redrive_count_than_a_dead_letter_was_moved_back_later(
     returns: int, dead: int, *, is_later: bool
 ) -> None:
-    """If a copy of a dead-lettered message has a larger redrive count than the dead letter, the copy was moved back
-    from the dead-letter queue later. The count restarts at 0 after 2,147,483,646. If two counts differ by more than
-    half of this number, mqtool therefore considers the smaller one to be later.
+    """If a copy of a dead-lettered message has a larger redrive count than the dead letter, mqtool concludes that the
+    copy was moved back from the dead-letter queue later. The count restarts at 0 after 2,147,483,646. If the two
+    counts differ by more than half of this number, mqtool therefore takes the smaller one for the later one.
     """
     assert history.is_moved_back_since(returns, dead) is is_later
 
@@ -160,10 +160,10 @@ def test_origin_headers_are_trusted_only_from_the_default_exchange_or_a_wait_que
 def test_a_moved_message_keeps_the_header_mqtool_convert_only_if_mqtool_trusts_it(
     queue: str, exchange: str, to: str, *, is_kept: bool
 ) -> None:
-    """mqtool trusts the header mqtool-convert, which `queue convert` adds to messages, only if the message came through
-    the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. A moved
-    message keeps the header only if mqtool trusts it; otherwise, the header is renamed. A message in a temporary queue
-    of a conversion keeps it only if it is moved to the converted queue, or stays in the temporary queue.
+    """`queue convert` adds the header mqtool-convert to messages. mqtool trusts it only if the message came through
+    the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. When
+    mqtool moves a message, it renames the header if it does not trust it. It also renames the header if the message
+    moves from a temporary queue to another queue that is not the converted one.
     """
     properties = {"headers": {"mqtool-convert": {"exchange": "orders"}}}
     held = Delivery(b"job", exchange, queue, queue, redelivered=False, properties=properties, delivery_tag=1)

@@ -254,10 +254,10 @@ def lines_with(pattern: re.Pattern[str]) -> list[str]:
 
 
 def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
-    """Code, tests and documents contain none of the phrases in the list of those that readers have called unclear."""
+    """Code, tests and documents contain none of the listed phrases that readers have called unclear."""
     assert lines_with(UNCLEAR) == []
 
 
 def test_no_text_contains_a_merge_conflict() -> None:
-    """Code, tests and documents contain no markers of a merge conflict, which users would see in a help text."""
+    """Code, tests and documents contain no merge conflict markers, which users would see in a help text."""
     assert lines_with(re.compile(r"^(<{7}|>{7})( |$)")) == []

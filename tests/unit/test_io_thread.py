@@ -291,8 +291,8 @@ def test_a_request_that_cannot_be_sent_because_the_connection_is_lost_can_be_rep
 
 
 def test_a_request_that_cannot_be_encoded_raises_an_error_that_says_why(channel: Channel) -> None:
-    """If the arguments of a request cannot be encoded, the request raises an error that says why they cannot. The
-    channel stays open.
+    """If the arguments of a request cannot be encoded, for example because a name is too long, the request raises an
+    error that gives the reason. The channel stays open.
     """
     with pytest.raises(UsageError, match=r"^the name or key is 300 bytes long; AMQP allows 255$"):
         channel.make(declare_request(Queue("q" * 300)))

@@ -272,8 +272,9 @@ def test_a_large_message_waits_until_all_of_its_frames_fit_into_the_brokers_inco
 def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If the broker sends an AMQP 1.0 flow frame without a handle, mqtool may send as many transfers as the frame's
-    incoming window allows. The credit of the links does not change. mqtool answers a flow frame that asks for an echo.
+    """If the broker sends an AMQP 1.0 flow frame without a handle, mqtool can send as many transfers as the frame's
+    incoming window allows. The credit of the links does not change. mqtool answers a flow frame that asks for an
+    echo.
     """
     broker.window = 0
     session.begin()
@@ -372,8 +373,8 @@ def test_a_message_that_is_settled_without_an_outcome_has_the_default_outcome(
 
 
 def test_two_unsettled_deliveries_with_the_same_id_raise_value_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker sends two unsettled AMQP 1.0 deliveries with the same delivery id, mqtool raises ValueError. Once a
-    delivery is settled, its id may be used again.
+    """If the broker sends two unsettled AMQP 1.0 deliveries with the same delivery id, mqtool raises ValueError. Once
+    a delivery has been settled, its id can be used again.
     """
     link = receiver(session)
     broker.deliver(0, 7)
@@ -385,8 +386,8 @@ def test_two_unsettled_deliveries_with_the_same_id_raise_value_error(broker: Bro
 
 
 def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
-    """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition may apply to a
-    range that contains both of these ids.
+    """The delivery ids of an AMQP 1.0 session are 32-bit numbers: 0 follows 4,294,967,295. A disposition can apply to
+    a range that contains both of these ids.
     """
     sender = published(session, b"1", b"2", b"3")
     session._broker.next_id = session._broker.next_out = 0xFFFF_FFFE
@@ -444,9 +445,9 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
     """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If the broker rejects a message because its queue is unavailable, within 20 s after the connection was
-    opened, mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be reached,
-    the rejection is final.
+    leader yet. If, in the first 20 s of the connection, the broker rejects a message because the message's queue is
+    unavailable, mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be
+    reached, the rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -541,10 +542,10 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch, ends: str, attached: int, detached: int
 ) -> None:
-    """If an AMQP 1.0 receiver ends while the connection is lost, or if the connection is lost while the ending
-    receiver waits for the broker to return its credit, mqtool does not attach the receiver after the reconnection. If
-    the receiver ends while it is being attached again, mqtool detaches it. Other receivers can then receive all
-    messages.
+    """mqtool does not attach an AMQP 1.0 receiver again after a reconnection if the receiver ended while the
+    connection was lost, or if the ending receiver was waiting for the broker to return its credit when the connection
+    was lost. If the receiver ends while it is being attached again, mqtool detaches it. Other receivers can then
+    receive all messages.
     """
     link = receiver(session)
     broker.attached.clear()
@@ -689,7 +690,7 @@ def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broke
     assert (broker.received, session.has_progressed) == ([], False)
 
 
-def test_each_receiver_grants_credit_again_when_deliveries_of_several_are_settled_together(
+def test_receivers_whose_deliveries_are_settled_together_each_grant_credit_again(
     broker: Broker, session: LinkConnection
 ) -> None:
     """If deliveries of several AMQP 1.0 receivers are settled together, each of these receivers grants credit again."""

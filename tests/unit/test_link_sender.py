@@ -189,7 +189,9 @@ def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_an
     ],
     ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
 )
-def test_a_rejection_without_an_error_counts_as_one_by_an_unavailable_queue(state: object, *, expected: bool) -> None:
+def test_a_rejection_without_an_error_is_treated_as_a_rejection_by_an_unavailable_queue(
+    state: object, *, expected: bool
+) -> None:
     """If the broker rejects an AMQP 1.0 message with the reason `unavailable`, or without any error, mqtool assumes
     that the message's queue is unavailable. It does not assume this after any other outcome.
     """
@@ -240,10 +242,10 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
 def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address(
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
-    """An AMQP 1.0 sender's address names an exchange and a routing key. A message for this exchange and routing key, or
-    without an exchange and routing key of its own, is sent over the link to this address. Any other message is sent
-    over a link without an address, and contains its own address. If such a message has only an exchange or only a
-    routing key, the other one is taken from the sender's address.
+    """An AMQP 1.0 sender's address names an exchange and a routing key. A message that names no other exchange or
+    routing key is sent over the link to this address. Any other message is sent over a link without an address, and
+    contains its own address. If such a message has only an exchange or only a routing key, the missing part is taken
+    from the sender's address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -428,7 +430,7 @@ def test_a_key_or_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(
     broker: Broker, message: Message, words: str
 ) -> None:
     """Sending a message with a routing key or a header that is not valid UTF-8 over AMQP 1.0 raises BadData. The hint
-    says that only the body may consist of any bytes.
+    says that only the body can consist of any bytes.
     """
     with pytest.raises(BadData, match=rf"^{words} is not valid UTF-8$") as raised:
         [*Sender(broker, QUEUE, persistent=False).send(iter([message]))]
@@ -491,9 +493,9 @@ def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
 
 
 def test_responses_of_the_broker_are_yielded_while_there_is_no_input(broker: Broker) -> None:
-    """While there is no input, an AMQP 1.0 sender waits for the broker's responses for up to 50 ms at a time, but not
-    the first time, because the next message may arrive at any moment. It yields a receipt for each message with a
-    response, and then looks for input again.
+    """While there is no input, an AMQP 1.0 sender waits for the broker's responses for up to 50 ms at a time. When it
+    finds no input for the first time, it does not wait, because the next message may arrive at any moment. It yields
+    a receipt for each message with a response, and then looks for input again.
     """
     looked = list[float]()
 
@@ -542,8 +544,8 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
-    """If the outcome of an AMQP 1.0 message does not arrive in time, send() raises an error. The outcome may arrive
-    later. The next call of send() then yields this message with its outcome first, and sends further messages.
+    """If the outcome of an AMQP 1.0 message does not arrive in time, send() raises an error. If the outcome arrives
+    later, the next call of send() yields this message with its outcome first, and then sends further messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):

@@ -246,13 +246,13 @@ def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notice
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-def test_a_receiver_is_attached_once_and_one_notice_is_printed_if_the_connection_is_lost_meanwhile(
+def test_a_receiver_is_attached_once_if_the_connection_is_lost_while_it_is_being_attached(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, *, is_answered: bool
 ) -> None:
     """If the connection is lost while an AMQP 1.0 receiver is being attached to a temporary queue, the queue has one
-    consumer after the reconnection, and this consumer receives all messages that are published later. Each successful
-    reconnection prints one notice that the temporary queue was deleted with the old connection, even if an earlier
-    attempt to reconnect failed after it had declared the queue again.
+    consumer after the reconnection, and this consumer receives all messages that are published later. Each
+    reconnection prints exactly one notice that the temporary queue was deleted with the old connection, even if an
+    earlier attempt to reconnect has already declared the queue again before it failed.
     """
     notices, losses = list[str](), 2
     session = connect(backoff=Backoff(first=0.01), notice=notices.append)
@@ -310,7 +310,7 @@ class Files(TlsFiles):
     ],
     ids=["certificate", "user", "no certificate", "no TLS", "no files"],
 )
-def test_a_client_certificate_logs_in_if_the_url_names_no_user(
+def test_an_amqp_1_0_session_logs_in_with_a_client_certificate_if_the_url_names_no_user(
     monkeypatch: pytest.MonkeyPatch,
     url: str,
     files: TlsFiles | None,

@@ -128,9 +128,11 @@ def test_nouns_agree_with_their_numbers() -> None:
     st.integers(1, 40),
     st.sampled_from([None, 2]),
 )
-def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """A list from the management API is decoded to the same objects wherever it is divided when it arrives, even in the
-    middle of a string or of a character's bytes.
+def test_a_json_array_can_arrive_in_pieces_of_any_size(
+    items: list[dict[str, Any]], size: int, indent: int | None
+) -> None:
+    """A list from the management API is decoded to the same objects wherever the response is divided as it arrives,
+    even in the middle of a string or between the bytes of a character.
     """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
@@ -198,7 +200,7 @@ def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mi
         api.get(path("overview"))
 
 
-def test_an_object_of_a_list_that_does_not_end_is_given_up_at_32_mib() -> None:
+def test_an_endless_object_in_a_list_is_given_up_at_32_mib() -> None:
     """If an object in a list from the management API does not end, the request fails with Unavailable after 32 MiB."""
     endless = responding(lambda: chain([b'[{"name": "'], repeat(b"x" * 100_000)))
     with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
@@ -232,10 +234,10 @@ def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkey
     stop.set()
 
 
-def test_a_page_of_the_management_api_may_exceed_the_limit_for_a_single_object() -> None:
-    """mqtool reads a response of the management API that contains a single object only up to 32 MiB. A page of the list
-    of queues may be larger, because any user who may declare queues can make it large: mqtool reads all queues of such
-    a page.
+def test_a_page_of_the_management_api_can_exceed_the_limit_for_a_single_object() -> None:
+    """If a response of the management API contains a single object, mqtool reads at most 32 MiB. A page of the list
+    of queues can be larger, because any user who can declare queues can add to it. mqtool nevertheless reads all
+    queues of such a page.
     """
     page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
     with responding(lambda: [page]) as api:
@@ -243,7 +245,7 @@ def test_a_page_of_the_management_api_may_exceed_the_limit_for_a_single_object()
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces that a list of the management API has far more pages than any broker's, such as
+    """If a server announces that a list of the management API has far more pages than on any broker, such as
     1,000,000,000, the request fails with Unavailable, and mqtool requests no further page.
     """
     requests = count(1)
@@ -266,9 +268,9 @@ def test_a_page_that_contains_no_list_of_objects_is_not_from_a_management_api(pa
         list(api.pages("queues"))
 
 
-def test_an_object_without_keys_may_be_an_empty_array() -> None:
-    """If the management API sends [] instead of {}, as RabbitMQ does if it has no statistics of a node or if a channel
-    has been closed, mqtool reads an empty object. A value of null counts as missing.
+def test_an_empty_array_in_place_of_an_object_is_read_as_an_empty_object() -> None:
+    """If the management API sends [] instead of {}, as RabbitMQ does if it has no statistics of a node or if a
+    channel has been closed, mqtool reads an empty object. A null value is treated as missing.
     """
     node = b'[[], {"name": null, "type": null, "arguments": [], "queue": [], "incoming": [{"channel_details": []}]}]'
     assert list(objects([node])) == [{}, {"arguments": {}, "queue": {}, "incoming": [{"channel_details": {}}]}]
@@ -296,9 +298,9 @@ def test_a_response_that_only_begins_with_json_is_not_from_a_management_api() ->
         overview(b"200 requests served")
 
 
-def test_a_response_of_the_management_api_may_contain_surrogate_characters() -> None:
-    """If a response of the management API contains the bytes of a surrogate character, which is not valid UTF-8, mqtool
-    decodes them to this character.
+def test_surrogates_in_a_response_of_the_management_api_are_decoded() -> None:
+    """If a response of the management API contains the encoded bytes of a surrogate (U+D800 to U+DFFF), which are not
+    valid UTF-8, mqtool decodes them to this surrogate.
     """
     assert overview(b'{"cluster_name": "\xed\xa0\x80"}') == {"cluster_name": "\ud800"}
 

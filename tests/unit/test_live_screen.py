@@ -85,8 +85,8 @@ def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
 
 
 def test_the_key_help_of_a_live_view_lists_all_keys_of_the_view() -> None:
-    """The last line of a live view names the keys of the view, as far as the terminal is wide enough. The help that the
-    key ? shows names all of them.
+    """The last line of a live view names as many of the view's keys as fit on the terminal. The help that the key ?
+    opens names all of them.
     """
     keys = "  ".join(f"{number} column-{number}" for number in range(30))
     live = Live(lambda _height, _wanted: Frame(Text("row"), keys=keys), 0.0)

@@ -49,10 +49,10 @@ def found(port: int) -> str:
 def test_the_api_that_broker_up_recorded_is_used_only_if_it_reports_the_brokers_port_or_5672(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """mqtool may not know whether a broker in Docker that `broker up` started still runs. A command then first tries
-    the management APIs at the usual ports, and uses one that reports a listener at the broker's port. It uses the API
-    that `broker up` recorded only if none of these does, and if the recorded one reports a listener at this port or
-    at 5672, the broker's port inside the container.
+    """If mqtool does not know whether a broker in Docker that `broker up` started is still running, a command first
+    tries the management APIs at the usual ports, and uses one that reports a listener at the broker's port. If none
+    of these does, the command uses the API that `broker up` recorded, but only if this API reports a listener at the
+    broker's port or at 5672, the broker's port inside the container.
     """
     monkeypatch.setattr(access, "perhaps_running_at", lambda _: [PERHAPS])
     Api.listeners = {"http://127.0.0.1:15701": [5672], "http://127.0.0.1:7000": [5672, 15672]}

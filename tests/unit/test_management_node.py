@@ -307,8 +307,8 @@ def test_an_exclusive_queue_gets_another_generated_name_if_its_declaration_is_re
 
 def test_a_queue_that_is_exclusive_to_another_connection_cannot_be_declared(broker: Broker) -> None:
     """If a queue is exclusive to another connection, declaring the queue over AMQP 1.0 raises DeclaredDifferently.
-    After a connection was lost, the broker may still keep the session's own exclusive queue for this connection. An
-    attempt to reconnect then fails with Unavailable, and mqtool can try again.
+    After a connection has been lost, the broker may still reserve the session's own exclusive queue for that
+    connection. An attempt to reconnect then fails with Unavailable, and mqtool can try again.
     """
     locked = 400, value_section("cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be …")
     session = topology(broker)
@@ -354,7 +354,7 @@ def test_an_existing_queue_that_was_declared_differently_is_used_with_a_notice(
             session.declare(Q)
 
 
-def test_a_queue_that_may_have_been_declared_differently_is_used_without_a_notice(broker: Broker) -> None:
+def test_after_accept_settings_a_queue_with_other_properties_is_used_without_a_notice(broker: Broker) -> None:
     """After the caller has called accept_settings() for a queue, declaring the queue over AMQP 1.0 uses an existing
     queue with other properties or arguments without a notice. If an exchange of the same name exists with other
     properties, declaring the exchange still prints a notice.

@@ -249,8 +249,12 @@ def test_peek_uses_amqp_if_the_management_api_does_not_report_the_type_of_a_queu
     assert place.kind(apis[api]) == PeekKind(How.GET)
 
 
-def test_peek_uses_basic_get_if_the_user_may_not_declare_the_queue(amqp_broker: EmbeddedBroker, place: Place) -> None:
-    """If the user may not declare a queue, `peek` cannot find out its type over AMQP, and reads it with basic.get."""
+def test_peek_uses_basic_get_if_the_user_lacks_the_configure_permission_for_the_queue(
+    amqp_broker: EmbeddedBroker, place: Place
+) -> None:
+    """If the user lacks the configure permission for a queue, `peek` cannot find out the queue's type over AMQP, and
+    reads the queue with basic.get.
+    """
     place.fill(1, 2, arguments=QUORUM)
     place.api.put("users/reader", {"password": "secret", "tags": ""})
     rights = {"configure": "", "write": "", "read": ".*"}
@@ -388,7 +392,7 @@ def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_
     assert place.delivered() == ["0", "1", "2"]
 
 
-def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_it(place: Place) -> None:
+def test_looking_deletes_the_first_message_of_a_queue_without_publishing_it_again(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
     delivery limit is unknown, it republishes messages that were already requeued, because another requeue might
     exceed the limit. A message that is to be removed is only deleted, without an error, even if it is the first
@@ -406,11 +410,13 @@ def test_the_first_message_of_a_queue_is_not_published_again_if_looking_removes_
 
 @pytest.mark.parametrize("how", [How.IN_TURN, How.GET])
 @pytest.mark.parametrize("checks", [False, True])
-def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Place, how: How, *, checks: bool) -> None:
-    """A policy that the user cannot see sets a delivery limit of 1, each message was already requeued once, and the
-    user may not publish. `peek` fails, because it cannot republish the first message that it receives. This message
-    is requeued once more, so the queue drops or dead-letters it; all other messages stay in the queue. check_limit(),
-    which other commands call before they consume, fails with the same result.
+def test_only_the_first_message_is_at_risk_if_the_user_has_no_permission_to_publish(
+    place: Place, how: How, *, checks: bool
+) -> None:
+    """If the user can neither publish nor see that a policy sets a delivery limit of 1, `peek` cannot republish a
+    first message that was already requeued once, and fails. This message is requeued once more, so the queue drops or
+    dead-letters it; all other messages stay in the queue. check_limit(), which other commands call before they
+    consume, fails with the same result.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -429,9 +435,9 @@ def test_only_the_first_message_is_at_risk_if_the_user_may_not_publish(place: Pl
 
 
 def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
-    """If a user may neither see the policies of a quorum queue nor declare the queue, `peek` cannot find out the
-    delivery limit, and shows only messages that were never requeued. If the first message was already requeued, another
-    requeue may exceed the limit: `peek` publishes this message to the end of the queue instead, and fails.
+    """If a user can neither see the policies of a quorum queue nor declare the queue, `peek` cannot find out the
+    delivery limit, and shows only messages that were never requeued. If the first message was already requeued,
+    another requeue may exceed the limit: `peek` publishes this message to the end of the queue instead, and fails.
     check_limit(), which other commands call before they consume, does the same. No message is lost, even if the limit
     is 1.
     """
@@ -637,10 +643,10 @@ def test_peek_does_not_show_a_message_that_it_could_requeue_only_once_more(place
 
 
 def test_peek_shows_no_message_if_the_first_one_can_be_requeued_only_once_more_or_not_at_all(place: Place) -> None:
-    """A quorum queue drops a message that is requeued more often than its delivery limit. If the limit allows only one
-    more requeue of the first message, `peek` shows no message, leaves all in the queue, and fails. If the limit allows
-    no further requeue of the first message, `peek` publishes this message to the end of the queue again, so that it is
-    not dropped, and fails.
+    """A quorum queue drops a message that is requeued more often than its delivery limit. If the limit allows only
+    one more requeue of the first message, `peek` shows no message, leaves all messages in the queue, and fails. If
+    the limit allows no further requeue of the first message, `peek` publishes this message to the end of the queue
+    again, so that it is not dropped, and fails.
     """
     place.fill(*range(3), arguments=limited(3))
     place.requeue(2)
@@ -680,11 +686,11 @@ def test_peek_reports_that_a_message_other_than_the_first_has_reached_the_delive
     assert place.delivered() == ["0", "1", "2", "3"]
 
 
-def test_messages_behind_the_first_one_that_the_queue_would_drop_are_published_again(place: Place) -> None:
-    """If messages behind the first one have reached the queue's delivery limit, the queue would drop them when `peek`
-    requeues them. `peek` therefore publishes them to the end of the queue, even if it shows only the first message. It
-    then fails. The error names the message that was requeued most often, and says how many others are at the limit or
-    near it.
+def test_peek_publishes_later_messages_again_if_the_queue_would_drop_them(place: Place) -> None:
+    """If `peek` requeued messages that have reached the queue's delivery limit, the queue would drop them. If there
+    are such messages behind the first one, `peek` therefore publishes them to the end of the queue again, even if it
+    shows only the first one. It then fails with an error that names the message that was requeued most often, and
+    says how many others are at the limit or near it.
     """
     place.fill(*range(5), arguments=limited(6))
     place.requeue(1, 1, 5, 6, 6)
@@ -828,10 +834,10 @@ def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place
 def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_message_has_waited(
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
-    """If `peek` publishes a message again, it keeps the message's expiration, and says that the TTL of the message or
-    its queue, if any, starts again. `peek` also does this for a message with a due time in the header mqtool-due if
-    the queue is not a wait queue for delays, if the due time is later than the expiration allows, or if the due time
-    is past and the message has no expiration.
+    """If `peek` publishes a message again, but cannot know how long the message has waited, `peek` keeps the
+    message's expiration, and says that the TTL of the message or its queue, if any, starts again. `peek` can know
+    this only for a message in a wait queue for delays, from the due time in the header mqtool-due, and only if this
+    due time is possible: for example, it must not be later than the expiration allows.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}
@@ -844,7 +850,7 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
-def test_messages_that_looking_removes_are_deleted_and_the_others_stay_in_order(
+def test_looking_deletes_the_chosen_messages_and_keeps_the_others_in_order(
     place: Place, arguments: dict[str, Any]
 ) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, deletes the messages that its
@@ -863,9 +869,7 @@ def test_messages_that_looking_removes_are_deleted_and_the_others_stay_in_order(
 
 
 @pytest.mark.parametrize("arguments", [{}, QUORUM, limited(50)], ids=["classic", "quorum", "quorum with a limit"])
-def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
-    place: Place, arguments: dict[str, Any]
-) -> None:
+def test_looking_deletes_the_chosen_messages_even_if_it_stops_early(place: Place, arguments: dict[str, Any]) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can stop before it has read all
     messages. The messages that its caller has chosen by then are deleted, and the others stay in the queue, in order.
     """
@@ -880,7 +884,7 @@ def test_messages_that_looking_removes_are_deleted_even_if_it_stops_early(
     assert place.delivered() == ["0", *NUMBERS[3:]]
 
 
-def test_a_message_that_looking_removes_is_not_published_again(place: Place) -> None:
+def test_looking_does_not_publish_a_message_again_if_it_is_to_be_removed(place: Place) -> None:
     """looking(), with which `delayed now` and `delayed cancel` read a wait queue, republishes a message that has
     reached the delivery limit. If the caller wants this message removed, looking() only deletes it, and raises no
     error.

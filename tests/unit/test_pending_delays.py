@@ -92,12 +92,10 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
         each.close()
 
 
-def test_the_wait_queues_of_a_virtual_host_that_have_messages_are_listed(
-    place: Place, amqp_broker: EmbeddedBroker
-) -> None:
-    """`delayed ls` lists the virtual host's wait queues that have messages, with their numbers of messages. It lists no
-    other queues. Nor does it list a stream that looks like a wait queue, because publishers can forge the exchange and
-    routing key of a message in a stream.
+def test_delayed_ls_lists_only_wait_queues_that_have_messages(place: Place, amqp_broker: EmbeddedBroker) -> None:
+    """`delayed ls` lists the virtual host's wait queues that have messages, and the number of messages in each. It
+    lists no other queues. Nor does it list a stream that looks like a wait queue, because publishers can forge the
+    exchange and routing key of a message in a stream.
     """
     place.declare("jobs.delay.1h", "a", "b")
     place.declare("jobs.delay.2h", ttl=7_200_000)
@@ -223,12 +221,13 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
-def test_the_bindings_behind_the_wait_queues_for_amq_topic_are_requested_once(
+def test_the_bindings_of_the_exchange_to_which_wait_queues_dead_letter_are_requested_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait queues for `amq.topic` dead-letter to the exchange `mqtool.amq.topic.due`. To find out where this
-    exchange leads, mqtool requests its bindings once, however many wait queues there are. It requests no bindings for
-    `jobs.delay.1h`, because the name of this wait queue is proof enough that its messages are for `jobs`.
+    exchange routes messages, mqtool requests the exchange's bindings once, however many wait queues there are. It
+    requests no bindings for `jobs.delay.1h`, because the name of this wait queue already shows that its messages are
+    for `jobs`.
     """
     requested = []
     bindings_from = management.bindings_from
@@ -246,13 +245,14 @@ def test_the_bindings_behind_the_wait_queues_for_amq_topic_are_requested_once(
 
 
 @pytest.mark.parametrize("leads_on", [True, False])
-def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_wait_queue_leads_there(
+def test_a_message_with_two_waits_is_delivered_only_if_the_second_wait_queue_leads_to_amq_topic(
     place: Place, *, leads_on: bool
 ) -> None:
-    """A long delay for `amq.topic` is divided into two waits: the first wait queue dead-letters to an exchange to which
-    the second is bound. If the second wait queue dead-letters to `mqtool.amq.topic.due`, which leads to `amq.topic`,
-    `delayed now` delivers the messages of the first queue to `amq.topic`. If the second dead-letters elsewhere, the
-    messages stay in the first queue, and an error says that the first queue only claims to be for `amq.topic`.
+    """A long delay for `amq.topic` is divided into two waits: the first wait queue dead-letters to an exchange to
+    which the second wait queue is bound. If the second queue dead-letters to `mqtool.amq.topic.due`, which routes to
+    `amq.topic`, `delayed now` delivers the messages of the first queue to `amq.topic`. If the second queue
+    dead-letters to another exchange, the messages stay in the first queue, and an error says that this queue only
+    claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
@@ -282,10 +282,10 @@ def test_a_message_with_two_waits_for_amq_topic_is_delivered_only_if_its_second_
 def test_a_message_for_amq_topic_is_delivered_only_if_its_wait_queue_dead_letters_there(
     place: Place, monkeypatch: pytest.MonkeyPatch, used: str, shown: str
 ) -> None:
-    """A wait queue for `amq.topic` has a name that anyone may use. `delayed now` delivers its messages to `amq.topic`
-    only if the broker itself would do so through the queue's dead-letter exchange. It is not enough that the
-    management API shows the right dead-letter exchange: if a queue was declared with two, RabbitMQ uses one and shows
-    the other.
+    """Anyone can declare a queue with the name of a wait queue for `amq.topic`. `delayed now` therefore delivers the
+    queue's messages to `amq.topic` only if the broker itself would do so through the queue's dead-letter exchange. It
+    is not enough that the management API shows the correct dead-letter exchange: if a queue was declared with two
+    dead-letter exchanges, RabbitMQ uses one and shows the other.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     exchanges = {"due": "mqtool.amq.topic.due", "other": "mqtool.amq.topic.other"}
@@ -372,8 +372,9 @@ def test_a_message_whose_exchange_was_deleted_stays_in_its_wait_queue(place: Pla
 
 def test_a_message_whose_headers_would_not_fit_into_a_frame_stays_in_its_wait_queue(place: Place) -> None:
     """If a publisher has forged the headers mqtool-exchange and mqtool-routing-key, `delayed now` replaces them with
-    the true exchange and routing key. If the headers are then too large for a frame, the message stays in its wait
-    queue, and an error names the message and the queue. `delayed now` delivers other messages.
+    the exchange and routing key with which the message came to its wait queue. If the headers are then too large for
+    a frame, the message stays in its wait queue, and an error names the message and the queue. `delayed now` delivers
+    other messages.
     """
     place.declare("jobs.delay.1h", "a")
     place.channel.declare(Exchange("public", "fanout"))
@@ -453,9 +454,9 @@ def test_delayed_now_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_no_further_queue_is_read(place: Place) -> None:
-    """`delayed show` requeues the messages that it shows. If a wait queue would drop a message because of its
-    delivery limit when the message is requeued once more, mqtool reports an error for this queue, even if reading
-    stops before the next queue.
+    """`delayed show` requeues the messages that it shows. If a message is so near the delivery limit of its wait
+    queue that the queue would drop it when it is requeued once more, mqtool reports an error for this queue, even if
+    reading stops before the next queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

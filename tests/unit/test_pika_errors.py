@@ -188,8 +188,9 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
     ],
 )
 def test_if_no_broker_answers_the_hint_says_how_to_start_one_at_that_address(url: str, hint: str) -> None:
-    """If no broker answers at a port of this machine, the hint is the `mqtool broker up` command that starts one there.
-    For another host, and with TLS, `broker up` starts no broker at that address, and the hint does not name it.
+    """If no broker answers at a port of localhost or 127.0.0.1, the hint is the `mqtool broker up` command that
+    starts one there. If the URL names another address, such as [::1], or uses TLS, `broker up` cannot start a broker
+    there, and the hint does not mention the command.
     """
     assert pika_errors.connecting(ConnectionRefusedError(), parse_address(url)).hint == hint
 

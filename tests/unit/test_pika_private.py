@@ -72,8 +72,8 @@ class Consumer(list[Delivery]):
 @BOTH
 def test_messages_are_sent_with_their_properties(connect: Connect, kind: type[SelectConnection]) -> None:
     """Whether mqtool or pika encodes a message, it is published with its own exchange, routing key, properties and
-    message id. A message without an exchange or routing key is published with the caller's. With persistent=True, a
-    message without a delivery mode is persistent. A property whose value is None is not sent.
+    message id. If the message has no exchange or no routing key, the one that the caller gives is used instead. With
+    persistent=True, a message without a delivery mode is persistent. A property whose value is None is not sent.
     """
     connection = connect(kind)
     connection.ask(lambda pika, done: pika.queue_bind("q", "amq.fanout", callback=done))
@@ -155,7 +155,7 @@ def test_unroutable_messages_are_returned_only_if_they_are_mandatory(
     ],
     ids=["header", "routing key", "exchange"],
 )
-def test_a_message_that_cannot_be_encoded_raises_an_error_and_the_connection_stays_usable(
+def test_an_error_about_a_message_that_cannot_be_encoded_leaves_the_connection_usable(
     connect: Connect, kind: type[SelectConnection], message: Message, kind_of_error: type[MqtoolError]
 ) -> None:
     """Publishing a message raises an error if the message has a header that AMQP cannot express, or if its exchange
@@ -219,8 +219,10 @@ def test_received_bytes_are_counted_and_returned_messages_are_decoded(connect: C
 
 
 @pytest.mark.parametrize("external", [True, False])
-def test_a_certificate_logs_in_if_the_broker_offers_it(*, external: bool) -> None:
-    """A client with a certificate logs in with SASL EXTERNAL if the broker offers it, and otherwise with PLAIN."""
+def test_a_client_with_a_certificate_logs_in_with_external_if_the_broker_offers_it(*, external: bool) -> None:
+    """A client with a certificate logs in with SASL EXTERNAL if the broker offers this mechanism, and otherwise with
+    PLAIN.
+    """
     start = spec.Connection.Start(mechanisms=b"PLAIN EXTERNAL" if external else b"PLAIN EXTERNALLY")
     found = CertificateFirst("ann", "secret").response_for(start)
     assert found == (("EXTERNAL", b"") if external else ("PLAIN", b"\0ann\0secret"))

@@ -35,11 +35,11 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_first_prefetch_of_a_consumer_depends_on_its_options_and_the_queues_delivery_limit() -> None:
-    """A consumer starts with the prefetch of `--prefetch`, by default 1,000. On a queue with a delivery limit, it
-    starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with 3 in a
-    command that sends its own acknowledgements, such as `worker`, and is cancelled when it has received the third
-    message. Except in these commands, or with `--auto-ack` but without `--count`, the consumer sends the
-    acknowledgements.
+    """A consumer starts with the value of `--prefetch` as its prefetch, by default 1,000. On a queue with a delivery
+    limit, it starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with
+    3 in a command that sends its own acknowledgements, such as `worker`. In both cases, it is cancelled when it has
+    received the third message. The consumer sends the acknowledgements, except in such a command, or if `--auto-ack`
+    is given without `--count`.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -89,9 +89,9 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery_immediatel
 
 def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_rarely_requeued() -> None:
     """Each time a prefetched message is requeued, it comes closer to the queue's delivery limit. A consumer of a
-    queue with this limit therefore has a prefetch of 1 until it receives a message that was requeued fewer times than
-    three quarters of the limit (rounded down), and then changes to its full prefetch. If the limit is not known, only
-    a message that was never requeued has this effect. If the limit is 1 or 0, the prefetch stays 1.
+    queue with this limit therefore starts with a prefetch of 1. It changes to its full prefetch when it receives a
+    message that was requeued fewer times than three quarters of the limit (rounded down). If the limit is not known,
+    this message must never have been requeued. If the limit is 1 or 0, the prefetch stays 1.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
@@ -207,8 +207,9 @@ def test_a_command_with_manual_acknowledgements_never_receives_more_messages_tha
 def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_remaining_messages() -> None:
     """A command with manual acknowledgements, such as `worker`, has a prefetch of 8 and `--count 20`. Before an
     acknowledgement that would let the broker send a 21st message, mqtool cancels the consumer, and starts one whose
-    prefetch is the number of remaining messages: 5 after 15 messages. When the same happens again, the next consumer
-    has a prefetch of only half of the remaining messages, so that it need not be replaced after each acknowledgement.
+    prefetch is the number of remaining messages: 5 after 15 messages. When this happens again, the prefetch of the
+    next consumer is only half of the number of remaining messages, so that mqtool need not replace this consumer
+    after each acknowledgement.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -276,10 +277,11 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_determine_the_prefetch_and_whether_the_consumer_sends_acknowledgements(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """Without `--count`, or on a stream, a consumer's prefetch is `--prefetch`, by default 1,000. With `--count N` on
-    any other queue, it is at most N - 50, or 1 if N is at most 250 or `--prefetch` is between 1 and 999. The consumer
-    sends the acknowledgements, unless the broker acknowledges automatically (`--auto-ack`). In a command that sends
-    its own acknowledgements, such as `worker`, the prefetch is `--prefetch`, but at most N.
+    """Without `--count`, or on a stream, a consumer's prefetch is the value of `--prefetch`, by default 1,000. With
+    `--count N` on any other queue, the prefetch is 1 if N is at most 250, or if `--prefetch` is between 1 and 999. In
+    all other cases, it is the lower of N - 50 and `--prefetch`, where `--prefetch 0` counts as 1,000. The consumer
+    sends the acknowledgements, unless the broker acknowledges automatically (`--auto-ack`) or the command sends its
+    own, as `worker` does. In such a command, the prefetch is the lower of N and `--prefetch`.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -330,9 +332,9 @@ def test_after_a_lost_channel_a_consumer_still_receives_no_more_messages_than_co
 
 def test_each_later_replacement_of_a_consumer_prefetches_half_of_the_remaining_messages() -> None:
     """In a command with manual acknowledgements, such as `worker`, mqtool replaces the consumer before an
-    acknowledgement would let the broker send more messages than `--count` allows. The first new consumer has a
-    prefetch of all messages that are still to be received. Each later one has a prefetch of half of them, rounded
-    down, but at least 1.
+    acknowledgement would let the broker send more messages than `--count` allows. The prefetch of the first new
+    consumer is the number of messages that are still to be received. The prefetch of each later one is half of this
+    number, rounded down, but at least 1.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

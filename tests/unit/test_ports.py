@@ -32,9 +32,9 @@ def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
 def test_a_random_port_is_never_where_the_management_api_of_another_broker_listens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A broker on port P has its management API on port P + 10000, if that is free, and with TLS also on the port
-    below. mqtool chooses random ports from a range of fewer than 10,000 ports, so that neither of the two can be the
-    random port of another broker.
+    """The management API of a broker on port P uses port P + 10000, if that is free, and with TLS also P + 9999.
+    mqtool chooses each random port P from a range of fewer than 10,000 ports, so neither of the two can be the random
+    port of another broker.
     """
     ranges: list[tuple[int, int]] = []
 

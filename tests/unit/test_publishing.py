@@ -501,7 +501,7 @@ def test_a_reply_waits_while_the_window_of_unconfirmed_replies_is_full(
 
 def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: ScriptedBroker) -> None:
     """A delivery is acknowledged on the channel on which it arrived, even if messages are also published on that
-    channel. After a channel was lost, its deliveries are not acknowledged, because the broker redelivers them.
+    channel. After a channel has been lost, its deliveries are not acknowledged, because the broker redelivers them.
     """
     channel = broker.channel()
     old, older = delivery(channel, 1), delivery(channel, 2)
@@ -522,8 +522,8 @@ def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: Sc
 
 def test_a_rejected_delivery_is_neither_requeued_nor_acknowledged(broker: ScriptedBroker) -> None:
     """reject() rejects a delivery without requeuing it, so that the broker dead-letters or drops it. Deliveries that
-    are acknowledged later can still share one acknowledgement. Rejecting a delivery again, or after its channel was
-    lost, has no effect.
+    are acknowledged later can still share one acknowledgement. Rejecting a delivery again, or after its channel has
+    been lost, has no effect.
     """
     broker.silent = {spec.Basic.Reject}
     channel = broker.channel()

@@ -808,7 +808,7 @@ def test_a_conversion_cannot_be_finished_without_its_queue(place: Place) -> None
     assert raised.value.hint == "declare it as you want it, then run this again"
 
 
-def test_a_conversion_whose_replaced_queue_was_deleted_declares_it_again(place: Place) -> None:
+def test_a_resumed_conversion_declares_the_new_queue_again_if_a_client_has_deleted_it(place: Place) -> None:
     """During `queue convert`, a temporary queue holds the messages while the queue is deleted and declared with its new
     type. If the conversion stops, and another client deletes the new queue before its messages have been moved back,
     the resumed conversion declares the queue again with its new type. No message is lost.

@@ -188,8 +188,9 @@ def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
 
 
 def test_the_matching_policy_with_the_highest_priority_applies() -> None:
-    """If several policies match a queue, mqtool expects the one with the highest priority to apply. It takes a missing
-    priority for 0, the default. If several have the highest priority, mqtool expects that any of them can apply.
+    """If several policies match a queue, mqtool expects the one with the highest priority to apply. It treats a
+    missing priority as 0, the default. If several policies have the highest priority, mqtool assumes that any of them
+    may apply.
     """
     low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
     other = policy("other", "^x", priority=9)
@@ -237,7 +238,7 @@ class FakeChannel:
         return self.depth
 
 
-def test_a_queue_that_rejects_messages_can_take_its_limit_minus_its_messages() -> None:
+def test_a_queue_that_rejects_messages_can_take_more_messages_up_to_its_limit() -> None:
     """If a queue rejects messages beyond its limit, mqtool computes how many more messages the queue can take: the
     limit minus the number of messages that are in the queue at that moment.
     """
@@ -462,10 +463,10 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if the policy would
-    apply, because no other policy of the queue has a higher priority, and would lower the queue's limit. It would not
-    lower the limit if the policy that it replaces, or the operator policy, has the same or a lower max-length. For a
-    new operator policy, the priorities of ordinary policies do not matter.
+    """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if no other policy
+    of the queue has a higher priority, and the new policy would lower the queue's limit. It would not lower the limit
+    if the policy that it replaces, or the operator policy, has the same or a lower max-length. For a new operator
+    policy, the priorities of ordinary policies do not matter.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -528,9 +529,9 @@ def test_policy_set_uses_the_current_number_of_messages_to_say_how_many_a_queue_
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
     """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. It asks over AMQP
-    how many messages the queue has, because the management API's numbers can be some seconds old or missing. If
-    neither gives a number, or if the limit is in bytes and the API reports no total size of the messages (or 0, which
-    may be outdated), `policy set` says that the queue may lose messages, but not how many.
+    how many messages the queue has, because the management API's numbers can be some seconds old or missing. If the
+    number is unknown, `policy set` says only that the queue may lose messages. For a limit in bytes, it also does so
+    if the API reports no total size of the messages, or 0, which may be outdated.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -676,10 +677,10 @@ def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_pr
 
 
 def test_an_import_reports_a_loss_even_if_it_depends_on_which_policy_of_the_same_priority_applies() -> None:
-    """A file contains two policies with the same priority, either of which RabbitMQ may apply to a queue, and then
-    one with a higher priority and a lower max-length. `definitions import` reports how many messages the queue would
-    drop because of the third policy, even if this depends on which of the other two applies before. The report adds
-    that RabbitMQ may apply any of the policies with the same priority.
+    """If a file contains two policies with the same priority, RabbitMQ may apply either of them to a queue. If a
+    third policy in the file has a higher priority and a lower max-length, `definitions import` reports how many
+    messages the queue would drop because of it, even if this depends on which of the other two applies before. The
+    report adds that RabbitMQ may apply any of the policies with the same priority.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -718,9 +719,9 @@ def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_a
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
     """`definitions import` imports policies one after the other, so some limits apply only for a moment during the
-    import. In this time, no queue expires, and no queue with reject-publish loses messages because RabbitMQ restarts.
-    The command therefore reports these losses only for limits that apply once all policies are imported and did not
-    apply before.
+    import. In this short time, no queue expires, and RabbitMQ does not restart, which would make queues with
+    reject-publish drop messages. The command therefore reports these losses only for limits that apply once all
+    policies are imported and did not apply before.
     """
     full = queue(**{"messages": 10, **there})
     found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
@@ -836,8 +837,8 @@ def test_clearing_a_policy_can_make_a_queue_drop_messages(
 )
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
     """A queue with reject-publish keeps the messages that it already has beyond the limit of its operator policy. If
-    `policy set` replaces the policy that sets reject-publish with one that does not, the command says how many messages
-    the queue will drop. If the new policy only removes or raises a limit instead, the command reports no loss.
+    `policy set` replaces the policy that sets reject-publish with one that does not, the command says how many
+    messages the queue will drop. If a new policy only removes or raises a limit, the command reports no loss.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -931,10 +932,10 @@ def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_
 
 
 def test_a_queue_that_already_rejects_messages_drops_those_beyond_a_new_limit_at_a_restart() -> None:
-    """A classic queue already rejects new messages, because an earlier policy sets reject-publish. If a new policy sets
-    reject-publish-dlx and a limit, the queue keeps the messages that it has beyond this limit until RabbitMQ restarts.
-    `policy set` says how many messages the queue will drop then. If the new policy would also make the queue expire,
-    `policy set` says that, too.
+    """If an earlier policy makes a classic queue reject new messages (reject-publish), and a new policy sets
+    reject-publish-dlx and a limit, the queue keeps the messages that it has beyond this limit until RabbitMQ
+    restarts. `policy set` says how many messages the queue will drop then. If the new policy would also make the
+    queue expire, `policy set` says that, too.
     """
     new = policy(overflow="reject-publish-dlx", max_length=4, expires=60_000)
     expiring, dropping = lost(new, queue(messages=10), policies=[policy(overflow="reject-publish")])

@@ -65,11 +65,12 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
 
 
-def test_replay_has_its_publisher_wait_for_confirms_before_a_long_gap(
+def test_replay_lets_its_publisher_wait_for_confirms_before_a_long_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the next message is due in more than 0.1 s, `recording replay` first tells its publisher twice that there is
-    no message. The publisher then waits for confirms, and reports the confirmed messages before the gap.
+    """If the next message is due in more than 0.1 s, `recording replay` first yields None twice, which tells its
+    publisher that there is no message yet. The publisher then waits for confirms, and reports the confirmed messages
+    before the gap.
     """
     clock = Clock()
     monkeypatch.setattr(recording, "time", clock)
@@ -80,8 +81,8 @@ def test_replay_has_its_publisher_wait_for_confirms_before_a_long_gap(
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If `recording replay` publishes a message late, later messages are not delayed. When each of them is due depends
-    only on the recorded times and the time at which the first message was published.
+    """If `recording replay` publishes a message late, later messages are not delayed. Their due times depend only on
+    the recorded times and on the time at which the first message was published.
     """
     clock = Clock()
     pace = ReplayPace(clock=clock)
@@ -179,7 +180,9 @@ ids = st.lists(st.sampled_from("abc"), max_size=8)
 
 
 @given(ids, st.data())
-def test_reconcile_reports_each_lost_message_although_others_have_its_id(sent: list[str], data: st.DataObject) -> None:
+def test_reconcile_reports_each_lost_message_even_if_others_have_the_same_id(
+    sent: list[str], data: st.DataObject
+) -> None:
     """If messages are lost, and the others arrive in order, `reconcile` reports exactly the lost ones, and nothing
     else, even if several messages have the same id.
     """

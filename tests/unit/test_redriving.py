@@ -97,7 +97,7 @@ def died_in(queue: str) -> dict[str, Any]:
     return {"x-death": [{"queue": queue, "reason": "expired"}]}
 
 
-def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead_letter_queue() -> None:
+def test_the_name_of_workers_dead_letter_queue_shows_where_its_dead_letters_came_from() -> None:
     """`worker` publishes the dead letters of QUEUE to QUEUE.dlq through the default exchange. The name of this
     dead-letter queue tells mqtool that they came from QUEUE, so it does not ask the management API.
     """
@@ -154,7 +154,7 @@ def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
     """If `dlq redrive` cannot prove which queue a dead letter came from, its error gives the reason: the headers name
-    no queue, or the queue that they name does not exist, is not accessible, or does not dead-letter with the exchange
+    no queue, or the queue that they name does not exist, is not accessible, or does not have the dead-letter exchange
     and routing key with which the dead letter was published.
     """
     with pytest.raises(Unproven) as error:

@@ -101,19 +101,19 @@ def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_c
 def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     refusal: ClosedByBroker, is_temporary: bool
 ) -> None:
-    """If a broker closes an AMQP 1.0 connection for a temporary reason, for example because the broker shuts down or
-    because mqtool missed heartbeats, or without a reason, mqtool connects again. After any other reason, such as
-    not-found, it does not. If the broker refuses a management request during an attempt to reconnect, mqtool makes
-    another attempt if the response has status 503, which is temporary, but not if it has status 404.
+    """If a broker closes an AMQP 1.0 connection without a reason, or for a temporary one, such as a shutdown of the
+    broker or heartbeats that mqtool missed, mqtool connects again. It does not connect again after any other reason,
+    such as not-found. If the broker refuses a management request during an attempt to reconnect, mqtool makes another
+    attempt if the response has status 503, which is temporary, but not if it has status 404.
     """
     assert refusal.is_temporary is is_temporary
 
 
 def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
-    """If RabbitMQ closes an AMQP 1.0 connection with amqp:internal-error, its session has crashed only if the error's
-    description begins with "Session error". An operator, for example, can close a connection with the same condition.
-    If a session has crashed several times in a row, mqtool's error contains the broker's description, and the hint
-    names the usual cause and suggests AMQP 0-9-1.
+    """If RabbitMQ closes an AMQP 1.0 connection with amqp:internal-error, mqtool assumes a crash of the session only
+    if the error's description begins with "Session error". An operator, for example, can close a connection with the
+    same condition. If a session has crashed several times in a row, mqtool's error contains the broker's description,
+    and the hint names the usual cause and suggests AMQP 0-9-1.
     """
     refusal = ClosedByBroker.from_error(told("amqp:internal-error", "Session error: why"))
     operator = ClosedByBroker.from_error(told("amqp:internal-error", 'Connection forced: "Session error: why"'))

@@ -419,8 +419,8 @@ def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, conn
 def test_attempts_to_reconnect_are_counted_from_1_after_a_stable_connection(
     broker: Broker, connect: Connect, *, progresses: bool
 ) -> None:
-    """If an AMQP 1.0 connection is lost after a message was confirmed or settled on it, or after it was open for more
-    than 60 s, the attempts to reconnect are counted from 1 again.
+    """If a message has been confirmed or settled on an AMQP 1.0 connection, or the connection has been open for more
+    than 60 s, the attempts to reconnect are counted from 1 again after the next loss.
     """
     session = connect([ONE], AT_ONCE)
     for epoch in range(1, 5):
@@ -470,7 +470,8 @@ def test_after_the_virtual_host_was_deleted_a_connection_that_ends_during_the_lo
 ) -> None:
     """RabbitMQ refuses a missing virtual host by closing the connection without a reason. If the broker has closed an
     AMQP 1.0 connection because its virtual host was deleted, mqtool therefore treats a connection that ends during
-    the next login as a refusal. After another reason, such as a shutdown, mqtool treats it as a network failure.
+    the next login as a refusal. If the broker has given another reason, such as a shutdown, mqtool treats it as a
+    network failure.
     """
     session = connect([ONE], AT_ONCE)
     broker.tells(ClosedByBroker("amqp:connection:forced", reason), HELLO)

@@ -91,7 +91,7 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
     """If the confirm of a retry does not arrive, `worker` publishes no further retries: each of them raises
-    NotConfirmed. Otherwise, a late confirm could be mistaken for that of the next retry.
+    NotConfirmed. A late confirm could otherwise be mistaken for that of the next retry.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
@@ -201,9 +201,7 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     [BadData("its headers are too large"), UsageError("its headers are too large")],
     ids=["bad data", "usage error"],
 )
-def test_a_message_too_large_even_for_its_dead_letter_queue_is_dead_lettered_without_its_headers(
-    error: Exception,
-) -> None:
+def test_headers_that_are_too_large_even_for_the_dead_letter_queue_are_dropped(error: Exception) -> None:
     """If a failed message's headers are so large that `worker` cannot add its own headers, in which it records the
     attempts, `worker` dead-letters the message instead of retrying it. If the headers are too large even for
     dead-lettering, `worker` drops them, and says so in a notice and in the header mqtool-last-error.
@@ -221,8 +219,8 @@ def test_a_message_too_large_even_for_its_dead_letter_queue_is_dead_lettered_wit
 
 
 def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> None:
-    """If a failed message's headers are too large for a retry, but not for the dead-letter queue, `worker` dead-letters
-    the message with its own headers.
+    """If a failed message's headers are too large for a retry, but not for the dead-letter queue, `worker`
+    dead-letters the message and keeps the message's headers.
     """
     channel, notices = FakeChannel(BadData("too large"), CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False

@@ -232,9 +232,9 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
     assert server.answer(request(message_id="a")).body == b"1"
 
 
-def test_the_reply_that_a_program_cannot_be_run_is_not_stored(handled: HandledMessages) -> None:
-    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server's reply contains this error, and
-    is not stored. After `--exec` has been corrected, a repeated request is answered by the program.
+def test_an_rpc_server_stores_no_reply_if_its_program_cannot_be_run(handled: HandledMessages) -> None:
+    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server replies with an error, and does
+    not store this reply. After `--exec` has been corrected, a repeated request is answered by the program.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}

@@ -167,7 +167,7 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
     assert scrubbed(line, seed=b"another") != after
 
 
-def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
+def test_keep_and_field_determine_which_fields_scrub_replaces() -> None:
     """By default, `scrub` does not replace the names of exchanges and queues. It therefore also keeps the routing key
     of a message to the default exchange, because this routing key is the name of a queue. With `--keep`, `scrub` also
     leaves the named fields unchanged. With `--field`, it replaces only the named fields.
@@ -309,10 +309,10 @@ def test_scrub_reports_a_field_in_which_it_has_replaced_nothing(field: str, line
 
 
 @pytest.mark.parametrize("fields", ["queue", "queue,routing_key", "headers.n", "headers.text", "body", "headers.raw"])
-def test_scrub_does_not_report_a_field_as_not_found_once_one_of_its_values_was_replaced(fields: str) -> None:
+def test_scrub_does_not_report_a_field_as_not_found_once_it_has_replaced_a_value_in_the_field(fields: str) -> None:
     """Once `scrub --field` has replaced text, a number or bytes in the field, it does not report the field as not
-    found. For the field `queue`, it is enough to have replaced the routing key of a message to the default exchange,
-    because this key is the name of a queue.
+    found. The field `queue` also counts as found once the routing key of a message to the default exchange has been
+    replaced, because this key is the name of a queue.
     """
     headers = {"n": 17, "text": "s3cret", "raw": {"$bytes": "czNjcmV0"}}
     scrubber = Scrubber(PSEUDONYMS, only=parse_fields([fields]))

@@ -120,8 +120,8 @@ def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
 
 
 def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
-    """After a message was encoded and decoded for AMQP 1.0, it has the same body, message id, properties and headers as
-    before. The address to which it was sent is not one of its properties.
+    """After a message has been encoded and decoded for AMQP 1.0, it has the same body, message id, properties and
+    headers as before. The address to which it was sent is not one of its properties.
     """
     data = encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q")
     found = decode(data, "q", 3, 4)
@@ -131,7 +131,7 @@ def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
 
 
 def test_properties_that_only_amqp_1_0_has_are_kept_if_a_message_is_sent_again() -> None:
-    """If mqtool sends an AMQP 1.0 message again, such as for a retry, the message still has the properties that AMQP
+    """If mqtool sends an AMQP 1.0 message again, for example as a retry, the message keeps the properties that AMQP
     0-9-1 does not have. Properties of a wrong type are left out.
     """
     fields = BareProperties(
@@ -419,9 +419,9 @@ def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
     body: bytes, expected: bytes, kind: str | None
 ) -> None:
     """If the body of an AMQP 1.0 message consists of data sections, a string or a binary value, the delivery's body
-    contains the plain bytes, those of a string in UTF-8. Any other body, such as a number or a map, stays encoded in
-    AMQP 1.0, and the delivery's type is amqp-1.0. If mqtool publishes a delivery of this type over AMQP 1.0, the new
-    message has the same body as the original one.
+    contains the plain bytes (a string is encoded in UTF-8). Any other body, such as a number or a map, stays encoded
+    in AMQP 1.0, and the delivery's type is amqp-1.0. If mqtool publishes a delivery of this type over AMQP 1.0, the
+    new message has the same body as the original one.
     """
     found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
     assert (found.body, found.properties["type"]) == (expected, kind or "own")
@@ -462,8 +462,8 @@ def test_a_body_of_sequences_with_a_footer_is_published_again_unchanged(count: i
 )
 def test_a_forged_type_cannot_make_a_body_into_sections_of_a_message(body: bytes) -> None:
     """Any publisher can set the type amqp-1.0, which says that the body is encoded in AMQP 1.0. If mqtool publishes a
-    message with this type over AMQP 1.0, and the body is not exactly an encoded value or sequences, the bytes of the
-    body are sent as data, and do not become sections of the message, such as annotations.
+    message with this type over AMQP 1.0, but the body is not a valid encoding of one value or of sequences, the bytes
+    of the body are sent as data. They do not become sections of the message, such as annotations.
     """
     again = encode(Message(body, properties={"type": "amqp-1.0"}))
     annotations = {Symbol("x-basic-type"): "amqp-1.0"}
@@ -604,9 +604,9 @@ def test_deaths_that_cannot_be_decoded_are_shown_as_their_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["x-cc", "CC", "x-opt-deaths", "x-own"])
 def test_an_application_property_never_becomes_an_annotation(name: str) -> None:
-    """An application property of an AMQP 1.0 message may be named like an annotation, such as x-opt-deaths, or like the
-    header CC. The delivery has a header of this name. If mqtool sends the message again, even after other headers were
-    added or removed, this header becomes an application property again, not an annotation.
+    """If an application property of an AMQP 1.0 message has the name of an annotation, such as x-opt-deaths, or of
+    the header CC, the delivery has a header of this name. If mqtool sends the message again, this header becomes an
+    application property again, not an annotation, even if other headers have been added or removed.
     """
     found = received(application_properties={name: "v", "n": 1})
     assert found.headers == {name: "v", "n": 1}
@@ -660,9 +660,9 @@ def test_an_annotation_hides_an_application_property_of_the_same_name() -> None:
 
 @pytest.mark.parametrize("odd", [DEEP, b"\x73\x00\x00\xd8\x00", encode_value([None] * 33_000)])
 def test_an_annotation_that_cannot_be_decoded_does_not_hide_the_deaths_of_a_message(odd: bytes) -> None:
-    """If a dead-lettered AMQP 1.0 message has an annotation that mqtool cannot decode, such as a character that is half
-    of a surrogate pair, the delivery has a header with the encoded bytes of this annotation. The headers x-death and
-    CC, which come from other annotations, are decoded as usual.
+    """If a dead-lettered AMQP 1.0 message has an annotation that mqtool cannot decode, such as a char value that is a
+    surrogate, the delivery has a header with the encoded bytes of this annotation. The headers x-death and CC, which
+    come from other annotations, are decoded as usual.
     """
     pairs = {"x-own": odd, "x-opt-deaths": encode_value([{Symbol("queue"): "q"}]), "x-cc": encode_value(["copy"])}
     raw = compound(0xC1, [part for name, value in pairs.items() for part in (encode_value(Symbol(name)), value)])
@@ -703,9 +703,9 @@ def test_headers_are_not_trusted_if_the_exchange_or_the_routing_key_is_not_text(
 
 @pytest.mark.parametrize("odd", [[], [encode_value("odd"), DEEP]], ids=["good", "odd"])
 def test_the_first_of_several_application_properties_with_the_same_name_becomes_the_header(odd: list[bytes]) -> None:
-    """The keys of an AMQP 1.0 message's application properties may include the number 1 and the text "1", each
-    several times. The delivery's header "1" then has the value of the first of them, even if another application
-    property cannot be decoded.
+    """If the keys of an AMQP 1.0 message's application properties include both the number 1 and the text "1", the
+    delivery's header "1" has the value of the first of these keys, even if another application property cannot be
+    decoded.
     """
     for keys in ((1, "1", 1), ("1", 1, "1"), (1, "1"), ("1", 1)):
         parts = [encode_value(each) for place, key in enumerate(keys) for each in (key, place)]
@@ -732,8 +732,8 @@ def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has
 
 
 def test_all_encodings_of_a_section_are_read() -> None:
-    """A publisher may encode a section's descriptor as an unsigned long or as a symbol, and its value with a
-    descriptor of its own. With each of these encodings, the delivery has the message's body and headers.
+    """mqtool can decode an AMQP 1.0 message if the descriptor of a section is encoded as an unsigned long or as a
+    symbol, and if the value in a section has its own descriptor. The delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))

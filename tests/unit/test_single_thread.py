@@ -109,7 +109,7 @@ def wait_for(connection: SingleThreadConnection, condition: Callable[[], object]
 
 
 @pytest.mark.parametrize("by_certificate", [True, False])
-def test_a_connection_is_opened_with_its_address(
+def test_a_bench_client_connects_with_the_settings_of_its_address(
     broker: LoopBroker, monkeypatch: pytest.MonkeyPatch, *, by_certificate: bool
 ) -> None:
     """The connection of a `bench` client uses the host, port, user and TLS settings of its address, and has the name in

@@ -161,9 +161,9 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 def test_the_option_failed_to_saves_the_message_that_was_read_but_not_published(
     published: int, kept: list[bytes], tmp_path: Path
 ) -> None:
-    """If `send --failed-to FILE` fails, it saves the unpublished part of its input in FILE. If the last message that
-    was read still waits to be published, for example because the window of unconfirmed messages is full, this part
-    begins with that message, and otherwise with the next one.
+    """If `send --failed-to FILE` fails, it saves the unpublished part of its input in FILE. This part begins with the
+    last message that was read if that message still waits to be published, for example because the window of
+    unconfirmed messages is full. If not, it begins with the next message.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"0\n1\n2\n")
@@ -254,17 +254,17 @@ def timed(monkeypatch: pytest.MonkeyPatch, steps: Iterable[float | bytes]) -> In
 
 
 def test_the_option_failed_to_does_not_follow_a_slow_writer_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer of a pipe, such as `tail -f`, may write a line now and then, and never end. If `send --failed-to
-    FILE` cannot publish a line from this pipe, it does not wait for the end: it saves the lines that arrive before
-    the 41st pause of 5 ms, and ends.
+    """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes a line now and then and never
+    ends, such as `tail -f`, it does not wait for the end of the pipe. It saves the lines that arrive before the 41st
+    pause of 5 ms, and ends.
     """
     read = timed(monkeypatch, cycle([b"more\n", 0.0, 0.005]))
     assert len([*read.rest(0)]) == 41
 
 
 def test_the_option_failed_to_saves_a_long_line_that_arrives_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long for
-    the pipe, so that its parts arrive one after another.
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long
+    for the pipe's buffer, so that the line arrives in several parts.
     """
     read = timed(monkeypatch, [b"0\n", *[0.002, b"x" * 600] * 100, b"\n"])
     assert [len(message.body) for message in read.rest(0)] == [1, 60_000]

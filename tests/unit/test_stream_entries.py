@@ -46,7 +46,7 @@ PROPERTIES = st.fixed_dictionaries(
 
 
 @given(st.binary(max_size=1000), PROPERTIES, st.none() | TEXT)
-def test_a_stream_message_is_decoded_as_it_was_encoded(
+def test_encoding_and_decoding_does_not_change_a_stream_message(
     body: bytes, properties: dict[str, Any], message_id: str | None
 ) -> None:
     """After encoding and decoding, a stream message has the same body, properties, headers and message id."""
@@ -57,9 +57,12 @@ def test_a_stream_message_is_decoded_as_it_was_encoded(
 
 
 @pytest.mark.parametrize(("size", "overhead"), [(0, 5), (1, 5), (255, 5), (256, 8), (70_000, 8)])
-def test_a_stream_message_without_properties_takes_few_bytes_more_than_its_body(size: int, overhead: int) -> None:
+def test_a_stream_message_without_properties_takes_only_a_few_bytes_more_than_its_body(
+    size: int, overhead: int
+) -> None:
     """A stream message without properties takes 5 bytes more than its body or, with a body of 256 bytes or more, 8
-    bytes more. It is decoded as it was encoded. A body of up to 255 bytes is read without decoding sections.
+    bytes more. Decoding returns the body that was encoded. A body of up to 255 bytes is read without decoding
+    sections.
     """
     body = b"x" * size
     encoded = entries.encode(Message(body, routing_key="k"))
@@ -227,8 +230,9 @@ def test_a_section_of_a_stream_message_that_cannot_be_decoded_does_not_affect_th
     sections: list[tuple[int, bytes]], body: bytes
 ) -> None:
     """If mqtool cannot decode a section of a stream message, for example application properties with 20,000 entries,
-    which are more than mqtool decodes, the received message still has its body, exchange and routing key. It does not
-    matter whether the sections' descriptors are numbers of one or eight bytes, or whether that of the body is a symbol.
+    which are more than mqtool decodes, the received message still has its body, exchange and routing key. That is the
+    case whether the sections' descriptors are numbers of one or eight bytes, and even if the body's descriptor is a
+    symbol.
     """
     names = (b"x-exchange", b"x", b"x-routing-key", b"k")
     routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))
@@ -259,8 +263,8 @@ def test_a_section_of_a_stream_message_that_cannot_be_decoded_becomes_a_header(r
 
 @pytest.mark.parametrize("time", [b"\x83" + struct.pack(">q", -1000), b"\x53\x05", b"\xa1\x01x"])
 def test_a_stream_message_whose_time_amqp_0_9_1_cannot_carry_has_no_timestamp(time: bytes) -> None:
-    """If the creation time of a stream entry is before 1970, or a number or text instead of a time, the message has no
-    timestamp, and can be printed as JSON and published again.
+    """If the creation time of a stream entry is before 1970, or is a number or text instead of a time, the message is
+    received without a timestamp, so that it can be printed as JSON and published again.
     """
     properties = compound(0xC0, [*[NULL] * 9, time])
     entry = entries.decode(section(entries.PROPERTIES, properties) + section(DATA, b"\xa0\x01x"))

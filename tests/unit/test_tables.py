@@ -30,7 +30,7 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 
 
 @given(some.dictionaries(names, values, max_size=5))
-def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
+def test_decoding_an_encoded_field_table_returns_the_same_values(table: dict[str, object]) -> None:
     """After encoding and decoding, a field table contains the same values, even if tables and lists are
     nested in it.
     """

@@ -151,7 +151,7 @@ def test_unroutable_messages_that_cannot_be_put_back_are_reported_as_lost(broker
 
 
 def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: TransactionalBroker) -> None:
-    """If a message of a batch cannot be published, because its headers are too large, `queue convert` moves the
+    """If a message of a batch cannot be published because its headers are too large, `queue convert` moves the
     messages before it, and raises HeadersTooLarge. This message and those after it stay in their queue.
     """
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -192,8 +192,8 @@ class ConfirmingChannel:
 
 
 def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
-    """With publisher confirms, `queue convert` acknowledges only the messages of a batch that the broker has confirmed.
-    The messages that the destination rejects, because it is full, stay unacknowledged, and can be published again.
+    """With publisher confirms, `queue convert` acknowledges a message of a batch only if the broker has confirmed it.
+    Messages that the destination rejects because it is full stay unacknowledged, and can be published again.
     """
     channel = ConfirmingChannel()
     moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
@@ -204,7 +204,7 @@ def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
 
 def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
     """If `queue convert` moves a batch with publisher confirms, and a message is unroutable, the message stays in its
-    queue, and NotConfirmed is raised. If a message cannot be published, because its headers are too large,
+    queue, and NotConfirmed is raised. If a message cannot be published because its headers are too large,
     HeadersTooLarge is raised, and this message and those after it stay in their queue.
     """
     channel = ConfirmingChannel()
@@ -430,8 +430,8 @@ def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> Non
 
 def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> None:
     """If a queue has messages, but the broker delivers none of them to `queue convert` for 15 seconds, the command
-    raises Unavailable. The error says how many messages the queue has, and the hint names possible reasons. After a
-    shorter pause, the command continues.
+    raises Unavailable. The error says how many messages the queue has, and the hint names possible reasons. If the
+    broker delivers a message before the 15 seconds are over, the command continues.
     """
     queue.publish(1)
     queue.is_stuck = True

@@ -120,7 +120,7 @@ def test_a_message_for_another_broker_keeps_its_properties() -> None:
     assert elsewhere(JOB, "other", "you").properties == {**kept, "user_id": None}
 
 
-def test_the_unproven_header_mqtool_convert_of_a_moved_message_is_renamed() -> None:
+def test_a_header_mqtool_convert_that_may_be_forged_is_renamed_when_its_message_is_moved() -> None:
     """`queue convert` adds the header mqtool-convert to messages while they are in its temporary queue. mqtool trusts
     this header only in a message that was published to its queue through the default exchange. When mqtool moves any
     other message with this header, which may be forged, it renames the header to mqtool-claimed.
@@ -137,10 +137,10 @@ def test_the_unproven_header_mqtool_convert_of_a_moved_message_is_renamed() -> N
         assert (claimed["mqtool-claimed"], "mqtool-convert" in claimed) == (headers["mqtool-convert"], False)
 
 
-def test_a_moved_message_loses_a_reply_to_that_no_client_may_publish() -> None:
-    """A message of a stream, or one published over AMQP 1.0, may have the reply_to amq.rabbitmq.reply-to. The broker
-    closes the channel of a client that publishes a message with this reply_to, so mqtool removes it from moved,
-    redriven and retried messages.
+def test_a_reply_to_that_no_client_can_publish_is_removed_from_a_moved_message() -> None:
+    """A message of a stream, or one published over AMQP 1.0, can have the reply_to amq.rabbitmq.reply-to. If a client
+    published a message with this reply_to, the broker would close the client's channel, so mqtool removes it from
+    moved, redriven and retried messages.
     """
     request = replace(JOB, properties={"reply_to": "amq.rabbitmq.reply-to", "correlation_id": "1"})
     for message in (failed(request, "e", "wait"), redriven(request, "jobs"), elsewhere(request, "other", "me")):
@@ -340,7 +340,7 @@ def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     assert left
 
 
-def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confirming_out_of_order(
+def test_only_confirmed_messages_are_removed_if_the_target_broker_closes_the_channel(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If the broker of the target queue confirms the second message but not the first, and then closes the channel, a
@@ -372,9 +372,9 @@ def test_only_confirmed_messages_are_removed_when_the_target_closes_after_confir
 def test_a_move_can_continue_after_an_unroutable_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message is unroutable because its target queue is missing, a command that moves messages either stops or
-    continues. `dlq redrive` without `--to` continues: it leaves the message in its own queue, and moves the other
-    messages.
+    """If a message is unroutable because its target queue is missing, a command that moves messages can either stop
+    or continue with the next message. `dlq redrive` without `--to` continues: it leaves the unroutable message in its
+    own queue, and moves the other messages.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))

@@ -393,8 +393,8 @@ def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_t
 
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
-    """After wake() was called, the next read() of an AMQP 1.0 connection returns immediately, without frames. Later
-    calls of read() wait again. wake() never blocks, however often it is called.
+    """After wake() has been called, the next read() of an AMQP 1.0 connection returns immediately, without frames.
+    Later calls of read() wait again. wake() never blocks, however often it is called.
     """
     connected = broker.connect(opened())
     for _ in range(5000):

@@ -256,10 +256,10 @@ def test_the_time_for_declaring_wait_queues_is_part_of_the_delay(broker: FakeBro
 
 
 def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
-    """A wait queue expires an hour after its last use, and only a declaration counts as use. So mqtool declares a wait
-    queue, and the exchanges in front of it and behind it, again when it publishes a message more than 600 s after the
-    last declaration. For a message with another delay, it declares only what does not exist yet. After a reconnection,
-    mqtool declares each of these queues and exchanges only once.
+    """A wait queue expires an hour after its last use, and only a declaration counts as use. If mqtool publishes a
+    message more than 600 s after the last declaration, it therefore repeats the declarations of the wait queue, and
+    of the exchanges in front of it and behind it. For a message with another delay, it declares only what does not
+    exist yet. After a reconnection, mqtool declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -382,10 +382,9 @@ def test_a_message_waits_in_a_numbered_queue_instead_of_one_without_a_leader(
 
 
 def test_messages_that_wait_for_a_second_queue_without_a_leader_are_redirected(broker: FakeBroker) -> None:
-    """A delayed message may wait in two queues, one after the other. If the second queue has no leader, mqtool
-    redirects messages that later leave the first queue to an additional second queue. New messages wait in an
-    additional first queue, because a message that was already on its way to the queue without a leader may block the
-    original first queue.
+    """If the second of the two wait queues for a delay has no leader, mqtool redirects messages that later leave the
+    first queue to an additional second queue. New messages wait in an additional first queue, because the original
+    one may be blocked by a message that was already on its way to the queue without a leader.
     """
     avoided: set[str] = set()
     delays, _ = through(broker, avoided=avoided)
@@ -639,7 +638,7 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     """If mqtool publishes a delayed message to its wait queue again, it sets the expiration so that the message still
     arrives at the due time in its header mqtool-due, even if the message passes through a second queue. It never
     makes an expiration longer, and does not change it if mqtool-due is not a time, or if the queue is not a wait
-    queue for delays. A message without an expiration that is already due gets none: it may already be in its
+    queue for delays. A message that is already due and has no expiration does not get one: it may already be in its
     destination, an ordinary queue with a name like that of a wait queue, where it must not expire.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
@@ -647,12 +646,12 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     assert expiration_until_due(delivery) == expiration
 
 
-def test_a_message_behind_one_that_leaves_the_wait_queue_later_is_reported_as_late() -> None:
+def test_a_message_that_other_messages_hold_up_in_a_wait_queue_is_reported_as_late() -> None:
     """Only the message at the head of a wait queue can expire, so a message with a short expiration may have to wait
-    for those in front of it. mqtool reports a message as late if one in front of it stays more than a second longer
-    than the message itself should; for long delays, which mqtool rounds more coarsely, it allows more than a second.
-    It does not report a message without a due time, or one whose expiration is about as long as the queue's TTL,
-    because no message in front of it can stay longer than the TTL.
+    for those in front of it. mqtool reports a message as late if this holds it up for more than a second. For long
+    delays, which mqtool rounds more coarsely, the limit is higher. mqtool does not report a message without a due
+    time, or one whose expiration is about as long as the queue's TTL, because no message in front of it can stay
+    longer than the TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

@@ -318,8 +318,8 @@ def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
 
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
-def test_a_value_may_be_quoted_and_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """A value in a `--where` condition may be in quotation marks. It then ends at the next mark of the same kind, so
+def test_a_value_can_be_quoted_and_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
+    """A value in a `--where` condition can be in quotation marks. It then ends at the next mark of the same kind, so
     `queue="a" or queue="X"` tests two values. A value such as X-1 needs no quotation marks.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
@@ -361,7 +361,7 @@ def test_a_condition_can_test_a_message_before_it_is_published() -> None:
     assert not where.parse("timestamp or queue").matches(record)
 
 
-def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
+def test_a_condition_on_a_list_can_name_only_columns_of_the_list() -> None:
     """If a `--where` condition on a list, such as `list queues`, names a field that is not a column of the list,
     BadExpression is raised. If the columns are not known in advance, the condition can name any field.
     """

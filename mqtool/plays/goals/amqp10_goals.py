@@ -119,8 +119,8 @@ _RELEASED = Goal(
     _released,
     (_published_otherwise, _settled, _rejected, _accepted),
     (
-        "An AMQP 0-9-1 publisher is told that no queue got its message only if the message had the flag mandatory. "
-        "Does AMQP 1.0 have such a flag?",
+        "Over AMQP 0-9-1, the broker returns an unroutable message to its publisher only if the message has the flag "
+        "mandatory. Does AMQP 1.0 have such a flag?",
         "Outcomes: the broker settles each message of a publisher as accepted, rejected, or, if no queue gets it, "
         "released.",
         "  mqtool send --protocol amqp1.0 -e amq.direct -r helo 'Hello?'",
@@ -170,7 +170,7 @@ _SHARED = Goal(
         _one_protocol,
     ),
     (
-        "How could you move the workers of a queue to AMQP 1.0, one after the other, while the others go on working?",
+        "How could you move the workers of a queue to AMQP 1.0, one after the other, while the others keep working?",
         "A queue delivers its messages to all its consumers in turn, whatever protocol they use. Link credit limits a "
         "consumer in AMQP 1.0, as the prefetch count does in AMQP 0-9-1.",
         "in two terminals:\n  mqtool worker --protocol amqp1.0\n  mqtool worker\n"
@@ -241,7 +241,7 @@ _OUTCOMES = Goal(
         "A receiver cannot do a job. When should the broker redeliver the job, and when should it not?",
         "Outcomes: accepted removes a message; released requeues it; rejected drops or dead-letters it; modified "
         "requeues, drops or dead-letters it.",
-        "any client of AMQP 1.0 will do. RabbitMQ's client for Python, and a worker that uses it:\n"
+        "any AMQP 1.0 client will do. RabbitMQ's client for Python, and a worker that uses it:\n"
         "  pip install --pre rabbitmq-amqp-python-client\n"
         "  mqtool tutorial show amqp10-work-queues --plain > worker.py\n"
         "in the worker, call context.requeue() to release, and context.discard() to reject",

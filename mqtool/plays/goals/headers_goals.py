@@ -62,9 +62,9 @@ def _other_message(seen: Seen) -> str:
 
 _ALL_OR_ANY = Goal(
     "all-or-any",
-    "Start two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One of "
-    "them gets messages with both headers, the other messages with at least one. Publish a message that both receivers "
-    "get, and one that only one of them gets.",
+    "Start two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One "
+    "receiver must get only messages with both headers; the other must get all messages with at least one of the "
+    "headers. Publish one message that both receivers get, and another that only one of them gets.",
     _all_or_any,
     (mistakes.not_published_to(_LOGS), _one_header, _same_match, mistakes.nothing_bound(_LOGS), _other_message),
     (

@@ -17,7 +17,7 @@ def _it_waited(seen: Seen) -> str:
 def _a_receiver_was_there(seen: Seen) -> str:
     got = [copy.message for copy in seen.copies_in(_HELLO) if copy.received]
     return (
-        f"{got[-1]} did not wait: a receiver was already running. End the receiver with Ctrl-C, and send again."
+        f"{got[-1]} did not wait: a receiver was already running. Stop the receiver with Ctrl-C, and send again."
         if got
         else ""
     )
@@ -129,8 +129,8 @@ def _told(seen: Seen) -> str:
 
 _NO_QUEUE = Goal(
     "no-queue",
-    "A publisher misspells the name of its queue. Publish a message to the default exchange with a routing key that no "
-    "queue has as its name, such as 'helo'. Without the flag mandatory, the publisher is not told.",
+    "A publisher misspells the name of its queue. Publish a message to the default exchange with a routing key that is "
+    "not the name of any queue, such as 'helo'. Without the flag mandatory, the publisher is not told.",
     _lost_without_a_word,
     (mistakes.not_published_to(""), _told, _queue_was_made),
     (

@@ -19,7 +19,10 @@ def _nothing_lost(seen: Seen) -> str:
     got = [each for each in seen.published_to(_LOGS) if each.queues]
     if not got or any(each.lost for each in seen.published_to(_LOGS)):
         return ""
-    return f"There was a queue for {got[0]} already. Stop all receivers, and begin with a message that no queue gets."
+    return (
+        f"A queue was already bound when {got[0]} was published. Stop all receivers, and begin with a message that no "
+        "queue gets."
+    )
 
 
 def _only_lost(seen: Seen) -> str:

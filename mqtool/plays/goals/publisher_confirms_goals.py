@@ -29,7 +29,8 @@ def _unconfirmed(seen: Seen) -> str:
 def _dropped(seen: Seen) -> str:
     dropped = seen.lost("dropped")
     return (
-        f"No queue got {dropped[-1]}, and its publisher was not told. A confirm does not mean that a queue got it."
+        f"No queue got {dropped[-1]}, and its publisher was not told. A confirm does not mean that a queue got the "
+        "message."
         if dropped
         else ""
     )

@@ -11,7 +11,7 @@ _TAKING = 1500
 #: The connection is cut once a worker has held a payment for more than this many milliseconds. A hasty worker has
 #: acknowledged it by then.
 _A_WHILE = 300
-_FIX = "End the program, fix it, run it, and send three payments again."
+_FIX = "Stop the program, fix it, run it again, and send another three payments."
 
 
 def _wrong(copy: SeenCopy) -> bool:
@@ -197,7 +197,7 @@ def _hoards(seen: Seen) -> str:
     if which is None:
         return ""
     return (
-        f"A worker held {most} pictures when it got {which.message}, and can render only one at a time. End both "
+        f"A worker held {most} pictures when it got {which.message}, and can render only one at a time. Stop both "
         "workers, fix the program, run it in two terminals, and send six pictures again."
     )
 
@@ -297,7 +297,7 @@ def _still_refused(seen: Seen) -> str:
 def _none_refused(seen: Seen) -> str:
     if not seen.copies_in(_ORDERS) or _refused(seen):
         return ""
-    return "No order was refused. Start to receive only once the queue is full."
+    return "No order was refused. Start receiving only once the queue is full."
 
 
 _UNCONFIRMED = Goal(
@@ -309,7 +309,7 @@ _UNCONFIRMED = Goal(
     (_not_told, _never_again, _still_refused, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
         "The program goes on after basic_publish(). What does it know about the message then?",
-        "Publisher confirms: the broker tells the publisher of each message whether it accepted the message "
+        "Publisher confirms: for each message, the broker tells the publisher whether it has accepted the message "
         "(basic.ack) or not (basic.nack).",
         "after the channel is opened:\n  channel.confirm_delivery()\n"
         "then basic_publish() raises pika.exceptions.NackError: wait a little, and publish the order again",
@@ -374,8 +374,8 @@ def _one_after_the_other(seen: Seen) -> str:
     if _overlapping(seen) or len({request.connection for request, _, _ in _replied(seen)}) < 2:
         return ""
     return (
-        "The second client sent its request only after the first one had its reply. End the server, run the program in "
-        "two terminals, and start the server while both clients wait."
+        "The second client sent its request only after the first one had its reply. Stop the server, run the program "
+        "in two terminals, and start the server while both clients wait."
     )
 
 
@@ -418,7 +418,7 @@ _SHARED_REPLIES = Goal(
     "shared-replies",
     "If two people run shared_replies.py at the same time, one may get the other's reply, and drop it. Fix the "
     "program. Run it in two terminals, each with a number such as 7, while no server runs. Then start a server: both "
-    "programs get their replies. To start a server:\n  mqtool rpc-server",
+    "programs must get their replies. To start a server:\n  mqtool rpc-server",
     _own_replies,
     (
         mistakes.not_sent_to(_RPC),
@@ -530,8 +530,8 @@ def _declared_anew(seen: Seen) -> str:
         return f"The queue 'invoices' was deleted, but the bookkeepers' programs still use it. {_NOT_THE_QUEUE}"
     if not _as_declared(seen):
         return (
-            "The queue 'invoices' was declared again, without x-max-length. Now the bookkeepers' programs fail: "
-            f"they declare it with x-max-length. {_NOT_THE_QUEUE}"
+            "The queue 'invoices' was deleted, and declared again without x-max-length. Now the bookkeepers' programs "
+            f"fail, because they declare it with x-max-length. {_NOT_THE_QUEUE}"
         )
     return ""
 

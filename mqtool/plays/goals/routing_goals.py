@@ -86,7 +86,7 @@ def _corrected(seen: Seen) -> str:
 
 def _wrong_key_published(seen: Seen) -> str:
     wrong = seen.published_to(_LOGS, "eror")
-    return f"{wrong[-1]} was published with 'eror'. The publishers are right, the binding is wrong." if wrong else ""
+    return f"{wrong[-1]} was published with 'eror'. The publishers are right; the binding is wrong." if wrong else ""
 
 
 def _old_binding_left(seen: Seen) -> str:

@@ -67,7 +67,7 @@ def _was_wide(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
         for key in _OTHERS:
             if (published := seen.published_to(_LOGS, key)) and queue in published[-1].queues:
-                return f"The receiver also got {key!r}. Now publish all three keys again."
+                return f"The receiver also got {key!r}. Now publish with all three keys again."
     return ""
 
 
@@ -89,7 +89,10 @@ def _before_it(seen: Seen) -> str:
     for bound in _known(seen).values():
         missed = _missed(seen, bound)
         if missed and not bound.until and bound.keys == {_PATTERN} and not _key_missing(seen):
-            return f"{missed[0]!r} was published before this receiver was started. Publish it again."
+            return (
+                f"The message with the key {missed[0]!r} was published before this receiver was started. Publish it "
+                "again."
+            )
     return ""
 
 

@@ -314,7 +314,7 @@ class Trial:
         if self._broker.way:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
-                f"{what} reached this broker for some time. Have you run this command in the terminal where you send?\n"
+                f"{what} reached this broker for some time. Have you run this command in the terminal that sends?\n"
                 f"  {self._broker.way}\nIf a command has failed there, read its error."
             )
         said = "Nothing has reached this broker yet. If a command has failed, read its error. "

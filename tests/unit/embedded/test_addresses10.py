@@ -73,8 +73,8 @@ def test_parsing_an_address_that_is_not_utf_8_raises_unicode_decode_error(addres
 
 def test_the_source_of_a_receiver_must_be_the_address_of_a_queue() -> None:
     """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the
-    address of an exchange, raises ValueError. An address has version 2 of RabbitMQ's address format if it begins with
-    `/queues/` or `/exchanges/`.
+    address of an exchange, raises ValueError. is_version_2() is true only for addresses in version 2 of RabbitMQ's
+    address format, which begin with `/queues/` or `/exchanges/`.
     """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"

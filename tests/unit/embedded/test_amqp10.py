@@ -212,7 +212,7 @@ def test_equal_short_properties_of_messages_in_a_stream_are_decoded_once() -> No
 def test_application_properties_of_a_message_in_a_stream_become_headers_or_are_dropped() -> None:
     """Over AMQP 0-9-1, the application properties of an AMQP 1.0 message in a stream become headers if they are
     strings, binaries, integers or timestamps. Values of types such as list, map, decimal and uuid are dropped. A
-    property is also dropped if its name is longer than 255 bytes, or is a string that is not UTF-8.
+    property is also dropped if its name is longer than 255 bytes, or if its name is a string that is not UTF-8.
     """
     application: Map = {
         "text": "\u00e9", "raw": "\udcff", Symbol("s\udcff"): Symbol("s\udcff"), "bytes": b"b",
@@ -265,9 +265,9 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
 
 @pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
 def test_annotations_and_properties_of_the_wrong_type_are_ignored(value: Any10) -> None:
-    """The exchange, routing key, priority, expiration or another property of an AMQP 1.0 message in a stream may have
-    a type that AMQP 0-9-1 does not allow, or may be too long. AMQP 0-9-1 consumers receive the message without this
-    property.
+    """If the exchange, the routing key, or a property such as the priority or expiration of an AMQP 1.0 message in a
+    stream has a type that AMQP 0-9-1 does not allow, or is too long, AMQP 0-9-1 consumers receive the message without
+    this value.
     """
     names = ("x-exchange", "x-routing-key", "x-basic-priority", "x-basic-delivery-mode", "x-basic-expiration")
     others = BareProperties(

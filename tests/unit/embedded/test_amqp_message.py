@@ -69,7 +69,7 @@ def header(fields: dict[str, bytes]) -> bytes:
 
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
-def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exchange: str, key: str) -> None:
+def test_a_messages_exchange_and_routing_key_are_unchanged_after_encoding_and_parsing(exchange: str, key: str) -> None:
     """After encoding and parsing, a message's exchange and routing key are unchanged."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)

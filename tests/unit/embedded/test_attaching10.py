@@ -103,9 +103,11 @@ def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_addresses(
     assert isinstance(answer.fields[3], UInt8)
 
 
-def test_a_publisher_may_attach_without_source_and_target(client: MemoryClient10, q: BrokerQueue) -> None:
-    """If an AMQP 1.0 publisher attaches a link without source and target, each of its messages goes to the address in
-    the message's property `to`. If it attaches a link with a target, all its messages go to this target.
+def test_a_publisher_can_attach_a_link_with_neither_a_source_nor_a_target(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """If an AMQP 1.0 publisher attaches a link with neither a source nor a target, each of its messages goes to the
+    address in the message's property `to`. If it attaches a link with a target, all its messages go to this target.
     """
     answer, _ = client.send(ATTACH, "x", UInt32(7), SENDER)
     assert (answer.code, answer.fields[5:7]) == (ATTACH, [None, described(TARGET)])
@@ -237,8 +239,9 @@ def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_n
 )
 def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
     """If an AMQP 1.0 receiver has a dynamic source with an address or an unknown capability, the broker detaches the
-    link with not-implemented. It does the same with the capability `rabbitmq:volatile-queue` (direct replies) unless
-    the snd-settle-mode is `settled` and the source has the expiry policy `link-detach` and no timeout.
+    link with not-implemented. A source with the capability `rabbitmq:volatile-queue` (direct replies) is also refused
+    if the snd-settle-mode is not `settled`, or if the source has a timeout or an expiry policy other than
+    `link-detach`.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")

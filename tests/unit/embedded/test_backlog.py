@@ -138,8 +138,8 @@ def test_each_type_of_queue_delivers_messages_in_the_same_order_as_rabbitmq(kind
 
 
 def test_a_newly_published_message_is_not_marked_as_redelivered() -> None:
-    """A message that was just published is not marked as redelivered, has delivery counts of 0, and is not on disk
-    yet. By default, it has no expiration time.
+    """A message that has just been published is not marked as redelivered, has delivery counts of 0, and is not on
+    disk yet. By default, it has no expiration time.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)

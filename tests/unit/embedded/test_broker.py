@@ -230,9 +230,9 @@ def test_the_cluster_name_contains_the_port_unless_it_is_set(scene: Scene) -> No
 def test_the_memory_of_one_connection_and_of_all_definitions_is_limited(
     memory: int, connection: int, definitions: int
 ) -> None:
-    """One connection may take a quarter of the broker's memory limit, or 256 MiB if that is more, but never more than
-    the whole limit. Definitions, such as queues and bindings, may take half of the memory limit, or 1 MB if that is
-    more.
+    """One connection can take up to a quarter of the broker's memory limit, or up to 256 MiB if that is more, but
+    never more than the whole limit. All definitions together, such as queues and bindings, can take up to half of the
+    memory limit, or up to 1 MB if that is more.
     """
     broker = Scene(memory).broker
     assert (broker.memory_limit, broker.connection_limit) == (memory, connection)
@@ -354,8 +354,8 @@ def test_a_memory_alarm_closes_no_connection_while_messages_alone_take_too_much(
 
 
 def test_connections_that_take_too_much_memory_are_closed() -> None:
-    """If a connection takes more memory than one connection may, the broker closes it in the next turn of its event
-    loop, even without a memory alarm. A connection that is already closing is not closed again.
+    """If a connection takes more memory than the limit for one connection, the broker closes it in the next turn of
+    its event loop, even without a memory alarm. A connection that is already closing is not closed again.
     """
     scene = Scene(1024 * _MIB)
     limit = 256 * _MIB

@@ -99,7 +99,7 @@ def test_the_brokers_clock_returns_the_time_in_milliseconds() -> None:
     asyncio.run(run())
 
 
-def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms() -> None:
+def test_clients_wait_for_the_next_iteration_once_others_have_been_served_for_50_ms() -> None:
     """Once the broker has served clients for more than 50 ms in one iteration of its event loop, the remaining
     clients must wait until the next iteration. Serving a client for up to 0.2 ms does not count towards the 50 ms.
     """
@@ -124,9 +124,9 @@ def test_clients_wait_for_the_next_iteration_once_others_were_served_for_50_ms()
     asyncio.run(run())
 
 
-def test_each_iteration_of_the_event_loop_does_waiting_work_until_10_ms_have_passed() -> None:
-    """The broker puts work that can wait into a list. In each iteration of its event loop, it does some of this work,
-    in order, until more than 10 ms have passed. The rest waits for the next iteration, so that clients are served in
+def test_each_iteration_of_the_event_loop_does_deferred_work_until_10_ms_have_passed() -> None:
+    """The broker defers work that is not urgent. In each iteration of its event loop, it does some of this work, in
+    order, until more than 10 ms have passed. The rest waits for the next iteration, so that clients are served in
     between.
     """
 
@@ -146,9 +146,9 @@ def test_each_iteration_of_the_event_loop_does_waiting_work_until_10_ms_have_pas
     assert iterations(5, begin) == [[0, 1, 2], [3], [4, 5, 9], [], []]
 
 
-def test_an_exception_in_waiting_work_does_not_prevent_the_work_after_it() -> None:
-    """If a piece of work that the broker does between serving clients raises an exception, the event loop reports the
-    exception, and the broker still does the next piece of work.
+def test_an_exception_in_deferred_work_does_not_prevent_the_work_after_it() -> None:
+    """If a piece of deferred work, which the broker does between serving clients, raises an exception, the event loop
+    reports the exception, and the broker still does the next piece of work.
     """
 
     def begin(clock: LoopClock, _: Callable[[float], None]) -> list[object]:
@@ -213,8 +213,9 @@ def test_a_timer_that_is_due_in_several_minutes_goes_off_on_time() -> None:
 
 def test_items_of_a_timetable_are_handled_in_order_when_they_are_due() -> None:
     """The broker keeps items that become due later, such as delayed messages, in a timetable. It handles each item
-    when it is due, and items that are due at the same time in the order in which they were added. If there are many,
-    it handles them in several turns of its event loop, and calls a given function at the end of each turn.
+    when it is due, and items that are due at the same time in the order in which they were added. If many items are
+    due at the same time, the broker handles them in several turns of its event loop, and calls a given function at
+    the end of each turn.
     """
     clock, passed, ends = WorkClock(), list[str](), list[int]()
 

@@ -22,7 +22,7 @@ def settle(data: bytes, open_ones: dict[int, bool]) -> None:
 @given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
 def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, int]]) -> None:
     """The embedded broker answers each accepted message with exactly one ack and each rejected message with exactly
-    one nack, whenever messages are synced to disk.
+    one nack, no matter when messages are synced to disk.
     """
     confirms = Confirms()
     open_ones: dict[int, bool] = {}

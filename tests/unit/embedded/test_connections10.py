@@ -168,12 +168,12 @@ SUBJECT = ((("countryName", "DE"),), (("organizationName", "A, B"), ("mail", "x"
 
 
 @pytest.mark.parametrize(("user", "outcome"), [(r"CN=orders,O=A\, B,mail=x,C=DE", 0), ("orders", 1)])
-def test_a_client_with_a_certificate_can_log_in_as_its_subject(
+def test_a_client_can_log_in_as_the_subject_of_its_certificate(
     loop: asyncio.AbstractEventLoop, broker: Broker, user: str, outcome: int
 ) -> None:
-    """An AMQP 1.0 client with a TLS certificate may use the SASL mechanism EXTERNAL. Its user name is the subject of
-    the certificate, with the parts in reverse order, such as `CN=orders,O=shop,C=DE`. If there is no such user, the
-    login fails.
+    """An AMQP 1.0 client with a TLS certificate can use the SASL mechanism EXTERNAL. Its user name is then the
+    subject of the certificate, with the parts in reverse order, such as `CN=orders,O=shop,C=DE`. If there is no such
+    user, the login fails.
     """
     broker.users[user] = User(user, None)
     client = MemoryClient10(loop, broker, opened=False, extra={"peercert": {"subject": SUBJECT}})
@@ -318,9 +318,9 @@ def test_a_connection_beyond_the_limit_of_a_virtual_host_is_refused(
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> None:
-    """The broker reads AMQP 1.0 frames whose bytes arrive in pieces of any size, even if a piece contains several
-    frames. Empty frames are ignored.
+def test_frames_that_arrive_in_pieces_are_read(stranger: MemoryClient10, size: int) -> None:
+    """The broker reads AMQP 1.0 frames even if their bytes arrive in pieces of any size, or if one piece contains
+    several frames. Empty frames are ignored.
     """
     opened = encoded(OPEN, "me")
     begin = raw_frame(encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))), channel=5)
@@ -333,9 +333,9 @@ def test_frames_may_arrive_in_pieces(stranger: MemoryClient10, size: int) -> Non
     assert [*stranger.connection.sessions] == [5]
 
 
-def test_a_frame_header_may_be_longer_than_8_bytes(client: MemoryClient10) -> None:
+def test_a_frame_header_of_more_than_8_bytes_is_accepted(client: MemoryClient10) -> None:
     """The data offset of an AMQP 1.0 frame says how long its header is. If the header is longer than 8 bytes, the
-    broker ignores the rest of it.
+    broker ignores the additional bytes.
     """
     body = encode(described(BEGIN, None, UInt32(0), UInt32(9), UInt32(9)))
     client.write_frames(raw_frame(b"\xff" * 4 + body, channel=5, words=3))
@@ -427,7 +427,7 @@ def test_an_error_in_the_broker_closes_the_connection_with_internal_error(
 
 
 @pytest.mark.parametrize(("channel", "is_valid"), [(63, True), (64, False)])
-def test_a_session_may_use_the_channels_up_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
+def test_a_session_can_use_the_channels_0_to_63(client: MemoryClient10, channel: int, is_valid: bool) -> None:
     """An AMQP 1.0 client can begin sessions on channels 0 to 63. If it uses a higher channel number, the broker closes
     the connection with framing-error.
     """

@@ -56,7 +56,7 @@ def stored(row: int, body: bytes = b"x") -> StoredEntry:
 @pytest.mark.parametrize("name", [FILE, f"{FILE}-wal.copy", STREAMS, f"{STREAMS}/7", f"{STREAMS}/7/{0:020}.segment"])
 def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name: str) -> None:
     """If a file of the broker in its data directory is a symbolic link, the broker does not start, because anybody
-    who may write to the directory could have created the link. The file that the link points to keeps its contents
+    who can write to the directory could have created the link. The file that the link points to keeps its contents
     and mode.
     """
     target, link = tmp_path / "target", tmp_path / "data" / name

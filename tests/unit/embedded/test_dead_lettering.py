@@ -191,8 +191,8 @@ def test_a_dead_letter_that_returns_to_its_queue_is_dropped_unless_it_was_reject
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
     """If a dead letter returns to a queue that has dead-lettered it before, the broker drops it, because it would
-    circulate forever. The broker adds the dead letter to the queue again only if a consumer has rejected it, either
-    in this queue or in another one since it left this queue.
+    otherwise circulate forever. The broker adds it to the queue only if a consumer rejected the message, either in
+    this queue or in a queue through which the message has passed since.
     """
     given = message({"x-death": cast(Any, entries)})
     assert would_cycle(given, "jobs") is cycles
@@ -299,8 +299,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_stops() -> None:
-    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that still wait for it,
-    but only for a limited time. The method returns how many messages are left after that time.
+    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that are still waiting to
+    be dead-lettered, but only for a limited time. The method returns how many messages are left after that time.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

@@ -113,7 +113,7 @@ def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value
 )
 def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) -> None:
     """The broker accepts each value of a queue argument that RabbitMQ accepts. An argument that RabbitMQ does not
-    know may have any value.
+    know can have any value.
     """
     vhost = vhost_like(DEFAULT)
     arguments = {**of_type(name), name: value}
@@ -123,8 +123,8 @@ def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) ->
 
 @pytest.mark.parametrize("key", ["", "k" * 255, "é" * 127, "k" * 256, "é" * 128])
 def test_a_queue_whose_dead_letter_routing_key_is_over_255_bytes_is_refused(key: str) -> None:
-    """A dead-letter routing key may have up to 255 bytes, like any routing key. If it is longer, the broker refuses
-    the declaration of the queue with error 406.
+    """If a queue's dead-letter routing key is longer than 255 bytes, the limit for any routing key, the broker
+    refuses the declaration of the queue with error 406.
     """
     arguments: Table = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key}
     wrong = "channel 406: invalid arg 'x-dead-letter-routing-key' for queue 'q' in vhost 'v': longer than 255 bytes"
@@ -159,7 +159,9 @@ def test_an_argument_of_another_queue_type_is_refused(kind: str, name: str) -> N
          "Exceeded max value for x-stream-max-segment-size-bytes"),
     ],
 )  # fmt: skip
-def test_an_invalid_dead_letter_exchange_or_segment_size_gets_the_rabbitmq_text(arguments: Table, wrong: str) -> None:
+def test_an_invalid_dead_letter_exchange_or_segment_size_gets_rabbitmqs_error_text(
+    arguments: Table, wrong: str
+) -> None:
     """If a queue's dead-letter exchange is not a string, or a stream's x-stream-max-segment-size-bytes is too large,
     the broker refuses the declaration with error 406 and the same error text as RabbitMQ. RabbitMQ words these two
     errors differently from those for other invalid arguments.
@@ -211,7 +213,7 @@ def test_some_arguments_are_refused_only_by_some_versions(
 def test_a_broker_that_imitates_4_4_accepts_valid_arguments_of_queues(arguments: Table) -> None:
     """A broker that imitates RabbitMQ 4.4 accepts valid values of the queue arguments x-queue-version,
     x-stream-initial-offset, x-delayed-retry-type and x-consumer-timeout. It does not check x-delayed-retry-min, which
-    may even be a string.
+    can even be a string.
     """
     assert declared(vhost_like(Like.V4_4), arguments) is None
 
@@ -318,8 +320,8 @@ def test_a_queue_that_is_declared_again_must_have_the_same_arguments(
     like: Like, first: Table, again: Table, difference: str | None
 ) -> None:
     """If an existing queue is declared again, the arguments that RabbitMQ knows must be the same. Otherwise, the
-    broker refuses the declaration with error 406, and the error text names the first difference. Integers or floats
-    that are equal but have different sizes are the same, and so are a missing queue type and `classic`.
+    broker refuses the declaration with error 406, and the error text names the first difference. Equal integers or
+    equal floats count as the same even if their types have different sizes. A missing queue type counts as `classic`.
     """
     vhost = vhost_like(like)
     assert declared(vhost, first) is None
@@ -514,7 +516,7 @@ def test_a_binding_to_a_headers_exchange_with_an_invalid_x_match_is_refused(mode
         ("", "amq.direct", "Destination not found"),
     ],
 )
-def test_an_x_local_random_exchange_has_only_bindings_to_classic_queues_with_an_empty_key(
+def test_an_x_local_random_exchange_accepts_only_classic_queues_and_empty_routing_keys(
     key: str, destination: str, wrong: str | None
 ) -> None:
     """If a client binds something other than a classic queue to an x-local-random exchange, or binds a queue with a
@@ -582,7 +584,7 @@ def test_a_consumer_of_a_stream_needs_a_prefetch_count_and_manual_acknowledgemen
 ) -> None:
     """If a consumer of a stream has no prefetch count, the broker closes the channel with error 406. If the consumer
     uses automatic acknowledgement, the broker closes the connection with error 540. The reply texts are those of the
-    imitated RabbitMQ version. A consumer of a quorum queue needs no prefetch count, and may use automatic
+    imitated RabbitMQ version. A consumer of a quorum queue needs no prefetch count, and can use automatic
     acknowledgement.
     """
     vhost, other = vhost_like(like), vhost_like(like)

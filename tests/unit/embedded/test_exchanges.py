@@ -250,8 +250,8 @@ def test_each_delayed_exchange_counts_its_delayed_messages(vhost: VirtualHost, c
 
 def test_a_message_with_a_negated_delay_is_not_delayed_again(vhost: VirtualHost) -> None:
     """After delaying a message, an x-delayed-message exchange of the embedded broker negates the message's x-delay
-    header, as RabbitMQ's delayed message plugin does. The negated number is a 32-bit integer if it fits. A message
-    whose x-delay is already negated is not delayed.
+    header, as RabbitMQ's delayed message plugin does. The negated number is a 32-bit integer if it fits into 32 bits.
+    A message whose x-delay is already negated is not delayed.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -267,8 +267,8 @@ def test_a_message_that_was_delayed_before_a_restart_waits_no_longer_than_its_de
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
     """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
-    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string. If the broker
-    has already negated it, -1000 means 1000.
+    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string. If the number
+    is negative, its absolute value is the delay, because the broker may have negated it already.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

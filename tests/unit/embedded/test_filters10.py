@@ -229,9 +229,9 @@ def test_an_invalid_filter_does_not_affect_the_other_filters_of_a_consumer() -> 
     ],
 )
 def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argument: Value) -> None:
-    """An AMQP 1.0 consumer of a stream can have filters for the offset and for filter values. The embedded broker
-    converts them to the consumer arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered. An offset
-    is a time, a number, or a string such as `first`.
+    """The embedded broker converts the filters rabbitmq:stream-offset-spec, rabbitmq:stream-filter and
+    rabbitmq:stream-match-unfiltered of an AMQP 1.0 consumer of a stream to the consumer arguments x-stream-offset,
+    x-stream-filter and x-stream-match-unfiltered. The offset is a time, a number, or a string such as `first`.
     """
     wanted: Map = {Symbol("any"): Described(Symbol(f"rabbitmq:stream-{name}"), value)}
     filters = _parsed(wanted)
@@ -241,8 +241,8 @@ def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argum
 
 
 def test_of_several_stream_filters_of_one_kind_only_the_last_one_applies() -> None:
-    """An AMQP 1.0 consumer of a stream can combine filters for the offset and for filter values. Of several filters
-    of the same kind, only the last one applies.
+    """If an AMQP 1.0 consumer of a stream has several filters of the same kind, such as rabbitmq:stream-offset-spec,
+    only the last of these applies. A filter of another kind, such as rabbitmq:stream-filter, still applies, too.
     """
     offset, values = (Symbol(f"rabbitmq:stream-{name}") for name in ("offset-spec", "filter"))
     chosen = [Described(offset, "first"), Described(values, "x"), Described(offset, "next")]

@@ -133,8 +133,8 @@ def test_the_first_delivery_of_a_durable_queue_is_recorded(
 
 
 def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
-    """A queue counts the number and the size of its unacknowledged messages. A message is no longer counted once it
-    is acknowledged, rejected or requeued.
+    """A queue keeps track of the number and the total size of its unacknowledged messages. A message is no longer
+    included once it has been acknowledged, rejected or requeued.
     """
     queue = add_queue(vhost)
     for size in (1, 10, 100, 1000):
@@ -218,8 +218,8 @@ def test_a_maximum_length_in_bytes_limits_the_bodies_of_ready_messages(vhost: Vi
 
 
 def test_a_long_queue_that_a_policy_limits_drops_messages_step_by_step(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets a maximum length for a long queue, the queue drops its oldest messages in several turns of the
-    broker's event loop, even if no client uses the queue. After the policy is deleted, the queue has no limit.
+    """If a policy sets a maximum length for a long queue, the queue drops its oldest messages step by step, not all
+    at once, even if no client uses the queue. After the policy has been deleted, the queue has no limit.
     """
     queue = add_queue(vhost)
     for number in range(100):
@@ -264,8 +264,8 @@ def test_a_policy_with_a_length_and_reject_publish_shortens_a_classic_queue_once
     kind: str, overflow: str | None, left: int
 ) -> None:
     """If a policy sets a maximum length and changes the overflow behaviour of a classic queue from drop-head to
-    `reject-publish`, the queue drops its oldest messages beyond this length once. Messages that are requeued later
-    may exceed the length. A quorum queue, or a classic queue that already had `reject-publish`, keeps all its
+    `reject-publish`, the queue drops its oldest messages beyond this length, but only once: it keeps all messages
+    that are requeued later. A quorum queue, or a classic queue that already had `reject-publish`, keeps all its
     messages.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3])
@@ -380,12 +380,13 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
         (Like.V4_3, -1, Why.RETURNED, False),
     ],
 )
-def test_without_a_delivery_limit_requeued_messages_come_last_up_to_4_2(
+def test_up_to_4_2_a_quorum_queue_without_a_delivery_limit_puts_requeued_messages_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
     """With `broker up --like 4.2` or earlier, if a client requeues a message with basic.nack, a quorum queue without
-    a delivery limit puts this message behind all others. The message returns to its original position instead if the
-    queue has a delivery limit, if it is requeued because its channel was closed, or with `--like 4.3` or later.
+    a delivery limit puts this message behind all others. If the queue has a delivery limit, or the message is
+    requeued because its channel was closed, the message returns to its original position. With `--like 4.3` or later,
+    the message returns to this position even without a delivery limit.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -497,10 +498,10 @@ def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_t
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk with an expiration time expires at this time, or when its TTL has passed
-    since the recovery, whichever is earlier. The TTL is the message's own expiration or the queue's x-message-ttl,
-    whichever is shorter. A policy's message-ttl is ignored. A message that was stored without an expiration time does
-    not expire.
+    """If a message was stored on disk with an expiration time, it expires at this time, or once its TTL has passed
+    since it was recovered, whichever is earlier. The TTL is the message's own expiration or the queue's
+    x-message-ttl, whichever is shorter. A policy's message-ttl is ignored. A message that was stored without an
+    expiration time does not expire after its recovery.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -553,8 +554,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
 
 
 def test_a_consumer_gets_no_message_whose_ttl_has_passed(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A consumer receives the messages that wait in a queue with a TTL. If the consumer is busy until the TTL has
-    passed, it gets none of the messages that have expired in the meantime, however many there are.
+    """If a consumer of a queue with a TTL is busy while further messages arrive, it gets none of the messages that
+    expire in the meantime, however many there are.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -602,9 +603,9 @@ def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: Vir
 
 
 def test_messages_that_are_published_and_requeued_alternately_keep_their_order() -> None:
-    """While the broker is requeueing many messages, clients publish some messages and requeue others. All messages are
-    then delivered in the order in which they were first published, and only the requeued ones are marked as
-    redelivered.
+    """If clients publish some messages and requeue others while the broker is still requeueing many earlier messages,
+    all messages are delivered in the order in which they were first published. Only the requeued messages are marked
+    as redelivered.
     """
     clock = BusyClock()
     queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[Like.V4_2]))

@@ -147,7 +147,7 @@ def test_a_pair_of_management_links_has_one_link_in_each_direction(client: Memor
     assert DETACH not in [each.code for each in attach(client, role)]
 
 
-def test_only_the_address_of_the_brokers_end_makes_a_link_a_management_link(
+def test_a_link_is_a_management_link_if_the_address_of_the_brokers_end_is_management(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """An AMQP 1.0 link is a management link if the client is the sender and the target is `/management`, or if the
@@ -231,7 +231,7 @@ def test_the_delivery_count_of_requests_begins_with_the_clients_initial_count(cl
 def test_credit_for_responses_is_drained_immediately(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client drains its link for management responses, the broker immediately answers with a credit of
     0, because no response is waiting. If the client sends a flow frame with echo, the broker answers with the
-    remaining credit. It does not answer a flow frame without drain and echo.
+    remaining credit. It does not answer a flow frame that sets neither drain nor echo.
     """
     attach_pair(client, credit=5)
     ask(client, 0)

@@ -38,7 +38,7 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """If the broker contains many messages, one of Python's garbage collections can take a long time. The broker then
+    """If one of Python's garbage collections takes a long time because the broker contains many messages, the broker
     excludes the objects that survive this collection from later ones. It includes them again once it contains few
     messages, or once the memory of its process has grown by much more than the size of its messages.
     """
@@ -64,8 +64,8 @@ def test_objects_that_survive_a_long_garbage_collection_are_excluded_from_later_
 def test_objects_that_survive_a_short_garbage_collection_are_not_excluded_from_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a garbage collection by Python takes only a few milliseconds, the broker does not exclude the objects that
-    survive it from later collections, as it does after a long one.
+    """If one of Python's garbage collections takes only a few milliseconds, the broker does not exclude the objects
+    that survive this collection from later ones.
     """
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()

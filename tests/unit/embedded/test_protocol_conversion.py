@@ -73,8 +73,9 @@ def test_times_before_1970_survive_conversion_to_amqp_0_9_1_and_back(sent: int, 
 
 @pytest.mark.parametrize("seconds", [2**60, 2**63, 2**64 - 1])
 def test_any_timestamp_of_amqp_0_9_1_can_be_delivered_over_amqp_1_0(seconds: int) -> None:
-    """An AMQP 0-9-1 message can have a timestamp, in its properties or headers, that is too large for AMQP 1.0. It is
-    still delivered over AMQP 1.0, with a timestamp that wraps around: the lowest 64 bits of the time in milliseconds.
+    """If an AMQP 0-9-1 message has a timestamp, in its properties or headers, that is too large for AMQP 1.0, the
+    message is still delivered over AMQP 1.0. The timestamp then wraps around: AMQP 1.0 clients receive the lowest 64
+    bits of the time in milliseconds.
     """
     headers: Table = {"t": Timestamp(seconds), "x-t": [Timestamp(seconds)]}
     found = _delivered(_from_091({"timestamp": seconds.to_bytes(8), "headers": encode_table(headers)}))
@@ -153,8 +154,8 @@ def test_an_annotation_x_opt_deaths_or_received_time_with_an_invalid_value_is_dr
     ids=str,
 )  # fmt: skip
 def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
-    """If an AMQP 0-9-1 client publishes a message with a header x-death that does not have the form in which brokers
-    write it, AMQP 1.0 clients receive it as the annotation x-death, like other headers whose names begin with x-.
+    """If the header x-death of an AMQP 0-9-1 message does not have the form in which brokers write it, AMQP 1.0
+    clients receive the header as the annotation x-death, like other headers whose names begin with x-.
     """
     found = _delivered(_from_091({"headers": encode_table({"x-death": forged})})).message_annotations
     assert Symbol("x-opt-deaths") not in found

@@ -228,12 +228,12 @@ def test_a_publisher_that_exceeds_its_link_credit_is_detached(
 # Transfers
 
 
-def test_a_message_in_several_transfers_counts_as_memory_until_it_is_complete_and_published(
+def test_the_transfers_of_an_incomplete_message_count_towards_the_memory_of_the_connection(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """While an AMQP 1.0 message in several transfers is incomplete, the transfers that have arrived count as memory of
-    the connection. When the message is complete, the broker publishes it, and sends one outcome. Only the first
-    transfer needs a delivery id.
+    """While an AMQP 1.0 message in several transfers is incomplete, the transfers that have arrived count towards the
+    memory of the connection. When the message is complete, the broker publishes it, and sends one outcome. Only the
+    first transfer needs a delivery id.
     """
     client.attach_sender("/queues/q")
     before = client.connection.held_bytes
@@ -607,8 +607,8 @@ def test_permissions_are_checked_for_each_message_on_a_link_without_a_target(
     ann: MemoryClient10, to: str, text: str
 ) -> None:
     """On an AMQP 1.0 link whose target address is null (the anonymous terminus), each message can name a different
-    exchange in `to`. If the user may not publish to this exchange, or not with this routing key, the broker ends the
-    session with unauthorized-access, even if the exchange does not exist.
+    exchange in `to`. If the user has no write permission for this exchange, or no topic permission for the routing
+    key, the broker ends the session with unauthorized-access, even if the exchange does not exist.
     """
     ann.attach_sender(None)
     assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]

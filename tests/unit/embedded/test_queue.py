@@ -614,8 +614,8 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """A message is published while the system clock is ahead. If the clock is corrected before the broker is restarted,
-    the message expires once its TTL has passed since the restart.
+    """If a message is published while the system clock is ahead, and the clock is corrected before the broker is
+    restarted, the message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
@@ -626,9 +626,9 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """Messages are published while the system clock is ahead, and are paged out. If the clock is corrected before the
-    broker is restarted, they expire once their TTL has passed since the restart. The TTL does not start again with a
-    second restart.
+    """If messages are published and paged out while the system clock is ahead, and the clock is corrected before the
+    broker is restarted, the messages expire once their TTL has passed since the restart. A second restart does not
+    start the TTL again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -676,8 +676,8 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
-    """A message is dead-lettered to a stream and a queue while the disk is full, and the broker is then killed or
-    stopped. After a restart, the message is in its original queue. Once the disk has space, the stream and the queue
+    """If a message is dead-lettered to a stream and a queue while the disk is full, and the broker is then killed or
+    stopped, the message is in its original queue after the restart. Once the disk has space, the stream and the queue
     each get the dead letter exactly once.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -721,8 +721,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """A delayed message is published while the system clock is ahead. If the clock is corrected before the broker is
-    restarted, the message is released once its delay has passed since the restart.
+    """If a delayed message is published while the system clock is ahead, and the clock is corrected before the broker
+    is restarted, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -28,8 +28,8 @@ def got(*consumers: FakeConsumer) -> list[list[bytes]]:
 
 
 def test_two_consumers_of_a_queue_get_its_messages_in_turn(vhost: VirtualHost) -> None:
-    """A queue delivers its messages to its two consumers in turn. Once one of them is cancelled, the other one gets
-    all messages.
+    """A queue delivers its messages to its two consumers in turn. Once one consumer has been cancelled, the other one
+    gets all further messages.
     """
     queue = add_queue(vhost)
     one, two = consumers = FakeConsumer(queue=queue), FakeConsumer(queue=queue)

@@ -483,12 +483,11 @@ def test_deleting_a_queue_detaches_its_receivers(
     ]
 
 
-def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
+def test_a_link_that_the_client_has_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """While a queue is being deleted, the client of an AMQP 1.0 receiver may detach its link before the broker does.
-    The broker then sends no detach frame for this link, even if the client has attached a new link with the same
-    handle.
+    """If an AMQP 1.0 client detaches a receiver's link while the link's queue is being deleted, the broker does not
+    detach the link again. This is also the case if the client has attached a new link with the same handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers

@@ -165,9 +165,9 @@ def test_messages_removed_by_a_purge_or_with_their_queue_are_no_longer_shown(sce
 
 def test_a_dead_letter_is_shown_on_its_way_into_its_next_queue(scene: Scene) -> None:
     """When a message on display is dead-lettered, `mqtool ui` shows the reason, the queue that the message leaves,
-    and the queue that it enters. It does so even while it leaves out newly published messages because there are too
-    many. A dead letter that reaches no queue is shown as dropped, and a rejected message of a queue without a
-    dead-letter exchange as discarded.
+    and the queue that it enters. `mqtool ui` shows this even while it leaves out newly published messages because
+    there are too many. A dead letter that reaches no queue is shown as dropped, and a rejected message of a queue
+    without a dead-letter exchange as discarded.
     """
     source = add_queue(scene.vhost, "source", x_dead_letter_exchange="", x_dead_letter_routing_key="q")
     nowhere = add_queue(scene.vhost, "nowhere", x_dead_letter_exchange="", x_dead_letter_routing_key="missing")

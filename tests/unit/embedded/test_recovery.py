@@ -556,9 +556,9 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
 
 @pytest.mark.parametrize("kind", [USER, "exchange", "queue", "binding"])
 def test_a_definition_whose_damage_changes_the_type_of_a_value_is_not_restored(tmp_path: Path, kind: str) -> None:
-    """A damaged byte may turn the arguments of a queue, an exchange or a binding, or the definition of a policy, from
-    a table into a string. The broker then reports this definition as damaged at its start. Otherwise, it would fail
-    when it uses the value.
+    """If damage has turned the arguments of a queue, an exchange or a binding, or the definition of a policy, from a
+    table into a string, the broker reports this definition as damaged when it starts, and does not restore it.
+    Otherwise, the broker would fail when it uses the value.
     """
 
     async def run() -> None:
@@ -647,7 +647,7 @@ def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
 
 def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Path) -> None:
     """If the broker is killed before it has deleted the messages of a deleted queue, it deletes these messages at its
-    next start. No later queue gets them.
+    next start. No queue that is declared later gets them.
     """
 
     async def run() -> None:
@@ -675,8 +675,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damage
     tmp_path: Path, *, is_damaged: bool
 ) -> None:
     """If the broker is killed before it has deleted the files of a deleted stream, it deletes them at its next start.
-    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. A later
-    stream never gets these files.
+    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. A
+    stream that is declared later never gets these files.
     """
 
     async def run() -> None:

@@ -279,7 +279,7 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     assert read(stopped.parent)[0] is None
 
 
-def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
+def test_messages_without_bodies_are_left_out_when_a_damaged_database_is_copied(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If its database is damaged, the broker copies what is still readable to a new database file, but leaves out

@@ -306,7 +306,7 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_a_message_dead_lettered_twice_has_both_times_only_over_amqp_1_0(is_native: bool) -> None:
+def test_only_amqp_1_0_shows_both_the_first_and_the_last_time_of_dead_lettering(is_native: bool) -> None:
     """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the first and the last
     time, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the first time, in seconds.
     """
@@ -375,9 +375,9 @@ def test_parsing_a_malformed_amqp_1_0_message_raises_not_a_message(payload: byte
     assert str(refused.value) == reason
 
 
-def test_the_sections_before_the_body_of_an_amqp_1_0_message_can_have_1_mib() -> None:
-    """The sections before the body of an AMQP 1.0 message can have 1,048,576 bytes together. If they have one byte
-    more, parsing the message raises NotAMessage.
+def test_the_sections_before_the_body_of_an_amqp_1_0_message_are_limited_to_1_mib() -> None:
+    """The sections before the body of an AMQP 1.0 message can have a total size of up to 1,048,576 bytes. If they are
+    one byte longer, parsing the message raises NotAMessage.
     """
     message = _published(Amqp10Message(application_properties={"a": "x" * (2**20 - 20)}, body=data_section(b"")))
     assert len(message.bare()) == 2**20 + len(data_section(b""))
@@ -445,8 +445,8 @@ def test_a_stream_message_without_a_routing_key_gets_the_name_of_the_stream(
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
     """carbon_copies() returns the additional routing keys of an AMQP 1.0 message, which are in its annotation x-cc.
-    If the annotation is not a list of strings, it raises BadCarbonCopies with the same error text as RabbitMQ. If a
-    message has no x-cc, it returns an empty list.
+    If the annotation is not a list of strings, carbon_copies() raises BadCarbonCopies with the same error text as
+    RabbitMQ. If a message has no x-cc, carbon_copies() returns an empty list.
     """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
@@ -516,7 +516,7 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 
 
 @pytest.mark.parametrize("seconds", [-1, 60])
-def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
+def test_the_broker_serves_other_clients_while_a_filter_skips_many_messages(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """If a stream consumer's filter selects none of many messages, the broker interrupts the search after some time to

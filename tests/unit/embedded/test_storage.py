@@ -775,8 +775,8 @@ def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_dup
 
 def test_a_kill_while_dead_letters_wait_for_a_slow_disk_neither_loses_nor_duplicates_them(tmp_path: Path) -> None:
     """While the disk is slow, the broker writes the waiting changes in several database transactions. If a message is
-    dead-lettered meanwhile, its deletion and its dead letter are in the same transaction. Whenever the broker is
-    killed, either the message or its dead letter is there after a restart, but never both.
+    dead-lettered during this time, its deletion and its dead letter are in the same transaction. Whenever the broker
+    is killed, either the message or its dead letter is there after a restart, but never both.
     """
 
     async def run() -> None:
@@ -1029,7 +1029,7 @@ def test_stopping_the_broker_during_a_write_loses_no_message_for_a_stream(tmp_pa
     assert entries_in(tmp_path) == {b"copy": None, b"later": None}
 
 
-def test_a_message_for_a_stream_whose_write_fails_as_the_broker_stops_is_written_again(tmp_path: Path) -> None:
+def test_a_failed_write_of_a_stream_message_is_repeated_before_the_broker_ends(tmp_path: Path) -> None:
     """If the broker is stopped while it writes a message of a stream to disk, and this write fails, the broker writes
     the message again before it ends.
     """

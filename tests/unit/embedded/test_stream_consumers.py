@@ -289,7 +289,8 @@ def test_a_long_search_for_messages_of_a_stream_lets_the_broker_serve_other_clie
 def test_many_consumers_of_a_stream_are_served_in_turns(ledger: Ledger) -> None:
     """If a message is published to a stream with many consumers, the broker delivers it to some of them immediately,
     and to the others in later turns of its event loop, so that it can serve other clients in between. Consumers are
-    served in the order in which they wait. A consumer that is cancelled before its turn does not get the message.
+    served in the order in which they began to wait. A consumer that is cancelled before its turn does not get the
+    message.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))

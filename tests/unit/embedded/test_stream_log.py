@@ -127,9 +127,9 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
 
 
 def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
-    """After a restart, a reader starts in the middle of an old segment of a stream. The broker first builds the index
-    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
-    later reader of the segment needs only one turn.
+    """If a reader starts in the middle of an old segment of a stream after a restart, the broker first builds the
+    index of this segment, 256 KiB in each turn of its event loop. The reader therefore gets its first chunk only
+    after several turns. A later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -147,9 +147,9 @@ def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench
 
 
 def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_disk: Bench) -> None:
-    """After a restart, a reader starts at a timestamp in an old segment of a stream. The broker first builds the index
-    of this segment, 256 KiB in each turn of its event loop, so the reader gets its first chunk after several turns. A
-    later reader of the segment needs only one turn.
+    """If a reader starts at a timestamp in an old segment of a stream after a restart, the broker first builds the
+    index of this segment, 256 KiB in each turn of its event loop. The reader therefore gets its first chunk only
+    after several turns. A later reader of the segment needs only one turn.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -220,9 +220,9 @@ def test_many_chunks_without_messages_do_not_slow_down_the_search_for_the_last_m
 def test_storing_an_offset_5000_times_loses_no_messages_and_takes_limited_space(
     quick_disk: Bench, in_memory: Bench, tmp_path: Path
 ) -> None:
-    """A consumer stores its offset 5,000 times in a stream with a size limit. Messages that are published afterwards
-    are not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB. Without a data
-    directory, they take less than 100 bytes of memory.
+    """If a consumer stores its offset 5,000 times in a stream with a size limit, messages that are published
+    afterwards are not lost, either before or after a restart. On disk, the stored offsets take at most about 1 MiB.
+    Without a data directory, they take less than 100 bytes of memory.
     """
     limits = {"segment_bytes": 600, "max_bytes": 3_000}
     in_memory.open(**limits)
@@ -513,9 +513,9 @@ def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_
 
 
 def test_a_stream_that_is_emptied_keeps_nothing_and_reuses_no_offset(bench: Bench, tmp_path: Path) -> None:
-    """If a program's tests empty the embedded broker's streams between two tests, a stream loses all messages, even
-    those that were not written yet, and its publishing ids and stored offsets. The offset of the next message follows
-    that of the last deleted message. After a restart of the broker, the stream is still empty.
+    """If a program's tests empty the embedded broker's streams between two tests, a stream loses its publishing ids,
+    its stored offsets and all messages, even those that have not been written yet. The offset of the next message
+    follows that of the last deleted message. After a restart of the broker, the stream is still empty.
     """
     log = bench.log
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -593,8 +593,8 @@ def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(
 
 def test_segments_have_room_for_messages_after_the_publishing_ids_of_many_producers(bench: Bench) -> None:
     """Each segment of a stream begins with the publishing ids of the stream's producers. If these ids need more space
-    than the segment size allows, a segment may be twice as large as the ids. Otherwise, every message would begin a
-    new segment.
+    than the segment size allows, a segment can be twice as large as the ids, because every message would otherwise
+    begin a new segment.
     """
     log = bench.open(segment_bytes=1)
     for number in range(3):

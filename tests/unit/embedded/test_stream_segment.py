@@ -108,9 +108,9 @@ def test_each_damaged_byte_of_a_chunk_is_noticed() -> None:
 
 
 def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
-    """A chunk of a stream can contain publishing ids, each with the name of its publisher, stored offsets, each with
-    the name of its reader, and filter bits. A chunk of messages has all of these in its trailer, and a chunk of
-    another kind in its data. Names that are not UTF-8 are kept.
+    """A chunk of a stream can contain filter bits, publishing ids with the names of their publishers, and stored
+    offsets with the names of their readers. In a chunk of messages, all of these are in the trailer. In a chunk of
+    another kind, they are in the data. Names that are not UTF-8 are kept.
     """
     assert encode_tracking({"p": 1}, {"c": 2}, 6) == bytes.fromhex(
         "02 10 00000000000000000000000000000006 0000000000000000 00 01 70 0000000000000001 01 01 63 0000000000000002"
@@ -205,9 +205,9 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
         assert data.count <= 3 * 64 * 1024
 
 
-def test_a_segment_is_read_from_its_beginning_for_its_first_offset_or_an_earlier_one() -> None:
-    """If a reader wants messages from the first offset of a segment of a stream on, or from an earlier offset on, the
-    broker reads the segment from its beginning, without building an index.
+def test_a_segment_is_read_from_its_beginning_without_an_index_for_its_first_offset() -> None:
+    """If a reader starts at the first offset of a stream's segment, or at an earlier offset, the broker reads this
+    segment from its beginning, without building an index.
     """
     existing = Segment(100, Counted(chunk(100)), len(chunk(100)))
     assert existing.position_of(99) == existing.position_of(100) == 0

@@ -403,9 +403,9 @@ def test_a_policy_is_refused_if_the_patterns_of_a_vhosts_policies_become_too_lar
     put(50)
 
 
-def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
+def test_a_policy_is_applied_to_many_queues_step_by_step(ledger: Storing) -> None:
     """In a virtual host with many queues, the broker applies a policy to a few queues in each turn of its event loop.
-    If the policy is changed between these turns, the new policy applies to all queues.
+    If the policy is changed between these turns, the changed policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -660,9 +660,8 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
 
 def test_changes_and_published_messages_are_reported_to_a_live_display(vhost: VirtualHost) -> None:
     """The broker reports to a live display, such as `mqtool ui`, each change to queues, exchanges, bindings and
-    policies, each published message, and each message that a queue refuses. It does not report messages with an
-    exchange and routing key that the display currently leaves out. Once the display is closed, the broker reports
-    nothing.
+    policies, each published message, and each message that a queue refuses. The display can exclude messages with a
+    certain exchange and routing key. Once the display is closed, the broker reports nothing.
     """
     queue = add_queue(vhost)
     watcher = Watching()
