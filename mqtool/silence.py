@@ -9,11 +9,21 @@ LAST_PATIENCE = 8.0
 
 
 class Silence:
-    """Measures for how long a broker has sent nothing, while a command waits for it and asks again and again."""
+    """Measures for how long a broker has sent nothing, while a command waits for it and asks again and again.
+
+    Attributes:
+        has_given_up: True after a command that must stop has waited for a reply in vain. Until another reply arrives,
+            its next requests do not wait as long again.
+    """
 
     def __init__(self) -> None:
+        self.has_given_up = False
         self._received = 0.0
         self._since = self._asked_at = -math.inf
+
+    def deadline(self) -> float:
+        """Return the time (`time.monotonic()`) up to which to wait for a reply from now on."""
+        return time.monotonic() + (0 if self.has_given_up else LAST_PATIENCE)
 
     def lasts(self, received: float) -> bool:
         """Return True if nothing has been received for too long. After a pause of a second, it starts anew.

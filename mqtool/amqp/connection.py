@@ -61,6 +61,7 @@ class Connection:
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
         cluster: identifies the broker and the virtual host.
+        silence: how long the broker has not replied.
         stopping: True if the command must stop, and must not wait for a broker that cannot reply.
         deadline: the time (`time.monotonic()`) from which on it must not wait for such a broker.
 
@@ -99,10 +100,11 @@ class Connection:
         self._opened_at = time.monotonic()
         self.stopping = False
         self.deadline = math.inf
-        self._silence = Silence()
+        self.silence = Silence()
         self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []
+        self._beside: list[Connection] = []
         self._pika: SelectConnection | None = None
         self._state = State.OPENING
         self._changed = threading.Condition()
@@ -153,7 +155,10 @@ class Connection:
 
     def beside(self) -> "Connection":
         """Open a separate connection, without reconnection, for requests that may make the broker close it."""
-        return Connection(self._addresses, tls=self._tls, name=self._name)
+        beside = Connection(self._addresses, tls=self._tls, name=self._name)
+        self._beside.append(beside)
+        beside.stopping = self.stopping
+        return beside
 
     @property
     def broker(self) -> str:
@@ -170,6 +175,8 @@ class Connection:
     def stop(self) -> None:
         """Stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
         self.stopping = True
+        for each in tuple(self._beside):
+            each.stop()
 
     def close(self) -> None:
         """Close the connection. Unacknowledged deliveries are requeued."""
@@ -226,7 +233,7 @@ class Connection:
         if self._is_blocked:
             return "the broker blocks publishers"
         pika = self._pika
-        return "the broker does not reply" if self._silence.lasts(pika.bytes_received if pika else 0) else None
+        return "the broker does not reply" if self.silence.lasts(pika.bytes_received if pika else 0) else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
         """Start opening a channel. Call it on the I/O thread.

@@ -15,7 +15,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import pika_errors
 from mqtool.amqp.administration import Reply, Request
 from mqtool.errors import NotConfirmed, StoppedWaiting
-from mqtool.silence import LAST_PATIENCE
+from mqtool.silence import Silence
 
 T = TypeVar("T")
 
@@ -116,6 +116,7 @@ class Requests:
         is_unanswered: True if the broker did not reply to the latest request in time.
 
     Args:
+        silence: how long the broker has not replied; shared by all channels of the connection.
         must_stop: returns True if the command must stop. A reply then has a few seconds left to arrive.
         hopeless: returns the reason if the command must stop without waiting for the broker; otherwise None.
         on_refused: called on the I/O thread when the broker closes the channel while no request is pending.
@@ -126,6 +127,7 @@ class Requests:
         self,
         io: IoThread,
         open_pika_channel: OpenPikaChannel,
+        silence: Silence,
         must_stop: Callable[[], bool],
         hopeless: Callable[[], str | None],
         *,
@@ -137,11 +139,11 @@ class Requests:
         self.is_unanswered = False
         self._io = io
         self._open_pika_channel = open_pika_channel
+        self._silence = silence
         self._must_stop = must_stop
         self._hopeless = hopeless
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
-        self._has_given_up = False  # then the next request does not wait as long again
         self._one_at_a_time = threading.Lock()
         # The current request, and its channel: an abandoned channel may still report that it was closed.
         self._answer: Answer[Any] | None = None
@@ -220,12 +222,12 @@ class Requests:
         while self._io.waits_for(answer):
             now = time.monotonic()
             if self._must_stop():
-                give_up_at = min(give_up_at, now + (0 if self._has_given_up else LAST_PATIENCE))
+                give_up_at = min(give_up_at, self._silence.deadline())
             if now > give_up_at:
-                self.is_unanswered = self._has_given_up = True
+                self.is_unanswered = self._silence.has_given_up = True
                 raise StoppedWaiting("stopped: the broker does not reply")
             yield now
-        self._has_given_up = False
+        self._silence.has_given_up = False
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
         """Send a method that has no reply, unless the channel was reopened after `epoch`. Any thread may call it."""

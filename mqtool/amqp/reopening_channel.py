@@ -11,6 +11,7 @@ from mqtool.amqp import administration, pika_errors
 from mqtool.amqp.administration import Reply, Request
 from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, IoThread, Requests
 from mqtool.errors import MqtoolError, StoppedWaiting
+from mqtool.silence import Silence
 from mqtool.topology import Binding, Exchange, Queue
 
 
@@ -82,6 +83,7 @@ class ChannelConnection(Protocol):
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
         comes_back: True if the connection is reopened after a loss.
+        silence: how long the broker has not replied.
         must_stop: True if the command must stop.
         hopeless: the reason if the command must stop without waiting for the broker; otherwise None.
     """
@@ -97,6 +99,8 @@ class ChannelConnection(Protocol):
     def frame_max(self) -> int: ...
     @property
     def comes_back(self) -> bool: ...
+    @property
+    def silence(self) -> Silence: ...
     @property
     def must_stop(self) -> bool: ...
     @property
@@ -159,6 +163,7 @@ class ReopeningChannel:
         self.requests = Requests(
             connection.io,
             connection.open_pika_channel,
+            connection.silence,
             lambda: connection.must_stop,
             lambda: connection.hopeless,
             on_refused=self._on_refused,

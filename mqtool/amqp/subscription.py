@@ -137,9 +137,11 @@ class Subscription:
             self._channel.requests.make(cancel, within=_PATIENCE if takes_rest else None)
         except CONNECTION_LOST:
             return  # this has cancelled the consumer, too
-        except (NotConfirmed, StoppedWaiting):
+        except NotConfirmed:
+            return  # the rest has not arrived in time
+        except StoppedWaiting as stopped:  # but basic.cancel was sent, so the broker sends no more after the next ack
             if not takes_rest:
-                raise
+                self._channel.notice(f"{stopped}; it may redeliver the messages acknowledged last")
 
 
 class Buffer:

@@ -17,7 +17,7 @@ from mqtool.amqp import Address, Backoff
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, crashed, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
-from mqtool.silence import LAST_PATIENCE, Silence
+from mqtool.silence import Silence
 
 #: Seconds to wait for the broker's reply.
 PATIENCE = 20.0
@@ -189,14 +189,15 @@ class ReopeningTransport:
             if self.is_lost or self.epoch != epoch:
                 raise Lost
             if done():
+                self._silence.has_given_up = False
                 return
-            now = time.monotonic()
-            if now > deadline:
+            if time.monotonic() > deadline:
                 if self.must_stop:
+                    self._silence.has_given_up = True
                     raise StoppedWaiting("stopped: the broker does not reply")
                 raise Unavailable(f"the broker did not answer within {patience:g} s")
             if self.must_stop:
-                deadline = min(deadline, now + LAST_PATIENCE)
+                deadline = min(deadline, self._silence.deadline())
 
     def _until_here(self, done: Callable[[], bool], deadline: float) -> None:
         """Wait on the I/O thread itself, or on the one that opens the connection."""

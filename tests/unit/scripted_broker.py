@@ -18,6 +18,7 @@ from mqtool.amqp.channel import Channel
 from mqtool.amqp.io_thread import Answer
 from mqtool.amqp.pika_private import FastConnection
 from mqtool.message import Message
+from mqtool.silence import Silence
 
 #: The methods that the broker answers, and the types of the answers.
 _ANSWERS = {
@@ -97,6 +98,7 @@ class ScriptedBroker:
     def __init__(self) -> None:
         self.has_progressed = self.lacks_a_node = self.must_stop = False
         self.hopeless: str | None = None
+        self.silence = Silence()
         self.broker = self.broker_to_show = "RabbitMQ 4.0.5"
         self.methods: list[Any] = []
         self.published: list[tuple[spec.Basic.Publish, Message]] = []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pika import exceptions, spec
 
+from mqtool import silence
 from mqtool.amqp import Receiving, pika_errors
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.channel import Channel
@@ -401,6 +402,29 @@ def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
     assert (channel.stopping, broker.must_stop) == (True, True)
     assert [*deliveries] == []
     assert [*channel.consume(Queue("q"), Receiving(timeout=20))] == []
+
+
+@pytest.mark.parametrize("acknowledges", ["consumer", "caller"])
+def test_work_is_acknowledged_even_if_the_broker_does_not_reply_to_a_stopped_consumer(
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch, acknowledges: str
+) -> None:
+    """If a command has been told to stop, and the broker does not reply to basic.cancel in time, the command still
+    acknowledges the message that it has handled, after basic.cancel. It says that the broker may redeliver the message.
+    """
+    monkeypatch.setattr(silence, "LAST_PATIENCE", 0.0)
+    channel = broker.channel()
+    broker.silent = {spec.Basic.Cancel}
+    deliveries = channel.consume(Queue("q"), Receiving(acknowledge=acknowledges == "consumer", timeout=20))
+    broker.deliver(consumer_tag(broker), 1, Message(b"1"))
+    delivery = next(deliveries)
+    channel.stop()
+    if acknowledges == "caller":
+        channel.acknowledge(delivery)
+    assert [*deliveries] == []
+    channel.closing()
+    assert len(broker.of(spec.Basic.Cancel)) == 1
+    assert broker.acks == [(1, acknowledges == "consumer")]
+    assert broker.notices == ["stopped: the broker does not reply; it may redeliver the messages acknowledged last"]
 
 
 def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) -> None:

@@ -178,6 +178,19 @@ def test_a_second_connection_has_the_name_of_the_first(connect: Connect, vhost: 
         assert vhost.faults.cut_connections("nightly") == 2
 
 
+def test_a_stopped_command_also_stops_waiting_on_second_connections(connect: Connect) -> None:
+    """When a connection is told that its command must stop, so are the second connections that Connection.beside() has
+    opened or opens later. Otherwise, Ctrl-C would not end a request on one of them.
+    """
+    opened = connect()
+    with opened.beside() as earlier:
+        assert not earlier.must_stop
+        opened.stop()
+        assert earlier.must_stop
+    with opened.beside() as later:
+        assert later.must_stop
+
+
 def test_a_second_connection_uses_the_certificates_of_the_first(connect: Connect, vhost: Vhost) -> None:
     """A second connection that Connection.beside() opens uses the same certificates as the first one, such as those of
     --tls-ca.

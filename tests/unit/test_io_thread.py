@@ -10,6 +10,7 @@ import pytest
 from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
+from mqtool import silence
 from mqtool.amqp import io_thread
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.io_thread import Answer, IoThread, Requests
@@ -60,6 +61,7 @@ class Channel(Requests):
         super().__init__(
             broker.io,
             broker.open_pika_channel,
+            broker.silence,
             lambda: broker.must_stop,
             lambda: broker.hopeless,
             on_refused=self.refusals.append,
@@ -77,7 +79,8 @@ def broker() -> Iterator[ScriptedBroker]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(io_thread, "wait", clock.wait)
-    monkeypatch.setattr(io_thread, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (io_thread, silence):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -211,8 +214,8 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
 
 def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, channel: Channel, clock: Clock) -> None:
     """If a command has been told to stop, a request or the opening of a channel waits up to 8 s for the broker's reply,
-    even if the broker still sends heartbeats, and then raises StoppedWaiting. The next request does not wait again.
-    After a reply, a request waits up to 8 s again.
+    even if the broker still sends heartbeats, and then raises StoppedWaiting. The next request does not wait again,
+    not even on another channel. After a reply, a request waits up to 8 s again.
     """
     broker.silent = {spec.Queue.Declare, spec.Channel.Open}
 
@@ -226,6 +229,7 @@ def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, ch
     clock.now = 150
     assert waited(lambda: channel.make(LOOK)) == pytest.approx(38.1, abs=0.11)
     assert waited(channel.open) < 0.3
+    assert waited(Channel(broker).open) < 0.3
     clock.now, broker.silent = 110, set()
     channel.open()
     channel.make(LOOK)
