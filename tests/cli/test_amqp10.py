@@ -696,7 +696,7 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
         "worker -q jobs -c 2 --retries 0 --protocol amqp0.9.1 --exec false",
         "move jobs --to jobs.dlq --yes",
         "dlq redrive jobs --from jobs --to jobs.dlq --yes",
-        "queue convert jobs --to classic --yes",
+        "queue convert jobs --to classic --yes --force",  # its publisher has only just stopped
         "peek jobs",
     ],
 )

@@ -124,7 +124,7 @@ TYPED: dict[str, Typing] = {
     "mqtool publisher-confirms": Typing(rest=" -c 2000"),
     "mqtool queue": Typing(JOBS),
     "mqtool queue declare": Typing(),
-    "mqtool queue convert": Typing("mqtool queue declare jobs --queue-type classic --durable; mqtool send -r jobs one"),
+    "mqtool queue convert": Typing("mqtool queue declare jobs --queue-type classic --durable"),
     "mqtool receive": Typing(until=WAITING),
     "mqtool receive-delayed": Typing(until=WAITING),
     "mqtool receive-log": Typing(until=WAITING),

@@ -90,14 +90,15 @@ def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell
     wait_until(lambda: "jobs\t10" in shell.run("mqtool", "list", "queues").stdout, "the count of ready messages")
     for _ in range(10):
         assert channel.basic_get("jobs")[0] is not None
-    refused = shell.run("mqtool", "queue", "convert", "jobs", "--yes")
+    convert = ("mqtool", "queue", "convert", "--yes", "--force")  # the publisher has only just stopped
+    refused = shell.run(*convert, "jobs")
     assert refused.code == 69, refused.stderr
     assert "unacknowledged, and would be lost" in refused.stderr
     channel.basic_nack(0, multiple=True)
     words = ("--resume", "jobs") if "--resume" in refused.stderr else ("jobs",)
 
     def is_converted() -> bool:
-        return shell.run("mqtool", "queue", "convert", *words, "--yes").code == 0
+        return shell.run(*convert, *words).code == 0
 
     wait_until(is_converted, "the conversion", 60)
     assert "jobs\t10\n" in shell.run("mqtool", "list", "queues").stdout
