@@ -53,7 +53,7 @@ def test_a_signal_to_any_thread_ends_receive(shell: Shell) -> None:
 @on_any_broker
 @large
 @pytest.mark.parametrize(
-    ("command", "code"), [("worker --exec true", 0), ("move jobs --to done --idle-timeout 1h", 69)]
+    ("command", "code"), [("worker --exec true", 0), ("move jobs --to done --idle-timeout 1h", 130)]
 )
 def test_a_signal_ends_a_command_whose_broker_has_fallen_silent(
     shell: Shell, broker: TestBroker, command: str, code: int
@@ -74,7 +74,7 @@ def test_a_signal_ends_a_command_whose_broker_has_fallen_silent(
             wait_until(lambda: shell.run("mqtool", "list", "queues", "consumers").stdout.count("1"), "move to consume")
         proxy.is_silent = True
         stopped = running.interrupt().wait()
-    assert stopped.code == code, stopped.stderr
+    assert (stopped.code, "the broker does not reply" in stopped.stderr) == (code, True), stopped.stderr
 
 
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
