@@ -16,10 +16,10 @@ To measure only the relay, on the broker at URL:
     python -m benchmarks.delay relay URL 10000 60      10,000 messages with delays of up to 60 s, published as fast as
                                                        possible
     python -m benchmarks.delay relay URL 10000 30 500  10,000 messages with delays of 20 to 30 s, published at 500 a
-                                                       second, so in 20 s
+                                                       second, which takes 20 s
 
-If a rate (500) is given, the shortest delay is two thirds of the longest. In this example, no message is due before the
-last one is published, so all 10,000 are delayed at the same time.
+If a rate such as 500 is given, the shortest delay is two thirds of the longest. In the second example, no message is
+due before the last one is published, so all 10,000 are delayed at the same time.
 """
 
 import json
@@ -126,7 +126,7 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
         for number, delay in enumerate(delays):
             while rate and time.time() < began + number / rate:
                 yield None
-                time.sleep(0.001)  # a publisher that spins takes the processor from the broker
+                time.sleep(0.001)  # a publisher that does not sleep takes CPU time from the broker
             dues[str(number)] = time.time() * 1000 + delay
             yield Message(str(number).encode(), name, name, {"headers": {"x-delay": delay}}, str(number))
 

@@ -3,7 +3,8 @@
     python -m benchmarks.embedded_peer
 
 RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Queues are durable classic queues.
-Messages have 100 bytes, and are persistent and confirmed. For aims and results, see docs/explanation/performance.md.
+Messages have 100 bytes, and are persistent and confirmed. For the aims and results, see
+docs/explanation/performance.md.
 """
 
 import filecmp

@@ -68,8 +68,8 @@ class Installation:
         Raises:
             SystemExit: the path is neither a Python interpreter nor a checkout of mqtool.
         """
-        # Hashes of strings are fixed, because they change the number of instructions. The bytecode cache is on, because
-        # many containers turn it off, and each start would then compile mqtool.
+        # Fixed hashes of strings, because random ones change the number of instructions from run to run. The bytecode
+        # cache is on, even in containers that turn it off, because otherwise each start would compile mqtool.
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": ""}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         path = path.absolute()

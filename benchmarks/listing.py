@@ -1,7 +1,8 @@
 """Measure the time and memory that `list queues` and `list bindings` take with 5,000 queues and 20,000 bindings.
 
 Creates a virtual host on the broker of MQTOOL_URL, and deletes it at the end. Measures everything with 500 queues and
-2,000 bindings as well, to show how time and memory grow. For aims and results, see docs/explanation/performance.md.
+2,000 bindings as well, to show how time and memory grow. For the aims and results, see
+docs/explanation/performance.md.
 """
 
 from urllib.parse import urlsplit

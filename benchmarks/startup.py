@@ -1,6 +1,6 @@
 """Measure how long `mqtool send` takes from start to exit, compared with a bare pika script that does the same.
 
-For aims and results of all benchmarks, see docs/explanation/performance.md.
+For the aims and results of all benchmarks, see docs/explanation/performance.md.
 """
 
 import sys

@@ -3,8 +3,8 @@
     python -m benchmarks.topology
 
 The small virtual host has 50 queues and 200 bindings; the large one has 5,000 queues and 20,000 bindings. The benchmark
-creates each virtual host before measuring, and deletes it afterwards. Needs the management API. For aims and results,
-see docs/explanation/performance.md.
+creates each virtual host before measuring, and deletes it afterwards. Needs the management API. For the aims and
+results, see docs/explanation/performance.md.
 """
 
 import statistics

@@ -44,7 +44,7 @@ class Receiver:
     Attributes:
         binding_keys: the binding keys of the receiver's queue.
         key_regex: a regular expression that matches the same routing keys.
-        is_part: True if the receiver is one of those that divide the log among them: no line goes to two of these.
+        is_part: True if the receiver is one of those that divide the log: each line goes to at most one of them.
     """
 
     name: str
@@ -170,7 +170,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     """Return the part of the log that was sent. A log that is in use may have grown since the demonstration began.
 
     Raises:
-        CheckFailed: not all lines were confirmed, or the log has changed, and not only by lines added at its end.
+        CheckFailed: not all lines were confirmed, or the log has changed other than by growing at its end.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
@@ -181,8 +181,8 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} changed while it was being read, and not only by lines added at the end: it had {at_least:,} "
-            f"lines, {count:,} were sent, and it now has {at_most:,}",
+            f"{path} changed while it was being read, other than by growing at its end: it had {at_least:,} lines, "
+            f"{count:,} were sent, and it now has {at_most:,}",
             log_formats.ANOTHER_FILE,
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])

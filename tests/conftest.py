@@ -52,7 +52,7 @@ _WITH_NODES = {
     "test_an_enabled_plugin_is_listed_immediately_and_after_a_restart",
     "test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed",
     "test_broker_commands_work_with_a_broker_in_docker",
-    "test_a_conversion_resumes_after_the_broker_was_killed",
+    "test_a_conversion_can_be_resumed_after_the_broker_was_killed",
 }
 
 

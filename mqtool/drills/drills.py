@@ -179,8 +179,8 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     scene.say(
         f"A worker runs a program for each of {count} messages. For one message, the program always fails; for another "
         "message, the program exits with status 65 (bad data). Watch the worker retry the failing message "
-        f"{_RETRIES} times, and the one with bad data not at all. Both of these messages become dead letters. The "
-        "other messages do not wait for them."
+        f"{_RETRIES} times, but not the one with bad data. Both of these messages become dead letters. The other "
+        "messages do not wait for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages, bodies = DrillMessages(count), {count // 3: "always fails", count // 2: "bad data"}

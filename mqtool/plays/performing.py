@@ -26,9 +26,9 @@ _BETWEEN_COUNTS = 0.2
 
 
 def new_prefix() -> str:
-    """Make up the prefix of a play's queues and exchanges on a broker that others also use.
+    """Make up a prefix for the names of a play's queues and exchanges on a broker that others also use.
 
-    It is random, so the play neither uses nor deletes what existed before, or what another play declares.
+    The prefix is random, so that the play neither uses nor deletes queues and exchanges that are not its own.
     """
     return f"demo.{secrets.token_hex(3)}."
 
@@ -48,7 +48,8 @@ def perform(
         guard: kills the play's processes if mqtool is killed.
         url: URL of the broker; None for a new embedded one.
         directory: working directory of the commands; None for a temporary one.
-        prefix: the result of `new_prefix()`, if the caller shows the names; only used on the broker at `url`.
+        prefix: the prefix of the names of the play's queues and exchanges, from `new_prefix()`, if the caller has to
+            know these names; None for a new prefix. Used only on the broker at `url`.
     """
     with tempfile.TemporaryDirectory(prefix="mqtool-tutorial-") as name:
         scratch = Path(name)
@@ -62,7 +63,7 @@ def perform(
             own if url is None else _shared(play, url, prefix) as (broker_url, management),
             _counting(management, audience),
             Stage(audience, replace(place, url=broker_url, management=management)) as stage,
-            # The audience may act on the broker only if it was started for this play.
+            # The audience may act on the broker only if the broker was started for this play.
             audience.on_broker(*((api_of(management), stage.place.environment) if management else (None, None))),
         ):
             play.play(stage)

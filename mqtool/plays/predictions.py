@@ -32,7 +32,7 @@ FANOUT = Question(
     "Two: each receiver's queue gets a copy of each message. The receivers do not share them, as workers would.",
 )
 DIRECT = Question(
-    "Four severities are sent: info, debug, warning, error. Who gets debug?",
+    "Four messages are sent, one for each severity: info, debug, warning, error. Who gets the debug message?",
     "Nobody. No queue is bound with the key debug. The broker returns the message, because the emitter wants such "
     "messages back; otherwise, the broker would drop it.",
 )

@@ -53,7 +53,7 @@ def _work_queues(stage: Stage) -> None:
 
 
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
-    limit = "prefetch 1, in AMQP 1.0 a credit of 1" if stage.place.protocol else "prefetch 1"
+    limit = "prefetch 1 (in AMQP 1.0, a credit of 1)" if stage.place.protocol else "prefetch 1"
     stage.say(
         "Two workers share a queue. The boss sends a long task (three dots: three seconds of work) and five quick "
         f"ones. With {limit}, a worker gets its next task only when it has finished the last one.",
@@ -118,8 +118,8 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker, they stay "
-        "unacknowledged, as if they were not done.",
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. The broker therefore does not know "
+        "that they are done.",
         predictions.FORGOTTEN_ACKNOWLEDGEMENT,
     )
     shown = "-F 'Received %b, redelivered %R'"
@@ -181,7 +181,8 @@ def _publish_subscribe(stage: Stage) -> None:
     disk.start(f"{receive} --raw > {file.name}")
     screen.start(receive)
     stage.say(
-        "A fanout exchange copies each message to every queue bound to it. The emitter does not know the queues.",
+        "A fanout exchange copies each message to every queue bound to it. The emitter does not know which queues "
+        "these are.",
         predictions.FANOUT,
     )
     emitter.run(f"{emit} 'info: Hello World!'")
@@ -308,7 +309,7 @@ _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anon
 def _topics(stage: Stage) -> None:
     emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
     exchange = stage.exchange("topic_logs")
-    # All receivers get the last message, after all other messages.
+    # The last message reaches all receivers, and reaches each of them after its other messages.
     all_lines = [f" [x] {key}:{text}" for key, text in _MESSAGES]
     receivers = [
         (everything, "'#'", all_lines, "every message"),
@@ -487,7 +488,7 @@ def _publisher_confirms(stage: Stage) -> None:
 
     for way, text in (
         ("individual", f"Publish {_CONFIRM_COUNT:,} messages, and wait for each confirm before the next message."),
-        ("batch", f"Publish as many to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
+        ("batch", f"Publish as many messages to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
         ("async", "Now publish without waiting, and handle confirms as they arrive."),
     ):
         stage.say(text)
@@ -553,8 +554,8 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
 def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     logs = stage.name("delayed_logs")
     stage.say(
-        "Any command that publishes can delay messages. These log messages are routed by key as usual, but a second "
-        "later."
+        "Other commands, such as emit-log, can delay messages, too. These log messages are routed by key as usual, but "
+        "a second later."
     )
     receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")

@@ -66,8 +66,8 @@ def _decoupling(stage: Stage) -> None:
                 stock.wait_for(_RECEIVED, before + meanwhile)
                 wait_until(lambda: meanwhile in gauge.values[1], lambda: f"{meanwhile} orders to wait for mail")
             stage.say(
-                f"Nobody does. {meanwhile} orders wait for mail, stock carries on, and customers get an answer in "
-                f"{shop}. Now the mail department comes back."
+                f"Nobody does. {meanwhile} orders wait for the mail department, stock carries on, and customers get "
+                f"an answer in {shop}. Now the mail department comes back."
             )
             mail.start(consume[mail])
             with gauge.measuring():
@@ -174,8 +174,8 @@ def _load_levelling(stage: Stage) -> None:
     stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
     stage.say(
         f"Now the queue is empty again. Up to {max(gauge.values[2]):,.0f} orders waited in it, one of them for "
-        f"{longest:.1f} s. If the shop had called the packer itself, that customer would have waited as long. Through "
-        f"the queue, an answer took {shop}."
+        f"{longest:.1f} s. If the shop had called the packer itself, the customer of this order would have waited as "
+        f"long. Through the queue, an answer took {shop}."
     )
 
 
@@ -249,7 +249,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Context manager: take readings until exit, so that charts omit the time that the user spends reading."""
+        """Context manager: take readings until exit. The charts leave out the time in which the user reads texts."""
         self._measuring.set()
         try:
             yield

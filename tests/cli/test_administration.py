@@ -44,10 +44,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` declares a queue, and also exits with 0 if the queue exists with the requested arguments. If the
-    queue's arguments differ, the command exits with 78 or, with --if-not-exists, with 0. With --yes, `queue purge`
-    empties the queue, and `queue delete` deletes it; without a terminal and without --yes, both exit with 2. For a
-    missing queue, `queue delete` exits with 69 or, with --if-exists, with 0.
+    """`queue declare` declares a queue, and also exits with 0 if the same queue already exists. If the queue exists
+    with other arguments, the command exits with 78. `queue purge --yes` empties a queue, and `queue delete --yes`
+    deletes it; without a terminal and without --yes, both exit with 2.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -122,8 +121,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.sampled(1)
 def test_delete_and_purge_of_several_names_stop_at_a_missing_name(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` accept several names, and stop at the first name that does
-    not exist. If nothing was deleted or purged before that, the command exits with 69. Otherwise, it prints how many
-    queues or exchanges it has deleted or purged, lists the other names, and exits with 3.
+    not exist. If this is the first name, the command exits with 69. Otherwise, it exits with 3, says how many queues
+    or exchanges it has deleted or purged, and lists the missing name and the names after it.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -155,8 +154,7 @@ def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_an_unacknowledg
 ) -> None:
     """RabbitMQ treats a queue as empty while a client holds the queue's last message unacknowledged, and would delete
     this message with the queue. `queue delete --if-empty --if-unused` therefore asks for confirmation. Without a
-    terminal, it exits with 2 and keeps the queue, and the message is requeued when the client disconnects. With
-    --yes, it deletes the queue.
+    terminal, it exits with 2 and keeps the queue and the message, unless --yes is given.
     """
     delete = ("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
@@ -195,9 +193,9 @@ def test_queue_delete_if_empty_and_unused_asks_before_it_deletes_without_the_man
 @large
 def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker: TestBroker) -> None:
     """`exchange bind` binds a headers exchange to a topic exchange, and a queue to the headers exchange. A message
-    published to the topic exchange reaches the queue only if its routing key and one of its headers match the bindings.
-    After `exchange unbind`, no further message reaches the queue. Without a terminal, `exchange delete` exits with 2
-    unless --yes is given. For a missing exchange, it exits with 69.
+    published to the topic exchange then reaches the queue only if both bindings match. After `exchange unbind`, no
+    further message reaches the queue. `exchange delete --yes` deletes an exchange, and exits with 69 if it does not
+    exist.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -349,9 +347,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
 
 
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
-    """`user password` changes the password and keeps the tags; `user tags` changes the tags and keeps the password.
-    `user add` for an existing user exits with 1 or, with --if-not-exists, with 0. `user delete` deletes a user; for a
-    missing user, it exits with 69 or, with --if-exists, with 0.
+    """`user password` changes a user's password and keeps the tags; `user tags` changes the tags and keeps the
+    password. `user delete` deletes the user. `user add` for an existing user exits with 1, and `user delete` for a
+    missing user with 69.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -387,9 +385,9 @@ def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
 
 
 def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
-    """`user tags` also accepts the tags as one argument, separated by commas. As in RabbitMQ, spaces beside the commas
-    are not part of a tag. If administrators set their own tags to `foo , administrator ,`, they stay administrators,
-    and the command does not ask for a confirmation.
+    """`user tags` also accepts the tags as one argument, separated by commas. As in RabbitMQ, spaces beside the
+    commas are not part of a tag. If administrators set their own tags to `foo , administrator ,`, they stay
+    administrators, and the command does not ask for confirmation.
     """
     tags = ("mqtool", "user", "tags", ann)
     shown = f"user {ann!r} has the tags foo, administrator"
@@ -488,9 +486,8 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 
 def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 69, as does
-    another `vhost delete`. `vhost add` exits with 1 if the virtual host exists. Without a terminal, `vhost delete`
-    exits with 2 unless --yes is given.
+    """Messages can be sent to a virtual host after `vhost add`. After `vhost delete`, `send` exits with 69. Without a
+    terminal, `vhost delete` exits with 2 unless --yes is given.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -508,10 +505,8 @@ def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -> None:
-    """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2, and so does `plugin
-    enable` for a plugin that this broker does not have. For a plugin that it has, `plugin enable` exits with 0. If no
-    broker was started with `broker up`, `plugin enable` exits with 69, because mqtool does not manage the plugins of
-    other brokers.
+    """The embedded broker always has the same plugins. `plugin disable` therefore exits with 2. `plugin enable` exits
+    with 0 for a plugin that this broker has, and with 2 for any other.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

@@ -92,9 +92,7 @@ PRINTS = 'echo "$MQ_EXCHANGE $MQ_ROUTING_KEY $MQ_HEADER_TENANT $MQ_MESSAGE_ID"; 
 
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_worker_passes_all_parts_of_a_message_with_a_forged_x_opt_deaths_to_its_program(
-    shell: Shell, protocol: str
-) -> None:
+def test_workers_program_gets_all_parts_of_a_message_with_a_forged_x_opt_deaths(shell: Shell, protocol: str) -> None:
     """RabbitMQ's annotation x-opt-deaths lists the queues that have dead-lettered a message. Even if a publisher sets
     x-opt-deaths to a number, the program that `worker` runs over AMQP 1.0 gets the message's body, exchange, routing
     key, headers and properties. If the program fails, the dead letter contains them, too.
@@ -113,9 +111,9 @@ def test_worker_passes_all_parts_of_a_message_with_a_forged_x_opt_deaths_to_its_
 
 
 def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher adds the annotations x-exchange and x-routing-key with false values to a message, even if it
-    adds each of them twice, `receive` over AMQP 1.0 prints the exchange and the routing key with which the broker
-    routed the message.
+    """If a publisher adds the annotations x-exchange and x-routing-key with false values to a message, each of them
+    twice, `receive` over AMQP 1.0 still prints the exchange and the routing key with which the broker routed the
+    message.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
     shell.run("mqtool", "queue", "declare", "all")
@@ -253,7 +251,7 @@ def test_send_json_refuses_a_property_that_is_not_utf_8_over_amqp_1_0(shell: She
     assert shell.run("mqtool", "receive", "-q", "q", "--idle-timeout", IDLE, "--raw").stdout == "1\n"
 
 
-def test_the_option_failed_to_keeps_a_message_that_cannot_be_delayed_over_amqp_1_0(shell: Shell) -> None:
+def test_send_json_over_amqp_1_0_writes_a_message_with_a_delay_to_the_file_of_failed_messages(shell: Shell) -> None:
     """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json --failed-to FILE` contains a line with
     a delay, the command sends the lines before it, writes this line and all later ones to FILE, and exits with 2.
     """
@@ -482,8 +480,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value, and
-    `receive --sql` gets only those that match an SQL filter. The exception is RabbitMQ before 4.2, which has no SQL
-    filters: there, `receive --sql` exits with 2.
+    `receive --sql` gets only those that match an SQL filter. On RabbitMQ before 4.2, which has no SQL filters,
+    `receive --sql` exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
@@ -609,11 +607,12 @@ def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> Non
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(1)
-def test_plain_scripts_receive_messages_from_themselves_and_from_mqtool(
+def test_a_tutorials_plain_amqp_1_0_script_receives_its_own_messages_and_those_of_mqtool(
     shell: Shell, broker: TestBroker, tutorial: str
 ) -> None:
-    """`tutorial show --plain` prints an AMQP 1.0 script that runs unchanged, either as a receiver or as a sender. The
-    receiver gets a message from the sender, and one from the corresponding mqtool command, such as `send`.
+    """`tutorial show --plain` prints an AMQP 1.0 script that can be run unchanged, either as a receiver or as a
+    sender. The receiver gets a message from the sender, and one from the corresponding mqtool command, such as
+    `send`.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(
@@ -644,8 +643,8 @@ def test_messages_with_headers_too_large_for_delayed_relay_do_not_hold_up_other_
     shell: Shell, broker: TestBroker
 ) -> None:
     """`delayed relay` uses AMQP 0-9-1, and so cannot publish a message whose headers are larger than a frame. An AMQP
-    1.0 publisher can send such a message. If the relay gets 201 of them, one more than it takes at a time, it prints
-    a warning, and dead-letters all of them. It still delays other messages.
+    1.0 publisher can send such a message. If the relay receives 201 of these messages, one more than it handles at a
+    time, it prints a warning, and dead-letters all of them. It still delays other messages.
     """
     del shell.environment["MQTOOL_PROTOCOL"]
     relay = shell.start("mqtool", "delayed", "relay", "tasks", ready=True).wait_until_ready()
@@ -703,10 +702,10 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
 def test_commands_omit_a_reply_to_that_the_broker_refuses_over_amqp_0_9_1(
     shell: Shell, broker: TestBroker, typed: str
 ) -> None:
-    """Over AMQP 0-9-1, the broker refuses a message with the reply_to amq.rabbitmq.reply-to from a client that waits
-    for no direct replies. Over AMQP 1.0, it accepts such a message. Commands that republish the message over AMQP
-    0-9-1, such as `move`, omit this reply_to, and continue with the next message. Commands that only read the message
-    keep it.
+    """Over AMQP 0-9-1, the broker refuses a message with the reply_to amq.rabbitmq.reply-to unless the client
+    consumes from amq.rabbitmq.reply-to. Over AMQP 1.0, it accepts such a message. If a command such as `move`
+    republishes this message over AMQP 0-9-1, it omits the reply_to, and continues with the next message. A command
+    that only reads the message keeps the reply_to.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("jobs", "jobs.dlq"):

@@ -54,9 +54,9 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @large
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports that each message was published, confirmed and received once, and deletes its queue afterwards.
-    The management API reports the same numbers of published, delivered and acknowledged messages, but RabbitMQ
-    sometimes reports 0 for each, because `bench` is connected only briefly. These numbers are not compared for the
-    stream protocol, whose messages the management API does not count.
+    The management API shows the same numbers of published, delivered and acknowledged messages. (RabbitMQ sometimes
+    shows 0 for each instead, because its statistics can omit clients that were connected only briefly.) The numbers
+    are not compared for the stream protocol, whose messages the management API does not count.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -98,7 +98,9 @@ def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBrok
     assert lines[-1].endswith("; 0 lost")
 
 
-def test_bench_needs_a_confirmation_for_a_broker_that_mqtool_did_not_start(tester: Shell, own: EmbeddedBroker) -> None:
+def test_without_a_terminal_bench_needs_yes_for_a_broker_that_mqtool_did_not_start(
+    tester: Shell, own: EmbeddedBroker
+) -> None:
     """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that the
     benchmark would put load on the broker.
     """

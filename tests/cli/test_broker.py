@@ -508,8 +508,8 @@ def test_commands_find_the_management_api_in_docker_if_the_docker_daemon_does_no
     home: Shell, neighbour: Shell, at_port: str, tmp_path: Path
 ) -> None:
     """If the Docker daemon does not answer, commands cannot know whether the broker that `broker up` started in
-    Docker is still running. They then use the management API that `broker up` recorded, if this API belongs to the
-    broker at the recorded address, and never the API of another broker.
+    Docker is still running. They then use the management API at the URL that `broker up` recorded, but only if this
+    API belongs to the broker at the recorded AMQP address.
     """
     port, management = int(at_port.partition("=")[2]), free_port()
     # The first broker stands in for the one in Docker. The API of the second one is where mqtool looks first.

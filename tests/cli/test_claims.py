@@ -37,11 +37,10 @@ ENDED = (0, 1, 3, 124)
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 @large
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """If a user who has permissions only on her own queues and exchanges forges queue arguments and message headers,
-    the forged values do not make any command of an administrator change other users' queues, exchanges, bindings or
-    messages. The forger can neither read these messages, nor have messages routed to an exchange that she has no
-    permission to write to. If she only publishes messages, the administrator's command is not stopped, and commands
-    such as `peek` and `queue convert` keep all messages in order.
+    """A user who has permissions only on her own queues and exchanges can forge queue arguments and message headers.
+    No command of an administrator then changes other users' queues, exchanges, bindings or messages, shows her their
+    messages, or routes messages to an exchange that she has no permission to write to. If she has only published
+    messages, the command still completes, and commands such as `peek` and `queue convert` keep all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -154,9 +153,7 @@ def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, brok
 
 
 @on_any_broker
-def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
-    shell: Shell, broker: TestBroker
-) -> None:
+def test_queue_convert_resume_shows_the_new_definition_and_needs_confirmation(shell: Shell, broker: TestBroker) -> None:
     """`queue convert --resume` first shows the queue's new definition. Without a terminal, the command needs --yes. If
     the new definition changes the dead-letter arguments, the command converts the queue only if the queue's name is
     also given as an argument.
@@ -178,13 +175,13 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
 
 
 @pytest.mark.parametrize("argument", ["x-dead-letter-exchange", "x-dead-letter-routing-key"])
-def test_queue_convert_keeps_the_dead_letter_target_of_a_queue_whose_argument_has_two_values(
+def test_queue_convert_does_not_redirect_dead_letters_if_the_queues_argument_has_two_values(
     shell: Shell, broker: TestBroker, argument: str
 ) -> None:
     """A client can declare a queue with two values of x-dead-letter-exchange or x-dead-letter-routing-key. The broker
     uses the first value, and checks permissions for it, but RabbitMQ's management API shows the last one. If the two
-    differ, `queue convert` exits with 2 and does not convert the queue, because its dead letters would go elsewhere.
-    `queue convert --resume` does not convert it, either.
+    differ, `queue convert` exits with 2 and does not convert the queue, because the converted queue would send its
+    dead letters elsewhere. `queue convert --resume` does not convert the queue, either.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory.dead"):
@@ -737,7 +734,7 @@ def test_worker_ignores_the_exchange_and_routing_key_in_a_forged_header_of_queue
     assert lines == (["public", "k"] if way == "retry" else ["", "jobs"])
 
 
-def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_routed_to_its_wait_queue(
+def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_routed_to_a_wait_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
     """A message that `worker` will retry waits in a wait queue. If another client binds an exchange to this wait

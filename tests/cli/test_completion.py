@@ -223,7 +223,7 @@ def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lo
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 
 
-def test_completion_proposes_names_for_every_queue_exchange_vhost_and_context() -> None:
+def test_completion_proposes_names_for_all_arguments_and_options_that_take_one() -> None:
     """If an argument or option of any command takes the name of a queue, stream, exchange, virtual host or context,
     completion proposes names for it.
     """

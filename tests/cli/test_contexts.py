@@ -239,9 +239,9 @@ def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """While a context is in use, `send` publishes to its broker. If a context is in use or given with -C, commands such
-    as `list queues` use its management URL, and completion proposes its queues, even if MQTOOL_MANAGEMENT_URL contains
-    another URL. For -C and --context, completion proposes the names of contexts.
+    """While a context is in use, `send` publishes to the context's broker. `list queues` and the completion of queue
+    names use the management URL of the context that is in use or given with -C, even if MQTOOL_MANAGEMENT_URL
+    contains another URL. For -C and --context, completion proposes the names of contexts.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
@@ -424,8 +424,8 @@ def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
 
 @on_any_broker
 def test_the_password_is_the_first_line_that_the_password_command_prints(shell: Shell, broker: TestBroker) -> None:
-    """A context's password command may be a program or a shell pipeline; the first line of its output is the password.
-    Errors never show this output. Completion never runs the command.
+    """A context's password command can be a program or a shell pipeline; the first line of its output is the
+    password. Errors never show this output. Completion never runs the command.
     """
     del shell.environment["MQTOOL_URL"]
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -755,10 +755,10 @@ def contents(broker: TestBroker) -> dict[str, object]:
 def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broker(
     in_use: Shell, broker: TestBroker
 ) -> None:
-    """In a protected context, a command that usually only sends or shows messages asks before it declares something,
-    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2.
-    The exception is a command that declares a missing queue or stream only with --declare, such as `send`: if its queue
-    or stream is missing, it exits with 69 without asking, and the hint names this option.
+    """In a protected context, a command that usually only sends or shows messages asks for confirmation before it
+    declares something, changes a setting, or consumes from a named queue. Without a terminal, it changes nothing and
+    exits with 2. A command such as `send`, which in a protected context declares a missing queue only with --declare,
+    does not ask: if the queue is missing, it exits with 69, and the hint names --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):
@@ -777,10 +777,10 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 
 @on_any_broker
 @large
-def test_a_command_that_only_shows_or_sends_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, a command does not ask for a confirmation if it only shows something, or only sends
-    messages to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and bindings,
-    and its firehose (RabbitMQ's message tracing) is still off.
+def test_a_command_that_only_shows_or_sends_does_not_ask_for_confirmation(in_use: Shell, broker: TestBroker) -> None:
+    """In a protected context, a command does not ask for confirmation if it only shows something, or only sends
+    messages to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and
+    bindings as before, and its firehose (RabbitMQ's message tracing) is still off.
     """
     before = contents(broker)
     commands = (*NOT_ASKING, *(name for name in effects() if name.startswith("list ")))
@@ -795,7 +795,7 @@ def test_a_command_that_only_shows_or_sends_does_not_ask(in_use: Shell, broker: 
 
 
 @on_any_broker
-def test_emit_log_in_a_protected_context_asks_before_it_declares_an_exchange_unless_confirmed(staging: Shell) -> None:
+def test_emit_log_in_a_protected_context_asks_before_it_declares_an_exchange(staging: Shell) -> None:
     """In a protected context, `emit-log` on a terminal asks before it declares a missing exchange, and declares it
     only if the answer is yes. If --confirm gives the context's name, `emit-log`, `send`, `receive-log` and other
     commands declare a missing exchange, queue or stream without asking.

@@ -364,8 +364,9 @@ def test_queue_convert_keeps_bindings_with_routing_keys_that_consist_of_dots(
 
 
 def test_a_queue_with_a_binding_that_cannot_be_kept_is_not_converted(managed: Shell, broker: TestBroker) -> None:
-    """If mqtool cannot find out the types of a binding's arguments, `queue convert` cannot make the same binding again.
-    With --dry-run and with --yes, it names the binding, says how to remove it, exits with 2, and changes nothing.
+    """If mqtool cannot find out the types of a binding's arguments, `queue convert` cannot make the same binding
+    again. With either --dry-run or --yes, the command then names the binding, says how to remove it, exits with 2,
+    and changes nothing.
     """
     fill(broker)
     bind(broker, "a key", value=[Decimal("3.14")])
@@ -461,7 +462,7 @@ def test_another_clients_binding_to_the_temporary_exchange_does_not_stop_a_conve
     assert "to 'jobs.mqtool-convert.through' cannot be moved to 'jobs', and is deleted" in notice
 
 
-def test_a_queue_is_refused_as_soon_as_one_binding_cannot_be_kept(
+def test_queue_convert_refuses_a_queue_as_soon_as_one_binding_cannot_be_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
     """`queue convert` finds out the types of bindings' arguments with trial bindings. Once it knows that one binding
@@ -498,10 +499,10 @@ def test_queue_convert_tries_only_once_to_find_out_the_types_of_a_bindings_argum
 def test_many_bindings_with_arguments_of_unknown_types_do_not_stop_an_undo(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, trials: list[Binding]
 ) -> None:
-    """If, during a conversion, another client adds 20 bindings to the queue and 20 to the conversion's temporary
-    exchange, with arguments whose types mqtool cannot determine, `queue convert --undo` keeps those of the queue,
-    deletes those of the exchange, and restores the bindings that the queue had before. To determine the types, it
-    makes at most 41 trial bindings: two for each of the 20 different sets of arguments, and one for an older binding.
+    """If, during a conversion, another client adds many bindings with arguments whose types mqtool cannot determine,
+    `queue convert --undo` still restores the bindings that the queue had before. It keeps the other client's bindings
+    of the queue, and deletes those of the conversion's temporary exchange. For each different set of arguments, it
+    makes at most two trial bindings.
     """
     fill(broker)
     before = keys_of_bindings(broker)
@@ -522,7 +523,8 @@ def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
 ) -> None:
     """To find out the types of bindings' arguments, `queue convert` makes trial bindings between a temporary exchange
     and a temporary queue. If the conversion's stop() method is called in the meantime, as on Ctrl-C or SIGTERM,
-    `queue convert` makes no further trial binding, and deletes the exchange, the queue and all trial bindings.
+    `queue convert` makes no further trial binding, and deletes the temporary exchange and queue with all trial
+    bindings.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -561,10 +563,9 @@ def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_co
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue
-    is empty, `queue convert` therefore consumes from it, and asks RabbitMQ how many messages and consumers the queue
-    has. If a message is delivered, the command requeues the message, and the queue keeps its order. If RabbitMQ
-    reports no messages and no consumers, although the command itself is a consumer, the queue has not answered yet,
-    and the command asks again.
+    is empty, `queue convert` therefore consumes from it, and requeues a message that it receives, so that the queue
+    keeps its order. While RabbitMQ reports neither messages nor consumers, although the command itself is a consumer,
+    the report is out of date, and the command asks again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -777,7 +778,7 @@ def test_ctrl_c_ends_a_resumed_conversion_that_waits_for_acknowledgements(manage
 @pytest.mark.parametrize("kill_at", range(50, 270, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(2)
-def test_a_killed_conversion_can_be_completed_after_a_client_used_the_queue(
+def test_a_killed_conversion_can_be_completed_after_a_client_has_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
     """If `queue convert` is killed, and another client then reads from the queue or sets a policy for it, a later run
@@ -828,7 +829,7 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
     check_all_is_there(broker)
 
 
-def test_a_queue_can_be_converted_back_after_a_kill_before_the_last_request(broker: TestBroker) -> None:
+def test_a_queue_can_be_converted_back_if_the_conversion_was_killed_before_its_last_request(broker: TestBroker) -> None:
     """The last request of `queue convert` deletes a temporary exchange. If a conversion from classic to quorum was
     killed before this request, the exchange is left behind. The queue can still be converted back to classic, and keeps
     all its messages.
@@ -895,11 +896,11 @@ def _unexpected(delivery: Delivery) -> Message:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
+def test_messages_published_while_a_mover_empties_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
     """`queue convert` moves messages with its class Mover, which is tested here alone. If clients publish to a queue
     half as fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50
-    messages are left, the Mover calls a function that stops new ones from reaching the queue, and then moves the last
-    ones.
+    messages are left, the Mover calls a function that stops clients' messages from reaching the queue, and then moves
+    the rest.
     """
     published = 300
 
@@ -929,9 +930,9 @@ def test_messages_published_while_a_mover_moves_a_queue_are_moved_in_order(broke
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """Messages that are published during `queue convert` may overtake earlier ones. The command counts the messages
-    that may have been overtaken. This count is never lower than the number of messages that really were overtaken. If
-    50 new messages are published each time the command has moved 100, the count is at most 50.
+    """Messages that are published during `queue convert` may overtake earlier ones. The command counts the earlier
+    messages that may have been overtaken. This count is never lower than the number of messages that really were
+    overtaken, and stays small: at most 50 if clients publish half as fast as the command moves batches of 100.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -992,10 +993,9 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If a policy or a queue's arguments set a maximum length and the overflow behaviour `reject-publish`, and
-    messages that are published during `queue convert` do not fit in the converted queue, the command stops with an
-    error, and no confirmed message is lost. Once enough messages have been consumed, the conversion can be resumed
-    and completed.
+    """If a queue has a maximum length and the overflow behaviour `reject-publish`, clients can publish more messages
+    during `queue convert` than the converted queue has room for. The command then stops with an error, but no
+    confirmed message is lost. Once enough messages have been consumed, the conversion can be resumed and completed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -1035,10 +1035,12 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_queue_that_fills_up_during_a_batch_of_a_mover_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages in batches from a holding queue to the converted queue. Its class Mover, which
-    does this, is tested here alone. If the converted queue has the overflow setting `reject-publish`, and publishers
-    fill it just before a batch, the messages that it rejects stay in the holding queue, and are moved once there is
+def test_a_mover_loses_no_messages_if_the_converted_queue_fills_up_during_a_batch(
+    broker: TestBroker, kind: str
+) -> None:
+    """With its class Mover, which is tested here alone, `queue convert` moves messages in batches from a holding
+    queue to the converted queue. If publishers fill the converted queue just before a batch, and its overflow
+    behaviour is `reject-publish`, the rejected messages stay in the holding queue. The Mover moves them once there is
     room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
@@ -1375,8 +1377,8 @@ def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
     """To verify the arguments of a queue with a dead-letter exchange, `queue convert` reads an error message of the
-    broker. `queue convert --dry-run` accepts such a queue even if its name has 200 bytes, so that this message is
-    truncated.
+    broker. The broker cuts off this message if the queue's name is long, here 200 bytes. `queue convert --dry-run`
+    still accepts the queue.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
@@ -1459,9 +1461,9 @@ def test_queue_convert_dry_run_names_an_argument_that_the_broker_would_refuse(
 def test_queue_convert_changes_nothing_if_the_messages_do_not_fit_into_the_new_queue(
     managed: Shell, broker: TestBroker, arguments: tuple[str, ...], effect: str
 ) -> None:
-    """If a queue has more messages than the new arguments allow, even if they were published just now, `queue convert`
-    says how many the new queue would drop or reject, and exits with 2. It changes nothing, with --dry-run as with
-    --yes.
+    """If a queue has more messages than the new arguments allow, even if they were published just now, `queue
+    convert` says how many the new queue would drop or reject, and exits with 2. It changes nothing, either with
+    --dry-run or with --yes.
     """
     lines = "".join(f"{number}\n" for number in range(30))
     managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin=lines)
@@ -1488,10 +1490,10 @@ def test_the_plan_of_a_conversion_counts_messages_that_were_published_just_now(m
 def test_queue_convert_undo_does_not_convert_back_a_queue_whose_messages_would_not_fit(
     managed: Shell, broker: TestBroker
 ) -> None:
-    """If a conversion that removes a queue's maximum length is killed after it has replaced the queue, and the queue
-    then gets more messages than the old maximum, `queue convert --undo` does not convert the queue back. It completes
-    the conversion, says how many messages the old maximum would drop, exits with 69, and leaves all messages in the
-    queue.
+    """`queue convert` can remove a queue's maximum length. If it is killed after it has replaced the queue, and the
+    queue then gets more messages than the old maximum, `queue convert --undo` does not convert the queue back. It
+    completes the conversion, says how many messages the old maximum would drop, exits with 69, and leaves all
+    messages in the queue.
     """
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1572,10 +1574,9 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """`queue convert` moves messages to a holding queue and then to the converted queue. If the command is killed, and
-    a user deletes the holding queue, the messages in it are lost. `queue convert --resume` says so, and keeps the
-    messages that were not in the holding queue. It also restores the bindings, even if another client has bound the
-    queue with arguments whose types mqtool cannot find out.
+    """`queue convert` moves messages to a holding queue and then to the converted queue. If the command is killed,
+    and a user deletes the holding queue, the messages in it are lost. `queue convert --resume` says so, keeps all
+    other messages, and restores the bindings.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1600,7 +1601,7 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
-def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
+def test_a_conversion_can_be_resumed_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command exits with 69, and its hint names --resume. `queue
     convert --resume` completes the conversion and loses no message. On the embedded broker, at most one batch of
     messages arrives twice. On RabbitMQ, any message that had been moved may arrive twice.
@@ -1768,8 +1769,8 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
     """The broker adds headers to a dead letter. If the message's own headers already filled a frame, no client can
     publish the dead letter. `queue convert` then moves the messages in front of it, stops, and names the queue and
-    the command that removes the dead letter. After this command, a second run completes the conversion. `queue
-    convert --undo` instead restores all messages, including the dead letter, but not their order.
+    the command that removes the dead letter. Once the dead letter has been removed, a second run completes the
+    conversion. `queue convert --undo` instead restores all messages, including the dead letter, but not their order.
     """
     for undo in (True, False):
         fill(broker, count=7)

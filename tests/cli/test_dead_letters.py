@@ -314,8 +314,8 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 @on_any_broker
 def test_recording_reconcile_counts_messages_that_share_an_id(shell: Shell) -> None:
     """If only some of several messages with the same message id arrive, `recording reconcile` reports how many of
-    them are missing, and exits with 3. If all of them arrive, it reports none of them as doubled, and exits with 0
-    even with --exact.
+    them are missing, and exits with 3. If all of them arrive, none counts as doubled: the command exits with 0 even
+    with --exact, which makes it fail if messages are doubled.
     """
 
     def lines(*ids: str) -> str:

@@ -114,9 +114,9 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 @large
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """Each --dialect imitates one version of RabbitMQ's tutorials, such as the one in Go. With every dialect, a
-    tutorial's receiver prints the message of mqtool's sender. For six tutorials and the dialects `python`, `go`,
-    `python-classic` and `go-classic`, the receiver also prints the message of a pika script that publishes in the
-    same way as that version's own script. Sender and receiver always declare the same queue or exchange.
+    tutorial's receiver prints the message of mqtool's sender, and both declare the same queue or exchange. With the
+    dialects `python`, `go`, `python-classic` and `go-classic`, the receivers of six tutorials also print the message
+    of a pika script that publishes in the same way as RabbitMQ's own script for the dialect.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)

@@ -46,8 +46,9 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3. `definitions
-    import --dry-run` prints the same list, and adds nothing. `definitions import` adds these definitions and no others.
+    """If queues and exchanges have been deleted since their definitions were exported, `definitions diff` lists the
+    missing definitions, and exits with 3. `definitions import --dry-run` prints the same list, and changes nothing.
+    `definitions import` adds the missing definitions and no others.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -88,10 +89,10 @@ def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> 
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
-def test_definitions_with_a_list_instead_of_empty_arguments_are_imported(admin: Shell) -> None:
-    """For objects without arguments, old versions of RabbitMQ write `"arguments": []` in a definitions file.
-    `definitions diff` finds no difference between these objects and those without arguments on the broker. If one of
-    these objects has been deleted from the broker, `definitions import` creates it again.
+def test_definitions_with_an_empty_list_as_arguments_are_imported(admin: Shell) -> None:
+    """In a definitions file, old versions of RabbitMQ write `"arguments": []` for objects without arguments.
+    `definitions diff` does not report this as a difference, and `definitions import` creates such an object if it has
+    been deleted from the broker.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -144,8 +145,8 @@ def test_definitions_import_asks_for_confirmation_if_a_policy_would_remove_messa
 
 
 def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
-    """If the broker refuses a policy with a multi-line reason, `definitions import` prints the reason on one warning
-    line, without a literal backslash-n.
+    """If the broker refuses a policy, and gives a reason of several lines, `definitions import` prints the whole
+    reason on one warning line, without a literal backslash-n.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -422,8 +423,8 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
 
 def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> None:
     """`definitions convert --to 4.3` changes or leaves out the definitions that RabbitMQ 4.3 refuses, names each
-    change, and keeps everything else. If users must decide something, such as how to replace a mirrored queue, the
-    command exits with 3 and prints the number of open decisions.
+    change, and keeps everything else. If it leaves decisions to the user, such as how to replace a mirrored queue, it
+    exits with 3 and prints the number of these decisions.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3

@@ -57,8 +57,8 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """`receive-delayed` prints the routing key with which it binds its queue. On a terminal, `send-delayed` warns if no
-    queue is bound with the message's routing key, because the broker would drop the message.
+    """On a terminal, `send-delayed` warns if no queue is bound with the message's routing key, because the broker
+    would drop the message. `receive-delayed` prints the routing key with which it binds its queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -126,10 +126,10 @@ def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """With --delay and the default --via auto, the destination decides where messages wait. For a classic queue that
-    the command declares, and for a non-durable exchange, they wait in the delayed message plugin or, without the
-    plugin, in classic wait queues. For the default queue of `send-delayed`, they wait in the plugin or, without it,
-    in quorum wait queues. For all other destinations, they wait in quorum wait queues.
+    """With --delay and the default --via auto, the destination decides where messages wait. For an existing queue or
+    a durable exchange, for example, they wait in quorum wait queues, even if the broker has the delayed message
+    plugin. For a classic queue that the command declares, or for a non-durable exchange, they wait in the plugin or,
+    if the broker lacks it, in classic wait queues.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -316,7 +316,7 @@ def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
     assert refused.code == 2
 
 
-def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: str) -> None:
+def test_messages_sent_with_at_do_not_arrive_before_the_given_time(shell: Shell, via: str) -> None:
     """If `send -l --at TIME` sends three lines, all of them arrive, and none before TIME."""
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
     due = datetime.now().astimezone() + timedelta(seconds=5)
@@ -577,7 +577,8 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
     """If the broker is restarted after delayed messages for durable queues were sent, all of them arrive, and none
-    early. Some may arrive twice. On RabbitMQ, messages that are due while it starts may arrive some minutes late.
+    early. Some may arrive twice. On RabbitMQ, messages that are due while the broker starts may arrive a few minutes
+    late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

@@ -67,11 +67,10 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, and never
+    """`delayed relay` routes a message by its routing key when the delay in its x-delay header is over, and never
     earlier. The message keeps its properties and headers, except that x-delay becomes negative, as with the delayed
     message plugin. If x-delay is missing, is not a positive number, or exceeds the plugin's longest delay, 2^32 - 1
-    ms, the relay forwards the message immediately. It also prints a warning if x-delay is not a number or is too
-    large.
+    ms, the relay forwards the message immediately.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")

@@ -79,9 +79,9 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 
 def test_delayed_show_shows_a_message_with_a_forged_due_time(waiting: Waiting) -> None:
-    """If a publisher has forged the header `mqtool-due` with a negative number or a time at or after the end of the
-    year 9999, `delayed show` prints the longest time that the message can still wait, instead of the time at which it
-    is due. It also prints all other messages.
+    """If a publisher has forged the header `mqtool-due` with an impossible time, such as a negative number or a time
+    after the year 9999, `delayed show` prints the longest time that the message can still wait, rather than a due
+    time. It also prints all other messages.
     """
     for due in (10**18, -(10**18), 253_402_300_799_999):
         sent = ("mqtool", "send", "--no-declare", "-q", "jobs.delay.1h", "-H", f"mqtool-due:={due}")
@@ -145,13 +145,13 @@ def test_delayed_now_delivers_to_names_that_begin_with_amq(shell: Shell, broker:
     assert depth(broker, generated) == 1
 
 
-def test_delayed_now_keeps_a_message_for_a_broker_named_queue_in_the_first_of_two_wait_queues(
+def test_delayed_now_does_not_trust_a_destination_that_only_the_name_of_a_wait_queue_shows(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If its destination is a
-    queue with a broker-generated name, only the name of the first wait queue shows this destination. Since any client
-    can declare a queue with such a name, `delayed now` does not trust it: the command leaves the message in the first
-    wait queue, prints this queue's name, and exits with 3.
+    """A message with a delay such as 2h1m waits in two wait queues, one after the other. If the message is for a
+    queue with a broker-generated name, only the name of the first wait queue shows this destination, and any client
+    can declare a wait queue with such a name. `delayed now` therefore leaves the message in the first wait queue,
+    prints the name of this wait queue, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     generated = generated_queue(broker)
@@ -167,10 +167,9 @@ def test_delayed_now_keeps_a_message_for_a_broker_named_queue_in_the_first_of_tw
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """A wait queue drops a message that is requeued more often than its delivery limit allows. If `delayed show` can
-    requeue a message only once more, it prints a warning and exits with 3. The next `delayed show` publishes the
-    message to the end of the wait queue, says so, and also exits with 3. `delayed now` still delivers the message to
-    its exchange, with its original routing key.
+    """If a message in a wait queue can be requeued only once more before the queue drops it, `delayed show` prints a
+    warning. The next `delayed show` publishes the message to the end of the wait queue, and says so. Both exit with
+    3. Afterwards, `delayed now` still delivers the message to its exchange, with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0
@@ -188,9 +187,9 @@ def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delive
 
 
 def test_delayed_show_keeps_the_due_time_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If a message has reached its wait queue's delivery limit, `delayed show` publishes it to the end of the queue.
-    The message then waits only for the rest of its delay, and `delayed show` prints the same due time as before, even
-    if the message in front of it has a forged due time that is later than the queue's TTL allows.
+    """If a message has reached its wait queue's delivery limit, `delayed show` publishes the message to the end of
+    the queue. The message then waits only for the rest of its delay, and `delayed show` prints the same due time as
+    before. Another message in the queue with a forged due time does not change this.
     """
     queue = "jobs.delay.2h.more"  # the second wait is for one minute
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 3}', "--pattern", "^jobs[.].*more$")

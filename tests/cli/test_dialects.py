@@ -140,7 +140,7 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
 )
 @on_any_broker
 @pytest.mark.sampled(3)
-def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
+def test_a_dialect_decides_whether_a_named_queue_is_durable(shell: Shell, command: str, settings: str) -> None:
     """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option, a
     command declares a named queue as durable or as transient, like the scripts of this version. With --durable, the
     queue is durable in any dialect.

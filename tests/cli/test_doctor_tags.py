@@ -66,7 +66,7 @@ def test_a_nagios_check_by_a_user_who_cannot_see_alarms_is_unknown(shell: Shell,
 def test_a_nagios_check_by_a_user_who_only_monitors_can_be_ok(shell: Shell, broker: TestBroker) -> None:
     """A user with the tag `monitoring` and permissions in the virtual host can run `doctor --format nagios`. On a
     healthy broker, the first line of the output says OK. The only other line says that permissions, which only an
-    administrator may list, were not checked.
+    administrator can list, were not checked.
     """
     with user_of(broker, "monitoring") as login:
         checked = shell.run("mqtool", "doctor", "--vhost", broker.vhost, "--format", "nagios", *login)
@@ -88,10 +88,10 @@ def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: She
     assert "has no permissions in any virtual host" in checked.stdout
 
 
-def test_a_user_who_monitors_a_virtual_host_needs_no_permissions_in_it_to_list_connections(
+def test_a_user_with_the_tag_monitoring_needs_no_permissions_to_list_connections(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A user with the tag `monitoring` may see the connections of all virtual hosts, so `list connections` exits with
+    """A user with the tag `monitoring` can see the connections of all virtual hosts, so `list connections` exits with
     0 even if the URL names a virtual host in which the user has no permissions.
     """
     with user_of(broker, "monitoring", is_permitted=False) as (*login, _between, _time):
@@ -100,9 +100,9 @@ def test_a_user_who_monitors_a_virtual_host_needs_no_permissions_in_it_to_list_c
 
 
 def test_doctor_says_that_its_check_was_incomplete(shell: Shell, broker: TestBroker) -> None:
-    """If the user lacks the tag `monitoring`, and there is no other problem, `doctor` exits with 3. Even with
-    --quiet, its last lines on stderr name what it did not check, and the missing tag. With --format json, stdout is
-    empty. With --format sarif, the output says that the run was incomplete.
+    """If the user lacks the tag `monitoring`, `doctor` cannot check alarms and nodes. If it finds no problem
+    elsewhere, it exits with 3, and its last lines on stderr name what was not checked and the missing tag, even with
+    --quiet. With --format sarif, the output also says that the run was incomplete.
     """
     with user_of(broker, "management") as login:
         look = ("mqtool", "doctor", "--vhost", broker.vhost, "--quiet", *login)

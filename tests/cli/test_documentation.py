@@ -210,8 +210,8 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 def test_the_commands_on_a_documentation_page_print_what_it_shows(
     lonely_shell: Shell, tmp_path: Path, page: Path
 ) -> None:
-    """The commands on a page of the documentation succeed in order, in an empty directory and on a new broker, and
-    print the output that the page shows.
+    """If the commands on a page of the documentation are run in the order in which they appear, in an empty directory
+    and on a new broker, they succeed, and print the output that the page shows.
     """
     blocks = blocks_of(page.read_text())
     (tmp_path / "broker").mkdir()

@@ -57,7 +57,7 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 
 
 @on_any_broker
-def test_drill_drop_connection_accepts_a_url_without_a_scheme_whose_password_equals_the_port(
+def test_drill_drop_connection_accepts_a_url_whose_password_is_the_same_number_as_its_port(
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """`drill drop-connection` replaces the port in the broker's URL with that of a proxy, which cuts connections. If
@@ -173,7 +173,7 @@ def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
 )
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.sampled(1)
-def test_a_drill_counts_messages_that_other_clients_publish_to_its_queue_separately(
+def test_a_drill_counts_other_clients_messages_in_its_queue_separately(
     lonely_shell: Shell, broker: TestBroker, name: str, count: int
 ) -> None:
     """Another client publishes messages to a drill's queue, with message IDs and bodies like those of the drill. The
@@ -198,7 +198,7 @@ def test_a_drill_ends_even_if_another_client_never_stops_publishing_to_its_queue
     lonely_shell: Shell, broker: TestBroker
 ) -> None:
     """If another client keeps publishing to a drill's queue, the queue is never empty. The drill nevertheless ends
-    after none of its own messages has been handled for 20 s. If all of its own messages were handled by then, it
+    once none of its own messages has been handled for 20 s. If all of its own messages have been handled by then, it
     reports that nothing was lost.
     """
     drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)

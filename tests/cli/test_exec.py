@@ -93,7 +93,7 @@ def test_rpc_server_says_that_a_reply_is_lost(shell: Shell, broker: TestBroker) 
 
 @on_any_broker
 @pytest.mark.parametrize("requests", [("large", "small"), ("small", "large")], ids="{0[0]} first".format)
-def test_rpc_server_answers_exactly_count_requests_if_a_reply_is_too_large(
+def test_rpc_server_answers_as_many_requests_as_count_says_even_if_a_reply_is_too_large(
     shell: Shell, requests: tuple[str, str]
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
@@ -168,10 +168,9 @@ def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: 
 
 @on_any_broker
 def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
-    """`worker --exec` replaces placeholders in the command, such as {routing_key}. It says what is wrong and exits with
-    2 if it does not know a placeholder, or if the program does not exist or is not executable. Without --shell, it
-    refuses shell syntax in the same way. With --shell, it refuses any placeholder, because the shell would run its
-    value as code.
+    """`worker --exec` says what is wrong and exits with 2 if the program does not exist or is not executable, or if
+    the command contains an unknown placeholder. It also refuses shell syntax without --shell, and placeholders such
+    as {routing_key} with --shell, because the shell would run a placeholder's value as code.
     """
     (shell.directory / "script").touch()
     for options, said in (
@@ -299,10 +298,9 @@ def test_rpc_client_reports_an_exit_status_that_is_not_an_integer_from_0_to_255(
 def test_rpc_client_prints_an_excerpt_of_a_long_error_and_the_end_of_a_long_stderr(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If an RPC server's error is longer than 200 characters, `rpc-client` prints the first 200 and the error's size.
-    If the error is empty, `rpc-client` says that the server gave no reason. If the server runs a program and returns
-    the program's stderr, `rpc-client` prints at most the last 5,000 characters and the last 100 lines of it. If this
-    is not all of the stderr, `rpc-client` first prints a line with the total number of characters.
+    """`rpc-client` prints at most the first 200 characters of an error from the server, and at most the last 5,000
+    characters and the last 100 lines of the stderr of the server's program. If it leaves something out, it also
+    prints the total size. If the error is empty, it says that the server gave no reason.
     """
     lines = "".join(f"{number}\n" for number in range(1000))
     replies = {
@@ -432,9 +430,7 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "10", "--raw").stdout.split().count("good") == 9
 
 
-def test_worker_handles_exactly_as_many_messages_as_count_says_beyond_its_prefetch(
-    shell: Shell, broker: TestBroker
-) -> None:
+def test_the_count_of_worker_can_be_larger_than_its_prefetch(shell: Shell, broker: TestBroker) -> None:
     """Even if --count is larger than the prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
     others in the queue.
     """

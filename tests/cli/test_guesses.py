@@ -152,7 +152,7 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
     }
 
 
-def test_no_hint_suggests_a_harmful_command_of_another_group_with_the_same_last_word() -> None:
+def test_the_hint_for_exchange_purge_does_not_suggest_queue_purge() -> None:
     """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the
     name of another group, as in `exchange purge`, the hint does not suggest `queue purge`. The only exceptions are in
     GUESSES, mqtool's table of words and the commands that users probably mean by them.
@@ -169,9 +169,9 @@ def test_no_hint_suggests_a_harmful_command_of_another_group_with_the_same_last_
 @pytest.mark.parametrize("command", GUESSES)
 def test_each_hint_in_the_table_of_guesses_is_a_command_that_exists(command: str) -> None:
     """mqtool's table GUESSES lists words that users know from other tools, such as `browse`, with the mqtool command
-    that the hint suggests instead, such as `peek`. Each of these commands can be pasted: the command exists and has the
-    options that the hint shows, and a topic or tutorial that it names exists as well. None of the words is itself a
-    command of mqtool.
+    that the hint suggests instead, such as `peek`. Each of these commands can be pasted: the command and the options
+    in the hint exist, and so does any topic or tutorial that the hint names. None of the words is itself a command of
+    mqtool.
     """
     path, _, options = command.partition(" -")
     first, *rest = path.split()

@@ -59,8 +59,8 @@ def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, broke
 
 @pytest.mark.parametrize("command", ["receive-log fanout", "receive-log topic a.#", "receive-delayed -q jobs"])
 def test_a_receiver_with_no_declare_declares_no_exchange(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If the exchange does not exist, a receiving command with --no-declare exits with 69 and declares nothing, as for
-    a queue. If the exchange exists, the command receives from it.
+    """If the exchange does not exist, a receiving command with --no-declare exits with 69 and does not declare the
+    exchange. If the exchange exists, the command receives from it.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     receive = ("mqtool", *command.split(), "--no-declare", "--idle-timeout", "10ms", "-e", "evnets")

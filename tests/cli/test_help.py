@@ -189,9 +189,10 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
 
 
 def test_the_help_says_when_yes_and_idle_timeout_apply(lonely_shell: Shell) -> None:
-    """For commands that ask for confirmation only in a protected context, such as `move`, the help says that --yes
-    has no effect. For others, such as `dlq redrive`, it says that --yes skips the prompt or confirmation. The help of
-    --idle-timeout says that the command stops if it is connected but idle.
+    """Commands such as `move` ask for confirmation only in a protected context, where --confirm NAME is needed. Their
+    help therefore says that --yes has no effect. The help of other commands, such as `dlq redrive`, says that --yes
+    skips the prompt or confirmation. The help of --idle-timeout says that the command stops if it is connected but
+    idle.
     """
     commands = ("move", "delayed now", "permission clear", "exchange unbind", "broker fault")
     for command, option, said in (
@@ -287,9 +288,9 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 @large
 def test_hints_about_options_name_the_command_or_an_option() -> None:
-    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint
-    either contains the name of the command or suggests another option. Only hints that are examples contain `<`, `>`
-    or `|`, so that no other hint starts a pipe or redirection when it is pasted.
+    """If an option of any command is misspelled, lacks its value, or has a value although it takes none, the hint
+    contains the name of the command or suggests another option. Unless the hint is an example, it does not contain
+    `<`, `>` or `|`, which would start a redirection or a pipe when a user pastes the hint.
     """
     tried = set()
     for command in leaves(described()):

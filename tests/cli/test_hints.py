@@ -36,8 +36,8 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
 
 def test_the_hint_for_a_queue_name_with_a_dash_contains_no_command_line_if_a_url_was_given(lonely_shell: Shell) -> None:
     """A queue name such as -5 needs `--` before it. The hint for `queue delete -5` therefore contains the command
-    line with `--`. The hint for `queue delete -5 --url URL` contains no command line, because without the URL, the
-    command would delete queue `-5` of another broker.
+    line with `--`. The hint for `queue delete -5 --url URL` does not contain a command line, because a command line
+    without the URL would delete queue `-5` of another broker.
     """
     refused = lonely_shell.run("mqtool", "queue", "delete", "-5", "--url", "localhost:1")
     assert refused.stderr.splitlines()[1] == "hint: if it is not an option, put -- before it"
@@ -54,7 +54,9 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
 )
-def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
+def test_a_tutorial_can_be_named_by_its_number_or_a_common_short_name(
+    lonely_shell: Shell, typed: str, name: str
+) -> None:
     """`tutorial show` accepts a tutorial's number, or a common short name such as `pubsub` or `streams`, instead of the
     tutorial's full name.
     """
@@ -62,7 +64,7 @@ def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, type
 
 
 @pytest.mark.parametrize("command", ["show", "run", "try"])
-def test_an_unknown_tutorial_number_is_refused_with_the_valid_numbers(lonely_shell: Shell, command: str) -> None:
+def test_the_error_about_an_unknown_tutorial_number_names_the_valid_numbers(lonely_shell: Shell, command: str) -> None:
     """`tutorial show 8`, `tutorial run 8` and `tutorial try 8` exit with 2 and say that RabbitMQ's tutorials are
     numbered 1 to 7.
     """

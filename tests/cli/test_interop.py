@@ -93,8 +93,8 @@ def leave(running: Running) -> None:
 @in_both_orders
 @pytest.mark.sampled(3)
 def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 1, `receive` gets the message of the tutorial's sending script, and the tutorial's
-    receiving script gets the message of `send`, whichever of the programs starts first.
+    """mqtool's `receive` gets a message from the sending script of RabbitMQ's tutorial 1, and the receiving script of
+    that tutorial gets a message from `send`, whichever of the programs starts first.
     """
 
     def mqtool_sends() -> None:
@@ -127,8 +127,8 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 2, `worker` handles the task of the tutorial's sending script, and the tutorial's worker
-    script handles the task of `new-task`.
+    """mqtool's `worker` handles a task sent by the sending script of RabbitMQ's tutorial 2, and the worker script of
+    that tutorial handles a task sent by `new-task`.
     """
 
     def mqtool_asks() -> None:
@@ -167,7 +167,7 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
 def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 3, both `receive-log` and the tutorial's receiving script get the log messages of
+    """mqtool's `receive-log` and the receiving script of RabbitMQ's tutorial 3 both get the log messages of
     `emit-log` and those of the tutorial's sending script. A log message that is emitted before any receiver has
     started is lost.
     """
@@ -192,8 +192,8 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 4, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get only the logs with the severities on their command lines.
+    """mqtool's `emit-log` and the sending script of RabbitMQ's tutorial 4 emit log messages. Both `receive-log` and
+    the tutorial's receiving script get only the log messages with the severities on their command lines.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -224,9 +224,9 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(1)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In RabbitMQ's tutorial 5, `emit-log` and the tutorial's sending script emit logs. Both `receive-log` and the
-    tutorial's receiving script get only the logs that match a pattern on their command lines, and get each of these
-    once.
+    """mqtool's `emit-log` and the sending script of RabbitMQ's tutorial 5 emit log messages. Both `receive-log` and
+    the tutorial's receiving script get only the log messages that match a pattern on their command lines, and get
+    each of these once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -258,8 +258,8 @@ def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(r
 def test_rpc_server_and_rpc_client_exchange_requests_and_replies_with_the_tutorials_scripts(
     room: Room, first: str
 ) -> None:
-    """In RabbitMQ's tutorial 6, `rpc-server` answers the tutorial's client script, and the tutorial's server script
-    answers `rpc-client`, whichever server has declared the queue.
+    """mqtool's `rpc-server` answers the client script of RabbitMQ's tutorial 6, and the server script of that
+    tutorial answers `rpc-client`, whichever server has declared the queue.
     """
 
     def mqtool_asks_script() -> None:

@@ -271,10 +271,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If a queue named with -q does not exist, `list queues` prints the other named queues, reports the missing one,
-    and exits with 69, even without the management API. `list exchanges -e` does the same for exchanges. With the
-    management API, the hint suggests an existing queue with a similar name. If a named queue exists but does not
-    match --where, the exit code is 0.
+    """If a queue named with -q does not exist, `list queues` reports this queue, with or without the management API,
+    prints the other named queues, and exits with 69. `list exchanges -e` does the same for exchanges. A queue that
+    exists but does not match --where does not count as missing.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")

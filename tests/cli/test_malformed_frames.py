@@ -202,7 +202,7 @@ def test_a_disposition_for_billions_of_deliveries_does_not_delay_send_and_receiv
     assert (sent.code, sent.stderr) == (0, " [x] Sent 'x'\n")
 
 
-def test_send_waits_for_an_outcome_after_the_state_received(run: Callable[..., Result]) -> None:
+def test_send_waits_for_an_outcome_if_the_broker_first_sends_the_state_received(run: Callable[..., Result]) -> None:
     """If the broker answers a message over AMQP 1.0 with the non-final delivery state `received`, `send` keeps waiting
     for an outcome such as `accepted`. If none arrives within --confirm-timeout, `send` exits with 75 and says that the
     message was not confirmed.

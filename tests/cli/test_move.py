@@ -453,8 +453,8 @@ def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own
     shell: Shell, broker: TestBroker
 ) -> None:
     """If --to-context names a protected context, `move` asks for confirmation, even if the context has the URL of the
-    source queue's own broker. If --context names the same context, `move` asks only once, and one --confirm with the
-    context's name confirms both.
+    source queue's own broker. If --context names the same context, `move` asks only once, and a single --confirm with
+    the context's name is enough.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected").code == 0
@@ -473,10 +473,9 @@ def test_move_asks_if_the_target_is_a_protected_context_of_the_source_queues_own
 
 @on_any_broker
 def test_move_publishes_as_the_user_in_to_url_on_the_source_queues_own_broker(shell: Shell, broker: TestBroker) -> None:
-    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url. If --to-url names
-    no user, `move` publishes as the user who consumes from the source queue. If the password in --to-url is wrong,
-    `move` exits with 77 and moves nothing. If --to names the source queue itself, `move` exits with 2, even if
-    neither user is allowed to declare queues.
+    """If --to-url leads to the source queue's own broker, `move` publishes as the user in --to-url or, if it names no
+    user, as the user who consumes from the source queue. If the password in --to-url is wrong, `move` exits with 77
+    and moves nothing.
     """
     fill(broker, Queue("a"), numbered(3), Queue("b"))
     here, run = urlsplit(broker.url), uuid.uuid4().hex[:8]
@@ -512,12 +511,12 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
     return {**headers, "padding": "x" * (ROOM - len(CLIENT.encode_table({**headers, "padding": ""})))}
 
 
-def test_move_removes_forged_headers_if_their_true_values_do_not_fit_into_the_frame(
+def test_move_removes_forged_headers_if_their_correct_values_do_not_fit_into_a_frame(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a publisher has set false values in the headers mqtool-exchange and mqtool-routing-key, `move` corrects them.
-    If the message's headers would then no longer fit into a frame, because the true values are longer, `move` removes
-    these two headers instead of correcting them. All messages are moved.
+    """If a publisher has set false values in the headers mqtool-exchange and mqtool-routing-key, `move` corrects
+    them. If the correct values are so long that the message's headers would no longer fit into a frame, `move`
+    removes these two headers instead. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))

@@ -110,10 +110,10 @@ def test_send_does_not_change_file_unfinished_if_its_failed_messages_are_still_i
 
 
 @on_any_broker
-def test_send_replaces_a_file_of_failed_messages_that_is_redirected_to_an_unread_stdin(shell: Shell) -> None:
-    """If the FILE of `send --failed-to FILE` is redirected to stdin, but `send` takes its messages from another file
-    or from the command line, FILE is not the input. `send` therefore replaces the lines of FILE with the failed
-    messages, and a notice says how many lines were replaced.
+def test_send_replaces_a_file_of_failed_messages_that_is_also_stdin_but_not_the_input(shell: Shell) -> None:
+    """If the shell redirects stdin from the FILE of `send --failed-to FILE`, but `send` takes its messages from
+    another file or from the command line, FILE is not the input. `send` therefore replaces the lines of FILE with the
+    failed messages, and a notice says how many lines were replaced.
     """
     (shell.directory / "input").write_text('{"body": "a"}\nno JSON\n')
     for given, code in (("--json -f input", 65), ("a", 75)):
@@ -218,8 +218,8 @@ def test_no_failed_messages_are_added_to_the_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With --failed-to FILE, failed messages are first written to FILE.unfinished. If FILE.unfinished belongs to
-    another user, who could read the messages, mqtool reports a usage error and leaves it unchanged. If there is no
-    FILE.unfinished, FILE is created.
+    another user, who could read the messages, mqtool reports a usage error, and leaves FILE.unfinished unchanged. If
+    there is no FILE.unfinished, FILE is created.
     """
     source = Input(iter(()))
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
@@ -349,8 +349,8 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
     """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the line that reports the
     message as sent adds "no queue received it", and the exit code is 0. With -l, the command prints how many messages
-    no queue received. With --quiet or a header x-delay, it prints neither, because a delayed-message exchange might
-    be delaying the message.
+    no queue received. Neither is printed with --quiet. The same applies to a message with the header x-delay, because
+    a delayed-message exchange might still be delaying the message.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -496,7 +496,7 @@ def test_the_option_failed_to_keeps_a_delayed_message_that_cannot_be_sent_with_m
 def test_a_refusal_is_reported_although_an_unused_routing_key_in_a_later_line_is_too_long(shell: Shell) -> None:
     """With -q QUEUE, `send --json` ignores the routing keys in its input. If the broker refuses a message, and a
     later line has a routing key that is too long, `send --json -q QUEUE --failed-to FILE` therefore reports the
-    refusal, and exits with 3 or 75, not with 65 as for an invalid line. FILE contains the refused message and the
+    refusal, and does not exit with 65, the exit code for an invalid line. FILE contains the refused message and the
     later one.
     """
     lines = _ndjson(
@@ -508,11 +508,11 @@ def test_a_refusal_is_reported_although_an_unused_routing_key_in_a_later_line_is
     assert _bodies(shell, "failed")[-2:] == ["2", "3"]
 
 
-def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full_before_an_invalid_line(shell: Shell) -> None:
+def test_send_reports_both_an_invalid_line_and_a_full_disk(shell: Shell) -> None:
     """If the broker refuses a message and a later line of the input is invalid, `send --json --failed-to FILE` writes
-    the unconfirmed messages before the invalid line to FILE.unfinished. If the disk becomes full while this file is
-    written, the command exits with 1, and says that the file contains only the first part of these messages. It also
-    prints the error of the invalid line.
+    the unconfirmed messages from before the invalid line to FILE.unfinished. If the disk becomes full while this file
+    is being written, the command exits with 1, and says that FILE.unfinished contains only the first part of these
+    messages. It also prints a warning about the invalid line.
     """
     shell.start_cold()  # a limit is inherited
     refused = {"body": "2", "properties": {"user_id": "somebody"}}
@@ -1053,7 +1053,7 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
     """If the stream that `receive-stream -q` names does not exist, but a stream with a similar name does, the command
     exits with 69 and suggests that stream. With --declare, or with an argument for the stream such as `--argument
-    max-age=1h`, the command declares the missing stream. If the name is that of a queue of another type, the command
+    max-age=1h`, it declares the missing stream instead. If the name is that of a queue of another type, the command
     exits with 78.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management

@@ -142,9 +142,9 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
 
 @large
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` does not know the delivery limit of a quorum queue, which another requeue
-    could exceed. If messages have been requeued before, `peek` therefore publishes them to the queue again, and exits
-    with 1. The order of the messages stays the same. An auto-delete queue is not deleted.
+    """Without the management API, `peek` does not know the delivery limit of a quorum queue, so the queue might drop
+    messages that `peek` requeues. If messages have been requeued before, `peek` therefore publishes them to the queue
+    again, and exits with 1. The order of the messages stays the same. An auto-delete queue is not deleted.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -259,9 +259,9 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
 def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot_see(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If a quorum queue has a delivery limit of 1, and the user has no tag, so that mqtool cannot read this limit from
-    the management API, mqtool finds out the limit over AMQP. `receive --where` and `move --where` then requeue the
-    first message only once, exit with 1, and say that the queue drops this message if it is requeued once more. All
+    """If a user without a tag consumes from a quorum queue with a delivery limit of 1, mqtool cannot read this limit
+    from the management API, but finds it out over AMQP. `receive --where` and `move --where` then requeue the first
+    message only once, exit with 1, and say that the queue drops this message if it is requeued once more. All
     messages stay in the queue.
     """
     user = f"user-{broker.vhost}"
@@ -300,8 +300,8 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
 
 
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """A quorum queue would drop messages that have reached its delivery limit when `peek` requeues them. If there are
-    two of these messages, `peek` therefore publishes both to the end of the queue instead, and exits with 1. The
+    """If two messages of a quorum queue have reached the delivery limit, the queue would drop them at the next
+    requeue. `peek` therefore publishes both to the end of the queue instead of requeueing them, and exits with 1. The
     error names one of them and says that there is 1 more.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
@@ -343,7 +343,8 @@ def test_doctor_upgrade_still_reports_findings_if_a_message_has_reached_the_deli
 ) -> None:
     """If the second message of a quorum queue has been requeued as often as the delivery limit allows, here 15 times,
     `doctor --upgrade 4.3 --peek` prints a warning that names the message, because the queue would drop it at the next
-    requeue. The command still reports its finding that the queue has a message that was requeued 15 times.
+    requeue. This warning does not replace the upgrade finding: the command also reports that the queue has a message
+    that was requeued 15 times.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")

@@ -443,8 +443,8 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
     """If an RPC server receives a request and publishes the reply in the same millisecond, a tutorial's picture first
-    moves the request to the server. Only when the request has arrived does the server's terminal show it, and does
-    the picture move the reply.
+    moves the request to the server. The picture moves the reply, and the server's terminal shows the request, only
+    after the request has arrived.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -467,9 +467,12 @@ def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_
     assert printed_at > 3
 
 
-def test_the_count_of_a_queue_increases_only_when_the_messages_drawn_arrive(chromium: Any, tmp_path: Path) -> None:
-    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. The
-    queue's count includes the other 88 only when these twelve have arrived, even if the broker reports the 88 earlier.
+def test_the_count_of_a_queue_includes_undrawn_messages_only_after_the_drawn_ones_have_arrived(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If 100 messages are published at the same time, the picture of `mqtool ui` draws only twelve of them. The
+    queue's count includes the other 88 only after these twelve have arrived, even if the broker reports the 88
+    earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -670,9 +673,8 @@ def test_the_picture_removes_the_deleted_reply_queue_of_an_rpc_client(
     chromium: Any, tmp_path: Path, is_told: bool
 ) -> None:
     """If an RPC client of a tutorial deletes its reply queue before the page has asked the broker for a list of
-    queues, the page knows the queue only from the reply that moves through it. The picture shows the queue while the
-    reply moves. It removes the queue once the broker reports the deletion or, if the broker does not report it, once
-    the commands of the next scene begin.
+    queues, the picture still shows this queue while a reply moves through it. The picture then removes the queue when
+    the broker reports the deletion or, without such a report, when the commands of the next scene begin.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -731,7 +733,7 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
     """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, both disappear from the
-    tutorial's picture immediately, and not only when the page next asks the broker for a list of consumers.
+    tutorial's picture immediately, before the page next asks the broker for a list of consumers.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
     records = json.loads(json.dumps(records).replace('"jobs"', f'"{REPLIES}"'))
@@ -1494,7 +1496,9 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
     assert moving_labels(page, 80) == {"offset 0", "offset 1"}
 
 
-def test_a_consumer_that_reads_a_stream_from_the_start_is_drawn_from_offset_0_on(chromium: Any, tmp_path: Path) -> None:
+def test_messages_of_a_stream_that_is_read_from_the_start_are_drawn_from_offset_0_on(
+    chromium: Any, tmp_path: Path
+) -> None:
     """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
     message at offset 0 to the consumer, although the stream's box shows only the last ten messages. While messages
     move, the consumer's box shows the offset of the latest message that has arrived. At the end, it shows the last

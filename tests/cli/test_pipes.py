@@ -410,9 +410,9 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
-    """The routing key `{app}.{level}` has two placeholders. For each line, `emit-log --key-pattern` replaces them
-    with the parts of the line that the pattern's groups of the same names match. If a line does not match the
-    pattern, both placeholders become 'unknown', and the command says how many lines did not match.
+    """With the routing key `{app}.{level}`, `emit-log --key-pattern REGEX` replaces the two placeholders, for each
+    line, with the parts of the line that the groups `app` and `level` of REGEX match. If a line does not match REGEX,
+    both placeholders become 'unknown', and the command says how many lines did not match.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()

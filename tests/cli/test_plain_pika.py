@@ -260,7 +260,7 @@ def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_s
 
 
 def test_the_script_of_offset_tracking_and_mqtool_share_stored_offsets(streams: Room) -> None:
-    """The script that `tutorial show stream-offset-tracking --plain` prints resumes where `offset receive` has stopped,
+    """The script that `tutorial show stream-offset-tracking --plain` prints resumes where `offset receive` stopped,
     because the script and mqtool store their offset under the same name.
     """
     streams.printed("stream-offset-tracking")

@@ -98,9 +98,9 @@ def test_keys_step_through_a_tutorial_and_save_a_recording_of_it(playing: tuple[
 
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
-def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` explains the drill's fault and waits for a key. When the drill has ended, the page shows
-    the totals, including the number of lost messages. The page fits on a narrow screen.
+def test_the_page_of_a_drill_explains_the_fault_and_shows_the_totals(playing: tuple[Running, Page]) -> None:
+    """The page of `drill --ui` explains which fault the drill causes, and waits for a key. When the drill has ended,
+    the page shows the totals, including the number of lost messages. The page fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)

@@ -177,9 +177,8 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_commands_ask_before_a_stream_may_lose_its_oldest_messages(admin: Shell) -> None:
     """If a lower max-length-bytes or max-age would apply to a stream, `policy set`, `policy clear` and `definitions
-    import` say that the stream may lose its oldest messages, even if these have just been published, and ask for
-    confirmation. Without a terminal, they exit with 2 and change nothing. With --yes, or if the limits are not lower
-    than before, they do not ask.
+    import` say that the stream may lose its oldest messages, and ask for confirmation. Without a terminal, they exit
+    with 2 and change nothing unless --yes is given.
     """
     admin.run("mqtool", "queue", "declare", "xstr", "--queue-type", "stream", "--argument", "x-max-age=2D")
     fill(admin, "xstr")
@@ -318,10 +317,10 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_before_a_limit_and_reject_publish_apply_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`. If a policy sets a limit and
-    reject-publish, `policy set` therefore says how many messages a classic queue would drop, and asks for confirmation.
-    If a classic queue has reject-publish as its own argument, `policy set` says that this queue would drop messages
-    when RabbitMQ restarts. A quorum queue would drop no messages, and is not counted among these queues.
+    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops
+    messages even if the policy sets reject-publish. `policy set` therefore says how many messages the queue would
+    drop, and asks for confirmation. If a classic queue has reject-publish as its own argument, `policy set` says that
+    this queue would drop messages when RabbitMQ restarts. A quorum queue would drop none.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -344,11 +343,10 @@ def test_policy_set_asks_before_a_limit_and_reject_publish_apply_to_a_classic_qu
 def test_policy_clear_asks_before_a_limit_and_reject_publish_apply_to_a_classic_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops messages
-    even if the policy sets reject-publish. If such a policy would apply after `policy clear`, the command says how many
-    messages the queue would drop, and asks for confirmation. A queue with reject-publish as its own argument keeps the
-    messages beyond the limit until RabbitMQ restarts, and drops them then. Before it asks, the command also says how
-    many messages such a queue would drop at the restart.
+    """RabbitMQ applies a policy's limit to a classic queue before the policy's `overflow`, so the queue drops
+    messages even if the policy sets reject-publish. If such a policy would apply after `policy clear`, the command
+    says how many messages the queue would drop, and asks for confirmation. If a classic queue has reject-publish as
+    its own argument, the command says how many messages this queue would drop when RabbitMQ restarts.
     """
     fill(admin, "jobs", "--queue-type", "classic")
     fill(admin, "jobs-full", "--queue-type", "classic", "--argument", "x-overflow=reject-publish")
@@ -368,11 +366,10 @@ def test_policy_clear_asks_before_a_limit_and_reject_publish_apply_to_a_classic_
 def test_policy_set_asks_before_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """A policy with a limit and with drop-head as its `overflow` overrides the argument x-overflow=reject-publish of
-    a quorum queue. `policy set` therefore says how many messages this queue would drop, and asks for confirmation. In
-    a classic queue, the argument overrides the policy instead. Such a queue drops messages only when RabbitMQ
-    restarts, because it then applies the limit before x-overflow. `policy set` also says how many messages the
-    classic queue would drop at the restart.
+    """If a policy sets a limit and the overflow behaviour drop-head, a quorum queue drops messages even if its own
+    argument x-overflow is reject-publish. `policy set` therefore says how many messages the queue would drop, and
+    asks for confirmation. With the same argument, a classic queue drops messages only when RabbitMQ restarts, and
+    `policy set` says how many.
     """
     for queue, kind in (("jobs", "quorum"), ("jobs-full", "classic")):
         fill(admin, queue, "--queue-type", kind, "--argument", "x-overflow=reject-publish")

@@ -122,8 +122,8 @@ def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) ->
 
 
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
-    """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
-    keeps these messages. If the exchange given with --to-exchange does not exist, `recording replay` names this
+    """If some messages are unroutable, `recording replay --failed-to FILE` counts them as returned, writes them to
+    FILE, and exits with 3. If the exchange given with --to-exchange does not exist, `recording replay` names this
     exchange and exits with 75.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
@@ -217,9 +217,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """Messages in the input of a publishing command may have the headers CC and BCC. If the command's options name the
-    exchange, the routing key or the queue, no copies are sent because of these headers, whether a message was received
-    from a queue or from a stream. If a CC header is given on the command line, a copy is sent.
+    """If the command line of a publishing command names the exchange, the routing key or the queue, the broker sends
+    no copies because of the headers CC and BCC in the input, whether the input's messages were received from a queue
+    or from a stream. If a CC header is given on the command line, the broker sends a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))

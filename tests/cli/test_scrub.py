@@ -75,7 +75,7 @@ def test_scrub_counts_the_messages_in_which_it_could_not_look_for_a_field(lonely
     )
 
 
-def test_scrub_warns_of_a_misspelled_field_although_one_body_is_not_json(lonely_shell: Shell) -> None:
+def test_scrub_warns_of_a_misspelled_field_even_if_one_body_is_not_json(lonely_shell: Shell) -> None:
     """If no message body has the field that is given with `recording scrub --field`, for example because it is
     misspelled, the command warns that it has found nothing to change in this field. It does so even if it has replaced
     one body as a whole because this body is not JSON, or if a later line of the recording is invalid.

@@ -84,7 +84,7 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
     assert loads_client()
 
 
-def test_only_the_parser_of_the_command_that_is_run_is_built() -> None:
+def test_mqtool_builds_only_the_parser_of_the_command_that_it_runs() -> None:
     """To start quickly, mqtool builds only the parser of the command that the command line names, such as `queue
     purge`. The exception is a command line that names only a group, such as `queue`, or an unknown command of the
     group: mqtool then builds the parsers of all the group's commands, because help, hints and completion need them.

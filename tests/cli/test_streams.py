@@ -474,9 +474,9 @@ class PublishesNothing(Proxy):
 
 
 def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: TestBroker) -> None:
-    """If the stream is deleted, `receive-stream` exits with 69. `send-stream` exits with 3 if a message was confirmed
-    before the deletion, with 75 if none of its messages was, and with 69 if it had sent no message. Neither command
-    declares the stream again.
+    """If the stream is deleted, `receive-stream` exits with 69, and so does `send-stream` if it has sent no message.
+    If it has sent messages, `send-stream` exits with 3 if at least one was confirmed before the deletion, and
+    otherwise with 75. Neither command declares the stream again.
     """
     send = ("mqtool", "send-stream", "-l", "-v", "-q", "s")
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
@@ -581,9 +581,8 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
 @on_any_broker
 def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
     """If the Python package that decompresses a batch is missing, `receive-stream --track` prints the messages before
-    the batch, stores their offset, names the package, and exits with 2. The next run ends at the same batch, so no
-    message is skipped. The hint gives a command that continues reading after the batch, even if the next message is in
-    the same chunk.
+    the batch, stores the offset of the last one, names the package, and exits with 2. The next run ends at the same
+    batch, so no message is skipped. The hint gives a command that continues reading after the batch.
     """
     if importlib.util.find_spec("lz4") is not None:
         pytest.skip("lz4 is installed")
@@ -727,9 +726,9 @@ def test_receive_stream_starts_at_the_first_message_of_a_stream_that_was_created
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
     shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
-    """Even if `receive-stream` has started at the end of a stream and received no message yet, it notices if the
-    stream is deleted and created again while the connection is lost. It then says that the stream was created again,
-    and reads the new stream from its first message, even if this message is published only after `receive-stream` has
+    """If a stream is deleted and created again while the connection is lost, `receive-stream` notices this even if it
+    had started at the end of the old stream and received no message. It says that the stream was created again, and
+    reads the new stream from its first message, even if this message is published only after `receive-stream` has
     reconnected.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
@@ -813,8 +812,8 @@ def test_receive_skips_nothing_of_a_stream_if_its_connection_is_lost_before_the_
 
 
 def test_names_and_filter_values_of_streams_need_not_be_ascii(shell: Shell, broker: TestBroker) -> None:
-    """`send-stream` and `receive-stream` accept names of streams, readers and connections that are not ASCII, and
-    filter values that are not ASCII.
+    """`send-stream` and `receive-stream` accept characters that are not ASCII in the names of streams, readers and
+    connections, and in filter values.
     """
     shell.environment["MQTOOL_CONNECTION_NAME"] = "é"
     send = ("mqtool", "send-stream", "-q", "strömé")

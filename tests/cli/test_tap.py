@@ -144,9 +144,9 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
     shell: Shell, connection: Connection, words: str, ignored: str, hint: str
 ) -> None:
-    """If the command line of `tap` names headers for an exchange that is not a headers exchange, or binding keys for
-    a fanout or headers exchange, `tap` exits with 2, because the exchange would ignore them and also route other
-    messages. The hint says how to select the messages instead, in most cases with --where.
+    """`tap` exits with 2 if its command line gives headers for an exchange that is not a headers exchange, or binding
+    keys for a fanout or headers exchange. The exchange would ignore them, and also route other messages to `tap`. The
+    hint says how to select the messages instead, in most cases with --where.
     """
     connection.channel().declare(Exchange("logs", "fanout", auto_delete=True))
     refused = shell.run("mqtool", "tap", *words.split(), "--idle-timeout", "10ms")
@@ -157,9 +157,9 @@ def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. That is the case
-    even if the message has the header x-stream-offset, as if it came from a stream. If `tap` watches several brokers,
-    each line names its broker.
+    """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. If a message
+    has the header x-stream-offset, `send --json` does not mistake it for a message from a stream. If `tap` watches
+    several brokers, each line names its broker.
     """
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"

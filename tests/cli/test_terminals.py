@@ -86,8 +86,8 @@ def test_received_bodies_are_unchanged_in_the_c_locale(lonely_shell: Shell, amqp
 @pytest.mark.parametrize("command", ["receive -q task_queue", "worker", "receive-log fanout -q task_queue"])
 @pytest.mark.sampled(1)
 def test_redelivered_messages_are_marked_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost, command: str) -> None:
-    """On a terminal, `receive`, `worker` and `receive-log` add "(redelivered)" to the line of a redelivered message. In
-    a pipe, with --raw or with --dialect, these commands add nothing.
+    """On a terminal, `receive`, `worker` and `receive-log` add "(redelivered)" to the line of a redelivered message.
+    They do not add it if stdout is a pipe, or with --raw or --dialect.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     receive = ("mqtool", *command.split(), "-c", "2")

@@ -228,11 +228,11 @@ def test_a_command_in_a_finding_can_be_copied(watcher: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_missed_messages_and_queues_left_by_bench(
+def test_doctor_reports_unlimited_streams_missed_messages_and_queues_left_by_bench(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's
-    limit deleted them, and a queue that a killed `bench` has left behind.
+    """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because the stream
+    deleted them to stay within its limit, and a queue that a killed `bench` has left behind.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")

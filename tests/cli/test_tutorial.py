@@ -262,10 +262,10 @@ def test_two_runs_of_a_tutorial_on_one_broker_do_not_disturb_each_other(shell: S
     assert left_behind(broker) == []
 
 
-def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: Shell, broker: TestBroker) -> None:
-    """The tutorial `why-queues` measures that a customer waits at least 200 ms if the shop waits until the order is
-    packed, and less than 200 ms if the shop puts the order into a queue. Orders stay in the queue while a consumer is
-    stopped, and a burst of orders waits in the queue instead of slowing the sender down.
+def test_why_queues_shows_that_a_queue_decouples_sender_and_consumers(shell: Shell, broker: TestBroker) -> None:
+    """The tutorial `why-queues` measures how long a customer waits: at least 200 ms if the shop waits until the order
+    is packed, and less than 200 ms if the shop puts the order into a queue. Orders stay in the queue while a consumer
+    is stopped, and a burst of orders waits in the queue instead of slowing the sender down.
     """
     only_in_ci("it takes half a minute")
     played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)

@@ -527,10 +527,10 @@ def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: Test
 
 @on_any_broker
 def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running, broker: TestBroker) -> None:
-    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is `-x` or
-    `*`. Cutting the connection named `*` does not cut all connections. The command that the page shows names the
-    broker, so that it can be pasted into any terminal; control characters in a name are escaped, so that pasting a name
-    cannot run a command.
+    """An action on the page of `mqtool ui` applies only to the chosen queue or connection, even if its name is `-x`
+    or `*`: cutting the connection `*` does not cut all connections. The command that the page shows names the broker,
+    so that it can be pasted into any terminal. Control characters in names are escaped, so that pasting a name cannot
+    run a command.
     """
     url, _, secret = ui.stdout.strip().partition("#")
 
@@ -588,8 +588,8 @@ def test_the_page_changes_the_broker_of_a_protected_context_if_confirm_names_the
     shell: Shell, broker: TestBroker
 ) -> None:
     """`mqtool ui --allow-changes --confirm NAME` lets the page change the broker of the protected context NAME: the
-    commands that the page runs, such as `queue purge`, do not ask for confirmation again. The command that the page
-    suggests first also contains `--confirm NAME`.
+    commands that the page runs, such as `queue purge`, do not ask for confirmation again. The example command on the
+    page also contains `--confirm NAME`.
     """
     do(shell, "queue declare jobs")
     do(shell, "send -q jobs hello")

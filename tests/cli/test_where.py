@@ -77,9 +77,8 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
 
 def test_receive_where_waits_while_another_consumer_is_the_single_active_one(shell: Shell, broker: TestBroker) -> None:
     """If a quorum queue has a delivery limit, `receive --where` first receives a message to check how often it was
-    requeued. While another client is the single active consumer, the broker delivers no message to the command.
-    `receive --where` then says that another consumer receives the queue's messages, and waits until it becomes the
-    active consumer.
+    requeued. While another client is the single active consumer, the broker delivers no message to the command. The
+    command then says that another consumer receives the queue's messages, and waits until that consumer has ended.
     """
     single = ("--queue-type", "quorum", "--argument", "x-single-active-consumer:=true", "--argument")
     assert shell.run("mqtool", "queue", "declare", "jobs", *single, "x-delivery-limit:=20").code == 0

@@ -59,8 +59,8 @@ def serving(bodies: Mapping[str, Any], status: int = 200, location: str = "") ->
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, status: int) -> None:
     """If the management API redirects a request, mqtool does not follow the redirect: the other server would receive
-    the content of the request, such as the password of a new user, and could answer anything. mqtool exits with 69,
-    and the error names the other server, without credentials or query string.
+    the content of the request, such as the password of a new user, and its response could not be trusted. mqtool
+    exits with 69, and the error names the other server, without credentials or query string.
     """
     with serving({}) as (other, requests):
         login = other.replace("://", "://admin:s3cr3t@")
@@ -83,8 +83,8 @@ def test_redirects_of_the_management_api_are_not_followed(lonely_shell: Shell, s
 def test_a_server_at_the_management_apis_address_that_does_not_speak_http_is_reported(
     shell: Shell, answer: bytes, says: str
 ) -> None:
-    """If a server at the management API's address resets the connection, as RabbitMQ's AMQP port may, or does not
-    answer in HTTP, mqtool exits with 69, and the error says which of the two happened.
+    """If a server at the management API's address resets the connection, or does not answer in HTTP, mqtool exits
+    with 69, and the error says which of the two happened.
     """
 
     def accept(listener: socket.socket) -> None:

@@ -147,7 +147,7 @@ WORK_QUEUES = {
         (
             Wrong("Let another worker use AMQP 1.0", f"start mqtool worker; start mqtool worker; {_TASKS}"),
             Wrong("Let another worker use AMQP 0-9-1", _do_alone),
-            Wrong("There were 1 of 4 tasks", f"start mqtool worker {_OVER_1_0}; mqtool new-task a"),
+            Wrong("Tasks sent so far: 1 of 4", f"start mqtool worker {_OVER_1_0}; mqtool new-task a"),
             Wrong("which has no consumer", _TASKS),
         ),
     ),

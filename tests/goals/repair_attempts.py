@@ -174,7 +174,7 @@ ATTEMPTS = {
             Wrong("the work on a payment takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("which has no consumer", _PAY),
-            Wrong("There were 2 of 3 payments", _two_payments),
+            Wrong("Payments sent so far: 2 of 3", _two_payments),
             Wrong("was delivered more than 5 s ago, and is not acknowledged", _never_ack),
         ),
     ),

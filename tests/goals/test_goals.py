@@ -166,7 +166,7 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
-def test_the_last_hint_about_a_missing_queue_reaches_its_goal_even_if_the_example_queue_exists(
+def test_the_last_hint_of_the_goal_no_queue_reaches_it_even_if_the_example_queue_exists(
     goal: Goal, learner: Learner
 ) -> None:
     """The text of the goal "no-queue" names the queue 'helo' as an example of a queue that does not exist. The commands

@@ -111,9 +111,8 @@ def test_tutorial_try_does_not_say_that_nobody_has_received_a_message_that_is_st
 
 
 def test_a_receiver_that_starts_a_second_consumer_on_its_channel_is_one_receiver() -> None:
-    """`receive -c 3` may cancel its consumer and start another one with a new consumer tag, so that it never
-    prefetches more messages than it has to receive. `tutorial try` does not count the new consumer as a second
-    receiver.
+    """`receive -c 3` can cancel its consumer and start another one with a new consumer tag, to avoid prefetching more
+    messages than it is to receive. `tutorial try` does not count the new consumer as a second receiver.
     """
     goal = next(each for each in GOALS["hello-world"] if each.name == "at-once")
     seen = Seen()

@@ -117,9 +117,9 @@ def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestB
 
 
 def test_tutorial_try_does_not_suspect_another_broker_if_the_learner_has_a_consumer(broker: TestBroker) -> None:
-    """If nothing happens on the broker of `tutorial try`, which the learner's commands use by default, `tutorial try`
-    says that the commands may be using another broker, unless the learner has started a consumer on the broker of
-    `tutorial try`.
+    """By default, the learner's commands use the broker of `tutorial try`. If nothing happens on this broker,
+    `tutorial try` usually says that the commands may be using another one. It does not say so if the learner has
+    started a consumer on this broker.
     """
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))

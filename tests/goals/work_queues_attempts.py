@@ -215,7 +215,7 @@ ATTEMPTS = {
         (
             Wrong("did all 6 tasks alone", _alone),
             Wrong("before receiver 2 got its first", _in_turn),
-            Wrong("There were 2 of 6 tasks", "start mqtool worker; start mqtool worker; seq 2 | mqtool new-task -l"),
+            Wrong("Tasks sent so far: 2 of 6", "start mqtool worker; start mqtool worker; seq 2 | mqtool new-task -l"),
             Wrong("which has no consumer", "seq 6 | mqtool new-task -l"),
             Wrong("went to the queue 'jobs'", "mqtool send -q jobs x"),
         ),

@@ -249,7 +249,7 @@ def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immed
         publish([message], channel.declare(CLASSIC))
 
 
-def test_a_received_message_can_be_published_with_a_delay_again(channel: Channel, publish: Publish) -> None:
+def test_a_message_can_be_delayed_again_each_time_that_it_is_received(channel: Channel, publish: Publish) -> None:
     """A message that has been received from a queue can be published to the same queue again, with a new delay,
     several times. The broker does not mistake this for a dead-letter cycle, and drops nothing.
     """

@@ -47,9 +47,10 @@ def test_send_by_dead_lettering_delays_messages_without_the_plugin(connection: C
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """For each message, the function asynchronously(), from the tutorial on publisher confirms, yields the message's
-    number, starting at 1, and whether the broker has confirmed or nacked the message. It also appends each nacked
-    message to the list that the caller passes. In this test, the broker nacks messages because the queue is full.
+    """For each message, the function asynchronously(), from the tutorial on publisher confirms, yields a receipt that
+    contains the message's number, counted from 1, and whether the broker has confirmed or nacked the message. The
+    function also appends each nacked message to the list that the caller passes. In this test, the broker nacks
+    messages because the queue is full.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))

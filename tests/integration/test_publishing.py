@@ -158,7 +158,7 @@ def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Co
     assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
 
 
-def test_of_messages_with_the_same_id_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
+def test_only_unroutable_messages_are_reported_as_returned_even_if_all_have_the_same_id(connection: Connection) -> None:
     """If mandatory messages have the same message id, routing key and body, and differ only in their exchanges or
     headers, publish() reports exactly the unroutable ones as returned.
     """

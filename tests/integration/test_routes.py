@@ -199,7 +199,7 @@ def test_route_follows_policies_for_a_user_without_the_tag_policymaker(
 
 
 @on_any_broker
-def test_route_follows_policies_even_if_the_user_may_not_list_them(
+def test_route_follows_policies_even_if_the_management_api_refuses_to_list_them(
     broker: TestBroker, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the management API refuses to list policies, `route` still takes into account the dead-letter exchange that a

@@ -38,8 +38,8 @@ def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
 
 
 def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
-    """In a running event loop, `async with EmbeddedBroker()` starts a broker on 127.0.0.1, whose URL contains the name
-    and password of the user guest.
+    """In a running event loop, `async with EmbeddedBroker()` starts a broker on 127.0.0.1. The broker's URL contains
+    the name and password of the user guest.
     """
 
     async def run() -> str:

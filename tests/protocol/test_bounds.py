@@ -74,7 +74,7 @@ def test_global_parameters_are_limited_by_memory(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
     """Global parameters, queues, exchanges and bindings share a limited part of the broker's memory. Once this part
-    is full, the management API refuses further global parameters with status 400, until others are deleted.
+    is full, the management API refuses further global parameters with status 400 until an existing one is deleted.
     """
     api = api_of(small)
     answers = [api("PUT", f"global-parameters/p{number}", {"value": "x" * 400_000})[0] for number in range(5)]

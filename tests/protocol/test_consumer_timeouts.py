@@ -118,7 +118,9 @@ def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: st
             channel.cancel()
 
 
-def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
+def test_the_shorter_of_the_consumer_timeouts_set_by_a_queue_argument_and_a_policy_applies(
+    started: EmbeddedBroker, like: str
+) -> None:
     """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout, an
     embedded broker that behaves like RabbitMQ 4.2 closes the channel, and one that behaves like 4.3 cancels the
     consumer.
@@ -205,9 +207,9 @@ def test_from_rabbitmq_4_3_on_a_timeout_closes_the_channel_if_no_consumer_can_be
 
 
 def test_from_rabbitmq_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """From RabbitMQ 4.3 on, classic queues have no consumer timeout. If neither a consumer of a quorum queue nor a
-    consumer of a classic queue acknowledges a delivery within the broker's consumer timeout, an embedded broker that
-    behaves like RabbitMQ 4.3 cancels only the consumer of the quorum queue.
+    """From RabbitMQ 4.3 on, classic queues have no consumer timeout. If a consumer of a quorum queue does not
+    acknowledge a delivery within the broker's consumer timeout, an embedded broker that behaves like RabbitMQ 4.3
+    cancels the consumer. It does not cancel a consumer of a classic queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -301,9 +303,9 @@ def test_from_rabbitmq_4_3_on_an_unacknowledged_message_from_basic_get_closes_th
 def test_an_invalid_consumer_timeout_is_refused_from_rabbitmq_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker refuses the argument x-consumer-timeout of a queue or a consumer if its value is
-    negative or not an integer, or if the queue is a classic queue or a stream. Before RabbitMQ 4.3, it ignores the
-    argument.
+    """From RabbitMQ 4.3 on, the broker refuses the argument x-consumer-timeout of a queue or a consumer if its value
+    is negative or not an integer. It also refuses the argument if the queue is a classic queue or a stream. Before
+    RabbitMQ 4.3, the broker ignores the argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}

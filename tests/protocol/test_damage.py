@@ -102,9 +102,11 @@ def test_only_the_last_change_is_lost_if_the_end_of_the_write_ahead_log_is_damag
     assert (kept(process) / log.name).exists()
 
 
-def test_the_broker_does_not_start_with_an_empty_database_beside_its_write_ahead_log(process: BrokerProcess) -> None:
-    """If the broker's database file is empty, but its write-ahead log is not, the broker does not start. Otherwise,
-    SQLite would delete the log and the messages in it.
+def test_the_broker_does_not_start_if_its_database_is_empty_but_its_write_ahead_log_is_not(
+    process: BrokerProcess,
+) -> None:
+    """If the broker's database file is empty, but its write-ahead log is not, the broker does not start. If it
+    started, SQLite would delete the log and the messages in it.
     """
     process.kill()
     database, log = files(process)

@@ -94,8 +94,8 @@ def test_an_export_contains_all_imported_definitions_but_no_exclusive_queues(
     api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
 ) -> None:
     """After definitions have been imported into a new virtual host, an export of this virtual host contains all of
-    them, but no exclusive queues. Only RabbitMQ 4.2.9 and 4.3.3 to 4.3.5 export the bindings of exclusive queues. If
-    an existing queue is imported again with other arguments, its exported arguments stay the same.
+    them, but no exclusive queues. Only RabbitMQ 4.2.9 and 4.3.3 to 4.3.5 export the bindings of exclusive queues.
+    Importing an existing queue with other arguments does not change the export.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -175,8 +175,8 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
-    that name no virtual host belong to `/`. The broker can be started again with the same file and data directory.
-    The data directory stores the topic permissions, so a broker that is started without the file still has them.
+    that name no virtual host belong to `/`. The broker can be started again with the same file and data directory. If
+    it is later started without the file, the topic permissions are still in the data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}

@@ -64,10 +64,10 @@ LOGIN = f"authorization: Basic {GUEST}"
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)], ids=str)
-def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
+def test_guest_can_log_in_from_another_machine_only_with_guest_from_anywhere(
     tmp_path: Path, options: tuple[str, ...], status: int
 ) -> None:
-    """Over AMQP and HTTP, the user guest may log in from another machine only if the broker was started with
+    """Over AMQP and HTTP, the user guest can log in from another machine only if the broker was started with
     --guest-from-anywhere.
     """
     here = other_address()

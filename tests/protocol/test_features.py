@@ -453,9 +453,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
 def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """RabbitMQ and the embedded broker accept each request to the management API (path and method) that
-    docs/reference/embedded-broker.md lists, except those that the page marks as missing: they respond with status
-    200, 201 or 204.
+    """docs/reference/embedded-broker.md lists requests (paths and methods) to the management API. RabbitMQ and the
+    embedded broker respond to each of them with status 200, 201 or 204, unless the page marks the path as missing.
     """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]

@@ -329,8 +329,8 @@ def test_deleting_a_virtual_host_frees_the_memory_of_exchange_and_binding_argume
 
 
 def test_the_names_of_deleted_exchanges_that_a_channel_has_used_count_towards_memory_use() -> None:
-    """A channel publishes a delayed message to each of 500 x-delayed-message exchanges, which are then deleted. The
-    names of these exchanges still count towards the broker's memory use. Once the channel is closed and the last
+    """If a channel publishes a delayed message to each of 500 x-delayed-message exchanges, and these exchanges are
+    then deleted, their names still count towards the broker's memory use. Once the channel is closed and the last
     delayed message has become due, the broker uses no more memory than before the exchanges were declared.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
@@ -357,8 +357,8 @@ def test_the_names_of_deleted_exchanges_that_a_channel_has_used_count_towards_me
 
 
 def test_the_memory_of_a_deleted_exclusive_queue_is_freed_immediately(broker: EmbeddedBroker, channel: Any) -> None:
-    """If a client deletes an exclusive queue, the broker frees the queue's memory immediately, not only when the
-    client disconnects.
+    """If a client deletes an exclusive queue, the broker frees the queue's memory immediately, without waiting until
+    the client disconnects.
     """
     channel.queue_declare("mine", exclusive=True)
     queue = broker.under_test(lambda under_test: weakref.ref(under_test._scene.broker.vhosts["/"].queues["mine"]))

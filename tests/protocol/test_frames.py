@@ -115,7 +115,7 @@ def test_up_to_rabbitmq_3_13_a_client_of_another_protocol_gets_the_header_of_amq
             return
 
 
-def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
+def test_a_message_whose_frames_arrive_byte_by_byte_is_delivered(amqp_url: str) -> None:
     """A message is stored and delivered even if its frames arrive byte by byte and the body is split into several
     frames.
     """
@@ -148,7 +148,7 @@ def test_messages_and_bindings_sent_in_one_write_take_effect_in_order(amqp_url: 
         assert client.expect(commands.Queue.PurgeOk).message_count == 3
 
 
-def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
+def test_the_payload_of_a_frame_can_have_frame_max_bytes(amqp_url: str) -> None:
     """As in RabbitMQ, the broker accepts a frame with a payload of frame_max bytes. If the payload is one byte longer,
     the broker closes the connection.
     """
@@ -257,8 +257,8 @@ def test_the_server_properties_are_those_of_rabbitmq(connection: pika.BlockingCo
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """If a client that has the capability authentication_failure_close logs in with a wrong password, the broker closes
-    the connection with 403 ACCESS_REFUSED, and the text refers to the broker's log.
+    """If a client that has the capability authentication_failure_close logs in with a wrong password, the broker
+    closes the connection with 403 ACCESS_REFUSED, and the error text refers to the broker's log.
     """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")

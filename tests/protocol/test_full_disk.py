@@ -144,7 +144,7 @@ def test_publishers_are_blocked_while_free_disk_space_is_below_disk_free_limit(
 
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
-def test_the_block_publishers_fault_shows_the_alarm_that_its_reason_names(reason: str, shown: str) -> None:
+def test_the_reason_of_the_fault_block_publishers_decides_which_alarm_is_shown(reason: str, shown: str) -> None:
     """While the embedded broker's fault `block_publishers` is in force, /api/nodes shows mem_alarm if the fault's
     reason is "low on memory", and disk_free_alarm if the reason is "low on disk".
     """

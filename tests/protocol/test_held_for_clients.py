@@ -96,8 +96,8 @@ def serves(url: str) -> bool:
 
 
 def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If a client requests 400 MB of replies and does not read them, the process of a broker with a memory limit of
-    60 MB grows by less than 120 MB. When the client reads, all replies arrive.
+    """If a client requests a 4 MB message 100 times with basic.get, and does not read the replies, the process of a
+    broker with a memory limit of 60 MB grows by less than 120 MB. When the client reads, all replies arrive.
     """
     client = RawClient(measured.url)
     client.socket.settimeout(60)

@@ -88,7 +88,9 @@ def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
-def test_one_returns_the_only_published_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_the_method_one_of_published_returns_the_only_message_or_raises_an_error(
+    vhost: Vhost, channel: BlockingChannel
+) -> None:
     """In a user's test, published(…).one() returns the matching message if there is exactly one. Otherwise, one()
     raises AssertionError, whose text shows what was published.
     """
@@ -269,7 +271,7 @@ def _publish(url: str) -> None:
 
 def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """Through /api/mqtool, an administrator can query the messages that were published to an embedded broker, and
-    inject faults. If the broker does not record messages, a query returns 409. Requests of users without the tag
+    inject faults. If the broker does not record messages, a query returns 409. Requests from users without the tag
     `administrator` return 401.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
@@ -425,7 +427,7 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
         vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
 
 
-def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_the_faults_in_force_are_listed_if_wait_for_fails(vhost: Vhost, channel: BlockingChannel) -> None:
     """If wait_for() fails in a user's test, the error lists the embedded broker's faults that are in force, with
     their arguments, but not those that have ended.
     """
@@ -441,7 +443,7 @@ def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: Bloc
     ]
 
 
-def test_a_failed_wait_for_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
+def test_if_wait_for_fails_the_error_says_that_the_queue_of_a_fault_does_not_exist(vhost: Vhost) -> None:
     """If wait_for() fails in a user's test while a fault is in force for a queue that does not exist, the error names
     the queue, and says that the fault has had no effect so far.
     """
@@ -522,7 +524,7 @@ def test_a_version_that_is_a_number_is_refused() -> None:
 @pytest.mark.parametrize(
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
-def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
+def test_the_error_about_a_version_without_quotes_in_pyproject_says_to_add_quotes(tmp_path: Path, written: str) -> None:
     """In pyproject.toml, the version amqp_broker_like must be a string. If it is a number, tests fail with an error
     that names the setting and says to write the version in quotes.
     """

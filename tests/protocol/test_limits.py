@@ -219,7 +219,7 @@ def test_a_global_parameter_can_have_any_json_value(api: Api) -> None:
     assert api("GET", "cluster-name")[1]["name"]
 
 
-def test_only_an_administrator_may_close_another_users_connections(
+def test_only_an_administrator_can_close_another_users_connections(
     api: Api, vhost: str, ann: str, connect: Connect
 ) -> None:
     """A user without the tag `administrator` cannot close another user's connections over HTTP. An administrator can

@@ -238,9 +238,9 @@ def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker
         assert events.until("published", "returned", "confirmed")[2]["nack"] is False
 
 
-def test_events_report_how_many_messages_one_confirm_is_for(broker: EmbeddedBroker) -> None:
-    """If a publisher does not wait for confirms, the broker confirms several messages with one basic.ack. The event
-    `confirmed` in /api/mqtool/events then contains the number of all these messages, even if some of them have no
+def test_events_report_how_many_messages_a_confirm_covers(broker: EmbeddedBroker) -> None:
+    """If a publisher does not wait for confirms, the broker can confirm several messages with one basic.ack. The
+    event `confirmed` in /api/mqtool/events then contains the number of these messages, even if some of them have no
     events of their own.
     """
     events = Events(broker)
@@ -631,8 +631,8 @@ def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. If the queue is
-    deleted while one of its messages is unacknowledged, the broker removes the last of this data when the channel
-    that received this message is closed.
+    deleted while one of its messages is unacknowledged, all of this data is removed once the channel that received
+    the message is closed.
     """
     channel.queue_declare("q")
     events = Events(broker)

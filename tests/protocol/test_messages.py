@@ -265,7 +265,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 
 
 @pytest.mark.differs_since("4.2", "a reply to a disconnected client is dropped, even a mandatory one")
-def test_up_to_rabbitmq_4_1_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
+def test_up_to_rabbitmq_4_1_a_mandatory_reply_to_a_disconnected_rpc_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
     """Up to RabbitMQ 4.1, if an RPC client that uses direct reply-to has closed its connection, and the RPC server

@@ -147,9 +147,9 @@ def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path)
 
 
 def test_the_summary_of_amqp_like_is_tested_for_each_known_refusal() -> None:
-    """For each operation in version_changes.py that some versions of RabbitMQ refuse, the table CAUSES in
-    test_over_versions.py contains the sentence that the summary of `pytest --amqp-like` must show, so that
-    test_amqp_like_names_the_operation_that_some_versions_refuse tests all of them.
+    """The table CAUSES in test_over_versions.py contains a sentence for each operation in version_changes.py that
+    some versions of RabbitMQ refuse. With this table, test_amqp_like_names_the_operation_that_some_versions_refuse
+    tests that the summary of `pytest --amqp-like` contains each sentence.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

@@ -314,9 +314,9 @@ def test_permission_checks_and_their_errors_depend_on_the_version(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """A client publishes a message in a transaction, and the message's queue is deleted before tx.commit. Up to
-    RabbitMQ 3.13, the commit succeeds. In 4.0, the broker closes the channel instead, and from 4.2 on, the connection.
-    RabbitMQ 4.1 is not tested.
+    """If a client publishes a message in a transaction, and the message's queue is deleted before tx.commit, the
+    commit succeeds up to RabbitMQ 3.13. In 4.0, the broker closes the channel instead, and from 4.2 on, the
+    connection. RabbitMQ 4.1 is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()

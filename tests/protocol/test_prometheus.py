@@ -386,7 +386,7 @@ def test_broker_serve_offers_metrics_only_with_prometheus_port() -> None:
     assert ["/metrics" in each for each in found.values()] == [False, True]
 
 
-def test_a_metrics_port_that_is_in_use_raises_an_error(broker: EmbeddedBroker) -> None:
+def test_starting_the_embedded_broker_with_a_metrics_port_in_use_raises_an_error(broker: EmbeddedBroker) -> None:
     """If the metrics port is in use, EmbeddedBroker.start() raises an OSError that names the port."""
     taken = urlsplit(metrics_url(broker)).port
     with pytest.raises(OSError, match=str(taken)):

@@ -344,7 +344,7 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
 ) -> None:
     """While a basic.nack requeues two of a client's four unacknowledged messages, the client's connection is lost, or
     is closed through the management API. All four messages are requeued in order, before the fifth message of the
-    queue, which was not delivered yet.
+    queue, which has not been delivered yet.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True))

@@ -720,8 +720,8 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
     """In the management API, a user with any tag can list queues. Setting a policy needs the tag `policymaker` or
-    `administrator`, listing nodes `monitoring` or `administrator`, and changing a user `administrator`. The API
-    answers a user without the necessary tag with status 401.
+    `administrator`, listing nodes needs `monitoring` or `administrator`, and changing a user needs `administrator`.
+    The API answers a user without the necessary tag with status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
@@ -801,8 +801,8 @@ def test_a_list_contains_nothing_from_virtual_hosts_in_which_the_user_has_no_per
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
 def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(native: "tuple[World, str]") -> None:
-    """The broker refuses an administrator without permissions every operation on queues and exchanges, both over AMQP
-    0-9-1 and over AMQP 1.0.
+    """If a user has the tag `administrator`, but no permissions, the broker refuses every operation of this user on
+    queues and exchanges, both over AMQP 0-9-1 and over AMQP 1.0.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})

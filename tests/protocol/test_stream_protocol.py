@@ -209,7 +209,9 @@ def test_ids_and_names_of_stream_publishers_are_unique(client: RawStream, stream
     assert client.declare_publisher(3, stream, "ann") == OK
 
 
-def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client: RawStream, stream: str) -> None:
+def test_a_message_with_an_already_used_publishing_id_is_confirmed_but_not_stored(
+    client: RawStream, stream: str
+) -> None:
     """If a named stream publisher uses a publishing id again, the broker confirms the message, but does not store
     it.
     """

@@ -94,8 +94,9 @@ def test_a_failed_tls_handshake_is_logged_in_one_line(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If more connections from one address have an unfinished TLS handshake than the limit allows, the broker closes
-    the oldest of them. The newest of them can still finish its handshake, and other clients can connect.
+    """The broker limits the number of connections from one address that have not finished their TLS handshake. If the
+    limit is exceeded, the broker closes the oldest of these connections. The newest one can still finish its
+    handshake, and other clients can connect.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:

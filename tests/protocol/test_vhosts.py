@@ -44,8 +44,8 @@ def test_a_virtual_host_loses_its_description_and_tags_if_an_update_contains_non
     broker: TestBroker, api: Api, vhost: str, path: str
 ) -> None:
     """If a PUT request or an import of definitions updates a virtual host, but contains neither a description nor
-    tags, the virtual host loses those that it had. If the update contains no default queue type, the virtual host
-    keeps its default queue type up to RabbitMQ 4.1. From 4.2 on, the type becomes `classic`.
+    tags, the virtual host loses those that it had. Up to RabbitMQ 4.1, an update without a default queue type does
+    not change the virtual host's default queue type. From 4.2 on, the type becomes `classic`.
     """
     api("PUT", f"vhosts/{vhost}", {"description": "d", "tags": "a, b", "default_queue_type": "quorum"})
     body: Any = {"tracing": False} if path != "definitions" else {"vhosts": [{"name": vhost}]}
@@ -72,8 +72,8 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
 
 
 def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """If a virtual host is protected from deletion, a request to delete it returns status 412 with RabbitMQ's reason.
-    The protection can be removed.
+    """If a virtual host is protected from deletion, a request to delete it returns status 412, and the reason says
+    that the virtual host is protected. The protection can be removed.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
         pytest.skip("from 4.1 on")

@@ -231,10 +231,10 @@ def test_the_model_allows_a_second_delivery_after_a_stop_with_a_full_disk(monkey
     assert "nothing comes twice without `redelivered`" in (found.rule for found in without_exception if found)
 
 
-def test_the_model_allows_a_queue_to_be_missing_after_a_kill_before_it_is_declared_again() -> None:
-    """If the broker is killed after a client has deleted a queue, and before the client declares it again, the queue
-    may be missing after the restart. The simulation's model then allows the broker to confirm messages to this queue
-    without storing them, and to answer requests for the queue with status 404.
+def test_the_model_allows_a_queue_to_be_missing_if_a_kill_follows_the_queues_deletion() -> None:
+    """If a client deletes a queue to declare it again, and the broker is killed between the deletion and the
+    declaration, the queue can be missing after the restart. The simulation's model then allows the broker to confirm
+    messages to this queue without storing them, and to answer requests for the queue with status 404.
     """
     confirmed_without_queue = 0
     for seed in range(20):
@@ -281,8 +281,8 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
     """If one client deletes a queue and declares it again, while another client declares it with different arguments,
-    the simulation's model allows the broker to accept the other client's declaration while the queue does not exist,
-    and to refuse this declaration with error 406 while the queue exists.
+    the outcome depends on the order. The simulation's model allows the broker to accept the other client's
+    declaration while the queue does not exist, and to refuse it with error 406 while the queue exists.
     """
     outcomes = set()
     for seed in range(60):
@@ -324,9 +324,9 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
 def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """After a kill, a stream may contain a delayed message twice. The simulation's model allows this only if the broker
-    was killed just after the message was due, or during a disk fault that began before the message was due. The model
-    never allows three copies, or two copies in a classic queue.
+    """If the broker is killed just after a delayed message was due, or during a disk fault that began before the
+    message was due, the simulation's model allows a stream to contain the message twice. It never allows three
+    copies, or two copies in a classic queue.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})

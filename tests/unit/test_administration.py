@@ -83,7 +83,7 @@ def test_a_name_with_a_line_break_cannot_be_bound(
     channel: Channel, change: Callable[[Channel, Binding], None], ends: tuple[str, str]
 ) -> None:
     """If the name of a queue or an exchange contains a line break, mqtool refuses to bind or unbind the queue or
-    exchange. Otherwise, the broker would drop the line break, and change the bindings of another queue or exchange.
+    exchange, because the broker would drop the line break, and so change the bindings of another queue or exchange.
     """
     channel.declare(Exchange("x"))
     channel.declare(Queue("q"))

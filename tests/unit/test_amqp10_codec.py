@@ -44,8 +44,8 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_decoding_an_encoded_amqp_1_0_value_returns_the_same_value(value):
-    """If an AMQP 1.0 value is encoded, decoding it returns a value that is equal and of the same type. This value is
-    encoded to the same bytes again.
+    """If an AMQP 1.0 value is encoded, decoding it returns a value that is equal and of the same type. Encoding the
+    returned value results in the same bytes.
     """
     encoded = encode(value)
     decoded, end = decode(encoded)

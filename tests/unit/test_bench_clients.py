@@ -217,8 +217,7 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
 )
 def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
     """A `bench` publisher sends at most 256 messages at a time. It exceeds neither the credit that the broker has
-    granted nor the number of messages that may be unconfirmed. While 256 KiB are waiting in its send buffer, it sends
-    no messages.
+    granted nor its limit of unconfirmed messages. While 256 KiB are waiting in its send buffer, it sends no messages.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -448,8 +447,8 @@ def test_a_bench_consumer_of_a_stream_resumes_after_the_last_message_that_it_rec
 
 
 def test_the_connections_of_a_bench_run_have_names() -> None:
-    """The name of each connection of a `bench` run, which the broker shows, contains the client's role and its number,
-    counted from 1.
+    """Each connection of a `bench` run has a name, which the broker shows. The name contains the client's role and
+    its number, counted from 1.
     """
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"

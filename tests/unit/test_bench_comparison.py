@@ -29,9 +29,9 @@ def of_logs(a: Sequence[float], b: Sequence[float], *, paired: bool, more_is_bet
 def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
     a: list[float], b: list[float], mean: float, error: float, *, paired: bool
 ) -> None:
-    """`bench compare` shows how many times larger the results of one series of runs are than those of another series:
-    the ratio of the two geometric means, with its 95% confidence interval. If the runs of both series alternated, the
-    interval comes from Student's t distribution for pairs of runs, and otherwise from Welch's test.
+    """`bench compare` shows the ratio of two series of runs: the geometric mean of the one series' results, divided
+    by that of the other's, with a 95% confidence interval. If the runs of the two series alternated, the interval
+    comes from Student's t distribution for pairs of runs, and otherwise from Welch's test.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.ratio == pytest.approx(math.exp(mean))

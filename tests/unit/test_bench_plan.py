@@ -148,10 +148,10 @@ def test_one_line_of_the_result_describes_the_settings_of_the_run(settings: dict
     assert BenchPlan(**settings).in_words() == words
 
 
-def test_the_sizes_of_bodies_vary_and_are_the_same_in_each_run() -> None:
-    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, which are the same in each run. If
-    512 bodies of the largest size need more than 64 MiB of memory, it creates fewer bodies, but at least two. With a
-    single size, all messages have the same body.
+def test_bodies_of_different_sizes_are_the_same_in_each_run() -> None:
+    """With a range of sizes, `bench` creates 512 bodies with sizes in this range, and creates the same bodies for
+    each run. If 512 bodies of the largest size need more than 64 MiB of memory, it creates fewer bodies, but at least
+    two. With a single size, all messages have the same body.
     """
     assert bodies(BenchPlan(sizes=(30, 30))) == [bytes(30)]
     varied = bodies(BenchPlan(sizes=(26, 30)))

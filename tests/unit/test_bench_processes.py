@@ -336,7 +336,7 @@ def test_the_option_protocol_sets_the_protocol_of_the_clients(protocol: str, kin
     ],
     ids=["first node", "second node", "second node after a refusal", "none", "none reachable", "no nodes"],
 )
-def test_a_client_of_bench_connects_to_the_first_node_that_accepts(
+def test_a_client_of_bench_uses_the_first_node_that_accepts_its_connection(
     monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None], error: type[MqtoolError] | None, message: str
 ) -> None:
     """A client of `bench` tries the nodes of the broker one after another, and uses the first one that accepts its

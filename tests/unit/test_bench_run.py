@@ -428,7 +428,7 @@ def test_a_client_that_ends_early_is_reported(world: World) -> None:
     assert len(world.deleted) == 1
 
 
-def test_a_client_that_ends_after_its_last_report_does_not_fail_the_run(world: World) -> None:
+def test_a_run_does_not_fail_if_a_client_ends_after_its_last_report(world: World) -> None:
     """If the process of a `bench` client ends after the client has reported its last figures, the run does not fail."""
 
     def work(client: Client) -> None:
@@ -578,8 +578,8 @@ def test_clients_of_the_stream_protocol_connect_to_the_streams_leader(world: Wor
 
 
 def test_a_run_that_cannot_bind_its_queue_deletes_what_it_has_declared(world: World) -> None:
-    """If `bench --exchange` has declared a queue and an exchange, but the request to bind them fails, the error of this
-    request is raised. `bench` starts no clients, and deletes the queue and the exchange.
+    """If `bench --exchange` has declared a queue and an exchange, but the request to bind them fails, `bench` raises
+    the error of this request, starts no clients, and deletes the queue and the exchange.
     """
     world.channel.bind.side_effect = Unavailable("no broker")
     with pytest.raises(Unavailable, match="no broker"):

@@ -103,8 +103,8 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_a_percentile_is_a_latency_that_was_recorded() -> None:
-    """A percentile that `bench` reports, such as p99, is the smallest recorded latency that 99% of the messages do
-    not exceed. Without any messages, it is 0.
+    """A percentile that `bench` reports is one of the recorded latencies: p99, for example, is the smallest latency
+    that at least 99% of the messages do not exceed. If no latencies were recorded, the percentile is 0.
     """
     latencies = Latencies()
     assert latencies.at(50) == 0.0

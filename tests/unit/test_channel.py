@@ -52,8 +52,9 @@ def names(methods: list[Any]) -> list[str]:
 
 def test_a_channel_repeats_its_declarations_after_a_reconnection(broker: ScriptedBroker) -> None:
     """After a reconnection, a channel repeats its declarations of exchanges, queues and bindings in the same order,
-    except those made with remember=False. If the broker chooses the name of a queue, declare() returns the queue with
-    this name. After a reconnection, the queue has a new name, under which the channel binds it again.
+    except those made with remember=False. If the broker generates the name of a queue, declare() returns the queue
+    with this name. After a reconnection, the broker generates a new name, under which the channel binds the queue
+    again.
     """
     channel = broker.channel()
     exchange = channel.declare(Exchange("x", "topic"))
@@ -200,9 +201,9 @@ def test_the_caller_of_publish_can_override_the_channels_mandatory_setting(
 
 
 def test_the_callers_exchange_and_routing_key_apply_to_messages_without_their_own(broker: ScriptedBroker) -> None:
-    """A message without an exchange and routing key of its own is published with those that the caller passes to
-    publish(), if any, and otherwise to the default exchange. A message without a delivery mode of its own is persistent
-    only if the caller passes persistent=True.
+    """publish() uses the caller's exchange and routing key for messages that have none of their own. If the caller
+    passes none, these messages are published to the default exchange. A message without a delivery mode of its own is
+    persistent only if the caller passes persistent=True.
     """
     channel = broker.channel()
     assert channel.addressed(Message(b"0")) == Message(b"0", "", "")
@@ -322,9 +323,9 @@ def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1
 
 
 def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_message(broker: ScriptedBroker) -> None:
-    """A consumer starts at the offset that the caller passes, if any. A consumer that is to receive a single message
-    has a prefetch of 1. If it has an offset or reads a stream, however, its prefetch is 1,000: messages that are
-    delivered but not used stay in a stream anyway.
+    """A consumer that is to receive a single message has a prefetch of 1. If it reads a stream, or starts at an
+    offset that the caller passes, its prefetch is 1,000 instead: messages that are delivered but not used stay in a
+    stream anyway.
     """
     channel = broker.channel()
     stream = Queue("q", durable=True, arguments={"x-queue-type": "stream"})
@@ -408,8 +409,9 @@ def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
 def test_work_is_acknowledged_even_if_the_broker_does_not_reply_to_a_stopped_consumer(
     broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch, acknowledges: str
 ) -> None:
-    """If a command has been told to stop, and the broker does not reply to basic.cancel in time, the command still
-    acknowledges the message that it has handled, after basic.cancel. It says that the broker may redeliver the message.
+    """A command that has been told to stop sends basic.cancel before it acknowledges the message that it has handled.
+    If the broker does not reply to basic.cancel in time, the command still acknowledges the message, and says that
+    the broker may redeliver it.
     """
     monkeypatch.setattr(silence, "LAST_PATIENCE", 0.0)
     channel = broker.channel()

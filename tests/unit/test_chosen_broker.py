@@ -113,8 +113,8 @@ def test_a_command_uses_the_broker_that_is_named_most_specifically(
     choices: list[tuple[Callable[[], object], str, str]],
 ) -> None:
     """A command uses the first of these that is set: --url, --context, MQTOOL_URL, AMQP_URL, MQTOOL_CONTEXT, the
-    context in use, the broker that `broker up` started, and finally localhost. The choice includes where the URL
-    comes from, for example "from --url", which `broker status` shows.
+    context in use, the broker that `broker up` started, and finally localhost. mqtool also remembers where the URL
+    comes from, for example "from --url", so that `broker status` can show it.
     """
     for name, url, reason in choices:
         name()
@@ -188,7 +188,7 @@ def test_the_error_about_an_unknown_context_says_where_its_name_comes_from(
 
 
 @pytest.mark.parametrize("how", ["--context", "MQTOOL_CONTEXT", "context use"])
-def test_a_context_protects_its_broker_however_it_was_chosen(
+def test_a_context_protects_its_broker_however_the_context_was_chosen(
     how: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A protected context protects its broker whether the context was chosen with --context, MQTOOL_CONTEXT or
@@ -204,9 +204,9 @@ def test_a_context_protects_its_broker_however_it_was_chosen(
 
 
 def test_a_killed_broker_is_not_treated_as_the_one_that_broker_up_started() -> None:
-    """A broker counts as started by `broker up` while its process runs. After the process has ended, the broker no
-    longer counts as started, because another broker may listen on its port. A broker in Docker has no process of its
-    own, so it counts as started.
+    """A broker counts as started by `broker up` while its process is running. After the process has ended, the broker
+    no longer counts as started, because another broker may be listening on its port. A broker in Docker counts as
+    started, although mqtool knows no process of this broker.
     """
     assert not choose().is_started
     record("amqp://127.0.0.1:1")
@@ -219,9 +219,9 @@ def test_a_killed_broker_is_not_treated_as_the_one_that_broker_up_started() -> N
 
 
 def test_the_management_option_overrides_the_variable_and_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --management, a command uses the management API at this URL. Otherwise, it uses the one of the broker's
-    context or, if the broker comes from no context, the one in MQTOOL_MANAGEMENT_URL. If neither is set, mqtool looks
-    for the management API.
+    """With --management URL, a command uses the management API at this URL. Otherwise, it uses the management API of
+    the broker's context or, if the broker comes from no context, the one in MQTOOL_MANAGEMENT_URL. If no URL is set
+    there, mqtool looks for the management API.
     """
     assert choose().management(None) is None
     assert choose().management("http://typed") == "http://typed"
@@ -261,9 +261,8 @@ def test_the_management_url_variable_is_ignored_if_the_url_option_names_another_
     usual: Mapping[str, str], url: str, monkeypatch: pytest.MonkeyPatch, *, belongs: bool
 ) -> None:
     """MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to the broker in MQTOOL_URL or AMQP_URL or, if neither is
-    set, to the one at localhost. With --url, they are used only if --url names this broker or one of its nodes, so
-    that no broker receives a password or a change that is meant for another broker. They are not used if one of the
-    URLs is invalid, or if MQTOOL_CONTEXT names a context.
+    set, to the one at localhost. A command with --url uses them only if --url names this broker or one of its nodes.
+    Otherwise, another broker could receive a password or a change that is not meant for it.
     """
     for name, value in usual.items():
         monkeypatch.setenv(name, value)
@@ -333,7 +332,7 @@ def test_removing_the_variables_of_another_broker_is_not_an_error_if_they_are_no
         assert "MQTOOL_STREAM_PORT" not in os.environ
 
 
-def test_each_option_for_a_tls_file_overrides_the_same_file_of_the_context() -> None:
+def test_each_option_for_a_tls_file_overrides_the_corresponding_file_of_the_context() -> None:
     """A command uses the TLS files of its context, except those that an option replaces. Without a context, it uses
     only the files that the options name.
     """
@@ -461,9 +460,9 @@ def test_addresses_with_the_same_host_and_port_are_those_of_the_same_node(
     assert is_same_node(parse_address(other), parse_address(one)) == is_same
 
 
-def test_a_broker_of_broker_up_is_found_at_its_address_while_its_process_runs() -> None:
-    """mqtool finds a broker that `broker up` has started by the broker's address, while the broker's process is
-    running. After the process has ended, mqtool finds no broker, because another one may listen at this address.
+def test_a_broker_that_broker_up_started_is_found_at_its_address_while_its_process_runs() -> None:
+    """While the process of a broker that `broker up` has started is running, mqtool finds this broker by its address.
+    After the process has ended, mqtool finds no broker, because another one may be listening at the address.
     """
     address = parse_address("amqp://localhost:1")
     assert running_at(address) is None
@@ -476,7 +475,7 @@ def test_a_broker_of_broker_up_is_found_at_its_address_while_its_process_runs() 
     assert perhaps_running_at(address) == []
 
 
-def test_a_broker_of_broker_up_is_not_found_at_localhost_if_another_broker_listens_there(
+def test_a_broker_that_broker_up_started_is_not_found_at_localhost_if_another_listens_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`broker up` starts brokers at 127.0.0.1. If localhost also stands for ::1, and another broker listens there on
@@ -501,7 +500,7 @@ def test_a_broker_of_broker_up_is_not_found_at_localhost_if_another_broker_liste
             assert running_at(parse_address(f"amqp://127.0.0.1:{port}")) == started
 
 
-def test_a_cluster_of_broker_up_is_found_only_at_the_addresses_of_running_nodes() -> None:
+def test_a_cluster_that_broker_up_started_is_found_only_at_the_addresses_of_running_nodes() -> None:
     """If one node of a cluster that `broker up` started is running, and the other nodes were killed, mqtool finds the
     cluster only at the address of the running node.
     """

@@ -32,7 +32,7 @@ def test_each_suite_has_a_version_and_a_hash_and_pins_its_requirements() -> None
         assert all(suite.differs.values()), suite.name
 
 
-def test_the_table_of_client_libraries_test_suites_names_no_package_index() -> None:
+def test_suites_toml_names_no_package_index() -> None:
     """suites.toml lists client libraries that pip downloads, and whose test suites are run against the broker. It
     contains no address except localhost, so pip uses the package index that the user has configured.
     """

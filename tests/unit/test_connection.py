@@ -179,8 +179,8 @@ def test_a_second_connection_has_the_name_of_the_first(connect: Connect, vhost: 
 
 
 def test_a_stopped_command_also_stops_waiting_on_second_connections(connect: Connect) -> None:
-    """When a connection is told that its command must stop, so are the second connections that Connection.beside() has
-    opened or opens later. Otherwise, Ctrl-C would not end a request on one of them.
+    """When a connection is told that its command must stop, its second connections, which Connection.beside() opens,
+    are told as well, even those that are opened later. Otherwise, Ctrl-C would not end a request on one of them.
     """
     opened = connect()
     with opened.beside() as earlier:
@@ -326,7 +326,7 @@ def test_a_broker_that_is_starting_is_tried_again() -> None:
         server.accept()[0].close()
 
 
-def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Connect, vhost: Vhost) -> None:
+def test_the_channels_of_a_lost_connection_that_is_not_reopened_fail(connect: Connect, vhost: Vhost) -> None:
     """If a connection without automatic reconnection is lost, its channels fail with the reason, and opening another
     channel raises the same error.
     """
@@ -345,7 +345,7 @@ def test_a_lost_connection_that_is_not_reopened_fails_its_channels(connect: Conn
         opened.open_pika_channel(lambda _: None)
 
 
-def test_a_closed_connection_fails_its_channels(connect: Connect) -> None:
+def test_the_channels_of_a_closed_connection_cannot_be_used(connect: Connect) -> None:
     """Connection.close() first lets the channels send what is pending, such as acknowledgements. After that, using a
     channel raises an error, opening another channel raises Unavailable, and closing the connection again has no
     effect.
@@ -429,8 +429,8 @@ def test_a_connection_that_the_broker_closes_is_reopened_unless_the_cause_would_
     connect: Connect, vhost: Vhost, code: int, text: str, words: str, *, is_reopened: bool
 ) -> None:
     """If the broker closes a connection because it is shutting down (320), mqtool reopens the connection. After an
-    error that would probably recur, mqtool does not reopen it, and the channels fail with the broker's reason: 501
-    (FRAME_ERROR) at any time, and 541 (INTERNAL_ERROR) in the first 60 s of a connection that was never lost before.
+    error that would probably recur, mqtool does not reopen it, and the channels fail with the broker's reason. Such
+    errors are 501 (FRAME_ERROR), and 541 (INTERNAL_ERROR) in the first 60 s of a connection that has never been lost.
     """
     told = Told()
     channel = connect(notice=told, backoff=AT_ONCE).channel()
@@ -546,8 +546,8 @@ def test_a_connection_fails_after_an_internal_error_while_messages_are_unconfirm
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the broker closes a connection with 541 (INTERNAL_ERROR) while messages are unconfirmed, the connection is
-    not reopened, and its channels fail. If mqtool published the messages again, they could cause the same error
-    again, and duplicates.
+    not reopened, and its channels fail. If mqtool published the messages again, they could cause the same error, or
+    be stored twice.
     """
     monkeypatch.setattr(connection, "_STEADY", 0.0)
     told = Told()
@@ -587,9 +587,9 @@ def test_a_connection_is_reopened_after_an_internal_error_that_a_reply_may_have_
 
 
 def test_mqtool_gives_up_reconnecting_when_the_attempts_run_out(connect: Connect, vhost: Vhost) -> None:
-    """If a connection with a limited number of attempts to reconnect is lost repeatedly, each time within 60 s of
-    being opened and before a message was confirmed or acknowledged, mqtool adds up the attempts after all of these
-    losses. Once the limit is reached, mqtool gives up, and the connection's channels fail.
+    """If each new connection is lost within 60 s, before a message was confirmed or acknowledged, mqtool does not
+    count its attempts to reconnect from 1 again after each loss, but adds them up. Once their number reaches the
+    limit that the caller has set, mqtool gives up, and the connection's channels fail.
     """
     told = Told()
     opened = connect(notice=told, backoff=Backoff(first=0, attempts=2))
@@ -761,7 +761,7 @@ def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_w
 BUG = "the connection broke down: IndexError('list index out of range')"
 
 
-def test_a_bug_in_a_callback_fails_the_channels(connect: Connect) -> None:
+def test_a_bug_in_a_callback_makes_the_channels_fail(connect: Connect) -> None:
     """If a callback on the I/O thread raises an error, which is a bug in mqtool, the connection's channels fail with
     an error that asks the user to report the bug. A call that is waiting for the broker's reply raises the same
     error, and so does opening another channel.

@@ -288,8 +288,8 @@ def test_a_stopped_consumer_yields_the_deliveries_that_have_arrived_only_with_au
 ) -> None:
     """When a consumer is stopped, it does not yield the deliveries that have arrived, and leaves them unacknowledged,
     so that the broker requeues them. A consumer with auto_ack does yield them, because the broker has already deleted
-    these messages. If the consumer has a buffer, however, it does not yield them even with auto_ack, because a buffer
-    may drop messages anyway.
+    these messages. The exception is a consumer with a buffer: a buffer may drop messages anyway, so these are not
+    yielded.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, receiving)
@@ -455,9 +455,9 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
 def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_stream(
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
-    """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's hint
-    names `mqtool receive-stream`, which reads the stream over the stream protocol. This hint is not added if the error
-    already has a hint, if the broker gives another reason, or if the consumer does not read a stream.
+    """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's
+    hint names `mqtool receive-stream`, which reads the stream over the stream protocol. If the error already has a
+    hint, it keeps that one. Other errors, and errors of other queues, do not get this hint.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))
@@ -681,8 +681,8 @@ def test_a_connection_has_made_progress_once_a_delivery_is_acknowledged(
     broker: ScriptedBroker, clock: Clock, *, auto_ack: bool
 ) -> None:
     """If a connection has made progress (has_progressed), the backoff of later reconnections starts again. It has
-    made progress once a message that it delivered is acknowledged or, with auto_ack, once the caller has asked for
-    the message after it. A message from an earlier connection can no longer be acknowledged, and does not count as
+    made progress once a message that it delivered has been acknowledged or, with auto_ack, once the caller has asked
+    for the next message. A message from an earlier connection can no longer be acknowledged, and does not count as
     progress.
     """
     channel = broker.channel()

@@ -12,8 +12,7 @@ SAID = (
 
 def test_the_error_about_a_consumer_timeout_states_the_timeout() -> None:
     """If the broker closes a channel because of the consumer timeout, mqtool's error states the timeout, and the hint
-    names the setting consumer_timeout in rabbitmq.conf. mqtool treats this error as one after which the channel can
-    be reopened and used again.
+    names the setting consumer_timeout in rabbitmq.conf. mqtool can reopen the channel after this error.
     """
     error = failures.closed_by_broker(ChannelClosedByBroker(406, SAID))
     assert "not acknowledged within the broker's consumer timeout of 30m" in str(error)

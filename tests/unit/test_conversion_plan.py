@@ -231,9 +231,9 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicitly(
     argument: str, to: str, why: str
 ) -> None:
-    """Some arguments change what happens to a queue or its messages. If the new queue type does not support such an
-    argument, `queue convert` refuses the conversion unless the command removes the argument with `--argument
-    NAME:=null`.
+    """Some arguments, such as x-message-ttl, change what happens to a queue or its messages. If the new queue type
+    does not support such an argument, `queue convert` refuses the conversion unless the user removes the argument
+    with `--argument NAME:=null`.
     """
     queue = view(arguments={argument: 1})
     assert found(to, queue=queue).refusals == [
@@ -258,7 +258,7 @@ def test_a_conversion_that_would_change_nothing_is_refused() -> None:
 
 def test_a_queue_with_an_argument_that_is_nested_too_deeply_is_not_converted() -> None:
     """mqtool does not read the innermost values of a queue argument that is nested too deeply, so it could not
-    declare another queue with the same argument. `queue convert` refuses such a queue unless the command removes the
+    declare another queue with the same argument. `queue convert` refuses such a queue unless the user removes the
     argument with `--argument NAME:=null`.
     """
     queue = view(arguments={"x-own it": {"a": [TOO_DEEP]}})
@@ -517,7 +517,7 @@ def policy(name: str, pattern: str = "", to: str = "queues", **definition: Any) 
 
 @pytest.mark.parametrize("limit", ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"])
 @pytest.mark.parametrize("operator", [True, False])
-def test_a_policy_that_limits_the_queue_that_holds_the_messages_prevents_a_conversion(
+def test_a_policy_that_limits_the_temporary_queue_with_the_messages_prevents_a_conversion(
     limit: str, operator: bool
 ) -> None:
     """During a conversion, a temporary queue holds the messages. If a policy or operator policy with a limit (such as
@@ -609,12 +609,13 @@ def test_a_policy_only_for_quorum_queues_or_only_for_classic_queues_can_prevent_
     ],
     ids=["policy", "dlx", "dlx, in bytes", "policy with dlx", "still rejects", "without a limit", "already drops"],
 )
-def test_a_queue_that_would_drop_messages_instead_of_rejecting_them_needs_x_overflow_to_be_converted(
+def test_converting_a_queue_so_that_it_drops_messages_instead_of_rejecting_them_needs_x_overflow(
     arguments: dict[str, Any], by_policy: dict[str, Any], is_refused: bool
 ) -> None:
-    """If a classic queue rejects messages beyond its limit, but the quorum queue would drop its oldest messages
-    instead, `queue convert` needs `--argument x-overflow=drop-head`. The quorum queue would drop messages if a policy
-    overrides x-overflow, or if x-overflow is reject-publish-dlx, which quorum queues do not support.
+    """If a classic queue rejects messages beyond its limit, but as a quorum queue would drop its oldest messages
+    instead, `queue convert` refuses the conversion unless the user accepts this with `--argument
+    x-overflow=drop-head`. The quorum queue would drop messages if a policy overrides x-overflow, or if x-overflow is
+    reject-publish-dlx, which quorum queues do not support.
     """
     asked: dict[str, Any] = {"queue": view(arguments=arguments), "policies": [policy("p", "^jobs$", **by_policy)]}
     refused = Refusal(
@@ -714,10 +715,10 @@ def test_a_policy_that_would_make_the_converted_queue_drop_messages_prevents_a_c
 def test_a_queue_whose_messages_fit_can_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth, to: str
 ) -> None:
-    """`queue convert` converts a queue that has no more messages than its new limit allows. It asks the broker for the
-    number of messages, since the management API's number may be some seconds old. Messages without a body fit into any
-    limit in bytes. If a queue keeps its limit and drops its oldest messages (drop-head), or becomes a stream, the
-    number of messages is not compared with the limit.
+    """`queue convert` converts a queue that has no more messages than its new limit allows. It asks the broker for
+    the number of messages, since the management API's number may be some seconds old. It does not compare the number
+    with the limit if the queue becomes a stream, or keeps a limit beyond which it already drops its oldest messages
+    (drop-head).
     """
     it = found(to, changes, depth, queue=view(**reported))
     assert (it.refusals, it.messages) == ([], depth.ready)
@@ -738,9 +739,9 @@ def test_a_remark_says_when_messages_or_the_queue_will_expire() -> None:
 
 @pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
 def test_a_conversion_is_checked_only_against_the_policies_that_the_user_can_read(error: Exception) -> None:
-    """If the user of `queue convert` has permission to read only the policies or only the operator policies, the
-    conversion is checked only against those. If the user has permission to read neither, the conversion is not
-    checked against policies.
+    """If the user of `queue convert` has permission to read only the policies, or only the operator policies, the
+    command checks whether these prevent the conversion. If the user has permission to read neither, it does not check
+    any policy.
     """
     both = [policy("both", "^jobs", max_length=5)]
     assert len(found(policies=error, operator=both).refusals) == 1
@@ -929,8 +930,8 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
     """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is
-    valid only on the temporary queue that holds the messages of the queue to convert. mqtool ignores a plan on any
-    other queue, and one that it cannot read, and records why it ignores the plan.
+    valid only on the temporary queue that holds the messages of the queue to convert. If a plan is on any other
+    queue, or mqtool cannot read it, mqtool ignores the plan, and records the reason.
     """
     text = json.dumps(PLANNED)
     queues = [

@@ -165,9 +165,9 @@ def test_an_unconfirmed_delayed_message_is_saved_with_its_due_time() -> None:
     ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
-    """A message counts as due if its due time has passed, or if its delay is less than 0.5 ms. mqtool publishes such a
-    message to its own exchange immediately, with its own properties and the due time as a header, and declares nothing
-    to delay it.
+    """A message is already due if its due time has passed, or if its delay is less than 0.5 ms. mqtool publishes such
+    a message immediately to the exchange that the message names, with the message's properties and the due time as a
+    header. It declares nothing to delay the message.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -270,10 +270,10 @@ _QUORUM_NOTICE = (
 def test_the_option_via_sets_where_delayed_messages_wait(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, delayed messages for a classic queue wait in the exchange of the delayed message plugin if the
-    broker has this plugin. All other delayed messages wait in wait queues. One notice says where the messages wait,
-    and why. `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange,
-    and warns that messages for a quorum queue may be lost.
+    """Without `--via`, delayed messages wait in the exchange of the delayed message plugin if the broker has this
+    plugin and the destination is a classic queue, and otherwise in wait queues. One notice says where, and why.
+    `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns
+    that messages for a quorum queue may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -321,7 +321,9 @@ def test_mqtool_prints_no_notice_if_the_exchange_or_wait_queue_for_delayed_messa
 
 
 @pytest.mark.parametrize(("is_classic", "where"), [(True, "delayed-jobs"), (False, "delayed-jobs.exchange.delay.5s")])
-def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself(is_classic: bool, where: str) -> None:
+def test_delayed_messages_to_a_classic_queue_wait_in_their_x_delayed_message_exchange(
+    is_classic: bool, where: str
+) -> None:
     """A delayed message to an x-delayed-message exchange waits in this exchange if the exchange routes to a classic
     queue. If the exchange routes to a quorum queue, the message waits in a wait queue.
     """

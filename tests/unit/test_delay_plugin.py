@@ -80,8 +80,8 @@ def test_the_plugin_delivers_a_due_message_to_its_destination(
 
 
 def test_the_destination_of_delayed_messages_is_looked_up_and_bound_once(channel: Channel) -> None:
-    """With `--via plugin`, delaying a message for a missing queue raises NotFound. mqtool looks up a queue, and binds
-    it to the plugin's exchange, only for the queue's first message. If the command's own destination is an
+    """With `--via plugin`, delaying a message for a missing queue raises NotFound. mqtool looks up a queue and binds
+    it to the plugin's exchange once, before the queue's first message. If the command's own destination is an
     x-delayed-message exchange, mqtool does not look it up.
     """
     delays, _ = through(channel, Destination(_JOBS))
@@ -142,9 +142,8 @@ def test_a_warning_says_that_the_plugin_is_not_made_for_a_hundred_thousand_messa
 
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
     """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
-    DeclaredDifferently, with a hint that contains the command that deletes the exchange. mqtool checks on a separate
-    connection whether the broker has the delayed message plugin, so that the channel on which it publishes stays
-    open. Once it has found the plugin, it does not check again.
+    DeclaredDifferently, with a hint that contains the command that deletes the exchange. To check whether the broker
+    has the delayed message plugin, mqtool uses a separate connection, and only until it has found the plugin.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:

@@ -229,7 +229,7 @@ def test_delayed_relay_declares_its_exchanges_and_its_queue(
     assert broker.declared == [*first, *DECLARED]
 
 
-def test_delayed_relay_does_not_declare_the_exchange_of_the_option_to() -> None:
+def test_delayed_relay_does_not_declare_the_exchange_given_with_to() -> None:
     """`delayed relay --to EXCHANGE` routes due messages through EXCHANGE, and does not declare EXCHANGE. If EXCHANGE
     does not exist, NotFound is raised, and nothing is declared.
     """
@@ -372,8 +372,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     published: Any, option: bool, left: int
 ) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in the header timestamp_in_ms. If
-    the delay is already over, the message gets the shortest delay, 1 ms. Without --by-timestamps, or if the header is
-    not a number or contains a time in the future, the delay starts when the command receives the message.
+    the delay is already over, the message gets the shortest delay, 1 ms. If the header is not a number or contains a
+    time in the future, the delay starts when the command receives the message, as it does without --by-timestamps.
     """
     given = int(published) if isinstance(published, float) else published
     broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
@@ -653,8 +653,8 @@ def test_a_slow_wait_queue_is_avoided_until_it_answers(
 ) -> None:
     """Before `delayed relay` first publishes to a wait queue, it checks that the queue has a leader. If there is no
     answer for more than 3 s, or for more than 0.5 s while many messages wait for such checks, the command avoids the
-    queue until it answers. Meanwhile, it uses an additional wait queue, whose name ends in `.2`, even if this queue
-    answers slowly.
+    queue until it answers. Meanwhile, it uses an additional wait queue, whose name ends in `.2`, even if the
+    additional queue also answers slowly.
     """
     clock = Monotonic(monkeypatch)
     may_answer = threading.Event()

@@ -51,10 +51,10 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue if its consumers acknowledge nothing, and there are more unacknowledged messages than
-    consumers. If there is at most one such message for each consumer, the consumers may be busy with long tasks:
-    `doctor` then reports the queue only if the number of unacknowledged messages has grown between two measurements.
-    If `doctor` has measured twice, it considers only acknowledgements between the two measurements.
+    """`doctor` reports a queue if its consumers acknowledge nothing, and it has more unacknowledged messages than
+    consumers. If there is at most one unacknowledged message for each consumer, the consumers may be busy with long
+    tasks: `doctor` then reports the queue only if the number of unacknowledged messages has grown between two
+    measurements.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -110,8 +110,8 @@ def test_a_classic_queue_that_would_lose_messages_at_a_restart_is_reported() -> 
 
 
 def test_a_queue_whose_consumers_make_no_progress_is_reported() -> None:
-    """`doctor` reports a queue if messages are ready, each consumer holds a message, and no message was delivered or
-    acknowledged between two measurements.
+    """`doctor` reports a queue if messages are ready, each consumer has an unacknowledged message, and no message was
+    delivered or acknowledged between two measurements.
     """
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
     assert stands_still(full, full)
@@ -186,9 +186,9 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
-    """With `--format nagios`, `doctor` waits up to 4 seconds in total for the stream ports of all nodes if nothing
-    answers there. For this, it divides the connection timeout by the number of nodes, and by 3, since a stream
-    handshake may take three times the timeout.
+    """If no node answers at its stream port, `doctor --format nagios` waits for at most 4 seconds in total. It
+    therefore sets the connection timeout to 4 seconds divided by three times the number of nodes, because the
+    handshake with one node may take three times the timeout.
     """
     addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)

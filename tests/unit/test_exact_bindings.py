@@ -221,8 +221,9 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
 
 
 def test_queue_convert_cannot_keep_a_binding_with_arguments_that_mqtool_cannot_send(broker: Broker) -> None:
-    """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows an
-    argument whose name is longer than AMQP allows, the command makes no trial binding. It cannot keep the binding.
+    """`queue convert` finds out the types of a binding's arguments with a trial binding. If the management API shows
+    an argument whose name is longer than AMQP allows, the command cannot keep the binding, and makes no trial
+    binding.
     """
     shown_like_this = {**view(bound({"a": "text"})), "arguments": {"a" * 256: "text"}}
     assert [found for _, found in broker.exact().of([shown_like_this])] == [None]

@@ -176,9 +176,9 @@ def test_a_placeholder_can_name_the_program() -> None:
 def test_a_message_that_names_a_file_that_cannot_be_run_counts_as_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """The program's name in `worker --exec` may contain a placeholder such as {message_id}. If the message's value
-    makes the name too long, or the file with this name cannot be run, the message counts as failed, as if its program
-    had exited with 65.
+    """The program's name in `worker --exec` can contain a placeholder such as {message_id}. If the message's value
+    makes the name too long, or if the file with this name cannot be run, the message counts as failed, as if its
+    program had exited with 65.
     """
     monkeypatch.chdir(tmp_path)
     for file, content in (("on-no-interpreter.sh", b"#!/no/such\n"), ("on-not-a-program.sh", b"\0")):

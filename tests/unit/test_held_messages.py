@@ -103,9 +103,9 @@ def test_a_held_message_keeps_headers_that_do_not_affect_its_delivery() -> None:
 
 @pytest.mark.parametrize("name", [*KEPT, HEADER])
 def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(name: str) -> None:
-    """While `queue convert` holds a message in a temporary queue, a CC or BCC header, or a header that mqtool uses,
-    such as mqtool-exchange, must have no effect. If the message has such a header, all its headers are stored at the
-    start of its body. Back in its own queue, the message has its own headers and body again.
+    """While `queue convert` holds a message in a temporary queue, headers such as CC and BCC, and those that mqtool
+    uses, such as mqtool-exchange, must have no effect. If a message has such a header, `queue convert` stores all the
+    message's headers at the start of its body. Back in its own queue, the message has its own headers and body again.
     """
     headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
     held = converting().held(delivery(headers))
@@ -118,9 +118,9 @@ def test_all_headers_are_held_in_the_body_if_one_of_them_affects_the_delivery(na
 @pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
 def test_no_headers_are_added_to_a_body_that_is_larger_than_8_mib(size: int) -> None:
     """If a message has a header that must have no effect in a temporary queue, such as CC, `queue convert` stores all
-    the message's headers at the start of its body. A body of more than 8 MiB stays unchanged, because the broker
-    limits the size of bodies. In this case, only the headers that must have no effect are stored, inside the header
-    mqtool-convert. When the message returns to its own queue, it has its own headers again.
+    the message's headers at the start of its body. If the body is larger than 8 MiB, it stays unchanged, because the
+    broker limits the size of bodies: `queue convert` then stores CC and similar headers in the header mqtool-convert.
+    When the message returns to its own queue, it has its own headers again.
     """
     body = b"x" * size
     conversion = converting()
@@ -237,9 +237,9 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
 
 
 def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """Before a conversion is complete, `queue convert` may put a message back into its original queue. The message is
-    published only to this queue, with the message's expiration and priority. If the conversion is resumed and moves the
-    message again, the message reaches the converted queue unchanged.
+    """If a conversion is not complete, `queue convert` can put a message back into its original queue. The message is
+    published only to this queue, with the message's expiration and priority. If the conversion is resumed and moves
+    the message again, the message reaches the converted queue unchanged.
     """
     conversion = converting()
     restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
@@ -391,10 +391,10 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
 
 
 def test_a_dead_letter_that_a_conversion_puts_back_and_holds_again_keeps_its_headers() -> None:
-    """`queue convert` can put a held dead letter back into its original queue, and later hold it again. Until the
-    dead letter is in the converted queue, its headers are stored at the start of its body, because mqtool does not
-    trust the header mqtool-convert of a message with the header x-death. In the converted queue, the dead letter has
-    its own headers again, including x-death.
+    """If `queue convert` puts a held dead letter back into its original queue, and later holds it again, the dead
+    letter reaches the converted queue with its own headers, including x-death. Until then, these headers are stored
+    at the start of its body, because mqtool does not trust the header mqtool-convert of a message with the header
+    x-death.
     """
     headers = {"a": 1, "x-death": [{"queue": "other", "reason": "rejected", "exchange": "logs"}]}
     held = converting().held(delivery(headers))
@@ -420,8 +420,8 @@ def test_a_conversion_does_not_trust_the_header_mqtool_convert_of_a_dead_letter(
 @pytest.mark.parametrize(("reply_to", "kept"), [("amq.rabbitmq.reply-to", False), ("replies", True)])
 def test_a_conversion_removes_a_reply_to_that_the_broker_refuses(reply_to: str, kept: bool) -> None:
     """If a message that was published over AMQP 1.0 has the reply_to amq.rabbitmq.reply-to, `queue convert` removes
-    this reply_to, because the broker would otherwise close the command's channel. It counts the messages that had
-    this reply_to.
+    this reply_to, because the broker closes the channel of a client that publishes such a message without consuming
+    from amq.rabbitmq.reply-to. It counts the messages that had this reply_to.
     """
     conversion = converting()
     held = conversion.held(delivery(reply_to=reply_to))
@@ -540,8 +540,9 @@ def test_a_quorum_queue_with_a_single_active_consumer_is_empty_if_no_message_is_
 
 
 def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
-    """If a quorum queue has no leader, `queue convert` stops with an error that names the queue. The hint says to start
-    stopped nodes, or to delete the queue if RabbitMQ was killed just after it had declared the queue.
+    """If a quorum queue has no leader, `queue convert` stops with an error that names the queue. The hint says to
+    start any nodes that are stopped, or to delete the queue if RabbitMQ was killed just after it had declared the
+    queue.
     """
     check_leader(cast(Connection, FakeChannel(0, None)), "jobs", "again")
     channel = FakeChannel(0, NotConfirmed("no"))

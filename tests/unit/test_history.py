@@ -76,12 +76,12 @@ def test_a_redrive_increments_the_redrive_count_of_a_dead_letter() -> None:
         (2**30 - 1, 0, True), (2**30, 0, False), (2**30 - 2, 2**31 - 2, True), (2**30 - 1, 2**31 - 2, False),
     ],
 )  # fmt: skip
-def test_a_copy_with_a_larger_redrive_count_than_a_dead_letter_was_moved_back_later(
+def test_a_larger_redrive_count_shows_that_a_copy_was_moved_back_later(
     returns: int, dead: int, *, is_later: bool
 ) -> None:
     """If a copy of a dead-lettered message has a larger redrive count than the dead letter, mqtool concludes that the
-    copy was moved back from the dead-letter queue later. The count restarts at 0 after 2,147,483,646. If the two
-    counts differ by more than half of this number, mqtool therefore takes the smaller one for the later one.
+    copy was moved back from the dead-letter queue later. Because the count restarts at 0 after 2,147,483,646, mqtool
+    considers the smaller count to be the later one if the two differ by more than half of this number.
     """
     assert history.is_moved_back_since(returns, dead) is is_later
 
@@ -160,10 +160,10 @@ def test_origin_headers_are_trusted_only_from_the_default_exchange_or_a_wait_que
 def test_a_moved_message_keeps_the_header_mqtool_convert_only_if_mqtool_trusts_it(
     queue: str, exchange: str, to: str, *, is_kept: bool
 ) -> None:
-    """`queue convert` adds the header mqtool-convert to messages. mqtool trusts it only if the message came through
-    the default exchange or, in a temporary queue of the conversion, through the conversion's own exchange. When
-    mqtool moves a message, it renames the header if it does not trust it. It also renames the header if the message
-    moves from a temporary queue to another queue that is not the converted one.
+    """`queue convert` adds the header mqtool-convert to messages. mqtool trusts this header only in a message that
+    came through the default exchange or, in a temporary queue of the conversion, through the conversion's own
+    exchange. When mqtool moves a message, it renames a header that it does not trust. It also renames the header if
+    the message moves from a temporary queue to a queue that does not belong to the conversion.
     """
     properties = {"headers": {"mqtool-convert": {"exchange": "orders"}}}
     held = Delivery(b"job", exchange, queue, queue, redelivered=False, properties=properties, delivery_tag=1)
@@ -198,10 +198,9 @@ def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
     """Any publisher can set the headers mqtool-exchange and mqtool-routing-key, which name a message's original
-    exchange and routing key. mqtool trusts them only in a message from the default exchange. When mqtool moves a
-    message with one of these headers, it sets a missing or untrusted header to the exchange or routing key of the
-    delivery. It removes both if the broker dead-lettered the message from a queue other than a wait queue for
-    retries.
+    exchange and routing key. mqtool therefore trusts them only in a message from the default exchange. When mqtool
+    moves a message, it replaces untrusted values with the exchange and the routing key of the delivery. If the broker
+    dead-lettered the message from a queue other than a wait queue for retries, mqtool removes both headers.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange), "elsewhere") == kept

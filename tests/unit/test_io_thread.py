@@ -213,9 +213,10 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
 
 
 def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, channel: Channel, clock: Clock) -> None:
-    """If a command has been told to stop, a request or the opening of a channel waits up to 8 s for the broker's reply,
-    even if the broker still sends heartbeats, and then raises StoppedWaiting. The next request does not wait again,
-    not even on another channel. After a reply, a request waits up to 8 s again.
+    """If a command has been told to stop, a request or the opening of a channel waits up to 8 s for the broker's
+    reply, even if the broker still sends heartbeats, and then raises StoppedWaiting. The next request does not wait
+    again, not even on another channel. Once the broker has replied to a request, a later request waits up to 8 s
+    again.
     """
     broker.silent = {spec.Queue.Declare, spec.Channel.Open}
 

@@ -31,9 +31,9 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_the_journal_records_that_a_queue_exists_with_other_arguments() -> None:
-    """Declaring a queue that exists with other arguments makes the broker close the channel. The Journal, which lists
-    what a channel declares again after a reconnection, therefore marks the queue when set_differs() is called, until
-    unset_differs() is called. It does not mark an exchange with the same name.
+    """The Journal lists what a channel declares again after a reconnection. If a queue already exists with other
+    arguments, declaring it again makes the broker close the channel. After set_differs() is called for such a queue,
+    the Journal marks the queue until unset_differs() is called. It does not mark an exchange with the same name.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -444,10 +444,10 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
 def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
-    """If mqtool could not reach one of a cluster's nodes when it opened an AMQP 1.0 connection, a queue may have no
-    leader yet. If, in the first 20 s of the connection, the broker rejects a message because the message's queue is
-    unavailable, mqtool does not report the rejection, but keeps the message to send it again. If all nodes could be
-    reached, the rejection is final.
+    """If mqtool cannot reach one of a cluster's nodes when it opens an AMQP 1.0 connection, a queue may not have a
+    leader yet. If the broker then rejects a message in the first 20 s because the message's queue is unavailable,
+    mqtool does not report the rejection, but keeps the message to send it again. If mqtool has reached all nodes, the
+    rejection is final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -504,8 +504,7 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 ) -> None:
     """If an AMQP 1.0 connection is lost while mqtool waits for the reply to an attach frame, mqtool attaches the link
     once on the new connection. A link for which mqtool has sent a detach frame is not attached again, even if the
-    broker has not replied to it. While the connection is lost, only the thread that reopens it can attach a link;
-    other threads raise Lost.
+    broker has not replied to the detach frame.
     """
     receiver(session)
     ending, waiting = (Receiver(session, new_name(), OTHER, Receiving(), {}) for _ in range(2))
@@ -542,10 +541,9 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch, ends: str, attached: int, detached: int
 ) -> None:
-    """mqtool does not attach an AMQP 1.0 receiver again after a reconnection if the receiver ended while the
-    connection was lost, or if the ending receiver was waiting for the broker to return its credit when the connection
-    was lost. If the receiver ends while it is being attached again, mqtool detaches it. Other receivers can then
-    receive all messages.
+    """If an AMQP 1.0 receiver is ending when the connection is lost, or ends while the connection is lost, mqtool
+    does not attach the receiver again after the reconnection. If the receiver ends while it is being attached again,
+    mqtool detaches it, so that the broker delivers all messages to other receivers.
     """
     link = receiver(session)
     broker.attached.clear()
@@ -998,8 +996,8 @@ def test_a_management_request_does_not_wait_forever_for_the_brokers_window(broke
 
 def test_notices_say_that_the_broker_blocks_and_unblocks_publishers(broker: Broker) -> None:
     """If messages or requests of an AMQP 1.0 session wait because an alarm has closed the broker's incoming window, a
-    notice says once for each alarm that the broker blocks publishers. Another notice says when the alarm is over. If
-    nothing waits, or the window is only used up, there is no notice.
+    notice says once for each alarm that the broker blocks publishers. Another notice says when the alarm is over.
+    There is no notice if nothing waits, or if the session has only used up the window.
     """
     told: list[str] = []
     session = connect(told.append)

@@ -123,8 +123,8 @@ def attached(
     ],
 )
 def test_an_offset_is_sent_as_a_filter_of_a_stream(offset: Offset | str, expected: object) -> None:
-    """An AMQP 1.0 receiver sends the offset at which reading a stream begins as the filter rabbitmq:stream-offset-spec.
-    The filter's value is a number, a timestamp, an age, or one of first, last and next.
+    """To choose the offset at which it starts to read a stream, an AMQP 1.0 receiver sends the filter
+    rabbitmq:stream-offset-spec. The filter's value is a number, a timestamp, an age, or one of first, last and next.
     """
     found = offset_filter(offset)
     assert found == Described(OFFSET, expected)
@@ -271,10 +271,10 @@ def test_a_receiver_with_a_message_limit_receives_no_more_messages_than_that(bro
 
 
 def test_a_receiver_grants_credit_again_when_half_of_the_prefetch_is_free(broker: Broker) -> None:
-    """An AMQP 1.0 receiver first grants as much credit as its prefetch. It grants more once at least half of the
-    prefetch is free, that is, taken neither by credit that the broker can still use nor by unsettled messages. If the
-    broker has used all its credit, the receiver grants more once any of the prefetch is free. With a prefetch of 0,
-    which means no limit, the credit is 65,535.
+    """An AMQP 1.0 receiver first grants as much credit as its prefetch. Unused credit and unsettled messages take up
+    the prefetch. The receiver grants more credit once at least half of the prefetch is free or, if the broker has
+    used all of its credit, once any of the prefetch is free. With a prefetch of 0, which means no limit, the credit
+    is 65,535.
     """
     receiver = attached(broker, prefetch=10)
     assert receiver.wanted_credit() == 10

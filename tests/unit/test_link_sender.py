@@ -588,7 +588,7 @@ def test_a_sender_that_is_stopped_while_it_waits_ends_immediately_if_the_broker_
     assert broker.now == 1000.0
 
 
-def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes(broker: Broker) -> None:
+def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes(broker: Broker) -> None:
     """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
     returns once every message has an outcome.
     """
@@ -619,8 +619,7 @@ def test_flush_waits_until_messages_are_sent_and_settle_until_they_have_outcomes
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
     """With the default window, an AMQP 1.0 sender sends the messages of a list in batches of 256. An input that
     already consists of batches is sent in these batches. If the window is smaller, or the input is an iterator of
-    single messages, the sender sends one message at a time. A None in the input, which means that there is no message
-    yet, is skipped.
+    single messages, the sender sends one message at a time.
     """
     listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
     listed[5] = None

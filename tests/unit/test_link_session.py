@@ -67,8 +67,8 @@ def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: An
 
 
 def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: LinkSession) -> None:
-    """Over AMQP 1.0, publish() sends messages to the exchange and with the routing key that the caller gives. If the
-    caller gives neither, it sends each message to the message's own exchange with its own routing key. If a message is
+    """Over AMQP 1.0, publish() sends messages to the exchange, and with the routing key, that the caller gives. If
+    the caller gives neither, publish() uses the exchange and the routing key of each message. If a message is
     unroutable, publish() yields the response `returned` for it.
     """
     session.declare(X)
@@ -226,9 +226,8 @@ def test_a_reply_is_sent_before_its_request_is_accepted(
 def test_a_session_reconnects_after_the_loss_of_its_connection_and_prints_notices(
     vhost: Vhost, connect: Connect
 ) -> None:
-    """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. One notice reports the loss,
-    and another the new connection. The session's attribute `cluster` is the name of the cluster, followed by the
-    virtual host. After stop(), consuming from the session yields nothing.
+    """If an AMQP 1.0 session loses its connection, it reconnects, and can publish again. One notice reports the loss
+    of the connection, and another the new connection. After stop(), consuming from the session yields nothing.
     """
     notices = list[str]()
     session = connect(backoff=Backoff(first=0), notice=notices.append)
@@ -251,8 +250,7 @@ def test_a_receiver_is_attached_once_if_the_connection_is_lost_while_it_is_being
 ) -> None:
     """If the connection is lost while an AMQP 1.0 receiver is being attached to a temporary queue, the queue has one
     consumer after the reconnection, and this consumer receives all messages that are published later. Each
-    reconnection prints exactly one notice that the temporary queue was deleted with the old connection, even if an
-    earlier attempt to reconnect has already declared the queue again before it failed.
+    reconnection prints exactly one notice that the temporary queue was deleted with the old connection.
     """
     notices, losses = list[str](), 2
     session = connect(backoff=Backoff(first=0.01), notice=notices.append)

@@ -212,8 +212,8 @@ def test_a_late_response_is_ignored(broker: Broker) -> None:
 
 def test_declarations_contain_all_properties_and_arguments(broker: Broker) -> None:
     """Over AMQP 1.0, mqtool declares queues, exchanges and bindings with all their properties and arguments, and
-    generates a name for a queue without one. A queue name with a line break, which the broker would change, raises
-    UsageError.
+    generates a name for a queue without one. If a queue's name contains a line break, which the broker would remove,
+    mqtool raises UsageError.
     """
     session = topology(broker)
     queue = session.declare(Queue("a/b", durable=True, arguments={"x-max-length": 9}))
@@ -284,11 +284,10 @@ def test_a_request_is_sent_only_after_both_links_are_attached_on_the_same_connec
 
 
 def test_an_exclusive_queue_gets_another_generated_name_if_its_declaration_is_repeated(broker: Broker) -> None:
-    """If the connection is lost while mqtool declares an exclusive queue without a name over AMQP 1.0, mqtool
-    declares a queue with another generated name on the next connection: the broker may still have the first queue,
-    which is exclusive to the lost connection. After a reconnection, a notice says that the exclusive queue was
-    deleted. If the queue is not exclusive, mqtool repeats the declaration with the same name, so that no unused queue
-    remains.
+    """If the connection is lost while mqtool declares an unnamed queue over AMQP 1.0, mqtool repeats the declaration
+    on the next connection. An exclusive queue then gets another generated name, because the broker may still have the
+    first queue, which is exclusive to the lost connection. Any other queue gets the same name, so that no unused
+    queue remains. After a later reconnection, a notice says that the exclusive queue was deleted.
     """
     session = topology(broker)
     broker.loses = 1

@@ -35,7 +35,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize(("columns", "rows"), [(76, 22), (80, 24), (120, 30), (200, 60)])
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
-def test_one_screen_shows_commands_and_charts_and_the_latest_check_and_explanation_of_a_tutorial(
+def test_a_running_tutorial_fits_on_a_screen_of_76_columns_and_22_rows(
     columns: int, rows: int, terminals: int, charts: int
 ) -> None:
     """While a tutorial runs, one screen shows the command in each of the tutorial's terminals, each chart, the result
@@ -92,7 +92,7 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
-def test_a_chart_shows_its_maximum_and_if_it_is_wide_enough_every_value(
+def test_a_chart_shows_its_maximum_and_every_value_for_which_it_has_room(
     values: list[float], width: int, height: int
 ) -> None:
     """In the chart of a running tutorial, the greatest value has a bar of full height. In a chart that has room for a

@@ -61,9 +61,9 @@ def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
 
 
 def test_a_printed_command_line_repeats_the_options_that_named_the_broker() -> None:
-    """If options such as --url named the broker, the command lines that mqtool prints contain them, so that they use
-    the same broker. Command lines that name a broker themselves, start one, or are for an administrator, do not
-    contain these options.
+    """If options such as --url named the broker, the command lines that mqtool prints contain these options, so that
+    the commands use the same broker. Command lines that name a broker themselves, start a broker, or are meant for an
+    administrator do not contain these options.
     """
     try:
         name_broker({"--url": "amqp://other host", "--vhost": "v"})

@@ -145,9 +145,9 @@ def test_peek_chooses_how_to_read_a_queue_by_its_type_arguments_and_policy(
     assert place.kind(api) == kind
 
 
-def test_peek_keeps_to_the_delivery_limit_of_a_policy_that_the_api_does_not_show_in_the_queue_yet(place: Place) -> None:
-    """RabbitMQ's management API lists a new policy some time before it shows the policy in the queues that it applies
-    to. `peek` already keeps to the delivery limit of such a policy if the policy matches the queue's name and type.
+def test_peek_keeps_to_a_policys_delivery_limit_that_the_api_does_not_yet_show_for_the_queue(place: Place) -> None:
+    """RabbitMQ's management API lists a new policy some time before it shows to which queues the policy applies.
+    `peek` already keeps to the delivery limit of such a policy if the policy matches the queue's name and type.
     """
     place.fill()
     policy = {"name": "p", "pattern": "^jobs$", "apply-to": "quorum_queues", "priority": 0}
@@ -292,7 +292,7 @@ def test_peek_says_that_a_queue_does_not_exist(place: Place) -> None:
         ("the broker", 1000, 3, 1000),
     ],
 )
-def test_from_rabbitmq_4_3_on_a_forged_delivery_count_does_not_mislead_peek(
+def test_peek_with_rabbitmq_4_3_or_later_is_not_misled_by_a_forged_delivery_count(
     broker: str, count: int, acquired: object, requeued: int
 ) -> None:
     """`peek` reads from the header x-delivery-count how often a quorum queue has requeued a message, but a publisher
@@ -392,11 +392,11 @@ def test_messages_are_published_again_instead_of_requeued_if_the_delivery_limit_
     assert place.delivered() == ["0", "1", "2"]
 
 
-def test_looking_deletes_the_first_message_of_a_queue_without_publishing_it_again(place: Place) -> None:
-    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, can also remove messages. If the
-    delivery limit is unknown, it republishes messages that were already requeued, because another requeue might
-    exceed the limit. A message that is to be removed is only deleted, without an error, even if it is the first
-    message of the queue, which looking() checks before it receives any others.
+def test_looking_does_not_publish_the_first_message_again_if_it_is_to_be_removed(place: Place) -> None:
+    """looking(), with which `delayed now` and `delayed cancel` read a wait queue, receives the first message before
+    any others. If the delivery limit is unknown, it republishes a message that was already requeued, because another
+    requeue might exceed the limit. If the caller wants the first message removed, looking() only deletes it, and
+    raises no error.
     """
     place.fill(*range(3), arguments=QUORUM)
     place.requeue(1)
@@ -413,10 +413,10 @@ def test_looking_deletes_the_first_message_of_a_queue_without_publishing_it_agai
 def test_only_the_first_message_is_at_risk_if_the_user_has_no_permission_to_publish(
     place: Place, how: How, *, checks: bool
 ) -> None:
-    """If the user can neither publish nor see that a policy sets a delivery limit of 1, `peek` cannot republish a
-    first message that was already requeued once, and fails. This message is requeued once more, so the queue drops or
-    dead-letters it; all other messages stay in the queue. check_limit(), which other commands call before they
-    consume, fails with the same result.
+    """If the user can neither publish nor see the delivery limit, and the first message was already requeued, `peek`
+    cannot republish this message, and fails. The message is requeued once more. If the limit is 1, as here, the queue
+    therefore drops or dead-letters it, but keeps all other messages. check_limit(), which other commands call before
+    they consume, fails with the same result.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)
@@ -437,7 +437,7 @@ def test_only_the_first_message_is_at_risk_if_the_user_has_no_permission_to_publ
 def test_a_user_who_cannot_see_the_delivery_limit_is_shown_only_messages_that_were_never_requeued(place: Place) -> None:
     """If a user can neither see the policies of a quorum queue nor declare the queue, `peek` cannot find out the
     delivery limit, and shows only messages that were never requeued. If the first message was already requeued,
-    another requeue may exceed the limit: `peek` publishes this message to the end of the queue instead, and fails.
+    `peek` publishes it to the end of the queue, because another requeue might exceed the limit, and fails.
     check_limit(), which other commands call before they consume, does the same. No message is lost, even if the limit
     is 1.
     """
@@ -806,7 +806,7 @@ def test_a_message_of_a_wait_queue_for_an_exchange_is_published_again_with_its_r
 
 def test_a_delayed_message_that_is_published_again_is_due_at_the_same_time(place: Place) -> None:
     """If a delayed message has reached the delivery limit, `peek` publishes it to its wait queue again. The message
-    still arrives when it is due: its whole delay, an hour here, does not start again.
+    still arrives when it was originally due: its delay, here an hour, does not start again from the beginning.
     """
     arguments = {"x-message-ttl": 3_600_000, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"}
     place.fill()
@@ -835,9 +835,8 @@ def test_peek_says_that_a_ttl_starts_again_if_it_cannot_know_how_long_the_messag
     place: Place, queue: str, headers: dict[str, int], expiration: str | None
 ) -> None:
     """If `peek` publishes a message again, but cannot know how long the message has waited, `peek` keeps the
-    message's expiration, and says that the TTL of the message or its queue, if any, starts again. `peek` can know
-    this only for a message in a wait queue for delays, from the due time in the header mqtool-due, and only if this
-    due time is possible: for example, it must not be later than the expiration allows.
+    message's expiration, and says that the message's TTL, if any, starts again. It can know this time only for a
+    message in a wait queue for delays, and only if the message's header mqtool-due contains a plausible due time.
     """
     place.channel.declare(Queue(queue, durable=True))
     due = {name: int((time.time() + seconds) * 1000) for name, seconds in headers.items()}

@@ -132,8 +132,8 @@ def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
 @pytest.mark.parametrize("is_exclusive", [False, True])
 def test_a_wait_queue_that_is_deleted_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
     """If a wait queue is deleted while `delayed ls` lists the wait queues, `delayed ls` leaves it out without an
-    error. If another client then declares an exclusive queue with its name, `delayed ls` leaves this queue out, and
-    reports the broker's error. It lists all other wait queues.
+    error. If another client declares an exclusive queue with the same name in the meantime, `delayed ls` leaves that
+    queue out, too, and reports the broker's error. It lists all other wait queues.
     """
     for hours in (1, 2, 3):
         place.declare(f"jobs.delay.{hours}h", "a", ttl=hours * 3_600_000)
@@ -221,7 +221,7 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
-def test_the_bindings_of_the_exchange_to_which_wait_queues_dead_letter_are_requested_once(
+def test_mqtool_requests_the_bindings_of_a_dead_letter_exchange_once_for_all_wait_queues(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait queues for `amq.topic` dead-letter to the exchange `mqtool.amq.topic.due`. To find out where this
@@ -248,11 +248,10 @@ def test_the_bindings_of_the_exchange_to_which_wait_queues_dead_letter_are_reque
 def test_a_message_with_two_waits_is_delivered_only_if_the_second_wait_queue_leads_to_amq_topic(
     place: Place, *, leads_on: bool
 ) -> None:
-    """A long delay for `amq.topic` is divided into two waits: the first wait queue dead-letters to an exchange to
-    which the second wait queue is bound. If the second queue dead-letters to `mqtool.amq.topic.due`, which routes to
-    `amq.topic`, `delayed now` delivers the messages of the first queue to `amq.topic`. If the second queue
-    dead-letters to another exchange, the messages stay in the first queue, and an error says that this queue only
-    claims to be for `amq.topic`.
+    """A long delay for `amq.topic` is divided between two wait queues: the first one dead-letters to an exchange to
+    which the second one is bound. `delayed now` delivers the messages of the first queue to `amq.topic` only if the
+    second queue dead-letters to `mqtool.amq.topic.due`, which routes to `amq.topic`. Otherwise, the messages stay in
+    the first queue, and an error says that this queue only claims to be for `amq.topic`.
     """
     place.channel.bind(Queue("jobs"), Exchange("amq.topic", "topic"), "#")
     router, due = Exchange("mqtool.amq.topic.exchange.delay", "topic"), Exchange("mqtool.amq.topic.due", "fanout")
@@ -326,8 +325,7 @@ def test_a_message_whose_destination_may_be_forged_is_not_delivered(place: Place
     """Anyone can declare a queue like those in which `mqtool delayed relay` keeps messages, with an argument that
     names any exchange as the messages' destination. For the queue `tasks.relay`, `delayed now` therefore accepts only
     the exchange `tasks.relayed`. If the argument names another exchange, each message stays in the queue, with an
-    error that names the message, the queue and the exchange. `delayed now` still delivers the messages of other wait
-    queues.
+    error that names the message, the queue and the exchange.
     """
     place.channel.declare(Queue("tasks.relay", durable=True, arguments={RELAY: "orders"}))
     place.fill("tasks.relay", Message(b"x", message_id="m"))

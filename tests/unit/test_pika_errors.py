@@ -352,13 +352,12 @@ def test_the_hint_for_another_protocol_depends_on_tls(*, tls: bool) -> None:
         (OSError(), False, False),
     ],
 )
-def test_a_handshake_that_is_cut_off_is_not_taken_for_a_refusal_or_another_protocol(
+def test_a_handshake_that_is_cut_off_does_not_count_as_a_refused_login_or_another_protocol(
     cause: BaseException, *, has_answered: bool, is_cut_off: bool
 ) -> None:
-    """If a server closes the connection during the handshake without a reason, pika reports a refused login or, if
-    the server has sent nothing, another protocol. mqtool treats both errors as a handshake that was cut off. It
-    accepts pika's error only if the server has given a reason for its refusal, or has sent data that pika takes for
-    another protocol.
+    """If a server closes the connection during the handshake without giving a reason, pika reports a refused login or
+    another protocol, but mqtool treats the handshake as cut off. mqtool accepts pika's error only if the server has
+    given a reason for a refusal, or has sent data that pika takes for another protocol.
     """
     failed = exceptions.AMQPConnectionError(cause)
     assert pika_errors.is_cut_off(failed, has_answered=has_answered) is is_cut_off
@@ -384,13 +383,13 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
         (405, "RESOURCE_LOCKED - inequivalent arg 'durable'", ["x"], False, False),
     ],
 )
-def test_errors_that_do_not_recur_and_harmless_differences_are_recognized(
+def test_channel_errors_after_which_mqtool_can_continue_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """If the broker has closed a channel with an error, mqtool expects only two errors not to recur on a new channel:
-    a consumer timeout, and a missing exchange that mqtool itself declares again. If a declaration fails because the
-    queue or exchange exists with other properties or arguments, mqtool considers this harmless, as it can use the
-    existing one. The exception is an exchange of another type.
+    """If the broker closes a channel because of a consumer timeout, or because of a missing exchange that mqtool
+    itself declares again, mqtool expects no such error on a new channel. If a declaration fails because the queue or
+    exchange exists with other properties or arguments, mqtool can use the existing one, unless it is an exchange of
+    another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
@@ -440,8 +439,8 @@ def test_an_error_about_a_name_or_headers_that_are_too_long_gives_the_size() -> 
 
 
 def test_the_size_that_the_broker_accepts_is_taken_from_its_reply() -> None:
-    """If the broker closes a channel because a message was too large, mqtool takes the broker's limit from the reply
-    text. Other errors contain no limit.
+    """If the broker closes a channel because a message was too large, mqtool takes the broker's size limit from the
+    reply text. It takes no limit from other errors.
     """
     text = "PRECONDITION_FAILED - message size 2000 is larger than configured max size 1000"
     assert pika_errors.largest_message(exceptions.ChannelClosedByBroker(406, text)) == 1000
@@ -449,9 +448,9 @@ def test_the_size_that_the_broker_accepts_is_taken_from_its_reply() -> None:
     assert pika_errors.largest_message(ValueError()) is None
 
 
-def test_the_error_about_a_message_of_more_than_512_mib_says_to_check_the_url() -> None:
-    """mqtool's error about a message of more than 512 MiB from the broker contains this limit. RabbitMQ sends no
-    message of this size, so the hint says to check --url, and what is between mqtool and the broker.
+def test_the_error_about_a_message_larger_than_512_mib_says_to_check_the_url() -> None:
+    """If mqtool is sent a message larger than 512 MiB, its error names this limit. RabbitMQ never sends a message
+    that large, so the hint says to check --url, and whatever is between mqtool and the broker.
     """
     error = pika_errors.message_too_large()
     assert str(error) == "the broker sends a message of more than 512 MiB"
@@ -459,9 +458,9 @@ def test_the_error_about_a_message_of_more_than_512_mib_says_to_check_the_url() 
 
 
 @pytest.mark.parametrize(("port", "usual"), [(15672, "the management API"), (5552, "streams")])
-def test_the_hint_names_the_usual_protocol_of_a_port_that_closes_the_connection(port: int, usual: str) -> None:
-    """If a server closes the connection during the handshake, and its port is usually that of the management API or
-    of streams, the hint names this use of the port, and AMQP's port.
+def test_the_hint_about_a_handshake_on_a_port_of_another_protocol_names_amqps_port(port: int, usual: str) -> None:
+    """If a server closes the connection during the handshake, and its port is the usual one of the management API or
+    of streams, the hint says so, and names the usual port of AMQP.
     """
     hint = f"{port} is usually the port of {usual}; AMQP's is 5672"
     assert pika_errors.closed_early(Address("one", port, "v", "ann")).hint == hint

@@ -34,12 +34,11 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
     return acknowledged
 
 
-def test_the_first_prefetch_of_a_consumer_depends_on_its_options_and_the_queues_delivery_limit() -> None:
-    """A consumer starts with the value of `--prefetch` as its prefetch, by default 1,000. On a queue with a delivery
-    limit, it starts with 1, unless `--prefetch` or `--auto-ack` is given. With `--count 3`, it starts with 1, or with
-    3 in a command that sends its own acknowledgements, such as `worker`. In both cases, it is cancelled when it has
-    received the third message. The consumer sends the acknowledgements, except in such a command, or if `--auto-ack`
-    is given without `--count`.
+def test_a_consumers_initial_prefetch_depends_on_its_options_and_the_queues_delivery_limit() -> None:
+    """A consumer's initial prefetch is the value of `--prefetch`, by default 1,000. On a queue with a delivery limit,
+    the default is 1, unless `--auto-ack` is given. With `--count 3`, the initial prefetch is 1 or, in a command that
+    sends its own acknowledgements, such as `worker`, 3, and the consumer is cancelled when it has received the third
+    message.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -88,10 +87,10 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery_immediatel
 
 
 def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_rarely_requeued() -> None:
-    """Each time a prefetched message is requeued, it comes closer to the queue's delivery limit. A consumer of a
+    """Each time a prefetched message is requeued, it comes closer to its queue's delivery limit. A consumer of a
     queue with this limit therefore starts with a prefetch of 1. It changes to its full prefetch when it receives a
     message that was requeued fewer times than three quarters of the limit (rounded down). If the limit is not known,
-    this message must never have been requeued. If the limit is 1 or 0, the prefetch stays 1.
+    the consumer does so when it receives a message that was never requeued.
     """
     for limit, often in (20, 15), (4, 3), (3, 2), (ASSUMED_LIMIT, 1):
         policy = policy_for(Receiving(), delivery_limit=limit)
@@ -104,10 +103,10 @@ def test_messages_are_prefetched_one_by_one_until_one_arrives_that_was_rarely_re
 
 
 def test_with_a_high_count_a_queue_with_a_delivery_limit_is_first_read_one_by_one() -> None:
-    """With `--count 400`, the consumer of a command such as `receive` has a prefetch of 1 on a queue with a delivery
-    limit of 2, until it receives a message that was never requeued. If more than 250 messages are still to be received
-    at that time, the consumer raises its prefetch, and holds back acknowledgements, so that the broker delivers no
-    401st message. Otherwise, the prefetch stays 1.
+    """On a queue with a delivery limit of 2, a consumer of `receive --count 400` has a prefetch of 1 until it
+    receives a message that was never requeued. It then raises its prefetch, and holds back acknowledgements, so that
+    the broker delivers no 401st message. If no more than 250 messages are still to be received at that time, the
+    prefetch stays 1.
     """
     policy = policy_for(Receiving(count=400), delivery_limit=2)
     assert (policy.prefetch, policy.taken(delivery(1, times=1)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -205,11 +204,11 @@ def test_a_command_with_manual_acknowledgements_never_receives_more_messages_tha
 
 
 def test_a_consumer_that_nears_its_count_is_replaced_by_one_that_prefetches_the_remaining_messages() -> None:
-    """A command with manual acknowledgements, such as `worker`, has a prefetch of 8 and `--count 20`. Before an
-    acknowledgement that would let the broker send a 21st message, mqtool cancels the consumer, and starts one whose
-    prefetch is the number of remaining messages: 5 after 15 messages. When this happens again, the prefetch of the
-    next consumer is only half of the number of remaining messages, so that mqtool need not replace this consumer
-    after each acknowledgement.
+    """If a command with manual acknowledgements, such as `worker`, has a prefetch of 8 and `--count 20`, mqtool
+    cancels the consumer before an acknowledgement that would let the broker send a 21st message. mqtool then starts a
+    consumer whose prefetch is the number of remaining messages: 5 after 15 messages. When this happens again, the
+    prefetch of the next consumer is only half of the number of remaining messages, so that mqtool need not replace
+    this consumer after each acknowledgement.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 15), *[15] * 5) == [Step.GO_ON] * 12
@@ -237,9 +236,9 @@ def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_coun
     assert policy.acknowledged(2, 2, is_current=True) is Step.CANCEL
 
 
-def test_without_a_message_limit_consuming_continues_after_each_acknowledgement() -> None:
-    """In a command with manual acknowledgements, such as `worker`, and without `--count`, the consumer continues
-    after each acknowledgement, and sends no acknowledgements itself.
+def test_without_count_no_acknowledgement_ends_a_consumer_with_manual_acknowledgements() -> None:
+    """If a command with manual acknowledgements, such as `worker`, runs without `--count`, no acknowledgement makes
+    mqtool cancel or replace the command's consumer. The consumer sends no acknowledgements itself.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
@@ -278,10 +277,10 @@ def test_the_options_determine_the_prefetch_and_whether_the_consumer_sends_ackno
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
     """Without `--count`, or on a stream, a consumer's prefetch is the value of `--prefetch`, by default 1,000. With
-    `--count N` on any other queue, the prefetch is 1 if N is at most 250, or if `--prefetch` is between 1 and 999. In
-    all other cases, it is the lower of N - 50 and `--prefetch`, where `--prefetch 0` counts as 1,000. The consumer
-    sends the acknowledgements, unless the broker acknowledges automatically (`--auto-ack`) or the command sends its
-    own, as `worker` does. In such a command, the prefetch is the lower of N and `--prefetch`.
+    `--count N` on any other queue, it is the lower of `--prefetch` and N - 50, but 1 if N is at most 250 or
+    `--prefetch` is between 1 and 999. In a command that sends its own acknowledgements, such as `worker`, it is the
+    lower of `--prefetch` and N. In other commands, the consumer sends the acknowledgements, unless the broker
+    acknowledges messages automatically.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected

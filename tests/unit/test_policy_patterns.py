@@ -47,9 +47,9 @@ def test_a_pattern_that_could_take_very_long_to_match_is_not_evaluated(pattern: 
 
 
 @pytest.mark.parametrize("pattern", ["(*UTF8)a", "^*a", r"\Q[(\E", r"[a-\d]", "(?|a|b)", "^jobs", "", "[[:alpha:]]"])
-def test_a_pattern_that_rabbitmq_may_accept_is_not_refused(pattern: str) -> None:
-    """mqtool does not refuse a policy pattern that Python's `re` module cannot compile if PCRE, which RabbitMQ uses,
-    may be able to.
+def test_a_pattern_that_rabbitmq_might_accept_is_not_refused(pattern: str) -> None:
+    """If Python's `re` module cannot compile a policy pattern, but PCRE, which RabbitMQ uses, might be able to
+    compile it, mqtool does not refuse the pattern.
     """
     check_pattern(pattern)
 

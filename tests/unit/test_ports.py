@@ -29,9 +29,7 @@ def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
     assert choose(None) == other
 
 
-def test_a_random_port_is_never_where_the_management_api_of_another_broker_listens(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_random_port_is_never_the_management_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """The management API of a broker on port P uses port P + 10000, if that is free, and with TLS also P + 9999.
     mqtool chooses each random port P from a range of fewer than 10,000 ports, so neither of the two can be the random
     port of another broker.
@@ -53,8 +51,8 @@ def test_a_random_port_is_never_where_the_management_api_of_another_broker_liste
 def test_a_port_is_not_reserved_by_the_lock_file_of_another_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool reserves a port by locking a file. If another user of this machine has created and locked this file,
-    mqtool can still choose the port. Otherwise, this user could reserve every port.
+    """mqtool reserves a port by locking a file. It can still choose a port whose lock file was created and locked by
+    another user of the machine; if it could not, that other user could block every port.
     """
     port, user = free_port(), os.getuid() + 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

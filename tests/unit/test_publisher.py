@@ -277,7 +277,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+def test_an_early_confirm_is_reported_only_after_those_of_earlier_messages(wire: Wire, publisher: Unconfirmed) -> None:
     """If a message is confirmed before earlier messages, the publisher no longer counts it as in flight, but reports it
     as confirmed only when the earlier messages are confirmed. It then forgets the early confirm, so that a long run
     needs little memory.
@@ -362,11 +362,11 @@ def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: 
     assert (wire.sent, wire.acks) == ([b"1"], [(7, True)])
 
 
-def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
+def test_a_message_that_has_not_been_sent_is_published_once_after_a_reconnection(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If the connection is lost before a message was sent, the message is sent once, on the next channel. A message
-    that is published before the first channel is open is also sent once, when the channel is open.
+    """If the connection is lost before a message has been sent, the message is sent once, on the next channel. A
+    message that is published before the first channel is open is also sent once, when the channel is open.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -485,9 +485,9 @@ def test_waiting_for_confirms_with_16_mib_unconfirmed_ends_when_a_message_is_con
 
 
 def test_a_stopped_command_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a command is stopped, such as by SIGTERM, while messages are unconfirmed, waiting for confirms ends with an
-    error that says why the command was stopped, and how many messages are unconfirmed. If no message is unconfirmed,
-    waiting ends without an error.
+    """If a command is stopped, for example by SIGTERM, while messages are unconfirmed, waiting for confirms ends with
+    an error that says why the command was stopped, and how many messages are unconfirmed. If no message is
+    unconfirmed, waiting ends without an error.
     """
     wire.reason = "stopped by SIGTERM"
     publisher.wait(1, confirm_timeout=60)
@@ -498,8 +498,8 @@ def test_a_stopped_command_does_not_wait_for_confirms(wire: Wire, publisher: Unc
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """A publisher's confirm timeout starts at the last confirm or, if no message was unconfirmed after it, when the
-    next message is published. Publishing further messages does not extend the timeout.
+    """Each confirm starts a publisher's confirm timeout again. If no message is unconfirmed after a confirm, the
+    timeout starts when the next message is published. Publishing further messages does not extend the timeout.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)

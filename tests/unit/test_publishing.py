@@ -424,9 +424,9 @@ def test_a_stopped_command_does_not_wait_for_confirms_that_cannot_arrive(broker:
 
 
 def test_a_message_nacked_while_its_queue_may_lack_a_leader_is_published_again(broker: ScriptedBroker) -> None:
-    """If a node of the cluster cannot be reached when mqtool connects, a queue whose leader was on this node may have
-    no new one yet. If the broker nacks a message soon afterwards, the publisher assumes this cause: it publishes the
-    message again on another channel, and reports it only once, as confirmed.
+    """If a node of the cluster cannot be reached when mqtool connects, a queue whose leader was on this node may not
+    have a new leader yet. If the broker nacks a message soon afterwards, the publisher assumes that this is why. It
+    publishes the message again on another channel, and reports it only once, as confirmed.
     """
     broker.confirms = False
     broker.lacks_a_node = True

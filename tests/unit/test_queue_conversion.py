@@ -258,9 +258,10 @@ def deeply_nested() -> list[Any]:
 
 
 def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_completely(place: Place) -> None:
-    """The management client leaves out the innermost part of a deeply nested argument. If `queue convert --undo`
-    would have to declare a queue with a deeply nested argument again, because the queue has been deleted or replaced,
-    it raises BadData instead. If the queue exists, the hint says how to convert it without the argument.
+    """The management client leaves out the innermost part of a deeply nested argument. If the original queue had such
+    an argument, and has been deleted or replaced, `queue convert --undo` raises BadData instead of declaring the
+    queue with an incomplete argument. If the queue was replaced, the hint says how to convert it back without the
+    argument.
     """
     place.fill(note=deeply_nested())
     conversion = place.conversion(changes={"note": None})
@@ -403,9 +404,9 @@ def test_a_conversion_counts_the_messages_again_before_it_changes_anything(
 
 
 def test_a_conversion_waits_until_the_queue_has_no_consumers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If consumers appear after `queue convert` has made its checks, it waits for up to 20 s until the queue has none.
-    If some remain, it fails, and the hint says how to continue. With --force, it does not wait for consumers, since it
-    cancels them when it deletes the queue. It still fails while messages of the queue are unacknowledged.
+    """If consumers appear after `queue convert` has made its checks, the command waits for up to 20 s until the queue
+    has none. If some remain, it fails, and the hint says how to continue. With --force, it does not wait for
+    consumers, but still fails while messages of the queue are unacknowledged.
     """
     place.fill()
     consumer = place.connect().channel()
@@ -622,7 +623,7 @@ def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None
 
 def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before `queue convert` replaces a queue, it waits to see whether clients publish to the queue through the
-    default exchange. If it is stopped during this wait, it ends immediately.
+    default exchange. If the command is stopped during this wait, it ends immediately.
     """
     place.fill()
     conversion = place.conversion(quiet=1000.0)
@@ -774,9 +775,9 @@ def test_a_conversion_whose_temporary_queue_was_deleted_can_be_finished(
 
 
 def test_the_bindings_of_a_queue_with_a_deeply_nested_argument_are_restored(place: Place) -> None:
-    """If a stopped conversion's temporary queue was deleted, and the queue to convert is still the original one, the
-    conversion can be finished and restores the queue's bindings, even if the queue has an argument that is nested too
-    deeply to be declared again.
+    """If a stopped conversion's temporary queue is deleted before the original queue has been replaced, finishing the
+    conversion restores the queue's bindings. This is true even if the queue has an argument that is nested too deeply
+    for mqtool to declare the queue again.
     """
     place.fill(note=deeply_nested())
     conversion = place.conversion(changes={"note": None})

@@ -116,8 +116,8 @@ def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
     own: str | None, policies: list[dict[str, Any]], applies: str
 ) -> None:
     """If a policy and an argument of a quorum queue set different overflow behaviours, mqtool expects the queue to do
-    what the policy says. If an operator policy sets one, too, it overrides both. A quorum queue does not support
-    reject-publish-dlx, so mqtool expects it to drop its oldest messages instead.
+    what the policy says. If an operator policy sets the overflow behaviour, too, the operator policy overrides both.
+    A quorum queue does not support reject-publish-dlx, so mqtool expects it to drop its oldest messages instead.
     """
     arguments = {"x-max-length": 5} if own is None else {"x-max-length": 5, "x-overflow": own}
     assert overflow_of("quorum", arguments, policies) == applies
@@ -125,7 +125,7 @@ def test_a_policy_overrides_the_overflow_argument_of_a_quorum_queue(
 
 
 def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
-    """If a queue argument limits the number of messages, and a policy the number of bytes, or the other way round,
+    """If a queue argument limits the number of messages and a policy limits their total size in bytes, or vice versa,
     mqtool finds the limit in bytes, and does not confuse it with the limit in messages.
     """
     by_policy = [{"max-length-bytes": 900}]
@@ -182,7 +182,7 @@ def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
 ) -> None:
     """mqtool expects a policy to apply to a queue if the policy's pattern matches the queue's name, its apply-to
     includes the queue's type, and this type supports all of the policy's settings. If mqtool cannot parse the
-    pattern, but RabbitMQ may be able to, mqtool assumes that the pattern matches.
+    pattern, but RabbitMQ might accept it, mqtool assumes that the pattern matches.
     """
     assert applies(given, "q", kind) is is_applied
 
@@ -451,8 +451,8 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 ) -> None:
     """If a policy sets max-length-bytes or max-age for a stream, the stream's own argument for this limit has no
     effect, even if its value is lower. The argument takes effect when the policy is cleared, or when a policy of
-    higher priority without this limit replaces it. Before either change, mqtool says that the stream may lose its
-    oldest messages if the argument's value is lower than the policy's.
+    higher priority without this limit replaces it. If the argument's value is lower than the policy's, mqtool says
+    before either change that the stream may lose its oldest messages.
     """
     expected = [Loss("q", None, f"is a stream and may lose its oldest messages: {why}")] if why else []
     stream = queue(type="stream", arguments=own)
@@ -463,10 +463,10 @@ def test_a_stream_may_lose_messages_because_of_a_lower_argument_that_a_policy_ha
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if no other policy
-    of the queue has a higher priority, and the new policy would lower the queue's limit. It would not lower the limit
-    if the policy that it replaces, or the operator policy, has the same or a lower max-length. For a new operator
-    policy, the priorities of ordinary policies do not matter.
+    """`policy set` reports that a queue would drop messages beyond a new policy's max-length only if the policy would
+    apply to the queue and lower the queue's limit. The policy would not apply if another matching policy has a higher
+    priority. It would not lower the limit if the policy that it replaces, or the operator policy, has the same or a
+    lower max-length.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -529,9 +529,9 @@ def test_policy_set_uses_the_current_number_of_messages_to_say_how_many_a_queue_
     new: dict[str, Any], reported: dict[str, Any], there: Depth | None, loss: Loss | None
 ) -> None:
     """Before `policy set` sets a policy with limits, it says how many messages a queue would lose. It asks over AMQP
-    how many messages the queue has, because the management API's numbers can be some seconds old or missing. If the
-    number is unknown, `policy set` says only that the queue may lose messages. For a limit in bytes, it also does so
-    if the API reports no total size of the messages, or 0, which may be outdated.
+    how many messages the queue has, because the management API's numbers can be some seconds old or missing. If this
+    number or, for a limit in bytes, the total size of the messages is not known, `policy set` says only that the
+    queue may lose messages.
     """
     api = api_with(queues=[{"name": "q"} | reported])
     assert losses(api, "v", [new], lambda _: there, operator=False) == ([loss] if loss else [])
@@ -613,8 +613,9 @@ TIE = "(RabbitMQ may apply any of the policies with the same priority)"
 def test_policy_set_reports_the_worst_loss_if_several_policies_have_the_highest_priority(
     now: list[dict[str, Any]], new: dict[str, Any], there: dict[str, Any], why: str
 ) -> None:
-    """If several policies with the highest priority match a queue, RabbitMQ may apply any of them. If `policy set` adds
-    or changes one of them, it reports the most that the queue can lose, and says why that is not certain.
+    """If several policies with the highest priority match a queue, RabbitMQ may apply any of them. If `policy set`
+    adds or changes one of these policies, it reports the largest possible loss, and adds that RabbitMQ may apply any
+    of them.
     """
     full = queue(**{"messages": 10, **there})
     assert [loss.why for loss in lost(new, full, policies=now)] == [f"{why} {TIE}"]
@@ -677,10 +678,10 @@ def test_policy_clear_asks_the_broker_which_of_several_policies_with_the_same_pr
 
 
 def test_an_import_reports_a_loss_even_if_it_depends_on_which_policy_of_the_same_priority_applies() -> None:
-    """If a file contains two policies with the same priority, RabbitMQ may apply either of them to a queue. If a
-    third policy in the file has a higher priority and a lower max-length, `definitions import` reports how many
-    messages the queue would drop because of it, even if this depends on which of the other two applies before. The
-    report adds that RabbitMQ may apply any of the policies with the same priority.
+    """If a file contains two policies with the same priority, RabbitMQ may apply either of them to a queue. Whether a
+    third policy, with a higher priority and a lower max-length, makes the queue drop messages can depend on which of
+    the two applied before. Even if it does, `definitions import` reports how many messages the queue would drop, and
+    adds that RabbitMQ may apply any of the policies with the same priority.
     """
     tied = [policy("a", overflow="reject-publish", max_length=20), policy("b", max_length=20)]
     for order in (tied, tied[::-1]):
@@ -720,8 +721,8 @@ def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_a
 ) -> None:
     """`definitions import` imports policies one after the other, so some limits apply only for a moment during the
     import. In this short time, no queue expires, and RabbitMQ does not restart, which would make queues with
-    reject-publish drop messages. The command therefore reports these losses only for limits that apply once all
-    policies are imported and did not apply before.
+    reject-publish drop messages. The command therefore says that a queue would expire, or would drop messages at a
+    restart, only because of limits that apply once all policies are imported and did not apply before.
     """
     full = queue(**{"messages": 10, **there})
     found = losses(api_with(now, [], [full]), "v", new, not_counted, operator=False)
@@ -779,9 +780,10 @@ def test_the_broker_is_asked_once_for_a_queues_number_of_messages_however_many_p
 
 
 def test_no_loss_is_reported_for_a_limit_that_is_not_lower_than_before() -> None:
-    """If a new policy does not lower a limit that a queue already has, `policy set` does not report that the queue may
-    lose messages to this limit, even if RabbitMQ has not counted the bytes of the queue's messages yet. It reports a
-    loss if a limit is new or lower, or if the queue rejected new messages before and would now drop old ones.
+    """If a new policy does not lower a limit that a queue already has, `policy set` does not report that the queue
+    may lose messages because of this limit, even if RabbitMQ has not counted the bytes of the queue's messages yet.
+    It reports a loss if a limit is new or lower, or if the queue rejected new messages before and would now drop old
+    ones.
     """
     uncounted = {"message_bytes_ready": 0, "arguments": {"x-max-length-bytes": 75}}
     assert lost(policy(max_length=10), queue(**uncounted)) == []
@@ -822,11 +824,9 @@ def test_no_expiry_is_reported_for_a_policy_with_an_extremely_long_expiry() -> N
 def test_clearing_a_policy_can_make_a_queue_drop_messages(
     cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
 ) -> None:
-    """When a policy is cleared, the limits of another policy or of the queue's arguments may apply to a queue. Before
-    `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are none, or
-    if no policy has the given name, it reports no loss. It also reports that a quorum queue may expire if the queue's
-    own x-expires is lower than the policy's, because RabbitMQ 3.10 ignores the lower value until the policy is
-    cleared.
+    """When a policy is cleared, the limits of another policy or of the queue's arguments can take effect. Before
+    `policy clear` clears a policy, it says what each queue would lose because of these limits. If there are no such
+    limits, or no policy has the given name, `policy clear` reports no loss.
     """
     api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
     assert losses_by_clearing(api, "v", policy()["name"], not_counted, operator=False) == ([loss] if loss else [])
@@ -915,13 +915,13 @@ def test_a_classic_queue_drops_messages_beyond_a_limit_that_comes_with_reject_pu
         "within the length", "same limit", "raised limit", "quorum", "transient", "exclusive",
     ],
 )  # fmt: skip
-def test_a_lower_limit_makes_a_classic_queue_that_rejects_messages_drop_them_at_a_restart(
+def test_policy_commands_say_what_a_queue_with_reject_publish_will_drop_at_a_restart(
     new: dict[str, Any], there: dict[str, Any], messages: int | None, why: str | None
 ) -> None:
-    """A classic queue with reject-publish keeps the messages that it has beyond a new limit, but only until RabbitMQ
-    restarts. `policy set` and `policy clear` say how many it will drop or dead-letter then, including unacknowledged
-    ones. They report no loss if the limit is not lower than before, if the queue is a quorum queue, which keeps its
-    messages, or if it is transient or exclusive, and does not survive a restart.
+    """If a limit becomes lower, a classic queue with reject-publish keeps the messages that it has beyond the new
+    limit, but only until RabbitMQ restarts. `policy set` and `policy clear` say how many messages, including
+    unacknowledged ones, the queue will drop or dead-letter at the restart. They do not say this about a quorum queue,
+    which keeps its messages, or about a transient or exclusive queue, which does not survive the restart anyway.
     """
     expected = [Loss("q", messages, why, at_restart=True)] if why else []
     full = queue(**{"arguments": FULL, "messages": 10, "message_bytes": 100, **there})

@@ -39,9 +39,12 @@ def test_receiving_ends_at_the_earlier_of_its_time_limits(
         (Receiving(idle_timeout=4.5, count=3000), "no message for 4.5 s: 2,000 of 3,000 received"),
     ],
 )
-def test_a_timeout_and_a_count_that_is_not_reached_are_errors(receiving: Receiving, error: str) -> None:
-    """If a command's total time limit passes, TimedOut is raised. If its idle timeout passes, TimedOut is raised only
-    if fewer messages than `--count` have been received. The error says how many were received.
+def test_an_idle_timeout_is_an_error_only_if_fewer_messages_than_count_were_received(
+    receiving: Receiving, error: str
+) -> None:
+    """If a command's idle timeout passes, TimedOut is raised only if fewer messages than `--count` have been
+    received. If its total timeout passes, TimedOut is raised in any case. The error says how many messages were
+    received.
     """
     with pytest.raises(TimedOut) as timed_out:
         receiving.left(2000, lasted=9.5, silent=5.0)

@@ -265,8 +265,9 @@ def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
 def test_a_queue_that_does_not_accept_its_dead_letters_does_not_stop_a_redrive(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """If the queue that some dead letters came from does not accept one of them back, `dlq redrive` leaves all of them
-    in the dead-letter queue, and reports each. It still moves the dead letters that came from other queues.
+    """If a queue does not accept one of its dead letters back, all dead letters that came from this queue stay in the
+    dead-letter queue, and `dlq redrive` reports each of them. It still moves the dead letters that came from other
+    queues.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
     bury(channel, *["gone"] * 150, "jobs")

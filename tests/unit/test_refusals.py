@@ -102,9 +102,9 @@ def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     refusal: ClosedByBroker, is_temporary: bool
 ) -> None:
     """If a broker closes an AMQP 1.0 connection without a reason, or for a temporary one, such as a shutdown of the
-    broker or heartbeats that mqtool missed, mqtool connects again. It does not connect again after any other reason,
-    such as not-found. If the broker refuses a management request during an attempt to reconnect, mqtool makes another
-    attempt if the response has status 503, which is temporary, but not if it has status 404.
+    broker, mqtool connects again. After any other reason, such as not-found, it does not. During a reconnection,
+    mqtool makes another attempt if the broker refuses a management request with status 503, which is temporary, but
+    not with status 404.
     """
     assert refusal.is_temporary is is_temporary
 
@@ -127,10 +127,10 @@ def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
     )
 
 
-def test_another_durability_of_an_exchange_is_harmless_over_amqp_1_0_but_another_type_is_not() -> None:
-    """If an exchange that mqtool declares over AMQP 1.0 already exists with another durability, mqtool considers the
-    difference harmless, because it can use the exchange as it is. Another type is not harmless. For a caller that
-    accepts no difference, the broker's refusal becomes the error DeclaredDifferently in both cases.
+def test_a_different_durability_of_an_exchange_is_harmless_but_a_different_type_is_not() -> None:
+    """If an exchange that mqtool declares over AMQP 1.0 already exists with a different durability, mqtool considers
+    the difference harmless, because it can use the exchange as it is. A different type is not harmless. In both
+    cases, the broker's refusal becomes the error DeclaredDifferently for a caller that accepts no difference.
     """
     for argument, is_harmless in (("durable", True), ("type", False)):
         text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'x' in vhost '/': received 'a' but current is 'b'"  # noqa: E501  # fmt: skip

@@ -243,9 +243,9 @@ def test_a_connection_to_rabbitmq_3_is_closed(broker: Broker, connect: Connect) 
 def test_the_error_about_a_session_that_cannot_begin_gives_the_reason(
     broker: Broker, event: BaseException | None, kind: type[MqtoolError], words: str
 ) -> None:
-    """When an AMQP 1.0 connection is opened, it begins a session. If that fails because the connection is lost, or
-    because the broker refuses the session or does not answer within 20 s, the call that opens the connection raises an
-    error with the reason, and closes the socket.
+    """When an AMQP 1.0 connection is opened, it begins a session. If that fails, for example because the broker
+    refuses the session or does not answer within 20 s, the call that opens the connection raises an error with the
+    reason, and closes the socket.
     """
     broker.tells(event)
     with pytest.raises(kind) as caught:
@@ -397,10 +397,10 @@ def test_a_request_is_given_up_after_20_seconds(broker: Broker, connect: Connect
     assert broker.now == pytest.approx(began + 0.5)
 
 
-def test_reconnecting_is_given_up_when_its_attempts_run_out(broker: Broker, connect: Connect) -> None:
-    """If an AMQP 1.0 connection is lost within 60 s of being reopened, and before a message was confirmed or settled,
-    mqtool continues to count its attempts to reconnect. When their number reaches the limit (2 in this test), each
-    call that waits raises Unavailable.
+def test_mqtool_gives_up_reconnecting_when_the_limit_of_attempts_is_reached(broker: Broker, connect: Connect) -> None:
+    """If an AMQP 1.0 connection is lost within 60 s of being reopened, and before a message has been confirmed or
+    settled, mqtool does not reset its count of attempts to reconnect. When the count reaches the limit (2 in this
+    test), each call that waits raises Unavailable.
     """
     session = connect([ONE, TWO], AT_ONCE)
     for epoch in (1, 2):
@@ -465,7 +465,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
 
 
 @pytest.mark.parametrize("reason", ["vhost 'test\n' is deleted", "shutdown"])
-def test_after_the_virtual_host_was_deleted_a_connection_that_ends_during_the_login_is_a_refusal(
+def test_a_login_that_ends_without_a_reason_counts_as_refused_if_the_virtual_host_was_deleted(
     broker: Broker, connect: Connect, reason: str
 ) -> None:
     """RabbitMQ refuses a missing virtual host by closing the connection without a reason. If the broker has closed an

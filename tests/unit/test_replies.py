@@ -69,9 +69,9 @@ def test_replies_that_may_have_made_the_broker_close_the_connection_are_not_publ
 
 
 def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_error() -> None:
-    """An RPC server drops replies to a queue, with a notice, only after the broker has closed the connection with an
-    internal error while a reply to this queue was the only unconfirmed one. If replies to two queues were unconfirmed,
-    the server drops later replies to neither.
+    """If the broker has closed the connection with an internal error, an RPC server drops later replies to a queue,
+    with a notice, only if a reply to this queue was then the only unconfirmed one. If replies to two queues were
+    unconfirmed, the server drops later replies to neither.
     """
     server = Server()
     server.reply("theirs")

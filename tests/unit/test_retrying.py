@@ -89,7 +89,7 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
         retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
 
 
-def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
+def test_worker_publishes_no_further_retries_after_a_missing_confirm() -> None:
     """If the confirm of a retry does not arrive, `worker` publishes no further retries: each of them raises
     NotConfirmed. A late confirm could otherwise be mistaken for that of the next retry.
     """

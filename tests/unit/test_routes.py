@@ -135,7 +135,7 @@ def test_route_says_which_header_does_not_match_a_binding(
     assert [miss.reason for miss in route.near_misses] == [reason]
 
 
-def test_route_names_the_direct_binding_key_most_similar_to_a_misspelt_one() -> None:
+def test_route_names_the_most_similar_binding_key_of_a_direct_exchange() -> None:
     """If a routing key matches no binding of a direct exchange, `route` names the most similar binding key."""
     bound = [Binding("d", "q", key) for key in ("warning", "error", "info")]
     route = Router(Definitions.of([Exchange("d", "direct")], [Queue("q")], bound)).route("d", "warn")

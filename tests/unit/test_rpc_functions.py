@@ -287,9 +287,9 @@ def test_an_rpc_client_yields_replies_in_the_order_of_their_requests(numbers: tu
 
 
 def test_an_rpc_client_yields_a_reply_as_soon_as_it_and_all_earlier_ones_have_arrived() -> None:
-    """An RPC client yields a reply as soon as it and the replies to all earlier requests have arrived. If an RPC server
-    is running, but replies are missing when the time limit has passed, the error says how many. The hint names the
-    option `--timeout`, which sets a longer limit.
+    """An RPC client yields a reply as soon as this reply and those to all earlier requests have arrived. If a server
+    is running, but replies are still missing when the time limit has passed, the error says how many are missing, and
+    the hint names `--timeout`, which sets a longer limit.
     """
     replies = ordered(0, 1, 3, of=5)
     assert [next(replies), next(replies)] == [0, 1]

@@ -97,7 +97,7 @@ def test_the_reason_for_a_failure_is_the_exit_status_and_the_last_line_of_stderr
 @pytest.mark.parametrize(
     ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
 )
-def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
+def test_the_status_of_a_program_that_a_signal_has_ended_is_128_plus_the_signals_number(
     run: Callable[..., Ending], script: str, status: int
 ) -> None:
     """The status of a program that `worker` runs is its exit status or, if a signal ended it, 128 plus the signal's
@@ -189,8 +189,8 @@ def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_t
 def test_a_program_and_its_child_processes_are_killed_at_the_timeout(
     run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, has_pidfd: bool
 ) -> None:
-    """When a program that `worker` runs reaches its timeout, all processes of its process group are killed. The output
-    that it has printed until then is returned.
+    """When a program that `worker` runs reaches its timeout, all processes of its process group are killed. The
+    worker gets the output that the program printed before the timeout.
     """
     if not has_pidfd:
         monkeypatch.delattr(os, "pidfd_open")
@@ -245,7 +245,7 @@ def test_what_a_program_prints_just_before_it_exits_is_not_lost(
     assert (len(ending.stdout), len(ending.stderr)) == (size, min(size, 2000))
 
 
-def test_a_program_has_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
+def test_a_program_counts_as_ended_even_if_its_child_process_keeps_its_output_open(run: Callable[..., Ending]) -> None:
     """A program that `worker` runs counts as ended when its own process ends, even if a child process of the program is
     still running and keeps the program's stdout open.
     """
@@ -549,8 +549,8 @@ def test_the_last_byte_of_stderr_is_written_before_the_next_request_arrives(pipe
 def test_none_of_a_programs_stderr_is_lost_if_mqtools_stderr_is_read_slowly(
     pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
 ) -> None:
-    """A program that `worker` runs may write more to stderr than fits into the pipe of mqtool's stderr. The rest waits
-    until there is room in the pipe. In the end, all of it has been written, and the program exits normally.
+    """If a program that `worker` runs writes more to stderr than fits into the pipe of mqtool's stderr, the rest
+    waits until there is room in the pipe. In the end, all of it has been written, and the program exits normally.
     """
     stderr, reading = pipe
     running = _Run(shell("printf '%0500000d' 1 >&2"), PATH, worker[1], stderr)

@@ -280,7 +280,8 @@ def test_scrub_treats_a_header_with_the_name_of_an_ndjson_type_key_like_any_othe
 @pytest.mark.parametrize("name", ["headers.user.email", "properties.headers.user", "headers.user.$table.email"])
 def test_scrub_finds_a_field_whether_or_not_its_name_contains_the_ndjson_key_for_tables(name: str) -> None:
     """mqtool's NDJSON writes some tables in headers under the key `$table`. `scrub` finds a field in one of these
-    tables whether or not the name in `--field` contains `$table`. `properties.headers` is another name for `headers`.
+    tables whether or not the name in `--field` contains `$table`. The name can also begin with `properties.`, as in
+    `properties.headers.user`.
     """
     line = {"headers": {"user": {"$table": {"email": "alice"}}, "other": {"$table": {"$bytes": "hello!"}}}, "body": ""}
     after = scrubbed(line, only=name)
@@ -395,8 +396,9 @@ KEPT_PROPERTIES = {
 
 
 def test_scrub_keeps_what_the_broker_writes_into_headers() -> None:
-    """`scrub` keeps counts, times, reasons and the names of queues and exchanges in the headers that RabbitMQ sets, and
-    usual content types and encodings, so that a program under test treats a replayed message like the original.
+    """`scrub` keeps counts, times, reasons and the names of queues and exchanges in the headers that RabbitMQ sets.
+    It also keeps usual content types and encodings. A program under test therefore treats a replayed message like the
+    original.
     """
     line = {"headers": KEPT_HEADERS, "properties": KEPT_PROPERTIES}
     after = scrubbed(line)

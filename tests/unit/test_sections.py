@@ -60,7 +60,7 @@ from mqtool.work.history import Origin, origin_of
 )
 def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str, address: str) -> None:
     """The AMQP 1.0 address of a message is /exchanges/EXCHANGE/KEY or, for the default exchange, /queues/QUEUE. Names
-    are percent-encoded, and may contain bytes that are not UTF-8. A routing key of the default exchange that begins
+    are percent-encoded, and can contain bytes that are not UTF-8. A routing key of the default exchange that begins
     with /exchanges/, such as a reply's, is already an address, and is used unchanged.
     """
     assert exchange_address(exchange, key) == address
@@ -245,10 +245,10 @@ def test_a_property_that_amqp_1_0_cannot_express_raises_an_error(
     assert (str(raised.value), raised.value.hint) == (error, hint)
 
 
-def test_properties_but_not_header_names_may_contain_bytes_that_are_not_utf_8() -> None:
-    """When a message is encoded for AMQP 1.0, bytes that are not UTF-8 are kept in its properties, message id and
-    address. In the name of a header, they raise UsageError. A header whose name begins with x- becomes an annotation.
-    In the annotation's name, "?" replaces each character that is not ASCII.
+def test_properties_can_contain_bytes_that_are_not_utf_8_but_names_of_headers_cannot() -> None:
+    """When mqtool encodes a message for AMQP 1.0, it keeps bytes that are not UTF-8 in the message's properties, id
+    and address. In the name of a header, such bytes raise UsageError. In the name of an x- header, which becomes an
+    annotation, "?" replaces each character that is not ASCII.
     """
     properties = {"app_id": "\udcff", "type": "\udcfe"}
     data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
@@ -432,8 +432,8 @@ def test_a_body_that_is_neither_text_nor_bytes_keeps_its_encoding(
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_body_of_sequences_with_a_footer_is_published_again_unchanged(count: int) -> None:
-    """If the body of an AMQP 1.0 message consists of one or more sequences, and a footer follows them, a retry or a
-    dead letter has the same sequences and the same footer.
+    """If the body of an AMQP 1.0 message consists of one or more sequences, and a footer follows them, mqtool
+    publishes a retry or a dead letter of the message with the same sequences and the same footer.
     """
     body = section(SEQUENCE, encode_value([1, "two"])) * count + section(FOOTER, encode_value({Symbol("x-sum"): 1}))
     found = received(body=body)
@@ -579,7 +579,7 @@ def test_a_value_that_cannot_be_decoded_becomes_a_header_with_its_bytes() -> Non
         assert (found.body, found.headers) == (b"body", {"mqtool-unreadable": many})
 
 
-def test_the_bytes_of_each_section_that_cannot_be_decoded_are_in_one_header() -> None:
+def test_the_bytes_of_all_sections_that_cannot_be_decoded_are_in_one_header() -> None:
     """If mqtool can decode neither the header section nor the properties section of an AMQP 1.0 message, the delivery's
     headers include mqtool-unreadable, which contains the bytes of both sections. The body and the application
     properties are decoded as usual.

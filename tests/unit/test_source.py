@@ -53,9 +53,9 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 
 @given(cut_input())
-def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """While its input pauses, a publishing command gets None instead of the next message, so that it can process
-    confirms.
+def test_reading_the_input_yields_none_while_the_input_pauses(given: tuple[bytes, list[bytes | None], bytes]) -> None:
+    """While the input of a publishing command pauses, reading the input yields None instead of a message, so that the
+    command can process confirms.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
@@ -255,8 +255,8 @@ def timed(monkeypatch: pytest.MonkeyPatch, steps: Iterable[float | bytes]) -> In
 
 def test_the_option_failed_to_does_not_follow_a_slow_writer_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     """If `send --failed-to FILE` cannot publish a line from a pipe whose writer writes a line now and then and never
-    ends, such as `tail -f`, it does not wait for the end of the pipe. It saves the lines that arrive before the 41st
-    pause of 5 ms, and ends.
+    ends, such as `tail -f`, `send` does not wait for the end of the pipe. It waits for up to 40 pauses of 5 ms, saves
+    the lines that have arrived by then, and ends.
     """
     read = timed(monkeypatch, cycle([b"more\n", 0.0, 0.005]))
     assert len([*read.rest(0)]) == 41

@@ -71,7 +71,7 @@ def test_a_stream_message_without_properties_takes_only_a_few_bytes_more_than_it
     assert entries.body_alone(encoded) == (body if size < 256 else None)
 
 
-def test_sections_are_decoded_unless_the_only_one_is_a_short_body() -> None:
+def test_sections_are_decoded_unless_a_short_body_is_the_only_section() -> None:
     """If a stream entry in AMQP 1.0 consists of a single short data section, mqtool reads the body without decoding
     sections. It decodes the sections of any other entry in AMQP 1.0, such as one with several sections or with a body
     that is cut off. An entry that is not in AMQP 1.0 has no sections: all of it is the body.
@@ -91,9 +91,9 @@ def test_sections_are_decoded_unless_the_only_one_is_a_short_body() -> None:
 
 
 def test_a_stream_message_is_encoded_as_rabbitmq_stores_it() -> None:
-    """mqtool encodes the properties of a stream message with the types with which RabbitMQ stores them: the user id as
-    bytes, the content type and encoding as symbols, the priority as a byte, and names of annotations as symbols. There
-    are no sections without content.
+    """mqtool encodes the properties of a stream message with the types with which RabbitMQ stores them: the user id
+    as bytes, the content type and encoding as symbols, the priority as a byte, and names of annotations as symbols.
+    Empty sections are left out.
     """
     properties = {
         **{name: name for name in ("user_id", "reply_to", "correlation_id", "content_type", "content_encoding")},
@@ -187,7 +187,7 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
         *(b"\xa1\x02-1", b"\xa1\x04soon", b"\xa1\x0a4294967296", b"\xa1\x02\xc2\xb2"),
     ],
 )
-def test_annotations_of_a_stream_message_that_amqp_0_9_1_cannot_carry_are_ignored(value: bytes) -> None:
+def test_annotations_that_amqp_0_9_1_cannot_carry_are_ignored_in_a_stream_message(value: bytes) -> None:
     """A stream message has its priority, delivery mode and expiration in AMQP 1.0 annotations. A publisher can write
     any value into them. mqtool ignores a value that AMQP 0-9-1 cannot carry, such as a boolean, a priority of 256 or
     the expiration `soon`. The message is then received without this property.
@@ -198,7 +198,7 @@ def test_annotations_of_a_stream_message_that_amqp_0_9_1_cannot_carry_are_ignore
     assert (entry.body, entry.properties) == (b"x", {})
 
 
-def test_a_stream_message_keeps_its_body_whatever_its_publisher_writes_around_it() -> None:
+def test_a_stream_message_keeps_its_body_if_other_sections_have_unusual_contents() -> None:
     """If an annotation, property or header of a stream message is nested too deeply for mqtool, or if a section or the
     footer has an unusual encoding, the message is received with its body and its other properties and headers.
     """
@@ -230,9 +230,8 @@ def test_a_section_of_a_stream_message_that_cannot_be_decoded_does_not_affect_th
     sections: list[tuple[int, bytes]], body: bytes
 ) -> None:
     """If mqtool cannot decode a section of a stream message, for example application properties with 20,000 entries,
-    which are more than mqtool decodes, the received message still has its body, exchange and routing key. That is the
-    case whether the sections' descriptors are numbers of one or eight bytes, and even if the body's descriptor is a
-    symbol.
+    which are more than mqtool decodes, the received message still has its body, exchange and routing key. How the
+    descriptors of the sections are encoded does not matter.
     """
     names = (b"x-exchange", b"x", b"x-routing-key", b"k")
     routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))
@@ -406,8 +405,8 @@ def test_a_stream_reader_names_the_package_that_it_needs_to_decompress_a_batch(
 
 
 def test_no_more_of_a_batch_is_decompressed_than_the_stream_reader_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a compressed batch, mqtool decompresses at most the number of bytes that a stream reader asks for, so that a
-    small batch cannot fill the memory. The exception is snappy, which cannot limit its output: mqtool gives it 4 KiB of
+    """mqtool decompresses at most as many bytes of a compressed batch as a stream reader asks for, so that a small
+    batch cannot fill the memory. The exception is snappy, which cannot limit its output: mqtool gives it 4 KiB of
     compressed data at a time, and stops as soon as it has enough decompressed data.
     """
     pieces, read = list[int](), list[tuple[object, ...]]()

@@ -57,9 +57,9 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
 @pytest.mark.parametrize("value", [*VALUES, *DEEP], ids=lambda value: value[:9].hex())
 def test_the_bytes_of_a_complete_header_value_are_accepted(value: bytes) -> None:
-    """An NDJSON line may give the value of a header as bytes in AMQP's encoding. Before mqtool publishes these bytes,
-    it checks that they are exactly one value. A complete value of any type passes this check, however deeply it is
-    nested.
+    """In an NDJSON line, the value of a header can be given as bytes in AMQP's encoding. Before mqtool publishes
+    these bytes, it checks that they are exactly one value. A complete value of any type passes this check, however
+    deeply it is nested.
     """
     assert EXACT.is_value(value)
 

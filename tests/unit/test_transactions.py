@@ -124,10 +124,10 @@ def test_queue_convert_ends_with_an_error_if_the_broker_does_not_commit_in_time(
 def test_unroutable_messages_are_put_back_into_the_source_queue(
     broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
 ) -> None:
-    """If messages of a batch are unroutable, `queue convert` publishes them to the end of the source queue again, and
-    raises NotConfirmed. The other messages of the batch have been moved. If the broker has changed a returned
-    message, so that mqtool cannot recognize it, the command publishes the whole batch to the source queue, and
-    messages may be duplicated. The next batch can be moved.
+    """If messages of a batch are unroutable, `queue convert` publishes them to the end of the source queue, and
+    raises NotConfirmed. The other messages of the batch have been moved. If mqtool cannot recognize a returned
+    message because the broker has changed it, the command publishes the whole batch to the source queue, so messages
+    may be duplicated.
     """
     broker.unroutable = [unroutable]
     moving = InTransactions(broker.channel(), message_for, restored)
@@ -344,9 +344,9 @@ def test_a_batch_ends_when_its_bodies_reach_16_mib(queue: FakeQueue) -> None:
     assert [*queue.mover(9).batches()] == [3, 1]
 
 
-def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(queue: FakeQueue) -> None:
-    """RabbitMQ may reply that a queue is empty before it sends the last deliveries. `queue convert` also moves the
-    messages of these deliveries.
+def test_messages_delivered_after_the_broker_has_reported_the_queue_as_empty_are_moved(queue: FakeQueue) -> None:
+    """RabbitMQ can report a queue as empty before it has sent the last deliveries to the consumer. `queue convert`
+    also moves the messages of these deliveries.
     """
     queue.publish(2)
     queue.late.append(b"9")
@@ -355,9 +355,9 @@ def test_messages_that_arrive_after_the_reply_that_the_queue_is_empty_are_moved(
 
 
 def test_one_consumer_moves_all_messages_that_arrive_until_publishers_are_cut_off(queue: FakeQueue) -> None:
-    """`queue convert` moves messages until the queue is empty. It then cuts off publishers, so that new messages no
-    longer reach the queue. The consumer that has moved the messages so far also moves those that arrive in between, and
-    is then cancelled. Deliveries that arrive during the cancellation are moved last.
+    """When `queue convert` has emptied the queue, it cuts off publishers, so that new messages no longer reach the
+    queue. The consumer that has moved the messages so far also moves those that reached the queue before the cut-off.
+    It is then cancelled. Deliveries that arrive during the cancellation are moved last.
     """
     queue.publish(3)
 
@@ -390,10 +390,10 @@ def test_one_consumer_moves_all_messages_that_arrive_until_publishers_are_cut_of
 def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     queue: FakeQueue, ready: int, published: list[int], before: int, after: list[int]
 ) -> None:
-    """If clients keep publishing to the queue whose messages `queue convert` moves, the queue may never become empty.
-    Each time the command has moved as many messages as it last counted, it counts the rest. If the queue has not
-    shrunk by 10% within three counts, the command cuts off the publishers: new messages no longer reach the queue.
-    The command still moves all messages that reached it before.
+    """If clients keep publishing while `queue convert` moves messages out of a queue, the queue may never become
+    empty. The command therefore counts the remaining messages repeatedly. If their number has not decreased by 10%
+    within three counts, the command cuts off the publishers, so that new messages no longer reach the queue. It still
+    moves all messages that reached the queue before.
     """
     queue.publish(ready)
     queue.published = published
@@ -455,7 +455,7 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
 
 def test_queue_convert_waits_for_room_in_the_destination(queue: FakeQueue) -> None:
     """Each batch of `queue convert` has no more messages than the destination has room for. If the destination has no
-    room, the command waits. If there is still no room after 15 seconds, moving messages raises NoRoom.
+    room, the command waits. If there is still no room after 15 seconds, the command raises NoRoom.
     """
     queue.publish(9)
     rooms = [*[0] * 200, 2, 1, 9]
@@ -469,7 +469,7 @@ def test_queue_convert_waits_for_room_in_the_destination(queue: FakeQueue) -> No
 
 def test_a_destination_that_keeps_rejecting_messages_raises_no_room(queue: FakeQueue) -> None:
     """If the destination of `queue convert` seems to have room, but rejects all messages for 15 seconds, for example
-    because it has a limit in bytes, moving messages raises NoRoom. The 15 seconds start again whenever the destination
+    because of a limit in bytes, the command raises NoRoom. The 15 seconds start again whenever the destination
     accepts a message.
     """
     queue.publish(9)

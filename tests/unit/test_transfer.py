@@ -68,8 +68,8 @@ def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() ->
     """When `worker` moves a message to a wait queue or the dead-letter queue after a failed attempt, the message's
     headers contain the number of failed attempts, the last error, the queue, and the time of the first failure. CC,
     BCC and the headers that the broker has added are removed. In a dead letter, the header mqtool-redrives, which
-    counts the moves by `dlq redrive`, is kept if its value is a number. Any other value must have been forged, so the
-    header is removed.
+    counts the moves by `dlq redrive`, is kept only if its value is a number, because any other value must have been
+    forged.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -137,10 +137,10 @@ def test_a_header_mqtool_convert_that_may_be_forged_is_renamed_when_its_message_
         assert (claimed["mqtool-claimed"], "mqtool-convert" in claimed) == (headers["mqtool-convert"], False)
 
 
-def test_a_reply_to_that_no_client_can_publish_is_removed_from_a_moved_message() -> None:
-    """A message of a stream, or one published over AMQP 1.0, can have the reply_to amq.rabbitmq.reply-to. If a client
-    published a message with this reply_to, the broker would close the client's channel, so mqtool removes it from
-    moved, redriven and retried messages.
+def test_the_reply_to_of_direct_replies_is_removed_from_a_moved_message() -> None:
+    """A message in a stream, or one published over AMQP 1.0, can have the reply_to amq.rabbitmq.reply-to. If a client
+    publishes a message with this reply_to without consuming from amq.rabbitmq.reply-to on the same channel, the
+    broker closes the channel. mqtool therefore removes this reply_to from moved, redriven and retried messages.
     """
     request = replace(JOB, properties={"reply_to": "amq.rabbitmq.reply-to", "correlation_id": "1"})
     for message in (failed(request, "e", "wait"), redriven(request, "jobs"), elsewhere(request, "other", "me")):
@@ -423,7 +423,7 @@ def test_a_move_ends_at_its_limit(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
-def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+def test_a_move_includes_deliveries_that_arrive_after_the_queue_was_reported_as_empty(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """RabbitMQ may report a queue as empty before its last deliveries have arrived. A command such as `move` waits
@@ -484,8 +484,8 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target_queue(
 def test_messages_that_could_not_be_moved_are_requeued_when_the_move_ends(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If no queue accepts some of the messages that a command such as `move` is to move, these messages are requeued as
-    soon as the move ends, and not only when the channel is closed.
+    """Messages that a command such as `move` receives, but that no queue accepts, are requeued as soon as the move
+    ends, and not only when the channel is closed.
     """
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
@@ -631,9 +631,9 @@ class Source:
 
 
 def test_a_message_in_transit_is_handled_before_a_consumer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages that a command such as `move` leaves in the queue stay unacknowledged, so its consumer may receive no
-    further messages. The command then replaces the consumer. Before that, it handles the messages that the broker has
-    already sent to the old one.
+    """Messages that a command such as `move` leaves in the queue stay unacknowledged, and can use up the prefetch of
+    the command's consumer. The command then replaces the consumer. Before that, it handles the messages that the
+    broker has already sent to the old consumer.
     """
     unhandled = list[int]()
 
@@ -725,10 +725,10 @@ def test_a_move_asks_ten_times_a_second_whether_a_queue_without_deliveries_has_m
 def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. With a condition such as `--where`, a command such as `move`
-    may leave some of them in the queue. After it has moved as many messages as `--count` allows, it therefore
-    receives the other requeued messages, and requeues them together, so that they keep their order. Without a
-    condition, or if no messages were requeued earlier, it receives no further messages.
+    """If a command such as `move` leaves some of a quorum queue's requeued messages in the queue, because they do not
+    meet its condition, it receives all other requeued messages, too, even after it has moved as many as `--count`
+    allows. It then requeues together what it has not moved, so that these messages keep their order. Without a
+    condition, or if no messages were requeued earlier, it stops receiving at `--count`.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

@@ -205,7 +205,7 @@ def test_the_error_of_a_connection_that_cannot_be_opened_gives_the_reason(
 ) -> None:
     """If an AMQP 1.0 connection cannot be opened, mqtool's error gives the reason: the server closed the socket, does
     not speak AMQP 1.0, refused the login, or refused the virtual host. mqtool closes the socket. If the virtual host
-    is not available at the moment, the error is Unavailable, so that an attempt to reconnect is repeated.
+    is only temporarily unavailable, the error is Unavailable, after which mqtool can try to connect again.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -340,8 +340,8 @@ def test_frames_are_at_most_as_large_as_both_ends_accept(broker: Broker, offered
 
 
 def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
-    """An AMQP 1.0 connection's read() returns the bodies of all frames that have arrived completely, without heartbeats
-    and extended headers. A frame that has arrived in part is returned by a later call.
+    """An AMQP 1.0 connection's read() returns the bodies of all frames that have arrived completely. It skips
+    heartbeats and extended headers. A frame that has arrived in part is returned by a later call.
     """
     connected = broker.connect(opened())
     broker.arrives(FLOW[:3])

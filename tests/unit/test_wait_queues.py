@@ -257,9 +257,8 @@ def test_the_time_for_declaring_wait_queues_is_part_of_the_delay(broker: FakeBro
 
 def test_a_wait_queue_is_declared_again_after_ten_minutes(broker: FakeBroker) -> None:
     """A wait queue expires an hour after its last use, and only a declaration counts as use. If mqtool publishes a
-    message more than 600 s after the last declaration, it therefore repeats the declarations of the wait queue, and
-    of the exchanges in front of it and behind it. For a message with another delay, it declares only what does not
-    exist yet. After a reconnection, mqtool declares each of these queues and exchanges only once.
+    message more than 600 s after the last declaration, it therefore declares the wait queue again, with the exchanges
+    in front of it and behind it. After a reconnection, mqtool declares each of these queues and exchanges only once.
     """
     delays, _ = through(broker, _EXCHANGE)
     first = delays.place(Message(b""), lambda: 5310)
@@ -493,9 +492,9 @@ _LONG = "a" * 300
     ],
 )  # fmt: skip
 def test_a_wait_queue_is_recognized_by_its_name_and_its_expiry(queue: dict[str, Any], found: WaitQueue | None) -> None:
-    """Anyone who may declare a queue can claim any destination in its arguments. mqtool therefore treats a queue as a
-    wait queue for another queue or an exchange only if the queue has the name that mqtool makes from the name of this
-    destination, and an x-expires that is at least an hour longer than its x-message-ttl.
+    """Anyone with permission to declare a queue can name any destination in the queue's arguments. mqtool therefore
+    treats a queue as a wait queue for a destination only if the queue has the name that mqtool gives to wait queues
+    for this destination, and an x-expires that is at least an hour longer than its x-message-ttl.
     """
     assert wait_queue_of(queue, nowhere) == found
     if found is not None:
@@ -535,11 +534,11 @@ _BOUND = {_DUE: {"amq.topic"}}
 def test_a_wait_queue_proves_an_amq_destination_only_if_it_dead_letters_there(
     queue: dict[str, Any], onward: dict[str, set[str]], to: str, place: tuple[str | None, str | None]
 ) -> None:
-    """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue may
-    write to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue dead-letters to
-    this exchange, directly or through mqtool's exchanges and second wait queues, because the broker has then checked
-    the permission at each step. Even without this proof, `delayed ls` shows the destination `amq.topic` and the
-    delay.
+    """The name `mqtool.amq.topic.exchange.delay.5s` does not prove that the user who declared this wait queue has
+    permission to write to `amq.topic`. mqtool trusts that the queue's messages go to `amq.topic` only if the queue
+    dead-letters to this exchange, directly or through mqtool's exchanges and second wait queues, because the broker
+    has then checked the permission at each step. Even without this proof, `delayed ls` shows the destination
+    `amq.topic` and the delay.
     """
     found = wait_queue_of(queue, lambda exchange: onward.get(exchange, set()))
     assert found is not None
@@ -556,8 +555,8 @@ def test_the_exchange_of_a_relay_queue_is_trusted_only_if_it_matches_the_queues_
     name: str, out: object, exchange: str | None
 ) -> None:
     """The queue NAME.relay of `delayed relay` contains messages for the exchange NAME.relayed, which the queue's
-    arguments name. Anyone who may declare a queue can name another exchange in these arguments. mqtool shows the
-    other exchange to the user, but does not trust it, and treats the exchange of the messages as unknown.
+    arguments name. Anyone with permission to declare a queue can name another exchange in these arguments. mqtool
+    shows this other exchange to the user, but does not trust it, and treats the exchange of the messages as unknown.
     """
     queue = wait_queue_of({"name": name, "arguments": {RELAY: out}}, nowhere)
     assert queue is not None
@@ -592,10 +591,10 @@ def test_the_due_time_of_a_delayed_message_is_in_a_header(header: object, due: f
 
 def test_a_waiting_message_is_shown_as_it_will_be_delivered() -> None:
     """`delayed show` shows a message in a wait queue with the exchange, routing key and properties that it will have
-    when it is due: without its expiration and user id, and without headers that the broker or the delay has added. For
-    a message to a queue, CC and BCC are also left out, because the broker removes them. If mqtool cannot verify to
-    which exchange the wait queue leads, the message is instead shown with the exchange through which it was published
-    to the wait queue.
+    when it is due: without its expiration and user id, and without headers that the broker or the delay has added. If
+    the message was delayed for a queue, CC and BCC are also left out, because the broker removes them when it
+    dead-letters the message to this queue. If mqtool cannot verify to which exchange the wait queue leads, the
+    message is instead shown with the exchange through which it was published to the wait queue.
     """
     added = {"x-delivery-count": 1, "x-acquired-count": 1, "mqtool-then": "325ms"}
     copies = {"CC": ["a"], "BCC": ["b"]}
@@ -636,10 +635,9 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
     monkeypatch: pytest.MonkeyPatch, queue: str, headers: dict[str, Any], own: str | None, expiration: int | None
 ) -> None:
     """If mqtool publishes a delayed message to its wait queue again, it sets the expiration so that the message still
-    arrives at the due time in its header mqtool-due, even if the message passes through a second queue. It never
-    makes an expiration longer, and does not change it if mqtool-due is not a time, or if the queue is not a wait
-    queue for delays. A message that is already due and has no expiration does not get one: it may already be in its
-    destination, an ordinary queue with a name like that of a wait queue, where it must not expire.
+    arrives at the due time in its header mqtool-due. It never makes the expiration longer. A message that is already
+    due and has no expiration does not get one: it may already be in its destination, an ordinary queue with a name
+    like that of a wait queue, where it must not expire.
     """
     monkeypatch.setattr("time.time", lambda: 1000.0)
     delivery = replace(waiting(headers, expiration=own), queue=queue)
@@ -648,10 +646,9 @@ def test_a_delayed_message_published_to_its_wait_queue_again_waits_no_longer_tha
 
 def test_a_message_that_other_messages_hold_up_in_a_wait_queue_is_reported_as_late() -> None:
     """Only the message at the head of a wait queue can expire, so a message with a short expiration may have to wait
-    for those in front of it. mqtool reports a message as late if this holds it up for more than a second. For long
-    delays, which mqtool rounds more coarsely, the limit is higher. mqtool does not report a message without a due
-    time, or one whose expiration is about as long as the queue's TTL, because no message in front of it can stay
-    longer than the TTL.
+    for those in front of it. If they delay it by more than a second, mqtool reports it as late. For long delays,
+    which mqtool rounds more coarsely, this limit is higher. mqtool does not report a message whose expiration is
+    about as long as the queue's TTL, because no message in front of it can stay longer than the TTL.
     """
 
     def late(queue: WaitQueue, *headers: tuple[float, str | None], expiration: str = "1") -> list[bool]:

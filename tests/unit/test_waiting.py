@@ -31,11 +31,10 @@ UNKNOWN = "because the delivery limit of 'jobs' is unknown"
 def test_receive_assumes_a_low_delivery_limit_if_the_user_cannot_see_the_actual_limit(
     kind: PeekKind, limit: float, notice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A policy that the user cannot see may lower a queue's delivery limit. `receive` then assumes a limit of 2, or
+    """If a policy that the user cannot see could lower a queue's delivery limit, `receive` assumes a limit of 2, or
     the visible limit if that is lower. With a limit of 2, it takes messages one at a time until one arrives that was
-    never requeued. On some queues, such as one with a single active consumer, `receive` cannot replace its consumer.
-    If such a queue has a delivery limit, `receive` takes all messages one at a time. If the limit is unknown, it does
-    the same, and prints a notice about this.
+    never requeued. If `receive` also cannot replace its consumer, as on a queue with a single active consumer, it
+    takes all messages one at a time, and a notice says that the delivery limit is unknown.
     """
     monkeypatch.setattr(waiting, "kind_of", lambda *_: kind)
     assert waiting.delivery_limit(None, None, "jobs", requeues=False) == limit  # type: ignore[arg-type]

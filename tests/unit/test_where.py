@@ -448,9 +448,9 @@ def test_a_regular_expression_matches_as_in_python(pattern: str, body: str) -> N
 
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
-def test_any_text_is_a_condition_or_an_error_with_a_column(text: str) -> None:
-    """Any text is either a valid `--where` condition or raises BadExpression, and the error gives a column within the
-    text.
+def test_parsing_any_text_succeeds_or_raises_an_error_with_a_column(text: str) -> None:
+    """Parsing any text as a `--where` condition either succeeds or raises BadExpression, and the error gives a column
+    within the text.
     """
     columns = [1]
     try:

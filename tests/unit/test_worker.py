@@ -170,10 +170,10 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     assert again.acknowledged == [4, 5]
 
 
-def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """With `--deduplicate`, a worker acknowledges a copy of a message that was handled successfully or dead-lettered,
-    without running its program. A notice says why. The worker does run its program for a message that is retried, and
-    for a dead letter that was moved back.
+def test_a_duplicate_is_acknowledged_without_running_the_program(handled: HandledMessages) -> None:
+    """If a message was handled successfully or dead-lettered, a worker with `--deduplicate` acknowledges a copy of it
+    without running the program, and a notice says why. The worker does run the program for a message that is retried,
+    and for a dead letter that was moved back.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()

@@ -144,7 +144,7 @@ def _shared(seen: Seen) -> str:
 
 def _few_tasks(seen: Seen) -> str:
     sent = len(seen.copies_in(_TASKS))
-    return f"There were {sent} of {_FEW} tasks. Send more." if 0 < sent < _FEW else ""
+    return f"Tasks sent so far: {sent} of {_FEW}. Send more." if 0 < sent < _FEW else ""
 
 
 def _one_protocol(seen: Seen) -> str:

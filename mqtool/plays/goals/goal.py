@@ -49,7 +49,7 @@ class Goal:
         queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
             exchange, type, key and queue.
         fault: a fault that `try` causes while the learner works on the goal, if any.
-        only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
+        only_embedded: why `try` cannot see on RabbitMQ whether the goal is reached, as a clause; empty if it can.
         over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
         program: the program in mqtool/plays/repair that the learner has to fix; empty for none.
     """

@@ -47,7 +47,7 @@ def _same_match(seen: Seen) -> str:
 def _one_header(seen: Seen) -> str:
     for each in seen.bound(_LOGS):
         if len(_binding_of(seen, each.destination).keys() - {"x-match"}) == 1:
-            return "A receiver is bound with one header, so 'all' and 'any' are the same. Bind it with two headers."
+            return "A receiver is bound with one header, so 'all' and 'any' mean the same. Bind it with two headers."
     return ""
 
 

@@ -37,8 +37,8 @@ _WAITS = Goal(
     ),
     (
         "A letter arrives while nobody is at home. Where does it wait until somebody comes?",
-        "The queue: it stores a message until a consumer has got and acknowledged it. Sender and receiver need not run "
-        "at the same time.",
+        "The queue: it stores a message until a consumer has received and acknowledged it. Sender and receiver need "
+        "not run at the same time.",
         "in one terminal:\n  mqtool send 'Hello World!'\nand then, in another one:\n  mqtool receive",
     ),
 )

@@ -148,7 +148,7 @@ def thrown_away(queue: str) -> Said:
 
 
 def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
-    """Return the latest message to an exchange if no queue got it, and no queue is bound with its key now, or None."""
+    """Return the latest message to an exchange if no queue got it and none is bound with its key now; or None."""
     published = seen.published_to(exchange)
     keys = {each.key for each in seen.bound(exchange)}
     if not published or not published[-1].lost or published[-1].routing_key in keys:

@@ -10,7 +10,7 @@ _FILE = "goals.json"
 
 
 def load() -> dict[str, list[str]]:
-    """Return the names of the goals that were reached, by tutorial. An unreadable file counts as none."""
+    """Return the names of the goals that were reached, by tutorial; empty if the file cannot be read."""
     try:
         known = json.loads((state.home() / _FILE).read_text())
         return {str(tutorial): [str(name) for name in names] for tutorial, names in known.items()}

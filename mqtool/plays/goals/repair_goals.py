@@ -97,7 +97,7 @@ def _run_again(seen: Seen) -> str:
 
 def _send_three(seen: Seen) -> str:
     sent = len(_payments(seen))
-    return f"There were {sent} of 3 payments." if 0 < sent < 3 else ""
+    return f"Payments sent so far: {sent} of 3." if 0 < sent < 3 else ""
 
 
 _EARLY_ACK = Goal(
@@ -133,7 +133,7 @@ _PICTURES = "pictures"
 
 
 def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
-    """Find the worker that held the most pictures at a time.
+    """Find the worker that held the most pictures at once.
 
     Returns: how many pictures this worker held; the last of these pictures to be delivered; and the sequence number of
     the last event at which any worker got a picture while it held another. (1, None, 0) if no worker ever held several.
@@ -152,7 +152,7 @@ def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
 
 
 def _pictures(seen: Seen) -> list[SeenCopy]:
-    """Return the pictures published after a worker last held several at a time; all pictures if no worker ever did.
+    """Return the pictures published after a worker last held several at once; all pictures if no worker ever did.
 
     Earlier pictures do not count, so that a corrected program can pass.
     """
@@ -365,7 +365,7 @@ def _own_replies(seen: Seen) -> str:
     for (one, its), (other, others) in _overlapping(seen):
         if _is_own(its) and _is_own(others) and (its != others or not its):
             return f"The clients that sent {one} and {other} waited at the same time, and each got its own reply."
-        if its != others and one.body == other.body:  # so the queue is not named after what is asked
+        if its != others and one.body == other.body:  # so the queue is not named after the number in the request
             return f"Two clients sent {one} at the same time, and each got its reply from a queue of its own."
     return ""
 
@@ -448,7 +448,7 @@ def _out_of_the_way(seen: Seen) -> str:
     if not dead or not good or len(dead[-1].deliveries) > _MAX_TRIES:
         return ""
     bad = dead[-1]
-    return f"{bad.message} was dead-lettered on delivery {len(bad.deliveries)}, and {good[0].message} was sent."
+    return f"{bad.message} was dead-lettered on delivery number {len(bad.deliveries)}, and {good[0].message} was sent."
 
 
 def _again_and_again(seen: Seen) -> str:
@@ -538,8 +538,8 @@ def _declared_anew(seen: Seen) -> str:
 
 _OTHER_SETTINGS = Goal(
     "other-settings",
-    "other_settings.py ends with PRECONDITION_FAILED: another program, the bookkeepers', has declared the queue "
-    "'invoices' with other arguments. Fix other_settings.py, not the queue. Run it, and send an invoice:\n"
+    "other_settings.py ends with PRECONDITION_FAILED: the bookkeepers' program has declared the queue 'invoices' with "
+    "other arguments. Fix other_settings.py, not the queue. Run it, and send an invoice:\n"
     "  mqtool send -q invoices 42",
     _printed,
     (

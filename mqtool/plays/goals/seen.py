@@ -8,7 +8,7 @@ whether the goal is reached.
                                └─> SeenCopy (in another queue)
 
 The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what is
-acknowledged. A few seconds later, a queue's counters show that all its deliveries were acknowledged. If a receiver
+acknowledged. After a few seconds, a queue's counters show whether all its deliveries were acknowledged. If a receiver
 exits right after it has acknowledged a message, RabbitMQ may not count the acknowledgement. In this case, a queue that
 stays empty shows that all its messages were acknowledged.
 """
@@ -32,7 +32,7 @@ _AT_ONCE = 100
 _AT_ONCE_ON_A_BUSY_MACHINE = 1000
 #: The topology may be this many milliseconds old.
 _TOPOLOGY_LATE = 3000
-#: RabbitMQ's statistics are some seconds old: a queue is empty once it was reported as empty this many times in a row.
+#: RabbitMQ's statistics are some seconds old: a queue counts as empty once this many reports in a row say that it is.
 _EMPTY_LOOKS = 8
 #: The embedded broker's name for an AMQP 0-9-1 consumer: its connection and channel, followed by its consumer tag.
 _CONSUMER = re.compile(r"(\S+ -> \S+ \(\d+\))/")
@@ -371,7 +371,7 @@ class Seen:
         return {each.key for each in self.bindings if each.exchange == exchange and each.destination == queue}
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
-        """Return True if the copy's queue does not exist any more."""
+        """Return True if the copy's queue no longer exists."""
         is_current = self.looks > copy.look + 1 if self.looks else self.topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
@@ -524,8 +524,8 @@ class Seen:
     def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
         """Process RabbitMQ's counters.
 
-        The counters do not show which deliveries were acknowledged. So the deliveries of a queue end only once the
-        counters contain all of them, or once the queue stays empty.
+        The counters do not show which deliveries were acknowledged. So the deliveries of a queue are recorded as ended
+        only once the counters include all of them, or once the queue stays empty.
 
         Args:
             counters: for each queue, the deliveries that were acknowledged, and those that need no acknowledgement.

@@ -21,7 +21,7 @@ def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
 
 #: The hint for learners who write their own program.
 _STREAM_ARGUMENTS = (
-    'in a program, declare the stream with the arguments {"x-queue-type": "stream"}, limit the consumer with '
+    'in a program, declare the stream with the arguments {"x-queue-type": "stream"}, set a prefetch limit with '
     'basic_qos(), and consume with the arguments {"x-stream-offset": '
 )
 

@@ -28,7 +28,7 @@ def _known(seen: Seen) -> dict[str, SeenBound]:
 
 
 def _missed(seen: Seen, bound: SeenBound) -> list[str]:
-    """Return which of the three keys no publisher used while a queue was bound; empty if all three were used."""
+    """Return those of the three keys that no publisher used while a queue was bound; empty if all were used."""
     return [
         key for key in (_TWO_WORDS, *_OTHERS) if not any(bound.covers(each) for each in seen.published_to(_LOGS, key))
     ]

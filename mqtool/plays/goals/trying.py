@@ -194,7 +194,7 @@ class Trial:
                 changed_at = time.monotonic()
 
     def prepare_again(self, goal: Goal) -> list[str]:
-        """Delete the queues and exchanges that are new since prepare(), empty the other queues, and prepare again.
+        """Delete the queues and exchanges that are new since prepare(), purge the other queues, and prepare again.
 
         Returns: the names of the deleted queues and exchanges. Exclusive queues stay, since a running client uses them.
         """
@@ -205,7 +205,7 @@ class Trial:
                 target = [kind, vhost, name] if is_new else ["queues", vhost, name, "contents"]
                 if each.get("exclusive") or (kind == "exchanges" and not is_new):
                     continue
-                with suppress(NotFound, UsageError):  # gone meanwhile; a stream, which cannot be emptied
+                with suppress(NotFound, UsageError):  # already gone, or a stream, which cannot be purged
                     self._api.delete(path(*target))
                     deleted += [name] if is_new and name not in goal.queues else []
         self._prepare(goal)
@@ -286,7 +286,10 @@ class Trial:
                 yield None
 
     def _what_is(self) -> tuple[int, ...]:
-        """Return numbers, some of which change with each event. RabbitMQ also sends records if there are no events."""
+        """Return numbers, at least one of which changes with each event.
+
+        They show whether anything has happened: on RabbitMQ, records arrive even if there are no events.
+        """
         seen = self.seen
         return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 

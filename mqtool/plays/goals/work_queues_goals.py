@@ -64,7 +64,7 @@ def _uneven(seen: Seen) -> str:
 
 def _few_tasks(seen: Seen) -> str:
     sent = len(seen.copies_in(_TASKS))
-    return f"There were {sent} of {_MANY} tasks. Send more." if 0 < sent < _MANY else ""
+    return f"Tasks sent so far: {sent} of {_MANY}. Send more." if 0 < sent < _MANY else ""
 
 
 _SHARED = Goal(
@@ -140,7 +140,7 @@ def _too_quick(seen: Seen) -> str:
     if longest.held_milliseconds < _LONG:
         return "No worker was busy while another worker did three tasks. Send a long task first, such as 'long.....'."
     meanwhile = len(_meanwhile(seen, longest))
-    if meanwhile >= 3 or _hoards(seen):  # there were enough, but not all with the other worker
+    if meanwhile >= 3 or _hoards(seen):  # enough tasks, but the other worker did not get all
         return ""
     return (
         f"While {seen.called(longest.receiver)} worked on {task.message}, {counted(meanwhile, 'other task')} reached a "

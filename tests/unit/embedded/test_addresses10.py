@@ -55,8 +55,8 @@ def test_an_address_names_a_queue_or_an_exchange_with_a_routing_key(address: str
 )
 def test_parsing_an_invalid_target_address_raises_value_error(address: str, error: str) -> None:
     """Parsing the target address of an AMQP 1.0 link raises ValueError unless the address has version 2 of RabbitMQ's
-    address format, such as /queues/q. It also raises ValueError if a name or routing key in the address is too long
-    or has an invalid percent escape, if a name is empty, or if the exchange is the default exchange.
+    address format, such as /queues/q. It also raises ValueError if a part of the address is invalid, for example too
+    long or wrongly percent-encoded, or if the exchange is the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)
@@ -73,8 +73,8 @@ def test_parsing_an_address_that_is_not_utf_8_raises_unicode_decode_error(addres
 
 def test_the_source_of_a_receiver_must_be_the_address_of_a_queue() -> None:
     """An AMQP 1.0 receiver can use the address of a queue as its source. Parsing any other source, such as the
-    address of an exchange, raises ValueError. is_version_2() is true only for addresses in version 2 of RabbitMQ's
-    address format, which begin with `/queues/` or `/exchanges/`.
+    address of an exchange, raises ValueError. The function is_version_2() returns True only for an address in version
+    2 of RabbitMQ's address format, which begins with `/queues/` or `/exchanges/`.
     """
     assert parse_source("/queues/a%2Fb") == "a/b"
     assert queue_address("a/b") == "/queues/a%2Fb"

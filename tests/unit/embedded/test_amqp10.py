@@ -160,9 +160,7 @@ def test_a_body_that_is_not_a_data_section_is_delivered_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores as an entry of a stream, the embedded broker reads them as a message without an
-    error.
-    """
+    """Whatever bytes a client stores as an entry of a stream, the embedded broker can decode the entry as a message."""
     assert isinstance(decode(data).body, bytes)
 
 
@@ -265,9 +263,8 @@ def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
 
 @pytest.mark.parametrize("value", [5, ["a"], None, "a" * 256], ids=["number", "list", "null", "long"])
 def test_annotations_and_properties_of_the_wrong_type_are_ignored(value: Any10) -> None:
-    """If the exchange, the routing key, or a property such as the priority or expiration of an AMQP 1.0 message in a
-    stream has a type that AMQP 0-9-1 does not allow, or is too long, AMQP 0-9-1 consumers receive the message without
-    this value.
+    """If the exchange, the routing key or a property (such as the priority) of an AMQP 1.0 message in a stream has a
+    type that AMQP 0-9-1 does not allow, or is too long, AMQP 0-9-1 consumers receive the message without this value.
     """
     names = ("x-exchange", "x-routing-key", "x-basic-priority", "x-basic-delivery-mode", "x-basic-expiration")
     others = BareProperties(

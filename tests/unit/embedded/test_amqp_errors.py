@@ -63,7 +63,7 @@ def test_an_error_text_is_truncated_to_255_bytes(what: str, sent: str) -> None:
     assert len(error.reply_text.encode()) <= 255
 
 
-def test_each_kind_of_failure_is_logged_once_and_at_most_100_kinds(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_broker_logs_each_kind_of_failure_once_and_at_most_100_failures(caplog: pytest.LogCaptureFixture) -> None:
     """If the broker cannot process a message, it logs the failure with a traceback. It logs failures with the same
     queue and type of exception only once, and at most 100 failures in total. Line breaks in the names of queues are
     escaped, so that such a name cannot forge lines of the log.

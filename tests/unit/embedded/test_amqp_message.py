@@ -199,8 +199,8 @@ def test_added_headers_replace_those_of_the_same_name() -> None:
 
 
 def test_a_copy_of_a_message_keeps_what_is_not_replaced() -> None:
-    """A copy of a message with another reply-to has the same exchange, routing key and body. A copy with another
-    exchange and routing key has the same properties. The copy may leave out the expiration.
+    """If the reply-to of a message is replaced in a copy, the copy keeps the exchange, routing key and body. If the
+    exchange and routing key are replaced, the copy keeps all properties, except that the expiration can be left out.
     """
     message = BrokerMessage(encode_address("e", "k\udcff"), ContentHeader(header(_FIELDS)), b"12345")
     copy = message.replace(reply_to="r")
@@ -246,9 +246,9 @@ def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, 
 
 
 def test_headers_that_are_repeated_are_decoded_once() -> None:
-    """To save time, the broker decodes the headers of successive messages only once if their content headers are equal,
-    or differ only in the message id. The exception is a content header of more than 256 bytes without a message id,
-    which the broker decodes each time.
+    """To save time, the broker decodes the headers of successive messages only once if their content headers are
+    equal, or differ only in the message id. Content headers of more than 256 bytes without a message id are an
+    exception: they are decoded each time.
     """
     small, large = encode_table({"a": "b"}), encode_table({"a": "b" * 300})
     reader = HeaderReader()

@@ -139,8 +139,8 @@ def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
 
 @pytest.mark.parametrize("asked", [Array([ACCEPTED]), Array(OUTCOMES[1:3])])
 def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryClient10, asked: Array) -> None:
-    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame has exactly these
-    outcomes, and the filters that the broker applies.
+    """If an AMQP 1.0 receiver's source names outcomes, the source in the broker's attach frame names exactly the same
+    outcomes. It also contains the filters that the broker applies.
     """
     offset = {Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
     client.connection.broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
@@ -149,7 +149,7 @@ def test_a_link_has_only_the_outcomes_that_the_client_asks_for(client: MemoryCli
 
 
 @pytest.mark.parametrize("target", [None, "/queues/q"])
-def test_a_publisher_may_use_the_settle_mode_second_if_its_messages_are_settled(
+def test_a_publisher_can_use_the_settle_mode_second_if_its_messages_are_settled(
     client: MemoryClient10, target: str | None
 ) -> None:
     """If an AMQP 1.0 publisher that sends only settled messages asks for the receiver settle mode `second`, the
@@ -239,9 +239,8 @@ def test_the_name_of_a_temporary_queue_leaves_out_a_long_container_id_and_link_n
 )
 def test_an_unsupported_dynamic_source_is_refused(client: MemoryClient10, source: Described, mode: UInt8) -> None:
     """If an AMQP 1.0 receiver has a dynamic source with an address or an unknown capability, the broker detaches the
-    link with not-implemented. A source with the capability `rabbitmq:volatile-queue` (direct replies) is also refused
-    if the snd-settle-mode is not `settled`, or if the source has a timeout or an expiry policy other than
-    `link-detach`.
+    link with not-implemented. It does the same if the receiver asks for direct replies (the capability
+    `rabbitmq:volatile-queue`) with settings that RabbitMQ does not support for these, such as a timeout.
     """
     found = attach(client, RECEIVER, modes=(mode, None), source=source)
     assert error(found) == (NOT_IMPLEMENTED, "Dynamic source not supported")
@@ -369,7 +368,7 @@ def test_attaching_a_link_needs_a_permission(
     assert (end.code, end.error) == (END, (REFUSED, text))
 
 
-def test_an_exclusive_queue_can_be_read_only_on_its_own_connection(client: MemoryClient10, broker: Broker) -> None:
+def test_a_receiver_cannot_use_an_exclusive_queue_of_another_connection(client: MemoryClient10, broker: Broker) -> None:
     """If an AMQP 1.0 client attaches a receiver to an exclusive queue of another connection, the broker detaches the
     link with resource-locked.
     """

@@ -116,9 +116,9 @@ def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None
 def test_a_login_with_a_wrong_user_or_password_closes_the_socket(
     stranger: MemoryClient10, broker: Broker, logged: list[str], mechanism: str, response: bytes | None, succeeds: bool
 ) -> None:
-    """If an AMQP 1.0 client logs in with a correct user name and password, the SASL outcome is 0. If one of them is
-    wrong, the outcome is 1, and the broker closes the socket, and logs that the login was refused. The broker counts
-    successful and failed logins.
+    """If an AMQP 1.0 client logs in with a correct user name and password, the SASL outcome is 0. If the user name or
+    the password is wrong, the outcome is 1, and the broker closes the socket, and logs that the login was refused.
+    The broker counts successful and failed logins.
     """
     broker.users["ann"] = User.with_password("ann", "\udcff", [])
     [outcome] = log_in(stranger, mechanism, response)
@@ -466,9 +466,9 @@ def used(client: MemoryClient10, q: BrokerQueue) -> None:
 def test_closing_a_connection_requeues_its_messages_and_deletes_its_exclusive_queues(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, logged: list[str]
 ) -> None:
-    """When an AMQP 1.0 client closes its connection, the broker requeues its unsettled messages, deletes its
-    exclusive queues, answers with a close frame, closes the socket, and logs nothing. If an operator closes the same
-    connection after that, nothing happens.
+    """When an AMQP 1.0 client closes its connection, the broker requeues the connection's unsettled messages, deletes
+    its exclusive queues, answers with a close frame, and closes the socket. It logs nothing. If an operator then
+    closes the same connection, nothing happens.
     """
     used(client, q)
     assert closed(client.send(CLOSE)) is None

@@ -298,9 +298,9 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
     assert str(record.exc_info[1]) == "broken"
 
 
-def test_waiting_messages_are_dead_lettered_for_a_limited_time_when_the_broker_stops() -> None:
-    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that are still waiting to
-    be dead-lettered, but only for a limited time. The method returns how many messages are left after that time.
+def test_when_the_broker_stops_it_continues_dead_lettering_for_a_limited_time() -> None:
+    """When the broker stops, it calls DeadLetters.finish(), which dead-letters the messages that are still waiting,
+    but only for a limited time. The method returns how many messages are left after that time.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

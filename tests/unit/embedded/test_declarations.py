@@ -351,9 +351,9 @@ def test_a_queue_that_is_declared_again_must_have_the_same_properties(name: str,
 
 @pytest.mark.parametrize("owner", [None, object()])
 def test_an_exclusive_queue_cannot_be_used_by_another_connection(owner: object) -> None:
-    """If a client declares or uses an exclusive queue of another connection, or declares as exclusive an existing
-    queue that is not exclusive, the broker closes the channel with error 405. The connection that has declared an
-    exclusive queue can use it, and declare it again.
+    """If a client declares or uses an exclusive queue of another connection, the broker closes the channel with error
+    405. It does the same if a client declares an existing queue as exclusive, but the queue is not exclusive. The
+    connection that has declared an exclusive queue can use it and declare it again.
     """
     vhost, mine = vhost_like(DEFAULT), object()
     queue, is_new = declare_queue(vhost, QueueDeclaration("q", {}, owner=mine))

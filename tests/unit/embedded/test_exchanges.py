@@ -109,8 +109,8 @@ def test_the_version_decides_whether_a_headers_exchange_distinguishes_1_and_1_0(
 
 
 def test_a_queue_with_several_bindings_stays_bound_until_all_are_removed(vhost: VirtualHost) -> None:
-    """An exchange and a queue may have several bindings, with different keys or arguments. The queue stays bound until
-    all of them are removed. Removing a binding that does not exist changes nothing.
+    """An exchange and a queue can have several bindings, with different keys or arguments. The queue stays bound
+    until all of them are removed. Removing a binding that does not exist changes nothing.
     """
     exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
     bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
@@ -267,7 +267,7 @@ def test_a_message_that_was_delayed_before_a_restart_waits_no_longer_than_its_de
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
     """After a restart, a message in an x-delayed-message exchange waits for at most its x-delay, even if the system
-    clock was changed while the broker was stopped. The x-delay may be an integer, a float or a string. If the number
+    clock was changed while the broker was stopped. The x-delay can be an integer, a float or a string. If the number
     is negative, its absolute value is the delay, because the broker may have negated it already.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})

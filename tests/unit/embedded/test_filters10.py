@@ -240,9 +240,9 @@ def test_stream_filters_become_consumer_arguments(name: str, value: Any10, argum
     assert [type(each) for each in filters.arguments.values()] == [type(argument)]
 
 
-def test_of_several_stream_filters_of_one_kind_only_the_last_one_applies() -> None:
+def test_only_the_last_of_several_stream_filters_of_the_same_kind_applies() -> None:
     """If an AMQP 1.0 consumer of a stream has several filters of the same kind, such as rabbitmq:stream-offset-spec,
-    only the last of these applies. A filter of another kind, such as rabbitmq:stream-filter, still applies, too.
+    only the last of these applies. This does not affect a filter of another kind, such as rabbitmq:stream-filter.
     """
     offset, values = (Symbol(f"rabbitmq:stream-{name}") for name in ("offset-spec", "filter"))
     chosen = [Described(offset, "first"), Described(values, "x"), Described(offset, "next")]
@@ -297,8 +297,8 @@ def test_like_patterns_match_the_same_strings_as_regular_expressions() -> None:
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
 def test_a_like_pattern_matches_at_a_later_position_if_the_first_does_not_match(pattern: str, text: str) -> None:
-    """In an SQL filter, part of a LIKE pattern may occur several times in the text. If the rest of the pattern does
-    not match after the first occurrence, it may match after a later one: 'aaxb' LIKE '%a_b%' is true.
+    """If part of a LIKE pattern in an SQL filter occurs several times in the text, and the rest of the pattern does
+    not match after the first occurrence, the filter also tries the later ones: 'aaxb' LIKE '%a_b%' is true.
     """
     assert LikePattern(pattern).matches(text, lambda _: None)
 
@@ -357,8 +357,8 @@ def test_decoding_a_field_counts_as_work_once(name: str, units: int) -> None:
 
 
 @pytest.mark.parametrize("header", [None, MessageHeader(True), MessageHeader(True, UInt8(4))])
-def test_an_sql_filter_sees_the_priority_4_in_a_message_without_a_priority(header: MessageHeader | None) -> None:
-    """In an SQL filter, a message without a priority has the priority 4, which is the default of AMQP 1.0."""
+def test_an_sql_filter_treats_a_message_without_a_priority_as_priority_4(header: MessageHeader | None) -> None:
+    """An SQL filter treats a message without a priority as if it had priority 4, the default in AMQP 1.0."""
     message = Amqp10Message(header or MessageHeader(), body=data_section(b"")).encode()
     assert compile_sql("h.priority = 4")(FilteredMessage(parse(message)))
 

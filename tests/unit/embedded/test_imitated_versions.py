@@ -20,8 +20,8 @@ def test_the_broker_reports_a_version_that_begins_with_the_one_given_to_like(lik
 
 
 def test_a_version_that_cannot_be_imitated_raises_value_error() -> None:
-    """If the embedded broker is to imitate a version of RabbitMQ that it cannot imitate, such as 3.8, it raises
-    ValueError. The error names the versions that the broker can imitate.
+    """If the embedded broker is to imitate a version of RabbitMQ that it does not know, such as 3.8, ValueError is
+    raised. The error names the versions that the broker can imitate.
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")

@@ -150,7 +150,7 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
     assert ledger.held_bytes == MESSAGE
 
 
-def test_segments_of_a_stream_without_a_data_directory_count_as_memory(ledger: Reading) -> None:
+def test_without_a_data_directory_the_segments_of_streams_count_towards_memory_use(ledger: Reading) -> None:
     """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the
     broker's memory use. A write at a position of a segment replaces everything from this position on. Bytes that are
     replaced, cut off, or deleted with their segment no longer count.
@@ -209,7 +209,7 @@ def nested(depth: int) -> Table:
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
     """If the arguments of a declaration are nested too deeply, or contain a value or name that cannot be encoded, the
-    broker refuses the declaration with error 406, and stores nothing. Arguments may be nested 8 levels deeper than
+    broker refuses the declaration with error 406, and stores nothing. Arguments can be nested 8 levels deeper than
     the headers of a message.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:

@@ -346,9 +346,9 @@ def test_a_quorum_queue_counts_the_requeued_and_the_failed_deliveries_of_a_messa
     like: Like, also: list[Why], why: Why
 ) -> None:
     """For each message, a quorum queue counts how many deliveries ended with a requeue, and how many of these failed.
-    A delivery failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or if its
-    channel or connection was closed or lost. A delivery that ended with basic.nack is counted as failed only with
-    `broker up --like 4.2` or earlier.
+    A delivery counts as failed if it was rejected with basic.reject, if an AMQP 1.0 client reported it as failed, or
+    if its channel or connection was closed or lost. With `broker up --like 4.2` or earlier, a delivery that ended
+    with basic.nack also counts as failed.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -384,9 +384,8 @@ def test_up_to_4_2_a_quorum_queue_without_a_delivery_limit_puts_requeued_message
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
     """With `broker up --like 4.2` or earlier, if a client requeues a message with basic.nack, a quorum queue without
-    a delivery limit puts this message behind all others. If the queue has a delivery limit, or the message is
-    requeued because its channel was closed, the message returns to its original position. With `--like 4.3` or later,
-    the message returns to this position even without a delivery limit.
+    a delivery limit puts this message behind all others. Otherwise, a requeued message returns to its original
+    position, for example if the queue has a delivery limit, or with `--like 4.3` or later.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -430,9 +429,9 @@ def test_a_quorum_queue_can_delay_requeued_messages(which: str, why: Why, delays
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """With `broker up --like 4.3` or later, if a client requeues a message with a delivery time, the message is not
-    ready in its quorum queue before this time. With `--like 4.2` or earlier, the queue ignores the delivery time. A
-    purge also removes messages that wait for their delivery time.
+    """With `broker up --like 4.3` or later, a client can requeue a message and set a delivery time. The message is
+    then not ready in its quorum queue before this time, but a purge removes it. With `--like 4.2` or earlier, the
+    queue ignores the delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -499,9 +498,9 @@ def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_t
     lasts: int | None,
 ) -> None:
     """If a message was stored on disk with an expiration time, it expires at this time, or once its TTL has passed
-    since it was recovered, whichever is earlier. The TTL is the message's own expiration or the queue's
-    x-message-ttl, whichever is shorter. A policy's message-ttl is ignored. A message that was stored without an
-    expiration time does not expire after its recovery.
+    since its recovery, whichever is earlier. The TTL is the shorter of the message's own expiration and the queue's
+    x-message-ttl; policies are ignored. A message that was stored without an expiration time does not expire after
+    its recovery.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -530,10 +529,9 @@ def test_a_recovered_message_with_an_expiration_time_expires_no_later_than_its_t
 def test_a_dead_letter_leaves_its_queue_once_another_queue_has_accepted_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
-    """A queue deletes a dead letter once another queue has accepted it. If no queue accepts the dead letter, its
-    queue drops it or, with the strategy at-least-once, keeps it. If an error prevents publishing, the dead letter
-    stays on disk, so that it returns to its queue after a restart. When a queue is deleted, the memory of its dead
-    letters is freed.
+    """A queue deletes a dead letter once another queue has accepted it. If no queue accepts the dead letter, the
+    original queue drops it or, with the strategy at-least-once, keeps it. If an error prevents publishing, the dead
+    letter stays on disk, so that it returns to the original queue after a restart.
     """
     to: Table = {"x_dead_letter_exchange": "x", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
     queue = add_queue(vhost, durable=True, x_queue_type="quorum", **to)

@@ -85,8 +85,8 @@ _QUEUE = {
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
     """Over AMQP 1.0, a request to declare a new queue returns status 201. Requests to declare the queue again, read
-    it, purge it or delete it return 200. After that, requests to read or purge it return 404, and a request to delete
-    it again returns 200.
+    it, purge it or delete it return 200. After that, requests to read or purge it return 404. As in RabbitMQ, a
+    request to delete it again returns 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -329,9 +329,8 @@ def test_the_default_exchange_cannot_be_the_destination_of_a_binding_over_amqp_1
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     loop: asyncio.AbstractEventLoop, request_: bytes, what: str
 ) -> None:
-    """If an AMQP 1.0 management request has an unknown path or method, or a body that is invalid for them, the broker
-    ends the session with amqp:internal-error. It does the same if the request has no method or path, or if its
-    property reply-to is not `$me`.
+    """If the broker does not know an AMQP 1.0 management request, for example because the path or the method is
+    unknown or missing, or because the property reply-to is not `$me`, it ends the session with amqp:internal-error.
     """
     error = ended(loop, loop.run_until_complete(_client()).broker, request_)
     assert error == ("amqp:internal-error", f"the management node does not know this request: {what}")

@@ -60,8 +60,8 @@ def test_a_message_takes_memory_for_its_body_and_large_headers() -> None:
 
 
 def test_a_message_from_amqp_1_0_takes_memory_for_its_sections() -> None:
-    """If a message that was published over AMQP 1.0 has large application properties, the broker counts its encoded
-    sections before the body as memory, in addition to its headers and body.
+    """If a message that was published over AMQP 1.0 has large application properties, the broker counts not only the
+    memory of its headers and body, but also that of the encoded sections that precede the body.
     """
     sent = Amqp10Message(application_properties={"p": "x" * 300}, body=data_section(b"body"))
     found = parse(sent.encode()).to("", "q", PROFILES[DEFAULT])

@@ -143,8 +143,8 @@ def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient1
 def test_messages_of_two_groups_that_are_on_disk_get_their_outcomes_together(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """The broker writes messages to disk in groups. If two groups are on disk before the broker has sent an AMQP 1.0
-    publisher the outcomes of the first one, one disposition frame contains the outcomes of both groups.
+    """The broker writes messages to disk in groups. If a second group is on disk before the broker has sent an AMQP
+    1.0 publisher the outcomes of the first group, it sends the outcomes of both groups in one disposition frame.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -365,7 +365,7 @@ def test_a_message_is_published_if_the_settle_mode_of_the_link_allows_its_settle
     assert bodies(broker) == [b"hello"]
 
 
-def test_an_unsettled_message_with_the_receiver_settle_mode_second_detaches_the_link(client: MemoryClient10) -> None:
+def test_the_link_of_an_unsettled_message_with_rcv_settle_mode_second_is_detached(client: MemoryClient10) -> None:
     """If an AMQP 1.0 client publishes an unsettled message with the rcv-settle-mode `second`, the broker detaches the
     link with not-implemented. For a settled message, the broker ignores the mode.
     """

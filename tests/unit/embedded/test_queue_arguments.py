@@ -99,9 +99,8 @@ def test_a_policy_takes_precedence_over_the_overflow_argument_of_a_quorum_queue(
 def test_with_like_3_10_a_policy_overrides_the_expiry_of_a_quorum_queue(
     like: Like, arguments: Table, policy: int | None, applies: int
 ) -> None:
-    """If a quorum queue's x-expires differs from `expires` in a policy, `broker up --like 3.10` applies the policy's
-    time, even if it is longer. The shorter time applies to classic queues and, with `--like 4.0` (the next version
-    that the broker can imitate), to quorum queues. If the policy sets no time, x-expires applies.
+    """If a queue's x-expires differs from `expires` in a policy, the shorter time applies. With `broker up --like
+    3.10`, quorum queues are an exception: the policy's time applies to them, even if it is longer.
     """
     assert options({**arguments, "x-expires": 5}, {"expires": policy}, like).expires == applies
 
@@ -177,10 +176,9 @@ def test_at_least_once_needs_a_dead_letter_exchange_and_the_overflow_reject_publ
 def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     argument: Any, policy: int | None, limit: int | None, in_3_10: int | None
 ) -> None:
-    """With `broker up --like 4.0` or later, a quorum queue has a delivery limit of 20 unless an argument or a policy
-    sets another one, and a negative number means that there is no limit. With `--like 3.10`, there is no limit by
-    default, and a negative number is a limit like any other. If both an argument and a policy set a limit, the lower
-    limit applies.
+    """With `broker up --like 4.0` or later, a negative delivery limit of a quorum queue means that there is no limit,
+    and the default limit is 20. With `--like 3.10`, a negative number is a limit like any other, and there is no
+    limit by default. If both an argument and a policy set a limit, the lower limit applies.
     """
     for like in Like:
         found = options({**QUORUM, "x-delivery-limit": argument}, {"delivery-limit": policy}, like)
@@ -204,10 +202,9 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """With `broker up --like 4.3` or later, a quorum queue delays retries if delayed-retry-type is `all`, `failed` or
-    `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, the policy's type
-    applies. Without a positive delayed-retry-max, the delay of every retry is delayed-retry-min. With `--like 4.2`,
-    retries are not delayed.
+    """With `broker up --like 4.3` or later, a quorum queue delays retries only if delayed-retry-type is `all`,
+    `failed` or `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, the
+    policy's type applies. Without a positive delayed-retry-max, each delay is delayed-retry-min.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None

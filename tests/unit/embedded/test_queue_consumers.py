@@ -116,8 +116,7 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 def test_a_queue_informs_a_consumer_that_becomes_active_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
     """When the single active consumer of a queue is cancelled, the queue immediately informs the next consumer that
-    it is now active, even if no message is ready. The consumer can then inform its client. If no consumer is left, or
-    if the queue was declared without x-single-active-consumer, the queue informs no consumer.
+    it is now active, even if no message is ready. A queue without x-single-active-consumer informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)

@@ -228,9 +228,9 @@ def test_a_drain_completes_only_after_the_last_transfer_of_a_large_message(
 def test_a_drain_waits_for_messages_that_are_being_requeued(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
 ) -> None:
-    """An AMQP 1.0 client detaches a link that has many unsettled messages, and drains a second link to the same queue.
-    The broker requeues the messages in several turns of its event loop, sends them over the second link, and only then
-    answers the drain. If the client detaches the second link before that, the broker does not answer the drain.
+    """If an AMQP 1.0 client detaches a link that has many unsettled messages, and drains a second link to the same
+    queue, the broker first requeues the messages, then sends them over the second link, and only then answers the
+    drain. If the client detaches the second link before that, the broker does not answer the drain.
     """
     fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
@@ -265,8 +265,9 @@ def test_a_drain_whose_credit_is_used_up_completes_although_the_window_is_closed
 def test_the_drain_of_a_stream_completes_once_all_messages_have_been_sent(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """The drain of an AMQP 1.0 link to a stream completes once the broker has sent all messages in the stream. Its
-    answer says that 0 messages are available, since a stream does not count available messages.
+    """The drain of an AMQP 1.0 link to a stream completes once the broker has sent all messages in the stream. The
+    broker's answer says that 0 messages are available, because the broker does not count the available messages of a
+    stream.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -634,7 +635,7 @@ def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
     assert {*link.filters} == {"offset", "sql-filter"}
 
 
-def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
+def test_a_link_whose_filters_take_too_long_is_detached(client: MemoryClient10, broker: Broker) -> None:
     """If evaluating the filters of an AMQP 1.0 link takes too long for one message, the broker detaches the link with
     resource-limit-exceeded, and sends neither this message nor later messages over it.
     """
@@ -720,8 +721,8 @@ def test_only_receivers_of_quorum_queues_from_4_3_on_are_told_whether_they_are_a
 def test_no_receiver_of_a_session_that_ends_is_told_that_it_becomes_active(
     client: MemoryClient10, sac: BrokerQueue
 ) -> None:
-    """An AMQP 1.0 session has two receivers of a queue with a single active consumer. If the client ends the session,
-    the broker does not tell the second receiver that it has become active.
+    """If an AMQP 1.0 session has two receivers of a queue with a single active consumer, and the client ends the
+    session, the broker does not tell the second receiver that it has become active.
     """
     for handle in range(2):
         client.attach_receiver("/queues/sac", handle=handle)

@@ -220,7 +220,7 @@ def test_a_delayed_message_is_shown_until_its_delay_is_over(scene: Scene) -> Non
     assert {*scene.found.shown.values()} == {("q", True)}
 
 
-def test_no_event_is_shown_of_a_delayed_message_that_was_left_out(scene: Scene) -> None:
+def test_a_delayed_message_that_was_left_out_is_not_shown_when_its_delay_is_over(scene: Scene) -> None:
     """If too many messages with the same exchange and routing key are published, `mqtool ui` leaves out some of them.
     It shows no event of a delayed message that it has left out, not even when the delay is over. If a later message
     with this exchange and routing key is not left out, all its events are shown.

@@ -72,8 +72,8 @@ def no_descriptors() -> Iterator[None]:
 
 def test_a_segment_is_read_at_any_position_while_it_is_open_and_after_it_is_closed(path: Path, disk: SlowDisk) -> None:
     """A segment of a stream can be read at any position while its file is open, after it is closed, and after a
-    restart. A read beyond the end of the segment returns only the bytes before the end. A write at an earlier position
-    overwrites the bytes there.
+    restart. A read that extends beyond the end of the segment returns only the bytes before the end. A write at an
+    earlier position overwrites the bytes there.
     """
     segment = SegmentFile(path, disk)
     assert segment.size() == 0
@@ -100,7 +100,7 @@ def test_only_the_owner_can_read_the_files_of_a_stream(path: Path) -> None:
     segment.close()
 
 
-def test_the_directories_of_a_new_segment_are_synced_together_with_its_file_once(path: Path, disk: SlowDisk) -> None:
+def test_the_first_sync_of_a_new_segment_also_syncs_its_directories(path: Path, disk: SlowDisk) -> None:
     """When the broker syncs a new segment of a stream to disk for the first time, it also syncs the segment's directory
     and the two directories above it, so that the segment still exists after a power cut. Later, it syncs only the
     segment's file. If nothing was written, it syncs nothing.
@@ -123,8 +123,8 @@ def test_the_directories_of_a_new_segment_are_synced_together_with_its_file_once
 
 
 def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Path) -> None:
-    """The broker can read a segment of a stream, even several times, while its clients use up all file descriptors.
-    If the segment's file is missing, reading the segment raises FileNotFoundError.
+    """While clients use up all file descriptors, the broker can still read a segment of a stream, as often as it
+    needs to. If the segment's file is missing, reading the segment raises FileNotFoundError.
     """
     with pytest.raises(FileNotFoundError):
         SegmentFile(path).read(0, 1)

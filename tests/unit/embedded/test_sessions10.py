@@ -827,9 +827,9 @@ def test_a_fault_that_closes_a_session_sends_one_end_frame_with_the_error(client
     assert ended([frame]) == ("amqp:internal-error", "broken")
 
 
-def test_an_error_that_ends_a_session_is_sent_after_the_current_event_loop_turn(client: MemoryClient10) -> None:
-    """If an error ends an AMQP 1.0 session, the session stays open until the end of the current turn of the event loop.
-    The broker then sends the end frame with the error.
+def test_an_error_that_ends_a_session_is_sent_after_the_current_event_loop_iteration(client: MemoryClient10) -> None:
+    """If an error ends an AMQP 1.0 session, the session stays open until the end of the current iteration of the
+    event loop. The broker then sends the end frame with the error.
     """
     session = client.connection.sessions[0]
     session.fail(SessionError(INTERNAL_ERROR, "broken"))

@@ -408,9 +408,8 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """If many messages are published while the disk is slow, the broker writes them in several database transactions,
-    and serves its clients in between. It confirms each message after the transaction that contains it, and deletes a
-    purged message only after the transaction that adds it. A transaction that fails is repeated. When the broker stops,
-    it writes all remaining messages in one transaction.
+    and serves its clients in between. It confirms each message after the transaction that contains it, and repeats a
+    transaction that fails. When the broker stops, it writes all remaining messages in one transaction.
     """
     written: list[int] = []
     write_entries = change_groups.write_entries
@@ -452,9 +451,9 @@ def test_changes_that_wait_for_a_slow_disk_are_written_in_several_transactions(
 
 
 def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_stops(tmp_path: Path) -> None:
-    """If the clock was ahead before a restart, the broker gives stored messages earlier expiration times. If the broker
-    is stopped while these times wait for a slow disk, it writes them before it ends. After the next restart, the
-    messages have the new times.
+    """If the system clock was ahead before a restart, the broker corrects the expiration times of stored messages to
+    earlier ones. If it is stopped while the corrected times wait for a slow disk, it writes them before it ends.
+    After the next restart, the messages have the corrected times.
     """
 
     async def run() -> None:
@@ -613,8 +612,8 @@ def test_a_group_of_changes_is_retried_if_a_new_segment_of_a_stream_cannot_be_cr
 ) -> None:
     """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing. It keeps
     all changes that were to be written together: messages for queues, messages of streams, and stored offsets. Once
-    it can create the segment, it writes and confirms all of them in order. An error that the disk did not cause is
-    logged as an internal error.
+    it can create the segment, it writes and confirms all of them in order. An error that the disk did not cause, such
+    as TypeError, is logged as an internal error.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"

@@ -110,9 +110,9 @@ def test_a_consumer_of_a_stream_starts_at_its_offset(stream: StreamQueue, offset
 
 
 def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -> None:
-    """Each consumer of a stream gets all messages, whatever other consumers do. If a consumer has as many
-    unacknowledged messages as its prefetch allows, it gets the next ones once it can take more. A cancelled consumer
-    gets no more messages.
+    """Each consumer of a stream gets all messages, whatever other consumers do. A consumer that has reached its
+    prefetch limit gets the next messages once it is below the limit again. A cancelled consumer gets no more
+    messages.
     """
     slow, quick, gone = consume(stream, room=1), consume(stream), consume(stream)
     stream.remove_consumer(gone)
@@ -142,8 +142,8 @@ def test_a_stream_refuses_nack_reject_get_and_purge(
     stream: StreamQueue, action: Callable[[StreamQueue, BacklogEntry], object], what: str
 ) -> None:
     """If a client sends basic.nack, basic.reject, basic.get or queue.purge for a stream, the broker closes the
-    connection with error 540 (NOT_IMPLEMENTED). A stream counts acknowledgements in its message statistics, but keeps
-    the acknowledged messages. It also keeps messages that are unacknowledged when their channel is closed.
+    connection with error 540 (NOT_IMPLEMENTED). A stream keeps messages that are acknowledged, and those that are
+    unacknowledged when their channel is closed.
     """
     entry = consume(stream).got[0]
     with pytest.raises(ConnectionException) as refused:

@@ -126,7 +126,7 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
     assert bench.log.last_chunk == 3
 
 
-def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
+def test_the_index_of_a_segment_is_built_step_by_step_after_a_restart(on_disk: Bench) -> None:
     """If a reader starts in the middle of an old segment of a stream after a restart, the broker first builds the
     index of this segment, 256 KiB in each turn of its event loop. The reader therefore gets its first chunk only
     after several turns. A later reader of the segment needs only one turn.
@@ -146,7 +146,7 @@ def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench
     assert [offset for offset, _ in on_disk.read(270)] == [*range(270, 400)]
 
 
-def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_disk: Bench) -> None:
+def test_the_index_of_a_segment_is_built_step_by_step_for_a_start_by_timestamp(on_disk: Bench) -> None:
     """If a reader starts at a timestamp in an old segment of a stream after a restart, the broker first builds the
     index of this segment, 256 KiB in each turn of its event loop. The reader therefore gets its first chunk only
     after several turns. A later reader of the segment needs only one turn.
@@ -165,7 +165,7 @@ def test_the_index_of_a_segment_is_built_in_turns_for_a_start_by_timestamp(on_di
     assert StreamQueueReader(on_disk.log, 0, since=1_260).read()[0].offset == 260
 
 
-def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_memory: Bench) -> None:
+def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_step_by_step(in_memory: Bench) -> None:
     """When a reader of a stream starts at a timestamp, the broker looks at up to 256 segments in each turn of its event
     loop until it has found the right one.
     """
@@ -179,7 +179,7 @@ def test_a_timestamp_in_a_stream_with_many_segments_is_looked_up_in_turns(in_mem
     assert (chunks[0].offset, turns) == (1, 2)
 
 
-def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None:
+def test_the_age_of_an_old_segment_is_looked_up_step_by_step(on_disk: Bench) -> None:
     """If the oldest segment of a stream may exceed the maximum age, but has no index yet, the broker indexes 256 KiB of
     this segment in each turn of its event loop. It then deletes the segment if it is too old.
     """
@@ -245,7 +245,7 @@ def test_storing_an_offset_5000_times_loses_no_messages_and_takes_limited_space(
     assert quick_disk.read(3) == [(3, b"d")]
 
 
-def test_many_readers_that_wait_for_a_stream_are_notified_in_turns() -> None:
+def test_many_readers_that_wait_for_a_stream_are_notified_step_by_step() -> None:
     """If many readers wait for new messages of a stream, the broker notifies some of them immediately, and the others
     in later turns of its event loop. Each reader is notified once. A reader that has stopped waiting in the meantime is
     not notified.

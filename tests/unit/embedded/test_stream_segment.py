@@ -131,10 +131,9 @@ def test_a_chunk_contains_publishing_ids_offsets_and_filter_bits() -> None:
 def test_messages_keep_their_offsets_when_batches_of_a_chunk_are_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The messages of a chunk, including those in batches, have successive offsets, even if some are skipped. For an
-    AMQP client, the broker skips uncompressed batches that end before the client's first offset, and all compressed
-    batches, because only stream clients can read those. It warns of compressed batches at most once a second. If the
-    end of a batch is missing, the broker reads the batch's complete messages, and then the messages after it.
+    """The messages of a chunk, including those in batches, have successive offsets, even if some batches are skipped.
+    For an AMQP client, the broker skips each compressed batch, with a warning, because only stream clients can read
+    it. It also skips each uncompressed batch that ends before the client's first offset.
     """
     monkeypatch.setattr(stream_segment.log, "filters", [])  # another test may have had the warning of this second
     caplog.set_level(logging.WARNING)
@@ -177,9 +176,9 @@ def segments(data: Counted, parts: list[bytes], base: int) -> Iterator[Segment]:
 
 
 def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_it() -> None:
-    """In a segment of a stream, the broker finds the chunk with a given offset, the first chunk that is not older than
-    a timestamp, and the last chunk with messages. For each, it reads only the headers of a few chunks. This is true
-    even if the clock was once ahead, so that an earlier chunk has a later timestamp.
+    """In a segment of a stream, the broker finds the chunk with a given offset, the first chunk that is not older
+    than a timestamp, and the last chunk with messages. For each, it reads only the headers of a few chunks. It also
+    finds the right chunk if the clock was once ahead, so that an earlier chunk has a later timestamp.
     """
     times = [5, 7, 900, 20, 21, 30, *range(40, 80), 80, 80]
     parts = [chunk(100 + 2 * number, 20_000, time=time, records=2) for number, time in enumerate(times)]
@@ -205,7 +204,7 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
         assert data.count <= 3 * 64 * 1024
 
 
-def test_a_segment_is_read_from_its_beginning_without_an_index_for_its_first_offset() -> None:
+def test_a_reader_that_starts_at_the_first_offset_of_a_segment_needs_no_index() -> None:
     """If a reader starts at the first offset of a stream's segment, or at an earlier offset, the broker reads this
     segment from its beginning, without building an index.
     """

@@ -137,8 +137,8 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
 
 
 def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: VirtualHost, ledger: Storing) -> None:
-    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts once it is
-    deleted, whether alone or together with its virtual host.
+    """Each queue, exchange and binding counts towards the memory use of definitions. It no longer counts once it has
+    been deleted, whether alone or together with its virtual host.
     """
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
