@@ -169,7 +169,7 @@ class DrillScene:
         """Return the URL with which clients reach the broker through a proxy on this machine.
 
         Raises:
-            UsageError: the URL requires TLS, and the broker is on another machine. The broker's certificate is not
+            UsageError: the URL requires TLS, and the broker is on another machine, so that its certificate is not
                 valid for this machine.
         """
         address = self.address

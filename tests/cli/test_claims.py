@@ -547,9 +547,9 @@ def test_delayed_now_delivers_to_amq_topic_only_from_a_wait_queue_that_dead_lett
 def test_delayed_now_delivers_nothing_from_a_wait_queue_with_two_dead_letter_exchanges(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a client declares a wait queue for amq.topic with two values of x-dead-letter-exchange, the broker uses the
-    first value, here another exchange, but RabbitMQ's management API shows only the second value, amq.topic. `delayed
-    now` leaves the messages in this wait queue, and exits with 3.
+    """If a client declares a wait queue with the argument x-dead-letter-exchange given twice, the broker uses the
+    first value, here another exchange, but RabbitMQ's management API shows only the second value, here amq.topic.
+    `delayed now` leaves the messages in this wait queue, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "orders")

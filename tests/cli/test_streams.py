@@ -233,7 +233,7 @@ def test_stream_commands_ask_the_management_api_for_the_stream_port(shell: Shell
     assert told.code == 0, told.stdout + told.stderr
 
 
-def test_a_tutorial_that_fails_shows_the_last_line_of_its_command(shell: Shell, broker: TestBroker) -> None:
+def test_a_tutorial_that_fails_shows_the_last_line_that_its_command_printed(shell: Shell, broker: TestBroker) -> None:
     """If a command of `tutorial run` fails, the error quotes the last line that the command printed."""
     shell.environment["MQTOOL_STREAM_PORT"] = "1"
     failed = shell.run("mqtool", "tutorial", "run", "stream-hello-world", "--no-pause", "-u", broker.url)

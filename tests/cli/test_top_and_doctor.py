@@ -488,7 +488,7 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
         ("--format nagios --upgrade 4.3 no-such-file", "no-such-file"),
     ],
 )
-def test_a_wrong_command_line_of_a_nagios_check_is_unknown(lonely_shell: Shell, words: str, said: str) -> None:
+def test_a_nagios_check_with_a_wrong_command_line_reports_unknown(lonely_shell: Shell, words: str, said: str) -> None:
     """If the command line of `doctor --format nagios` is wrong, or names a file that does not exist, stdout has one
     line for Nagios with the reason, and the exit code is 3 (UNKNOWN).
     """

@@ -280,8 +280,8 @@ def test_a_connection_that_is_lost_while_it_is_set_up_counts_as_another_loss(com
 
 @pytest.mark.parametrize("when", [-1, 130, 740], ids=["before the start", "running", "connection lost"])
 def test_a_client_of_bench_ends_if_the_command_is_killed(command: Command, when: int) -> None:
-    """If the `bench` command is killed, its clients end, whether they wait for the start of the run, work, or try to
-    reconnect.
+    """If the `bench` command is killed, its clients end, whether they are waiting for the start of the run, sending
+    or receiving messages, or trying to reconnect.
     """
     command.now = START - SECOND
     client = Worker(command, Waiting(command, 500), *[Unavailable("no broker")] * 999)

@@ -145,7 +145,7 @@ def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixt
     assert [record.getMessage() for record in caplog.records if record.name == "pika"] == ["the I/O thread has died"]
 
 
-def test_stopping_an_io_thread_does_not_wait_for_a_function_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_an_io_thread_does_not_wait_long_for_a_function_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a function on the I/O thread does not return, stop() gives up waiting for it after a short time."""
     monkeypatch.setattr(io_thread, "_PATIENCE", 0.001)
     blocks, may_end, ends = threading.Event(), threading.Event(), threading.Event()

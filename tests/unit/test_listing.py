@@ -226,9 +226,9 @@ def test_reading_an_endless_list_from_the_management_api_ends_with_an_error(monk
                 pass
 
 
-def test_a_response_of_the_management_api_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_management_api_request_whose_response_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a server sends its response to a management API request byte by byte, no single read times out. The request
-    still fails with Unavailable, once the time limit for the whole response has passed.
+    nevertheless fails with Unavailable once the time limit for the whole response has passed.
     """
     monkeypatch.setattr(limits, "LONGEST", 0.2)
     stop = threading.Event()

@@ -262,9 +262,9 @@ def test_the_option_failed_to_does_not_follow_a_slow_writer_forever(monkeypatch:
     assert len([*read.rest(0)]) == 41
 
 
-def test_the_option_failed_to_saves_a_long_line_that_arrives_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves a following line that is too long
-    for the pipe's buffer, so that the line arrives in several parts.
+def test_a_long_line_that_arrives_in_parts_after_a_failed_line_is_also_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If `send --failed-to FILE` cannot publish a line from a pipe, it saves this line in FILE, and also a following
+    line that is too long for the pipe's buffer and therefore arrives in several parts.
     """
     read = timed(monkeypatch, [b"0\n", *[0.002, b"x" * 600] * 100, b"\n"])
     assert [len(message.body) for message in read.rest(0)] == [1, 60_000]

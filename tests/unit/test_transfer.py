@@ -149,11 +149,11 @@ def test_the_reply_to_of_direct_replies_is_removed_from_a_moved_message() -> Non
     assert elsewhere(answered, "other", "me").properties["reply_to"] == "amq.rabbitmq.reply-to.x"
 
 
-def test_a_message_for_another_broker_loses_the_headers_with_its_origin_if_they_do_not_fit() -> None:
-    """When `move` moves a message to another broker, it writes the exchange and the routing key with which the message
-    was published to the headers mqtool-exchange and mqtool-routing-key. It replaces values that a publisher may have
-    forged. If the headers then do not fit into a frame of the other broker, `move` leaves out these two headers, and
-    keeps all others.
+def test_a_message_for_another_broker_loses_the_headers_that_name_its_origin_if_they_do_not_fit() -> None:
+    """When `move` moves a message to another broker, it sets the headers mqtool-exchange and mqtool-routing-key to
+    the exchange and the routing key with which the message was published. It replaces values that a publisher may
+    have forged. If the headers then do not fit into a frame of the other broker, `move` leaves out these two headers,
+    and keeps all others.
     """
     forged = {"mqtool-exchange": "", "mqtool-routing-key": "", "x": 1}
     published = with_headers(forged, replace(JOB, exchange="logs", routing_key="eu" * 100))

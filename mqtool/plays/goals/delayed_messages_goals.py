@@ -1,4 +1,4 @@
-"""Goals of the tutorial delayed-messages."""
+"""Goals of the delayed-messages tutorial."""
 
 from collections.abc import Iterator
 

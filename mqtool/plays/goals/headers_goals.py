@@ -1,4 +1,4 @@
-"""Goals of the tutorial headers."""
+"""Goals of the headers tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal

@@ -1,4 +1,4 @@
-"""Goals of the tutorial hello-world."""
+"""Goals of the hello-world tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
@@ -121,7 +121,7 @@ def _queue_was_made(seen: Seen) -> str:
 def _told(seen: Seen) -> str:
     returned = seen.lost("returned")
     return (
-        f"{returned[-1]} was returned: it had the flag mandatory, which 'mqtool send' sets. Publish without this flag."
+        f"{returned[-1]} was returned: it had the mandatory flag, which 'mqtool send' sets. Publish without this flag."
         if returned
         else ""
     )
@@ -130,7 +130,7 @@ def _told(seen: Seen) -> str:
 _NO_QUEUE = Goal(
     "no-queue",
     "A publisher misspells the name of its queue. Publish a message to the default exchange with a routing key that is "
-    "not the name of any queue, such as 'helo'. Without the flag mandatory, the publisher is not told.",
+    "not the name of any queue, such as 'helo'. Without the mandatory flag, nothing tells the publisher.",
     _lost_without_a_word,
     (mistakes.not_published_to(""), _told, _queue_was_made),
     (

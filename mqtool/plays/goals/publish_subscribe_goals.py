@@ -1,4 +1,4 @@
-"""Goals of the tutorial publish-subscribe."""
+"""Goals of the publish-subscribe tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal

@@ -1,4 +1,4 @@
-"""Goals of the tutorial publisher-confirms."""
+"""Goals of the publisher-confirms tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
@@ -60,7 +60,7 @@ _RETURNED = Goal(
     (_full, _unconfirmed, _dropped, _routed),
     (
         "The broker confirms even a message that it could not route to any queue. How can the publisher find out?",
-        "The flag mandatory: the broker returns (basic.return) a message that no queue gets, and then confirms it.",
+        "The mandatory flag: the broker returns (basic.return) a message that no queue gets, and then confirms it.",
         "  mqtool send -e '' -r helo 'Hello?'",
     ),
     only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a message was returned",

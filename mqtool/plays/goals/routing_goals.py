@@ -1,4 +1,4 @@
-"""Goals of the tutorial routing."""
+"""Goals of the routing tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal

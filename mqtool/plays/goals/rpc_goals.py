@@ -1,4 +1,4 @@
-"""Goals of the tutorial rpc."""
+"""Goals of the rpc tutorial."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Goals of the tutorial topics."""
+"""Goals of the topics tutorial."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal

@@ -1,4 +1,4 @@
-"""Goals of the tutorial work-queues."""
+"""Goals of the work-queues tutorial."""
 
 from collections import Counter
 from itertools import pairwise

@@ -566,7 +566,7 @@ def test_session_windows_are_closed_during_an_alarm_and_reopened_after_it(
     client: MemoryClient10, broker: Broker
 ) -> None:
     """During a resource alarm, the broker closes the incoming windows of new AMQP 1.0 sessions and of those in which
-    the client publishes, but still reads other frames. When the alarm ends, it opens these windows again.
+    the client publishes, but still reads all other frames. When the alarm ends, it opens these windows again.
     """
     broker.alarms["disk"] = "low on disk"
     client.connection.block()

@@ -87,7 +87,7 @@ def test_a_publisher_gets_new_link_credit_once_half_of_its_credit_is_used(
     client: MemoryClient10, *, initial: int, settled: bool
 ) -> None:
     """Once an AMQP 1.0 publisher has used half of its link credit, the broker sets the credit to 170 again, counted
-    from the link's current delivery count. The broker grants no credit earlier.
+    from the link's current delivery count. Until then, the broker grants no new credit.
     """
     client.attach_sender("/queues/q", count=initial)
     flows = [credits_of(client.publish(number, settled=settled)) for number in range(170)]

@@ -102,7 +102,7 @@ def test_damage_to_the_write_ahead_log_is_reported_with_the_number_of_lost_trans
 ) -> None:
     """If a bit of SQLite's write-ahead log is flipped, the broker reads the changes before the damage. It reports how
     many groups of changes (SQLite transactions) are lost, or that all are lost. It keeps a copy of the database, and
-    an unchanged copy of the damaged log, which has the file mode 0600.
+    an unchanged copy of the damaged log. The latter copy has the file mode 0600.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))

@@ -475,7 +475,7 @@ def test_expiration_times_that_wait_for_a_slow_disk_are_written_when_the_broker_
     assert (found[b"earlier group"], found[b"last group"]) == (500, 600)
 
 
-def test_a_message_published_to_a_stream_during_a_write_is_written_without_further_changes(tmp_path: Path) -> None:
+def test_a_message_published_to_a_stream_during_a_write_is_written_afterwards(tmp_path: Path) -> None:
     """If a message is published to a stream while the broker is writing to disk, the broker writes the message
     afterwards, even if there are no further changes and no client waits for a confirm or reads the stream.
     """
