@@ -515,8 +515,8 @@ def test_move_removes_forged_headers_if_their_correct_values_do_not_fit_into_a_f
     shell: Shell, broker: TestBroker
 ) -> None:
     """If a publisher has set false values in the headers mqtool-exchange and mqtool-routing-key, `move` corrects
-    them. If the correct values are so long that the message's headers would no longer fit into a frame, `move`
-    removes these two headers instead. All messages are moved.
+    them. If the message's headers with the correct values would no longer fit into a frame, `move` removes these two
+    headers instead. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))
