@@ -6,6 +6,7 @@ import time
 #: Seconds for which such a command waits: less than the 10 seconds after which containers are killed, and longer than a
 #: busy broker takes to reply.
 LAST_PATIENCE = 8.0
+_AGAIN = 1.0
 
 
 class Silence:
@@ -13,7 +14,7 @@ class Silence:
 
     Attributes:
         has_given_up: True after a command that must stop has waited for a reply in vain. Until another reply arrives,
-            its next requests do not wait as long again.
+            its next requests wait only a second.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Silence:
 
     def deadline(self) -> float:
         """Return the time (`time.monotonic()`) up to which to wait for a reply from now on."""
-        return time.monotonic() + (0 if self.has_given_up else LAST_PATIENCE)
+        return time.monotonic() + (_AGAIN if self.has_given_up else LAST_PATIENCE)
 
     def lasts(self, received: float) -> bool:
         """Return True if nothing has been received for too long. After a pause of a second, it starts anew.

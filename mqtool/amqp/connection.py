@@ -71,6 +71,7 @@ class Connection:
         name: the connection's name in the broker's own lists.
         backoff: the delays between attempts to reconnect. They start over after a confirm, an acknowledgement or a
             stable minute. None never reconnects.
+        first: the command's first connection, which is told when the command must stop.
 
     Raises:
         Unavailable: no node can be reached.
@@ -85,8 +86,10 @@ class Connection:
         name: str = "mqtool",
         backoff: Backoff | None = None,
         notice: Callable[[str], None] = lambda _: None,
+        first: "Connection | None" = None,
     ) -> None:
         self.notice = notice
+        self._first = first
         self._addresses = list(addresses)
         self._tls = tls or TlsFiles()
         self._tls_context = self._tls.context() if any(address.tls for address in addresses) else None
@@ -104,7 +107,6 @@ class Connection:
         self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []
-        self._beside: list[Connection] = []
         self._pika: SelectConnection | None = None
         self._state = State.OPENING
         self._changed = threading.Condition()
@@ -155,10 +157,7 @@ class Connection:
 
     def beside(self) -> "Connection":
         """Open a separate connection, without reconnection, for requests that may make the broker close it."""
-        beside = Connection(self._addresses, tls=self._tls, name=self._name)
-        self._beside.append(beside)
-        beside.stopping = self.stopping
-        return beside
+        return Connection(self._addresses, tls=self._tls, name=self._name, first=self)
 
     @property
     def broker(self) -> str:
@@ -175,8 +174,6 @@ class Connection:
     def stop(self) -> None:
         """Stop waiting for a broker that cannot reply. Safe from any thread or signal handler."""
         self.stopping = True
-        for each in tuple(self._beside):
-            each.stop()
 
     def close(self) -> None:
         """Close the connection. Unacknowledged deliveries are requeued."""
@@ -218,7 +215,8 @@ class Connection:
     @property
     def must_stop(self) -> bool:
         """True if the command must stop, because of a signal or its own time limit."""
-        return self.stopping or time.monotonic() >= self.deadline
+        is_told = self.stopping or time.monotonic() >= self.deadline
+        return is_told or (self._first is not None and self._first.must_stop)
 
     @property
     def hopeless(self) -> str | None:
@@ -291,7 +289,7 @@ class Connection:
 
         self.io.run(start)
         try:
-            while self.io.waits_for(opened):
+            for _ in self.io.waiting_for(opened, self.silence, lambda: self.must_stop):
                 pass
             opened.result()
         except MqtoolError:

@@ -20,7 +20,7 @@ from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, Subscription
-from mqtool.errors import MqtoolError, TimedOut, Unavailable
+from mqtool.errors import MqtoolError, StoppedWaiting, TimedOut, Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import StreamPosition
 from mqtool.spelling import pasteable
@@ -304,11 +304,12 @@ class Consumer(ChannelListener):
             if step is Step.CANCEL or not self._policy.acknowledges:  # the others resubscribe with nothing in transit
                 self._wait_for_transit()
             self._subscription.cancel()
-            if step is Step.RESUBSCRIBE and self._policy.wants_more(
-                self._subscription.received, self._subscription.last_tag
-            ):
+            if step is not Step.RESUBSCRIBE or self._stopping:
+                return
+            if self._policy.wants_more(self._subscription.received, self._subscription.last_tag):
                 self._flush()
-                self.start()
+                with contextlib.suppress(StoppedWaiting):  # the caller's acknowledgement comes next
+                    self.start()
 
     def _wait_for_transit(self) -> None:
         """Wait until no delivery is in transit. Acknowledgements bring more deliveries until they are processed.

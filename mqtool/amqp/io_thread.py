@@ -91,6 +91,23 @@ class IoThread:
             raise exceptions.ConnectionWrongStateError
         return True
 
+    def waiting_for(self, answer: Answer[Any], silence: Silence, must_stop: Callable[[], bool]) -> Iterator[float]:
+        """Yield the time (`time.monotonic()`) again and again until there is an answer.
+
+        Raises:
+            StoppedWaiting: the command must stop, and the broker does not reply, although it may still send heartbeats.
+        """
+        give_up_at = math.inf
+        while self.waits_for(answer):
+            now = time.monotonic()
+            if give_up_at == math.inf and must_stop():
+                give_up_at = silence.deadline()
+            if now > give_up_at:
+                silence.has_given_up = True
+                raise StoppedWaiting("stopped: the broker does not reply")
+            yield now
+        silence.has_given_up = False
+
     def stop(self) -> None:
         """Stop the event loop, and wait for the thread to end."""
         self.run(self.loop.stop)
@@ -213,21 +230,12 @@ class Requests:
             return answer.result()
 
     def _waiting_for(self, answer: Answer[Any]) -> Iterator[float]:
-        """Yield the time (`time.monotonic()`) again and again until there is an answer.
-
-        Raises:
-            Unavailable: the command must stop, and the broker does not reply, although it may still send heartbeats.
-        """
-        give_up_at = math.inf
-        while self._io.waits_for(answer):
-            now = time.monotonic()
-            if self._must_stop():
-                give_up_at = min(give_up_at, self._silence.deadline())
-            if now > give_up_at:
-                self.is_unanswered = self._silence.has_given_up = True
-                raise StoppedWaiting("stopped: the broker does not reply")
-            yield now
-        self._silence.has_given_up = False
+        """See IoThread.waiting_for()."""
+        try:
+            yield from self._io.waiting_for(answer, self._silence, self._must_stop)
+        except StoppedWaiting:
+            self.is_unanswered = True
+            raise
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
         """Send a method that has no reply, unless the channel was reopened after `epoch`. Any thread may call it."""

@@ -83,7 +83,7 @@ class Subscription:
                 self.cancel()
 
     def cancel(self, *, takes_rest: bool = False) -> None:
-        """Send basic.cancel, and return when no more deliveries can arrive.
+        """Send basic.cancel, and return when no more deliveries can arrive, or a stopped command has waited in vain.
 
         Args:
             takes_rest: take the deliveries that arrive before the broker has cancelled the consumer, because it regards
@@ -139,9 +139,9 @@ class Subscription:
             return  # this has cancelled the consumer, too
         except NotConfirmed:
             return  # the rest has not arrived in time
-        except StoppedWaiting as stopped:  # but basic.cancel was sent, so the broker sends no more after the next ack
+        except StoppedWaiting as stopped:  # the caller acknowledges what it has handled, and then ends
             if not takes_rest:
-                self._channel.notice(f"{stopped}; it may redeliver the messages acknowledged last")
+                self._channel.notice(f"{stopped}; it may redeliver messages")
 
 
 class Buffer:

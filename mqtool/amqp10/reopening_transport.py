@@ -184,6 +184,7 @@ class ReopeningTransport:
         if self.reads_here:
             self._until_here(done, deadline)
             return
+        give_up_at = math.inf
         while True:
             self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK if patience < math.inf else None)
             if self.is_lost or self.epoch != epoch:
@@ -191,13 +192,14 @@ class ReopeningTransport:
             if done():
                 self._silence.has_given_up = False
                 return
-            if time.monotonic() > deadline:
-                if self.must_stop:
-                    self._silence.has_given_up = True
-                    raise StoppedWaiting("stopped: the broker does not reply")
+            if give_up_at == math.inf and self.must_stop:
+                give_up_at = self._silence.deadline()
+            now = time.monotonic()
+            if now > give_up_at:
+                self._silence.has_given_up = True
+                raise StoppedWaiting("stopped: the broker does not reply")
+            if now > deadline:
                 raise Unavailable(f"the broker did not answer within {patience:g} s")
-            if self.must_stop:
-                deadline = min(deadline, self._silence.deadline())
 
     def _until_here(self, done: Callable[[], bool], deadline: float) -> None:
         """Wait on the I/O thread itself, or on the one that opens the connection."""

@@ -32,7 +32,16 @@ from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, derived_name, name_for
 from mqtool.delays.wait_queues import AT_LEAST_ONCE, LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, DeclaredDifferently, Difference, HeadersTooLarge, NotFound, Unavailable, UsageError
+from mqtool.errors import (
+    BadData,
+    DeclaredDifferently,
+    Difference,
+    HeadersTooLarge,
+    NotFound,
+    StoppedWaiting,
+    Unavailable,
+    UsageError,
+)
 from mqtool.field_values import FieldValue
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.routing import checked_delay_of
@@ -236,6 +245,8 @@ class WaitQueueChecks:
                 return has_leader(asked, queue, _DEAD)
             except NotFound:
                 return True  # it has been deleted: the broker will return the message
+            except StoppedWaiting:
+                return True  # nobody uses the queue any more
             except Unavailable:  # the connection was closed because another queue has no leader
                 with self._lock:
                     if self._beside is asked:

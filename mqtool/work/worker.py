@@ -118,7 +118,7 @@ class Worker:
                 except BaseException as error:  # raised by work(), in its caller's thread
                     self._error = self._error or error
                     self._channel.stop()
-        except StoppedWaiting:  # the broker blocks the connection, so it does not reply to basic.cancel
+        except StoppedWaiting:  # the broker cannot reply, and redelivers what is in hand
             pass
         except BaseException as error:  # likewise
             lost = error

@@ -426,7 +426,27 @@ def test_work_is_acknowledged_even_if_the_broker_does_not_reply_to_a_stopped_con
     channel.closing()
     assert len(broker.of(spec.Basic.Cancel)) == 1
     assert broker.acks == [(1, acknowledges == "consumer")]
-    assert broker.notices == ["stopped: the broker does not reply; it may redeliver the messages acknowledged last"]
+    assert broker.notices == ["stopped: the broker does not reply; it may redeliver messages"]
+
+
+def test_work_is_acknowledged_if_the_command_is_stopped_while_it_limits_its_deliveries(
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To limit its deliveries, mqtool may cancel a consumer before it acknowledges a message, and then consume again
+    with a smaller prefetch. If the command is told to stop in the meantime, and the broker does not reply, mqtool does
+    not consume again, but still acknowledges the message.
+    """
+    monkeypatch.setattr(silence, "LAST_PATIENCE", 0.0)
+    channel = broker.channel()
+    broker.silent, broker.before = {spec.Basic.Cancel}, {spec.Basic.Cancel: channel.stop}
+    deliveries = channel.consume(Queue("q"), Receiving(count=3, acknowledge=False, timeout=20))
+    broker.deliver(consumer_tag(broker), 1, Message(b"1"), Message(b"2"))
+    first, second = next(deliveries), next(deliveries)
+    channel.acknowledge(second)
+    channel.acknowledge(first)
+    channel.closing()
+    assert (len(broker.of(spec.Basic.Cancel)), len(broker.of(spec.Basic.Consume))) == (1, 1)
+    assert sorted(tag for tag, _ in broker.acks) == [1, 2]
 
 
 def test_channel_get_does_not_acknowledge_the_message(broker: ScriptedBroker) -> None:

@@ -567,12 +567,15 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
 
 def test_a_stopped_command_waits_only_8_s_for_an_amqp_1_0_broker(broker: Broker, connect: Connect) -> None:
     """After stop() has been called on an AMQP 1.0 connection, a request waits up to 8 s for the broker's reply, and
-    then raises StoppedWaiting. Another call that waits for the broker, for example for credit or an outcome, gives up
-    if the broker has sent nothing at all for 8 s while the call waits.
+    then raises StoppedWaiting. Until the broker has replied again, the next request waits only a second. Another call
+    that waits for the broker, for example for credit or an outcome, gives up if the broker has sent nothing at all for
+    8 s while the call waits. A shorter time limit of a call has no effect on later calls.
     """
     session = connect()
     session.changed = Clocked(broker)
     session.stop()
+    with pytest.raises(Unavailable, match=r"^the broker did not answer within 2 s$"):
+        session.until(lambda: False, session.epoch, 2)
 
     def waited(wait: Callable[[], object]) -> float:
         began = broker.now
@@ -580,6 +583,9 @@ def test_a_stopped_command_waits_only_8_s_for_an_amqp_1_0_broker(broker: Broker,
             wait()
         return broker.now - began
 
+    for seconds in (8.3, 1.3):
+        assert waited(lambda: session.until(lambda: False, session.epoch)) == pytest.approx(seconds, abs=0.21)
+    session.until(lambda: True, session.epoch)
     assert waited(lambda: session.until(lambda: False, session.epoch)) == pytest.approx(8.3, abs=0.21)
     assert waited(lambda: session.wait(lambda: False, None)) == pytest.approx(8.1, abs=0.21)
     assert session.hopeless == "the broker does not reply"
