@@ -132,7 +132,7 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
 @pytest.mark.parametrize(
     ("topic", "says"),
     [
-        ("programs", "exits with 1 if every attempt failed; otherwise, it exits with 3"),
+        ("programs", "exits with 1 if every attempt failed, with 3 if some succeeded"),
         ("messages", "Routing key; in a super stream, chooses the partition"),
         ("messages", "If stdin is an empty pipe or file, or FILE is empty, nothing is sent."),
         ("messages", "If a line is not valid NDJSON, that line and all later ones are not saved"),
