@@ -202,8 +202,10 @@ def test_a_request_waits_for_its_reply_up_to_its_time_limit(
     broker.silent = {spec.Queue.Declare}
     clock.events = [int] * 4 + [lambda: broker.send(spec.Queue.DeclareOk("q", 7, 0))]
     assert channel.make(LOOK, within=1).method.message_count == 7
+    assert channel.is_unanswered is False
     with pytest.raises(NotConfirmed, match=r"^the broker did not reply within 1 s$"):
         channel.make(LOOK, within=1)
+    assert channel.is_unanswered is True
     assert clock.now == pytest.approx(101.6, abs=0.11)
     clock.events = [int] * 300 + [lambda: setattr(broker, "hopeless", "the connection is lost")]
     clock.now = 150
@@ -224,6 +226,7 @@ def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, ch
         before = clock.now
         with pytest.raises(StoppedWaiting, match=r"^stopped: the broker does not reply$"):
             request()
+        assert channel.is_unanswered is True
         return clock.now - before
 
     clock.events = [int] * 300 + [broker.stop]
@@ -234,6 +237,7 @@ def test_a_stopped_command_waits_only_8_s_for_a_reply(broker: ScriptedBroker, ch
     clock.now, broker.silent = 110, set()
     channel.open()
     channel.make(LOOK)
+    assert channel.is_unanswered is False
     broker.silent = {spec.Queue.Declare, spec.Channel.Open}
     assert waited(channel.open) == pytest.approx(8.1, abs=0.11)
     assert waited(lambda: channel.make(LOOK, within=5)) == pytest.approx(1.1, abs=0.11)
@@ -381,3 +385,17 @@ def test_a_method_without_a_reply_is_sent_only_on_the_channel_that_it_is_for(cha
     channel.pika.close()
     channel.send(2, sent.append)
     assert len(sent) == 2
+
+
+def test_all_deliveries_up_to_a_delivery_tag_are_requeued_on_their_channel(
+    broker: ScriptedBroker, channel: Channel
+) -> None:
+    """Requests.requeue() requeues all unacknowledged deliveries up to a delivery tag with one basic.nack, unless the
+    channel has been reopened in the meantime.
+    """
+    broker.silent = {spec.Basic.Nack}  # it has no reply
+    channel.requeue(1, 7)
+    channel.requeue(2, 8)
+    assert [(each.delivery_tag, each.multiple, each.requeue) for each in broker.of(spec.Basic.Nack)] == [
+        (7, True, True)
+    ]
