@@ -49,7 +49,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/connection.py": ("tests/unit/test_connection.py",),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/consumer.py": ("tests/unit/test_consumer.py", "tests/unit/test_channel.py"),
-    "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py", "tests/unit/test_connection.py"),
+    "mqtool/amqp/io_thread.py": ("tests/unit/test_io_thread.py",),
     "mqtool/amqp/pika_errors.py": ("tests/unit/test_pika_errors.py",),
     "mqtool/amqp/pika_private.py": (
         "tests/unit/test_pika_private.py",
