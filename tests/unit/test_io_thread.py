@@ -138,9 +138,15 @@ def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixt
         raise ValueError("a bug")
 
     io = IoThread(died)
+    given, never = Answer[int](), Answer[int]()
+    given.give(1)
+    assert (io.waits_for(given), io.waits_for(never)) == (False, True)
     io.run(fail)
     assert has_died.wait(20)
     io.stop()
+    assert io.waits_for(given) is False
+    with pytest.raises(exceptions.ConnectionWrongStateError):
+        io.waits_for(never)
     assert [str(error) for error in found] == ["a bug"]
     assert [record.getMessage() for record in caplog.records if record.name == "pika"] == ["the I/O thread has died"]
 
