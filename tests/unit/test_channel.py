@@ -429,8 +429,9 @@ def test_work_is_acknowledged_even_if_the_broker_does_not_reply_to_a_stopped_con
     assert broker.notices == ["stopped: the broker does not reply; it may redeliver messages"]
 
 
+@pytest.mark.parametrize("unanswered", [spec.Basic.Cancel, spec.Basic.Qos])
 def test_work_is_acknowledged_if_the_command_is_stopped_while_it_limits_its_deliveries(
-    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch, unanswered: type
 ) -> None:
     """To limit its deliveries, mqtool may cancel a consumer before it acknowledges a message, and then consume again
     with a smaller prefetch. If the command is told to stop in the meantime, and the broker does not reply, mqtool does
@@ -438,8 +439,8 @@ def test_work_is_acknowledged_if_the_command_is_stopped_while_it_limits_its_deli
     """
     monkeypatch.setattr(silence, "LAST_PATIENCE", 0.0)
     channel = broker.channel()
-    broker.silent, broker.before = {spec.Basic.Cancel}, {spec.Basic.Cancel: channel.stop}
     deliveries = channel.consume(Queue("q"), Receiving(count=3, acknowledge=False, timeout=20))
+    broker.silent, broker.before = {unanswered}, {unanswered: channel.stop}
     broker.deliver(consumer_tag(broker), 1, Message(b"1"), Message(b"2"))
     first, second = next(deliveries), next(deliveries)
     channel.acknowledge(second)
