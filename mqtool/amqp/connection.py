@@ -289,7 +289,7 @@ class Connection:
 
         self.io.run(start)
         try:
-            for _ in self.io.waiting_for(opened, self.silence, lambda: self.must_stop):
+            for _ in self.silence.until(lambda: self.io.has_given(opened), lambda: self.must_stop):
                 pass
             opened.result()
         except MqtoolError:

@@ -1,7 +1,6 @@
 """IoThread runs pika's event loop; Requests uses it to send requests to the broker for other threads."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -79,34 +78,17 @@ class IoThread:
 
         self.run(start)
 
-    def waits_for(self, answer: Answer[Any]) -> bool:
-        """Wait a moment for an answer from this thread; return True if it is still to come.
+    def has_given(self, answer: Answer[Any]) -> bool:
+        """Wait a moment for an answer from this thread; return True if it is there.
 
         Raises:
             pika.exceptions.ConnectionWrongStateError: the thread has died.
         """
         if wait([answer], CHECK_INTERVAL).done:
-            return False
+            return True
         if self._is_dead:
             raise exceptions.ConnectionWrongStateError
-        return True
-
-    def waiting_for(self, answer: Answer[Any], silence: Silence, must_stop: Callable[[], bool]) -> Iterator[float]:
-        """Yield the time (`time.monotonic()`) again and again until there is an answer.
-
-        Raises:
-            StoppedWaiting: the command must stop, and the broker does not reply, although it may still send heartbeats.
-        """
-        give_up_at = math.inf
-        while self.waits_for(answer):
-            now = time.monotonic()
-            if give_up_at == math.inf and must_stop():
-                give_up_at = silence.deadline()
-            if now > give_up_at:
-                silence.has_given_up = True
-                raise StoppedWaiting("stopped: the broker does not reply")
-            yield now
-        silence.has_given_up = False
+        return False
 
     def stop(self) -> None:
         """Stop the event loop, and wait for the thread to end."""
@@ -230,9 +212,9 @@ class Requests:
             return answer.result()
 
     def _waiting_for(self, answer: Answer[Any]) -> Iterator[float]:
-        """See IoThread.waiting_for()."""
+        """See Silence.until()."""
         try:
-            yield from self._io.waiting_for(answer, self._silence, self._must_stop)
+            yield from self._silence.until(lambda: self._io.has_given(answer), self._must_stop)
         except StoppedWaiting:
             self.is_unanswered = True
             raise

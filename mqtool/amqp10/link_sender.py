@@ -245,7 +245,7 @@ class Sender:
         try:
             yield from self._sent(_batches(messages, window), window)
             while self._outstanding:
-                self._wait()
+                self._wait(self._has_outcome)
                 yield from self._collected()
         except MqtoolError:
             self._sort_by_outcome()  # those after a message that will never have one
@@ -269,7 +269,7 @@ class Sender:
                     del batch[0]
                     sequence += 1
                     if self._is_full(window):
-                        self._wait()
+                        self._wait(self._has_outcome)
                         yield from self._collected()
             except MqtoolError as error:
                 if self._session.failure is not None or isinstance(error, NotConfirmed):
@@ -278,7 +278,7 @@ class Sender:
                 return
             self._session.pump()
             if sequence == before:
-                self._wait(at_most=0.05 if is_idle else 0)
+                self._wait(self._has_outcome, at_most=0.05 if is_idle else 0)
             is_idle = sequence == before
             yield from self._collected()
 
@@ -314,9 +314,8 @@ class Sender:
 
     def flush(self) -> None:
         """Send the added messages, and wait until all of them have been sent. Outcomes may be outstanding."""
-        self._session.pump()
         links = [self._session.sending_link(address) for address in {each.address for each in self._outstanding}]
-        self._session.wait(lambda: not any(link.waiting for link in links), None)
+        self._wait(lambda: not any(link.waiting for link in links))
         with self._session.changed:
             while self._outstanding and self._outstanding[0].confirmation is not None:
                 self._drop()
@@ -324,7 +323,7 @@ class Sender:
     def settle(self) -> None:
         """Wait until all messages have an outcome."""
         while self._outstanding:
-            self._wait()
+            self._wait(self._has_outcome)
             for _ in self._collected():
                 pass
 
@@ -350,12 +349,12 @@ class Sender:
         self._bytes -= len(outgoing.message.body)
         return outgoing
 
-    def _wait(self, at_most: float | None = None) -> None:
-        """Wait until the oldest message has an outcome, or for `at_most` seconds."""
+    def _wait(self, done: Callable[[], bool], at_most: float | None = None) -> None:
+        """Wait until done() is true, or no message is outstanding, or for `at_most` seconds."""
         session, deadline = self._session, None if at_most is None else time.monotonic() + at_most
         session.pump()
         session.check()
-        while self._outstanding and not self._has_outcome():
+        while self._outstanding and not done():
             session.check()
             if why := session.hopeless:
                 raise NotConfirmed(f"stopped with {self._count()} unconfirmed: {why}", _FATE)
@@ -368,7 +367,7 @@ class Sender:
             left = patience if deadline is None else min(patience, deadline - time.monotonic())
             if left <= 0:
                 return
-            session.wait(lambda: self._has_outcome() or session.hopeless is not None, left)
+            session.wait(lambda: done() or session.hopeless is not None, left)
 
     def _count(self) -> str:
         count = len(self.unconfirmed)

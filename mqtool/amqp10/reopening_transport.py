@@ -184,20 +184,14 @@ class ReopeningTransport:
         if self.reads_here:
             self._until_here(done, deadline)
             return
-        give_up_at = math.inf
-        while True:
+
+        def has_reply() -> bool:
             self.wait(lambda: done() or self.is_lost or self.epoch != epoch, _TICK if patience < math.inf else None)
             if self.is_lost or self.epoch != epoch:
                 raise Lost
-            if done():
-                self._silence.has_given_up = False
-                return
-            if give_up_at == math.inf and self.must_stop:
-                give_up_at = self._silence.deadline()
-            now = time.monotonic()
-            if now > give_up_at:
-                self._silence.has_given_up = True
-                raise StoppedWaiting("stopped: the broker does not reply")
+            return done()
+
+        for now in self._silence.until(has_reply, lambda: self.must_stop):
             if now > deadline:
                 raise Unavailable(f"the broker did not answer within {patience:g} s")
 

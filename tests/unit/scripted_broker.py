@@ -15,7 +15,7 @@ from pika.adapters.select_connection import IOLoop
 
 from mqtool.amqp import io_thread
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.io_thread import Answer, IoThread
+from mqtool.amqp.io_thread import Answer
 from mqtool.amqp.pika_private import FastConnection
 from mqtool.message import Message
 from mqtool.silence import Silence
@@ -52,12 +52,8 @@ class InlineIo:
     def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
         self.later.append((seconds, callback))
 
-    def waits_for(self, answer: Answer[Any]) -> bool:
-        return not io_thread.wait([answer], io_thread.CHECK_INTERVAL).done
-
-    def waiting_for(self, answer: Answer[Any], silence: Silence, must_stop: Callable[[], bool]) -> Iterator[float]:
-        io: Any = self
-        return IoThread.waiting_for(io, answer, silence, must_stop)
+    def has_given(self, answer: Answer[Any]) -> bool:
+        return bool(io_thread.wait([answer], io_thread.CHECK_INTERVAL).done)
 
     def run_due(self) -> None:
         """Run the callbacks in `later` now."""

@@ -140,13 +140,13 @@ def test_a_bug_that_ends_the_io_thread_is_reported(caplog: pytest.LogCaptureFixt
     io = IoThread(died)
     given, never = Answer[int](), Answer[int]()
     given.give(1)
-    assert (io.waits_for(given), io.waits_for(never)) == (False, True)
+    assert (io.has_given(given), io.has_given(never)) == (True, False)
     io.run(fail)
     assert has_died.wait(20)
     io.stop()
-    assert io.waits_for(given) is False
+    assert io.has_given(given) is True
     with pytest.raises(exceptions.ConnectionWrongStateError):
-        io.waits_for(never)
+        io.has_given(never)
     assert [str(error) for error in found] == ["a bug"]
     assert [record.getMessage() for record in caplog.records if record.name == "pika"] == ["the I/O thread has died"]
 

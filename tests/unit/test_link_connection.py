@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mqtool import silence
 from mqtool.amqp import Receiving, parse_addresses
 from mqtool.amqp10 import link_connection, reopening_transport, sections
 from mqtool.amqp10.link_connection import LinkConnection, new_name
@@ -141,6 +142,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     broker = Broker()
     monkeypatch.setattr(link_connection, "time", broker)
     monkeypatch.setattr(reopening_transport, "time", broker)
+    monkeypatch.setattr(silence, "time", broker)
     monkeypatch.setattr(reopening_transport, "Transport", lambda *_, **__: broker)
     return broker
 
@@ -648,18 +650,18 @@ def test_a_stopped_command_does_not_wait_for_a_broker_that_accepts_no_messages(
         session.stopping = False
         broker.credit(0, 0, credit, window=window)
         session.run(0)
-        sender._wait(at_most=0)  # raises nothing: it would wait longer
+        sender._wait(sender._has_outcome, at_most=0)  # raises nothing: it would wait longer
         session.stopping = True
         with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
-            sender._wait()
+            sender._wait(sender._has_outcome)
     assert broker.of(Transfer) == []
     broker.credit(0, 0, 2, window=1)
     session.run(0)
     assert len(broker.of(Transfer)) == 1
-    sender._wait(at_most=0)
+    sender._wait(sender._has_outcome, at_most=0)
     session.is_lost = True
     with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the connection is lost"):
-        sender._wait()
+        sender._wait(sender._has_outcome)
 
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:

@@ -590,7 +590,8 @@ def test_a_sender_that_is_stopped_while_it_waits_ends_immediately_if_the_broker_
 
 def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes(broker: Broker) -> None:
     """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
-    returns once every message has an outcome.
+    returns once every message has an outcome. If a message cannot be sent, flush() raises NotConfirmed once the broker
+    has reported no outcome for the confirm timeout.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -605,7 +606,7 @@ def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes
     broker.steps = [grant]
     sender.flush()
     assert broker.bodies == [b"1", b"2"]
-    assert broker.waits == [None]
+    assert len(broker.waits) == 1
     assert [outgoing.message.body for outgoing in sender._outstanding] == [b"2"]
     sender.add(Message(b"3", "q"))
     broker.links[None].flow(Flow(0, 0, 0, 0, 1, 2, 1))
@@ -614,6 +615,9 @@ def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes
     assert broker.steps == []
     assert sender.unconfirmed == []
     assert sender._bytes == 0
+    sender.add(Message(b"4", "q"))
+    with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 1 message within 5 s$"):
+        sender.flush()
 
 
 def test_messages_of_a_list_are_sent_in_batches_of_256(broker: Broker) -> None:
