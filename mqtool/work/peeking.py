@@ -387,12 +387,12 @@ class Look:
                     pass
             for channel, delivery in self._near_limit:
                 problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
-            for channel, held in self._held.items():
-                ready = self._channel.depth_of(self._queue)
-                removed = [delivery for holder, delivery in self._removed if holder is channel]
-                if removed:
+            for channel in self._held:  # all of them first: a request that is not answered must not double a message
+                if removed := [delivery for holder, delivery in self._removed if holder is channel]:
                     self._consumers[channel].cancel()  # else it would get messages that other batches have requeued
                     channel.acknowledge(*removed)
+            for channel, held in self._held.items():
+                ready = self._channel.depth_of(self._queue)
                 channel.close()
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)

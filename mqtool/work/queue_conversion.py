@@ -514,6 +514,7 @@ class Conversion:
         if room is None:
             moving = InTransactions(channel, message_for, self.messages.restored)
         try:
+            _check_not_stopped(self._connection)  # stop() may have come while the channel opened
             for size in Mover(channel, source, self._plan.at_once, moving, room).batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size

@@ -13,7 +13,7 @@ import pytest
 from mqtool import management
 from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.codecs.field_tables import largest_payload
-from mqtool.errors import MqtoolError, NotFound, Unavailable
+from mqtool.errors import MqtoolError, NotFound, StoppedWaiting, Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset, Start
@@ -896,6 +896,31 @@ def test_looking_does_not_publish_a_message_again_if_it_is_to_be_removed(place: 
                 look.remove(delivery)
     place.wait_for(2)
     assert place.delivered() == ["0", "2"]
+
+
+def test_a_message_that_is_published_again_is_not_doubled_if_the_broker_then_stops_replying(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    """If the delivery limit is unknown, `peek` republishes messages that had been requeued before, acknowledges the
+    originals, and requeues the others. If the broker stops replying to requests after the messages were republished,
+    `peek` still acknowledges the originals.
+    """
+
+    def unanswered(_queue: str) -> int:
+        raise StoppedWaiting("stopped: the broker does not reply")
+
+    place.fill(*range(3), arguments=QUORUM)
+    place.requeue(1)
+    deliveries = peek(place.channel, "jobs", UNKNOWN)
+    assert [next(deliveries).text for _ in range(3)] == ["0", "1", "2"]
+    monkeypatch.setattr(place.channel, "depth_of", unanswered)
+    with pytest.raises(MqtoolError, match=r"^a message without id \('0'\) has been requeued 1 time"):
+        deliveries.close()
+    place.connection.close()
+    with Connection(parse_addresses(place.vhost.url)) as connection:
+        place.channel = connection.channel()
+        place.wait_for(3)
+        assert place.delivered() == ["1", "2", "0"]
 
 
 def test_looking_ends_without_waiting_if_it_has_removed_all_messages(

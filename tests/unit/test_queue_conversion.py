@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses, transactions
 from mqtool.errors import BadData, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.message import Confirmation, Message
@@ -619,6 +619,27 @@ def test_a_stopped_conversion_ends_after_the_current_batch(place: Place) -> None
     place.connections[-1].close()
     place.resume()
     place.check_converted("quorum")
+
+
+def test_a_conversion_that_is_stopped_while_a_channel_opens_moves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `queue convert` is stopped while it opens the channel on which it moves messages, it ends before it moves
+    any.
+    """
+    place.fill()
+    conversion, connection = place.conversion(), place.connections[-1]
+    conversion.begin()
+    opened = connection.channel
+
+    def channel(**settings: Any) -> Channel:
+        conversion.stop()
+        return opened(**settings)
+
+    monkeypatch.setattr(connection, "channel", channel)
+    with pytest.raises(Stopped):
+        list(conversion.run())
+    assert conversion.tally.held == 0
 
 
 def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
