@@ -7,7 +7,7 @@ plugin, and `delayed relay`, with 1,000, 10,000 and 100,000 messages. Starts the
 installed. Takes about twelve minutes on an otherwise idle machine.
 
 The lateness of a message is the difference between the time when it arrived and the time when it was due. A message is
-due at the time in its header mqtool-due or, with the relay, when its delay has passed since it was published. The relay
+due at the time in its header mqtool-due or, with the relay, at the time of publication plus its delay. The relay
 declares a queue for each delay when the first message with this delay arrives. To leave this out of the measurement,
 the relay gets one message with each delay beforehand.
 

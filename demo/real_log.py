@@ -148,7 +148,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """Return what to call the file of the receiver that selects lines by this word: the word in lower case or, if that
+    """Return a name for the file of the receiver that selects lines by this word: the word in lower case or, if that
     is too long or not unique among the files, "part-" and `number`.
     """
     names = [other.casefold() for other in words]

@@ -336,7 +336,7 @@ def _topics(stage: Stage) -> None:
 
 
 def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, starred: Terminal) -> None:
-    """Show with keys of one, two and three words that # matches any number of words, even none, and * exactly one."""
+    """Use keys of one, two and three words to show that # matches any number of words, even none, and * exactly one."""
     emit, receive = (f"mqtool {command} topic{stage.exchange('topic_logs')}" for command in ("emit-log", "receive-log"))
     stage.say("A key may have any number of words.", predictions.WORDS)
     hashed.start(f"{receive} 'kern.#'")
@@ -388,7 +388,7 @@ def _who_gets(
 
 TOPICS = Play(
     "Topics",
-    "A topic exchange lets receivers choose by pattern: * is one word of the key, # is any number of words.",
+    "A topic exchange lets receivers choose by pattern: * matches one word of the key, and # any number of them.",
     _topics,
     exchanges=("topic_logs",),
 )
@@ -488,7 +488,7 @@ def _publisher_confirms(stage: Stage) -> None:
 
     for way, text in (
         ("individual", f"Publish {_CONFIRM_COUNT:,} messages, and wait for each confirm before the next message."),
-        ("batch", f"Publish as many messages to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
+        ("batch", f"Publish the same messages to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
         ("async", "Now publish without waiting, and handle confirms as they arrive."),
     ):
         stage.say(text)

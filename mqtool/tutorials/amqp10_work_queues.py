@@ -32,7 +32,7 @@ def new_tasks(session: LinkSession, queue: Queue, tasks: Iterable[Message | None
 def work(
     session: LinkSession, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving = FAIR_DISPATCH
 ) -> Iterator[Delivery]:
-    """Do tasks one at a time; yield each once it is done and accepted."""
+    """Handle tasks one at a time; yield each once it is done and accepted."""
     queue = session.declare(queue)
     receiver = session.receiver(queue_address(queue.name), receiving)
     return _done(session, receiver.deliveries(), do)

@@ -32,7 +32,7 @@ def new_tasks(channel: AmqpChannel, queue: Queue, tasks: Iterable[Message | None
 def work(
     channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving = FAIR_DISPATCH
 ) -> Iterator[Delivery]:
-    """Do tasks one at a time; yield each once it is done and acknowledged."""
+    """Handle tasks one at a time; yield each once it is done and acknowledged."""
     queue = channel.declare(queue)
     return _done(channel, channel.consume(queue, receiving), do)
 

@@ -456,7 +456,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(
     further attempt, and each call that waits raises the broker's error.
     """
     session = connect([ONE], Backoff(first=0))
-    broker.unreachable = unreachable
+    broker.unreachable = [*unreachable]
     broker.tells(*events)
     failure = session.failed()
     assert (type(failure), failure.args[0]) == (kind, words)

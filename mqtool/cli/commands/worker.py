@@ -171,7 +171,7 @@ def worker(
         ),
     ] = False,
 ) -> None:
-    """Do tasks, or run a program for each task (tutorial 2)."""
+    """Handle tasks, or run a program for each task (tutorial 2)."""
     if programs.exec.command is not None:
         _work(programs.exec.command, programs, queue, receiving, broker)
         return

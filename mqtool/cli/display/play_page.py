@@ -145,7 +145,7 @@ class PlayPage(SeparateTerminals):
 
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
-        auto: after each explanation, do not wait for the user, but only as long as it takes to read the text.
+        auto: after each explanation, wait as long as it takes to read the text, instead of waiting for the user.
         broker: the broker named on the command line, if any.
         port: the port to listen on; 0 for any free one.
         open_page: open the page in a browser.

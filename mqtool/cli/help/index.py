@@ -43,7 +43,7 @@ SENTENCES = {
     "user": "Add and delete users; change passwords and tags",
     "vhost": "Add and delete virtual hosts",
     "wait": "Wait until the broker accepts connections",
-    "worker": "Do tasks, or run a program for each task (tutorial 2)",
+    "worker": "Handle tasks, or run a program for each task (tutorial 2)",
 }
 
 ALIASES = {
