@@ -121,8 +121,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.sampled(1)
 def test_delete_and_purge_of_several_names_stop_at_a_missing_name(admin: Shell, command: str) -> None:
     """`queue delete`, `queue purge` and `exchange delete` accept several names, and stop at the first name that does
-    not exist. If this is the first name, the command exits with 69. Otherwise, it exits with 3, says how many queues
-    or exchanges it has deleted or purged, and lists the missing name and the names after it.
+    not exist. If this missing name is the first one given, the command exits with 69. Otherwise, it exits with 3, says
+    how many queues or exchanges it has deleted or purged, and lists the missing name and the names after it.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -232,9 +232,9 @@ def test_exchange_commands_bind_unbind_and_delete_exchanges(admin: Shell, broker
 @large
 @pytest.mark.parametrize("to_exchange", [False, True])
 def test_exchange_unbind_says_whether_it_removed_a_binding(admin: Shell, *, to_exchange: bool) -> None:
-    """`exchange unbind` exits with 0, and says whether it removed a binding or found none, and whether the queue or
-    exchange is still bound with the same key but other arguments. `n:=1` and `n:=true` are different arguments.
-    Without the management API, the command says only that there is no such binding now.
+    """`exchange unbind` exits with 0, whether it removed a binding or found none, and says which. It also says whether
+    the queue or exchange is still bound with the same key but other arguments. `n:=1` and `n:=true` are different
+    arguments. Without the management API, the command says only that there is no such binding now.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     admin.run("mqtool", "exchange", "declare", "jobs", "fanout")
@@ -385,9 +385,9 @@ def test_user_tags_without_a_tag_shows_the_tags(admin: Shell, ann: str) -> None:
 
 
 def test_user_tags_ignores_spaces_around_tags(admin: Shell, ann: str) -> None:
-    """`user tags` also accepts the tags as one argument, separated by commas. As in RabbitMQ, spaces beside the
-    commas are not part of a tag. If administrators set their own tags to `foo , administrator ,`, they stay
-    administrators, and the command does not ask for confirmation.
+    """`user tags` also accepts the tags as one argument, separated by commas. As in RabbitMQ, spaces around the commas
+    are not part of a tag. If administrators set their own tags to `foo , administrator ,`, they stay administrators,
+    and the command does not ask for confirmation.
     """
     tags = ("mqtool", "user", "tags", ann)
     shown = f"user {ann!r} has the tags foo, administrator"
@@ -439,10 +439,9 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 
 def test_the_hint_for_a_missing_permission_or_tag_says_how_to_grant_it(admin: Shell, ann: str) -> None:
-    """If the user lacks a permission, `queue declare` exits with 77. If the user lacks the required tag, `list
-    queues` and `list users` exit with 77. The hint says how an administrator can grant the permission or set the tag.
-    For a permission, it contains no complete command, because that command would replace the user's existing
-    permissions.
+    """If the user lacks a permission, `queue declare` exits with 77. If the user lacks the required tag, `list queues`
+    and `list users` exit with 77. The hint says how an administrator can grant the permission or set the tag. The hint
+    about a permission contains no complete command, because that command would replace the user's existing permissions.
     """
     as_ann = ("--user", ann, "--password-file", "secret")
     assert admin.run("mqtool", "permission", "set", ann, "--configure", "^mine$").code == 0
@@ -588,9 +587,9 @@ def test_ctrl_c_or_ctrl_d_at_a_confirmation_prompt_changes_nothing(
 def test_queue_delete_after_ctrl_c_at_the_second_prompt_names_the_queue_that_is_left(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """`queue delete` with two queues asks about each. If the user answers yes for the first queue and presses Ctrl-C
-    at the second prompt, the command exits with 130, says that one of two queues was deleted, and names the queue
-    that was not deleted.
+    """`queue delete` with two queues asks about each of them. If the user answers yes for the first queue and presses
+    Ctrl-C at the second prompt, the command exits with 130, says that one of the two queues was deleted, and names the
+    queue that was not deleted.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")

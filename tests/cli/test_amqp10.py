@@ -57,7 +57,7 @@ def skip_before_4_2(broker: TestBroker, what: str) -> None:
 
 
 def test_send_and_receive_print_the_same_lines_over_amqp_1_0(shell: Shell) -> None:
-    """`send` and `receive` over AMQP 1.0, chosen by --protocol or MQTOOL_PROTOCOL, print the same lines as over AMQP
+    """If AMQP 1.0 is chosen with --protocol or MQTOOL_PROTOCOL, `send` and `receive` print the same lines as over AMQP
     0-9-1.
     """
     sent = shell.run("mqtool", "send", *OVER_1_0)
@@ -71,7 +71,9 @@ def test_send_and_receive_print_the_same_lines_over_amqp_1_0(shell: Shell) -> No
 def test_properties_and_headers_are_the_same_over_both_protocols(
     shell: Shell, broker: TestBroker, there: str, back: str
 ) -> None:
-    """A message sent over AMQP 0-9-1 or 1.0, and received over either, keeps its body, properties and headers."""
+    """A message keeps its body, properties and headers if it is sent over AMQP 0-9-1 and received over AMQP 1.0, or
+    vice versa, or if AMQP 1.0 is used for both.
+    """
     if there != back:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
     properties = {"content_type": "text/plain", "correlation_id": "c-1", "reply_to": "a queue", "type": "order",
@@ -111,8 +113,8 @@ def test_workers_program_gets_all_parts_of_a_message_with_a_forged_x_opt_deaths(
 
 
 def test_a_publisher_cannot_forge_the_exchange_and_the_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher adds the annotations x-exchange and x-routing-key with false values to a message, each of them
-    twice, `receive` over AMQP 1.0 still prints the exchange and the routing key with which the broker routed the
+    """If a publisher adds the annotations x-exchange and x-routing-key to a message, each of them twice and with a
+    false value, `receive` over AMQP 1.0 still prints the exchange and the routing key with which the broker routed the
     message.
     """
     shell.run("mqtool", "exchange", "declare", "orders", "topic")
@@ -183,15 +185,17 @@ def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> 
 )
 @pytest.mark.sampled(1)
 def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
-    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, with any --prefetch or with --auto-ack."""
+    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, whether --prefetch is 1, 0 (unlimited) or
+    not given, and also with --auto-ack.
+    """
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
 def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` consumes one message, and with --where, one that matches the condition. The other
-    messages stay in the queue.
+    """Over AMQP 1.0, `receive -c 1` consumes only the first message. With --where, it consumes only the first message
+    that matches the condition. The other messages stay in the queue.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -239,8 +243,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 
 
 def test_send_json_refuses_a_property_that_is_not_utf_8_over_amqp_1_0(shell: Shell) -> None:
-    """Over AMQP 1.0, if a line of input has a property that is not valid UTF-8, `send --json` prints an error about
-    this, exits with 65, and sends only the messages before this line.
+    """Over AMQP 1.0, if a property in a line of input is not valid UTF-8, `send --json` sends only the messages before
+    this line, prints an error that mentions UTF-8, and exits with 65.
     """
     lines = '{"body": "1"}\n' + r'{"body": "2", "properties": {"type": "\ud800"}}' + '\n{"body": "3"}\n'
 
@@ -287,7 +291,7 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
     """A command that fails over AMQP 1.0 names the cause: for example, an option or a header that is not supported, a
-    queue or an exchange that does not exist, or a refused login. It exits with the documented code.
+    queue or an exchange that does not exist, or a refused login. It exits with the documented exit code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -398,10 +402,10 @@ def test_rpc_server_says_that_a_reply_is_lost_over_amqp_1_0(shell: Shell, broker
     lose_replies(shell, broker, "/queues/")
 
 
-def test_rpc_client_times_out_while_an_amqp_1_0_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
-    """If the AMQP 1.0 connection of `rpc-client` is lost after the first of two replies, and cannot be reopened, the
-    command exits with 124 after the time given with --timeout, and says that 1 of 2 replies is missing. It has
-    printed the first reply.
+def test_rpc_client_times_out_if_its_amqp_1_0_connection_cannot_be_reopened(shell: Shell, broker: TestBroker) -> None:
+    """If the AMQP 1.0 connection of `rpc-client` is lost after the first of two replies has been printed, and the
+    connection cannot be reopened, the command exits with 124 once the time given with --timeout is up. The error says
+    that 1 of 2 replies is missing.
     """
     program = 'read -r x; [ "$x" = one ] || exec sleep 1000; echo "$x"'
     shell.start("mqtool", "rpc-server", "--shell", "--exec", program).wait_until_ready()

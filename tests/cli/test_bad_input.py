@@ -512,8 +512,9 @@ def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBr
 
 
 def test_send_on_a_terminal_names_the_address_that_does_not_answer(lonely_shell: Shell) -> None:
-    """If a port accepts the connection but does not answer, `send` on a terminal first says which address it is waiting
-    for, and prints an error after the connection timeout. Without a terminal, `send` prints only the error.
+    """If a server accepts the connection but does not answer, `send` on a terminal first says which address it is
+    waiting for, and prints an error once the connection timeout is over. Without a terminal, `send` prints only the
+    error.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -179,7 +179,7 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
     shell: Shell, broker: TestBroker, options: str
 ) -> None:
     """`bench` numbers the messages that it publishes. If another client publishes messages to the queue of `bench`,
-    some with forged numbers, others without a number, `bench` reports how many of these messages it received, and
+    some with forged numbers and some without a number, `bench` reports how many of these messages it received, and
     excludes them from all other results. With --rpc, `bench` sends no reply to the queue that these messages name in
     reply_to.
     """
@@ -192,8 +192,8 @@ def test_other_messages_in_the_queue_of_bench_are_counted_separately(
 def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
     tester: Shell, own: EmbeddedBroker, queue_type: str
 ) -> None:
-    """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue,
-    and excludes them from all other results, for both a classic queue and a stream.
+    """With `--protocol amqp1.0`, `bench` reports separately how many messages other clients published to its queue, and
+    excludes them from all other results. This is true for a classic queue and for a stream.
     """
     broker = TestBroker("embedded", own.url, own.management_url or "")
     _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)
@@ -506,8 +506,8 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL, or gets a second signal while it stops, the queues and exchanges of the run
-    are deleted soon afterwards by one of the client processes that `bench` has started.
+    """If `bench` is killed with SIGKILL, or gets a second signal while it is stopping, the queues and exchanges of the
+    run are deleted soon afterwards by one of the client processes that `bench` has started.
     """
 
     def declared() -> str:

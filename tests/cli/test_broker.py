@@ -312,8 +312,8 @@ WITH_NAME = ("up", "down", "status", "rm", "rm --purge --yes", "logs", "env", "r
 @pytest.mark.sampled(3)
 def test_commands_refuse_broker_names_that_are_paths(home: Shell, command: str) -> None:
     """The name of a broker may contain only ASCII letters, digits, - and _. If --name is empty or contains anything
-    else, as the path `../../x` does, every command that has this option exits with 2. The command creates no files,
-    and does not change the files at this path.
+    else, every command that has this option exits with 2 and creates no files. If the name is a path such as `../../x`,
+    the command does not change the files at this path.
     """
     precious = home.directory / "state" / "mqtool" / "brokers" / ".." / ".." / "precious"
     precious.resolve().mkdir(parents=True)
@@ -404,7 +404,7 @@ def test_broker_up_reports_a_damaged_database(home: Shell, at_port: str) -> None
 def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
     home: Shell, kind: BrokerKind, moment: str, at_port: str
 ) -> None:
-    """If `broker up --foreground` is killed while the broker starts, the broker's processes end as well."""
+    """If `broker up --foreground` is killed while the broker is starting, the broker's processes end as well."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
@@ -423,8 +423,8 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
 
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_broker_down_finds_a_broker_whose_broker_up_was_killed(home: Shell, at_port: str, *, is_saved: bool) -> None:
-    """If `broker up` is killed while the broker starts, either the broker ends as well, or `broker ls` lists it and
-    `broker down` stops it.
+    """If `broker up` is killed while the broker is starting, either the broker ends as well, or `broker ls` lists it
+    and `broker down` stops it.
     """
     up = home.start("mqtool", "broker", "up", "--kind", "embedded", at_port)
     wait_until(lambda: children_of(up.process.pid), "the broker's process")
@@ -478,9 +478,9 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
 def test_commands_recognize_that_another_broker_listens_at_the_address_of_a_killed_one(
     home: Shell, neighbour: Shell, at_port: str
 ) -> None:
-    """If the broker that `broker up` started is killed, and another user's broker then listens at its address,
-    commands use the management API of this other broker, even if a third broker has the management port of the killed
-    one. `bench` asks for confirmation before it puts load on the other broker. No password is sent to the killed
+    """If the broker that `broker up` started is killed, and another user's broker then listens at its address, commands
+    use the management API of this other broker, even if a third broker has the management port of the killed one.
+    Without --yes, `bench` puts no load on the other broker, and exits with 2. No password is sent to the killed
     broker's management port.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -555,10 +555,10 @@ def test_the_page_of_ui_does_not_use_another_broker_at_the_same_address(
 def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
     home: Shell, neighbour: Shell, at_port: str, first: str
 ) -> None:
-    """The page of `mqtool ui` changes the broker that it shows, even if `mqtool ui` was started with both --url and a
-    context, or the user has since switched to another context. The commands that the page shows name this broker, so
-    they can be pasted into any terminal. If the context of this broker is changed while `mqtool ui` runs, the page
-    neither changes a broker nor reads from one.
+    """Actions on the page of `mqtool ui` apply to the broker that the page shows, even if `mqtool ui` was started with
+    both --url and a context, or the user has since switched to another context. The commands that the page shows name
+    this broker, so they can be pasted into any terminal. If the context of this broker is changed while `mqtool ui` is
+    running, the page neither changes a broker nor reads from one.
     """
     home.environment["XDG_CONFIG_HOME"] = str(home.directory)
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -592,7 +592,7 @@ def test_the_page_of_ui_changes_the_broker_for_which_it_was_started(
 
 
 def test_the_page_of_ui_does_not_restart_another_broker_of_the_same_name(home: Shell, at_port: str) -> None:
-    """If the broker for which `mqtool ui` was started is stopped, and another broker of the same name is started at
+    """If the broker for which `mqtool ui` was started is stopped, and another broker of the same name is started on
     another port, the page does not restart that other broker.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
@@ -704,7 +704,7 @@ def test_broker_commands_say_how_to_start_a_broker_that_does_not_exist(home: She
 
 def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home: Shell) -> None:
     """If `broker up` runs during a `broker restart`, it does not choose a port of the broker that is being restarted,
-    although for a moment no process listens at this port.
+    although for a moment no process listens on this port.
     """
     port = free_port()
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", f"--port={port}")
@@ -737,8 +737,9 @@ def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell
 
 
 def test_broker_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
-    """After `broker down`, `broker status`, `broker restart` and another `broker down` say that the broker is stopped.
-    `broker status` and `broker restart` exit with 69, and their hint is the command that starts the broker again.
+    """Once `broker down` has stopped a broker, `broker status`, `broker restart` and a second `broker down` say that
+    the broker is stopped. `broker status` and `broker restart` exit with 69, and their hint is the command that starts
+    the broker again.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -793,7 +794,7 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
 
 @pytest.mark.parametrize("option", ["--port", "--management-port", "--stream-port"])
 def test_broker_serve_names_a_port_that_is_in_use(home: Shell, option: str) -> None:
-    """If another program listens at the port given with --port, --management-port or --stream-port, `broker serve`
+    """If another program listens on the port given with --port, --management-port or --stream-port, `broker serve`
     exits with 69 and names the port. The hint says that with port 0, `broker serve` chooses a free port.
     """
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -880,9 +881,9 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
 
 
 def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: Shell) -> None:
-    """Commands look for the management API at the AMQP port + 10000. If the broker's API is at another port, `broker
-    env` exports MQTOOL_MANAGEMENT_URL. `broker env --remote`, which prints variables for other machines, does not
-    export it, because the API accepts no connections from other machines.
+    """Commands look for the management API on the port whose number is the AMQP port plus 10,000. If the broker's API
+    is on another port, `broker env` exports MQTOOL_MANAGEMENT_URL. `broker env --remote`, which prints variables for
+    other machines, does not export it, because the API accepts no connections from other machines.
     """
     port, api = free_port(), free_port()
     up = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine", "--listen=127.0.0.2", f"--port={port}")
@@ -898,7 +899,7 @@ def test_broker_env_names_a_management_api_that_is_not_at_its_usual_port(home: S
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """After kill -9 of the broker, `broker status` exits with 69, and its hint is the command that starts this broker
-    again. `broker up` starts the broker at the same port.
+    again. `broker up` with the same options as before then starts the broker again.
     """
     own_broker(kind)
     up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)

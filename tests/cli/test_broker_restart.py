@@ -38,8 +38,8 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
 
 @large
 def test_broker_restart_waits_until_a_quorum_queue_reports_its_messages(lonely_shell: Shell) -> None:
-    """After RabbitMQ starts, a quorum queue seems to be empty while it reads its log. `broker restart` exits only
-    when the queue reports its messages, so that the next command sees all of them.
+    """After RabbitMQ starts, a quorum queue appears to be empty until it has read its log. `broker restart` exits only
+    once the queue reports its messages, so that the next command sees all of them.
     """
     own_broker(BrokerKind.NODE)
     shell = lonely_shell
@@ -59,9 +59,9 @@ def test_broker_restart_waits_until_a_quorum_queue_reports_its_messages(lonely_s
 def test_a_restart_enforces_a_lowered_max_length_on_a_classic_queue_that_rejects_publishes(
     restartable: Restartable, lonely_shell: Shell
 ) -> None:
-    """If a policy lowers the maximum length of queues with the overflow setting `reject-publish` below their number
-    of messages, `policy set` warns how many messages a restart will drop or dead-letter. When RabbitMQ restarts, a
-    classic queue drops or dead-letters its oldest messages until the maximum is met. A quorum queue keeps all its
+    """If a policy lowers the maximum length of a classic queue with the overflow setting `reject-publish` below the
+    number of its messages, `policy set` warns how many of them a restart will drop or dead-letter. When RabbitMQ
+    restarts, the queue drops or dead-letters its oldest messages until the maximum is met. A quorum queue keeps all its
     messages.
     """
     shell = lonely_shell

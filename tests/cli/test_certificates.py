@@ -43,8 +43,8 @@ def tls_server(context: ssl.SSLContext) -> Iterator[str]:
 def test_send_says_that_the_broker_does_not_accept_the_client_certificate(
     lonely_shell: Shell, amqp_tls: Authority, protocol: str, version: ssl.TLSVersion
 ) -> None:
-    """If the broker does not accept the client's certificate, over TLS 1.2 or 1.3, `send` says so, suggests
-    --tls-cert, and exits with 77.
+    """If the broker does not accept the client's certificate, `send` says so, suggests --tls-cert, and exits with 77,
+    both over TLS 1.2 and over TLS 1.3.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(amqp_tls.cert, amqp_tls.key)

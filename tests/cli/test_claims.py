@@ -38,9 +38,10 @@ ENDED = (0, 1, 3, 124)
 @large
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who has permissions only on her own queues and exchanges can forge queue arguments and message headers.
-    No command of an administrator then changes other users' queues, exchanges, bindings or messages, shows her their
-    messages, or routes messages to an exchange that she has no permission to write to. If she has only published
-    messages, the command still completes, and commands such as `peek` and `queue convert` keep all messages in order.
+    Whatever she forges, no administrator's command changes other users' queues, exchanges, bindings or messages, shows
+    her the messages of other users, or routes messages to an exchange that she has no permission to write to. If she
+    has done nothing but publish messages, the command still completes, and commands such as `peek` and `queue convert`
+    keep all messages in order.
     """
     seen: Counter[str] = Counter()
 
@@ -178,10 +179,10 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_confirmation(sh
 def test_queue_convert_does_not_redirect_dead_letters_if_the_queues_argument_has_two_values(
     shell: Shell, broker: TestBroker, argument: str
 ) -> None:
-    """A client can declare a queue with two values of x-dead-letter-exchange or x-dead-letter-routing-key. The broker
-    uses the first value, and checks permissions for it, but RabbitMQ's management API shows the last one. If the two
-    differ, `queue convert` exits with 2 and does not convert the queue, because the converted queue would send its
-    dead letters elsewhere. `queue convert --resume` does not convert the queue, either.
+    """A client can declare a queue with two values for x-dead-letter-exchange or x-dead-letter-routing-key. The broker
+    uses the first value, and checks permissions for it, but RabbitMQ's management API shows the second. If the two
+    differ, `queue convert` exits with 2 and does not convert the queue, because the converted queue would send its dead
+    letters elsewhere. `queue convert --resume` does not convert the queue, either.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory.dead"):
@@ -596,9 +597,9 @@ def test_delayed_now_ignores_a_queue_named_like_a_wait_queue_for_the_default_exc
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker` passes to its program the exchange and routing key of each message, and also the original ones, with
-    which the message was first published. On a retry, the two pairs differ. A publisher cannot change any of these
-    four values with headers.
+    """`worker` passes to its program the exchange and routing key with which each message arrived, and those with which
+    it was first published. On a retry, the two pairs differ. A publisher cannot change any of these four values with
+    headers.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -737,9 +738,9 @@ def test_worker_ignores_the_exchange_and_routing_key_in_a_forged_header_of_queue
 def test_worker_ignores_a_forged_exchange_and_routing_key_of_a_message_routed_to_a_wait_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A message that `worker` will retry waits in a wait queue. If another client binds an exchange to this wait
-    queue, and publishes to it a message whose headers claim a false exchange and routing key, `worker` does not pass
-    these to its program.
+    """A message that `worker` will retry waits in a wait queue. If another client binds this wait queue to an exchange,
+    and publishes through this exchange a message whose headers claim a false exchange and routing key, `worker` does
+    not pass these to its program.
     """
     declare(broker, "jobs")
     declare(broker, "jobs.wait.1ms", x_message_ttl=1, x_dead_letter_exchange="", x_dead_letter_routing_key="jobs")

@@ -177,8 +177,8 @@ def test_completion_of_names_without_a_broker_prints_nothing(lonely_shell: Shell
 
 
 def test_completion_uses_the_broker_that_the_command_line_selects(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion proposes names from the broker and virtual host that --url, --vhost and --user on the unfinished
-    command line select.
+    """Completion proposes names from the broker and virtual host that are selected by --url, --vhost and --user on the
+    unfinished command line.
     """
     declare(broker, "jobs", "jo\x1b[31mbs")
     lonely_shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"

@@ -175,9 +175,9 @@ def record_as_started(home: Shell, broker: TestBroker, born: str | None = None) 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 @pytest.mark.sampled(3)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the first of these that is set: --url, --context, MQTOOL_URL, AMQP_URL, MQTOOL_CONTEXT, the
-    context in use, the broker that `broker up` started. If none is set, the command uses localhost. `broker status`
-    says which broker is used, and why.
+    """A command uses the broker that the first of these names: --url, --context, MQTOOL_URL, AMQP_URL, MQTOOL_CONTEXT,
+    the context in use. If none is set, the command uses the broker that `broker up` started or, if there is none,
+    localhost. `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -216,9 +216,9 @@ def test_the_hint_names_the_source_of_the_url_of_a_broker_that_does_not_answer(h
 
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
-    """`broker status` checks a broker that mqtool did not start if MQTOOL_URL or -u names it. The command exits with 0
-    if the broker accepts connections, and with 69 if nothing listens there. With --name, it exits with 69 if no broker
-    of this name was started.
+    """If MQTOOL_URL or -u names a broker that mqtool did not start, `broker status` checks this broker. The command
+    exits with 0 if the broker accepts connections, and with 69 if nothing listens at its address. With --name, it exits
+    with 69 if no broker of this name was started.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")
@@ -458,8 +458,8 @@ def test_the_password_is_the_first_line_that_the_password_command_prints(shell: 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
     """The code of every command declares the command's effect on a broker: for example, that it only reads, that it
-    publishes messages, or that it changes settings. In a protected context, mqtool decides by this declaration whether
-    the command asks for a confirmation.
+    publishes messages, or that it changes settings. In a protected context, mqtool uses this declaration to decide
+    whether the command asks for confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert [*effects().values()].count(Effect.CHANGES) > 30
@@ -485,9 +485,9 @@ def test_the_url_option_overrides_the_context_in_use(
 def test_the_management_url_in_the_environment_applies_only_to_the_broker_in_the_environment(
     home: Shell, broker: TestBroker
 ) -> None:
-    """If --url names the same broker as MQTOOL_URL, commands use MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. If
-    --url names another broker, they ignore both variables: otherwise, one broker would get changes or a password
-    meant for the other. Commands that `tutorial run --url` runs ignore them, too.
+    """If --url names the same broker as MQTOOL_URL, commands use MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT. If --url
+    names another broker, they ignore both variables, because one broker could otherwise get changes or a password meant
+    for the other. This also applies to the commands that `tutorial run --url` runs.
     """
     home.environment |= {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1"}
     home.environment["MQTOOL_STREAM_PORT"] = "1"
@@ -631,8 +631,8 @@ def test_the_url_option_cannot_be_combined_with_the_name_of_a_protected_context(
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
 def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A command with a mistyped context sends nothing and exits with 2, even if --url names a broker. The hint lists
-    the existing contexts.
+    """If the name of the context is mistyped, `send` sends nothing and exits with 2, even if --url names a broker. The
+    hint lists the existing contexts.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, refused.stderr) == (
@@ -757,8 +757,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks for confirmation before it
     declares something, changes a setting, or consumes from a named queue. Without a terminal, it changes nothing and
-    exits with 2. A command such as `send`, which in a protected context declares a missing queue only with --declare,
-    does not ask: if the queue is missing, it exits with 69, and the hint names --declare.
+    exits with 2. The exception is a command such as `send`, which in a protected context declares a missing queue only
+    with --declare. It does not ask: if the queue is missing, it exits with 69, and the hint names --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):
@@ -778,9 +778,9 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 @on_any_broker
 @large
 def test_a_command_that_only_shows_or_sends_does_not_ask_for_confirmation(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, a command does not ask for confirmation if it only shows something, or only sends
-    messages to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and
-    bindings as before, and its firehose (RabbitMQ's message tracing) is still off.
+    """In a protected context, a command does not ask for confirmation if it only shows something or only sends messages
+    to existing queues and exchanges. Afterwards, the virtual host has the same queues, exchanges and bindings as
+    before, and its firehose (RabbitMQ's message tracing) is still off.
     """
     before = contents(broker)
     commands = (*NOT_ASKING, *(name for name in effects() if name.startswith("list ")))

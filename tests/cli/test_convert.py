@@ -236,8 +236,9 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 @pytest.mark.sampled(2)
 def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
-    """After `queue convert` from classic to quorum or from quorum to classic, the queue has the new type and all its
-    messages in order, with their properties and headers. `queue convert` to a stream also moves all messages.
+    """`queue convert` changes a queue's type from classic to quorum, from quorum to classic, or from classic to stream,
+    and moves all messages. In a converted classic or quorum queue, the messages are in the original order, and have the
+    same properties and headers as before.
     """
     fill(broker, before)
     tally = convert(broker, to=after)
@@ -318,8 +319,9 @@ UNUSUAL: dict[str, Any] = {
 def test_queue_convert_keeps_the_types_of_binding_arguments(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """`queue convert` keeps the types of binding arguments, including those that the management API does not show,
-    such as void, or 32-bit and 64-bit integers, even if the conversion is interrupted and then completed or undone.
+    """`queue convert` keeps the types of binding arguments, even if the conversion is interrupted and then completed or
+    undone. This includes what the management API does not show, such as the type void, or whether an integer has 32 or
+    64 bits.
     """
     fill(broker)
     for name, value in ARGUMENTS.items():
@@ -444,9 +446,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
 def test_another_clients_binding_to_the_temporary_exchange_does_not_stop_a_conversion(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, undo: bool
 ) -> None:
-    """`queue convert` uses a temporary exchange. If, during the conversion, another client binds this exchange to
-    some other exchange, with arguments whose types mqtool cannot determine, the conversion can still be completed or
-    undone. The command then deletes this binding, and prints a notice about it.
+    """`queue convert` uses a temporary exchange. If another client binds this exchange to a different exchange during
+    the conversion, and mqtool cannot determine the types of the binding's arguments, the conversion can still be
+    completed or undone. The command then deletes this binding, and prints a notice about it.
     """
     fill(broker)
     bind(broker, "a key", value=5)
@@ -481,8 +483,8 @@ def test_queue_convert_refuses_a_queue_as_soon_as_one_binding_cannot_be_kept(
 def test_queue_convert_tries_only_once_to_find_out_the_types_of_a_bindings_arguments(
     broker: TestBroker, trials: list[Binding]
 ) -> None:
-    """`queue convert` makes trial bindings to find out the types of a binding's arguments. If it has failed to find
-    them out, it makes no further trial bindings when it looks at the same binding again.
+    """`queue convert` makes trial bindings to find out the types of a binding's arguments. If this fails, it makes no
+    further trial bindings when it looks at the same binding again.
     """
     fill(broker)
     bind_unknown(broker, 2)
@@ -522,9 +524,8 @@ def test_queue_convert_can_be_stopped_while_it_makes_trial_bindings(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To find out the types of bindings' arguments, `queue convert` makes trial bindings between a temporary exchange
-    and a temporary queue. If the conversion's stop() method is called in the meantime, as on Ctrl-C or SIGTERM,
-    `queue convert` makes no further trial binding, and deletes the temporary exchange and queue with all trial
-    bindings.
+    and a temporary queue. If the conversion's stop() method is called while it does so, as on Ctrl-C or SIGTERM, `queue
+    convert` makes no further trial binding, and deletes the temporary exchange and queue with all trial bindings.
     """
     fill(broker)
     bind_unknown(broker, 5)
@@ -562,10 +563,10 @@ def test_a_queue_with_a_single_active_consumer_is_converted(broker: TestBroker, 
 def test_queue_convert_consumes_to_see_if_a_quorum_queue_with_a_single_active_consumer_is_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue
-    is empty, `queue convert` therefore consumes from it, and requeues a message that it receives, so that the queue
-    keeps its order. While RabbitMQ reports neither messages nor consumers, although the command itself is a consumer,
-    the report is out of date, and the command asks again.
+    """RabbitMQ refuses basic.get for a quorum queue with a single active consumer. To find out whether such a queue is
+    empty, `queue convert` therefore consumes from it, and requeues a message that it receives, so that the queue keeps
+    its order. If RabbitMQ reports that the queue has neither messages nor consumers, this report is out of date,
+    because the command itself is a consumer. The command then asks again.
     """
     fill(broker, "quorum", 0, x_single_active_consumer=True)
     answers = [administration.Depth(0, 0)] * 3
@@ -656,7 +657,7 @@ def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBrok
 @large
 def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
     """`queue convert`, which moves messages in batches, is killed repeatedly, each time 11 AMQP frames or management
-    requests later than before, and then resumed, until it completes. None of 300 messages is lost.
+    requests later than before, and then resumed, until it completes. None of the queue's 300 messages is lost.
     """
     count = 300
     fill(broker, count=count)
@@ -721,7 +722,7 @@ def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatc
 def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` moves messages to a holding queue. If this queue does not answer basic.get, because it has no
+    """`queue convert` moves messages to a holding queue. If this queue does not answer basic.get because it has no
     leader, the command moves no message. The hint is to delete the holding queue and to run `queue convert` again.
     """
     fill(broker)
@@ -741,9 +742,9 @@ def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
 def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a message of the queue is unacknowledged, `queue convert` fails, and its error contains the number of
-    unacknowledged messages. Once the client that received the message has disconnected, a later run converts the
-    queue with all its messages.
+    """While a message of the queue is unacknowledged, `queue convert` fails with an error that says how many messages
+    are unacknowledged. Once the client that received the message has disconnected, a later run converts the queue with
+    all its messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -897,8 +898,8 @@ def _unexpected(delivery: Delivery) -> Message:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_a_mover_empties_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """`queue convert` moves messages with its class Mover, which is tested here alone. If clients publish to a queue
-    half as fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50
+    """`queue convert` moves messages with its class Mover, which this test uses on its own. If clients publish to a
+    queue half as fast as the Mover moves the queue's messages, each message is moved once and in order. When at most 50
     messages are left, the Mover calls a function that stops clients' messages from reaching the queue, and then moves
     the rest.
     """
@@ -932,7 +933,8 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 ) -> None:
     """Messages that are published during `queue convert` may overtake earlier ones. The command counts the earlier
     messages that may have been overtaken. This count is never lower than the number of messages that really were
-    overtaken, and stays small: at most 50 if clients publish half as fast as the command moves batches of 100.
+    overtaken. If the command moves batches of 100 messages, and clients publish half as many in the same time, the
+    count is at most 50.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -1038,10 +1040,10 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
 def test_a_mover_loses_no_messages_if_the_converted_queue_fills_up_during_a_batch(
     broker: TestBroker, kind: str
 ) -> None:
-    """With its class Mover, which is tested here alone, `queue convert` moves messages in batches from a holding
-    queue to the converted queue. If publishers fill the converted queue just before a batch, and its overflow
-    behaviour is `reject-publish`, the rejected messages stay in the holding queue. The Mover moves them once there is
-    room.
+    """`queue convert` moves messages in batches from a holding queue to the converted queue. It does so with its class
+    Mover, which this test uses on its own. If publishers fill a converted queue with the overflow behaviour
+    `reject-publish` just before a batch, the rejected messages stay in the holding queue. The Mover moves them once
+    there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1218,7 +1220,7 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     broker: TestBroker, before: str, after: str
 ) -> None:
     """While clients publish to a queue through the default exchange, `queue convert` stops before it replaces the
-    queue. Once the clients have stopped, the conversion can be resumed, and no message is lost.
+    queue. Once the clients have stopped publishing, the conversion can be resumed, and no message is lost.
     """
     fill(broker, before)
     with DirectPublisher(broker) as publisher:
@@ -1282,9 +1284,9 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 @on_any_broker
 @large
 def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --where` converts each matching queue. If one of them cannot be converted, for example because it
-    is auto-delete, the command converts the others and exits with 3. `-a NAME:=VALUE` sets an argument, and `-a
-    NAME:=null` removes one. Messages keep their order.
+    """`queue convert --where` converts each matching queue, and keeps its messages in order. If one of the queues
+    cannot be converted, for example because it is auto-delete, the command converts the others and exits with 3. The
+    option `-a NAME:=VALUE` sets an argument of a converted queue, and `-a NAME:=null` removes one.
     """
 
     def convert_queues(*words: str, code: int = 0) -> str:
@@ -1321,7 +1323,7 @@ def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Sh
 @large
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
     """If none of the given queues can be converted, `queue convert` names them with the reasons, prints no plan, exits
-    with 2, and changes nothing. If a given queue does not exist, it exits with 69 and suggests a similar name.
+    with 2, and changes nothing. If a given queue does not exist, the command exits with 69 and suggests a similar name.
     """
     for name, words in (
         ("done", ("--queue-type", "quorum")),
@@ -1377,8 +1379,8 @@ def test_a_queue_with_a_long_name_and_a_dead_letter_exchange_can_be_converted(
     managed: Shell, broker: TestBroker
 ) -> None:
     """To verify the arguments of a queue with a dead-letter exchange, `queue convert` reads an error message of the
-    broker. The broker cuts off this message if the queue's name is long, here 200 bytes. `queue convert --dry-run`
-    still accepts the queue.
+    broker. The broker truncates this message if the queue's name is long (in this test, 200 bytes). `queue convert
+    --dry-run` still accepts the queue.
     """
     name = "q" * 200
     declared = ("mqtool", "queue", "declare", name, "--queue-type", "classic", "-a", "x-dead-letter-exchange=amq.topic")
@@ -1410,9 +1412,9 @@ def test_queue_convert_reports_a_missing_permission_for_a_queue_with_a_dead_lett
 
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP
-    port. The plan is also printed if an earlier run was killed, and has left behind the trial queue with which it
-    checked the queue's new arguments.
+    """`queue convert --dry-run` prints its plan even if mqtool can reach only the management API and not the AMQP port.
+    The plan is also printed if an earlier run was killed and left behind the trial queue with which it had checked the
+    queue's new arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1461,9 +1463,9 @@ def test_queue_convert_dry_run_names_an_argument_that_the_broker_would_refuse(
 def test_queue_convert_changes_nothing_if_the_messages_do_not_fit_into_the_new_queue(
     managed: Shell, broker: TestBroker, arguments: tuple[str, ...], effect: str
 ) -> None:
-    """If a queue has more messages than the new arguments allow, even if they were published just now, `queue
-    convert` says how many the new queue would drop or reject, and exits with 2. It changes nothing, either with
-    --dry-run or with --yes.
+    """If a queue's messages exceed a limit in the new arguments, even if they were published just now, `queue convert`
+    with --dry-run or --yes names the limit, exits with 2, and changes nothing. If the limit is max-length, the command
+    also says how many messages the new queue would drop or reject.
     """
     lines = "".join(f"{number}\n" for number in range(30))
     managed.run("mqtool", "send", "-q", "jobs", "--queue-type", "classic", "-l", stdin=lines)

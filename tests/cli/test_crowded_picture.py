@@ -136,9 +136,9 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
-    """On the page of `mqtool ui`, the keys i and o, the mouse wheel with Ctrl, and a gesture with two fingers zoom the
-    picture. The key f fits the picture to the window. Dragging, or Shift with an arrow key, shows another part of the
-    picture. The minus key does not zoom: it slows down the replay of a recording.
+    """On the page of `mqtool ui`, the keys i and o, Ctrl with the mouse wheel, and a pinch with two fingers zoom the
+    picture. The key f fits the picture to the window. Dragging, or Shift with an arrow key, moves the picture. The
+    minus key does not zoom: it slows down the replay of a recording.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -274,7 +274,7 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("count", [2, 3], ids="{} queues".format)
 def test_a_picture_with_two_or_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
     """On a screen that is 390 pixels wide, a picture of `mqtool ui` with two or three queues side by side does not
-    scroll sideways, and shows the number of messages within each queue's outline.
+    scroll sideways. The number of messages in each queue is shown inside the queue's outline.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
     page.resize(390)

@@ -46,9 +46,9 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 def test_dlq_ls_lists_dead_letter_queues_and_dlq_redrive_needs_an_existing_target(
     dead: Shell, broker: TestBroker
 ) -> None:
-    """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with the number of
-    dead letters and their reasons. If no management API answers, `dlq ls` exits with 69. `dlq redrive --to QUEUE` also
-    exits with 69 if QUEUE does not exist.
+    """`dlq ls` lists each queue that holds messages dead-lettered by `worker` or through a dead-letter exchange, with
+    the number of dead letters and their reasons. If no management API answers, `dlq ls` exits with 69. `dlq redrive
+    --to QUEUE` also exits with 69 if QUEUE does not exist.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -149,8 +149,8 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_dlq_commands_do_not_ask_if_there_are_no_dead_letters(dead: Shell) -> None:
-    """On a terminal, `dlq drop` and `dlq redrive` do not ask for confirmation if there are no dead letters. If there
-    are dead letters, but no terminal, `dlq drop` without --yes drops nothing, and says how many it would drop.
+    """On a terminal, `dlq drop` and `dlq redrive` do not ask for confirmation if there are no dead letters. Without a
+    terminal and without --yes, `dlq drop` drops nothing, and says how many dead letters it would drop.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
@@ -329,8 +329,8 @@ def test_recording_reconcile_counts_messages_that_share_an_id(shell: Shell) -> N
 
 
 def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
-    """If no management URL is given, and no management API answers at the usual port, `dlq ls` exits with 69, even if
-    the broker has a management API at another port.
+    """If no management URL is given, and no management API answers on the usual port, `dlq ls` exits with 69, even if
+    the broker has a management API on another port.
     """
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)
@@ -375,9 +375,9 @@ def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -
 @pytest.mark.sampled(1)
 @large
 def test_redrives_and_attempts_are_counted_even_if_the_broker_ignores_x_death(like: Shell) -> None:
-    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With all
-    versions, `dlq show` shows how many times a message was redriven, and `worker` counts the attempts to handle a
-    message. The brokers of this test are embedded ones that behave like RabbitMQ 3.10, 4.0 and 4.3.
+    """RabbitMQ 4.0 and later ignore an x-death header that a client publishes; earlier versions do not. With every
+    version, `dlq show` shows how many times a message was redriven, and `worker` counts the attempts to handle a
+    message. The test uses embedded brokers that behave like RabbitMQ 3.10, 4.0 and 4.3.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

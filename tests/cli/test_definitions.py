@@ -145,8 +145,8 @@ def test_definitions_import_asks_for_confirmation_if_a_policy_would_remove_messa
 
 
 def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
-    """If the broker refuses a policy, and gives a reason of several lines, `definitions import` prints the whole
-    reason on one warning line, without a literal backslash-n.
+    """If the broker gives a reason of several lines for refusing a policy, `definitions import` prints the reason on
+    one warning line, without a literal backslash-n.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -648,8 +648,8 @@ def test_definitions_import_warns_about_a_name_that_utf_8_cannot_encode(admin: S
     ids=["queue", "exchange", "binding"],
 )
 def test_definitions_import_refuses_a_name_with_a_line_break(admin: Shell, bad: dict[str, Any]) -> None:
-    """If a name in a definitions file contains a line break, which a broker would remove, `definitions import` shows
-    the name, exits with 65, and imports nothing.
+    """If a name in a definitions file contains a line break, `definitions import` reports this, exits with 65, and
+    imports nothing. A broker would remove the line break from the name.
     """
     before = run(admin, "export").stdout
     (admin.directory / "bad.json").write_text(json.dumps(bad))

@@ -57,8 +57,8 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `send-delayed` warns if no queue is bound with the message's routing key, because the broker
-    would drop the message. `receive-delayed` prints the routing key with which it binds its queue.
+    """On a terminal, `send-delayed` warns if no queue is bound to the exchange with the message's routing key, because
+    the broker would drop the message. `receive-delayed` prints the routing key with which it binds its queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -576,9 +576,9 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """If the broker is restarted after delayed messages for durable queues were sent, all of them arrive, and none
-    early. Some may arrive twice. On RabbitMQ, messages that are due while the broker starts may arrive a few minutes
-    late.
+    """If delayed messages for durable queues are sent and the broker is then restarted, all of them arrive, and none
+    arrives early. Some may arrive twice. On RabbitMQ, messages that are due while the broker is starting may arrive a
+    few minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -608,7 +608,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
 @large
 def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, broker: TestBroker, via: str) -> None:
     """`send-delayed --json` sends thousands of messages with delays from 0 to 2 s. Each of them arrives once, and none
-    early.
+    arrives early.
     """
     count = 4_000 if broker.kind == "embedded" else 2_000  # which take RabbitMQ two seconds of computing
     given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))

@@ -101,7 +101,7 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
     """With `delayed relay --by-timestamps`, a message's delay starts at the time in its header timestamp_in_ms, which
     is when it was published. A message with a delay of one hour that was published an hour ago is forwarded
-    immediately. If this header is missing or is a time in the future, the delay starts when the relay gets the
+    immediately. If this header is missing or contains a time in the future, the delay starts when the relay gets the
     message.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")

@@ -167,9 +167,9 @@ def test_delayed_now_does_not_trust_a_destination_that_only_the_name_of_a_wait_q
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If a message in a wait queue can be requeued only once more before the queue drops it, `delayed show` prints a
-    warning. The next `delayed show` publishes the message to the end of the wait queue, and says so. Both exit with
-    3. Afterwards, `delayed now` still delivers the message to its exchange, with its original routing key.
+    """If a message has been requeued so often that its wait queue would drop it the next time, `delayed show` prints a
+    warning. The next `delayed show` publishes the message to the end of the wait queue, and says so. Both exit with 3.
+    Afterwards, `delayed now` still delivers the message to its exchange, with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0
@@ -187,9 +187,9 @@ def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delive
 
 
 def test_delayed_show_keeps_the_due_time_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If a message has reached its wait queue's delivery limit, `delayed show` publishes the message to the end of
-    the queue. The message then waits only for the rest of its delay, and `delayed show` prints the same due time as
-    before. Another message in the queue with a forged due time does not change this.
+    """If a message has reached its wait queue's delivery limit, `delayed show` publishes the message to the end of the
+    queue. The message then waits only for the rest of its delay, and `delayed show` prints the same due time as before.
+    This is true even if another message in the queue has a forged due time.
     """
     queue = "jobs.delay.2h.more"  # the second wait is for one minute
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 3}', "--pattern", "^jobs[.].*more$")
@@ -238,8 +238,8 @@ def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_delayed_ls_counts_messages_that_the_plugin_holds(shell: Shell, broker: TestBroker) -> None:
-    """For messages that the delayed message plugin holds, `delayed ls` prints their number, and `delayed show` says
-    that it cannot show them.
+    """`delayed ls` prints the number of messages that the delayed message plugin holds, and `delayed show` says that it
+    cannot show these messages.
     """
     shell.run("mqtool", "send-delayed", "--delay", "1h", "later")
     found = shell.run("mqtool", "delayed", "ls", "--management", broker.management)

@@ -66,8 +66,9 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(6)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """Each --dialect stands for the tutorials of one programming language. With this option, each command prints the
-    same lines as the scripts of these tutorials: on stderr for Go, and on stdout for the other languages.
+    """Each value of --dialect stands for one set of tutorial scripts, such as RabbitMQ's older Go tutorials. With this
+    option, each command prints the same lines as these scripts: on stderr for Go, and on stdout for the other
+    languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
@@ -141,9 +142,9 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
 @on_any_broker
 @pytest.mark.sampled(3)
 def test_a_dialect_decides_whether_a_named_queue_is_durable(shell: Shell, command: str, settings: str) -> None:
-    """Each --dialect stands for one version of RabbitMQ's tutorials, such as the older Go version. With this option, a
-    command declares a named queue as durable or as transient, like the scripts of this version. With --durable, the
-    queue is durable in any dialect.
+    """Each value of --dialect stands for one set of tutorial scripts, such as RabbitMQ's older Go tutorials. With this
+    option, a command declares a named queue as durable or as transient, like these scripts. With --durable, the queue
+    is durable in any dialect.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -170,9 +171,9 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_with_a_dialect_raw_output_and_output_files_contain_only_messages(shell: Shell) -> None:
-    """Each --dialect makes commands print the lines of one version of RabbitMQ's tutorial scripts. With --dialect and
-    --raw, `receive` prints only bodies on stdout, and the script's other lines, such as `Waiting for messages`, on
-    stderr. With --dialect and -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
+    """Each value of --dialect makes commands print the lines of one set of tutorial scripts. With --dialect and --raw,
+    `receive` prints only bodies on stdout, and the script's other lines, such as `Waiting for messages`, on stderr.
+    With --dialect and -o FILE, `receive` writes to FILE only the lines that the script prints for messages.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -252,9 +253,9 @@ def test_there_is_no_notice_about_a_predefined_exchange(shell: Shell) -> None:
 def test_the_notice_about_a_different_queue_names_the_matching_dialect(
     shell: Shell, first: str, then: str, like: str
 ) -> None:
-    """If an existing queue or exchange differs from the one that a command would declare, the command uses the
-    existing one and prints a notice. If the command would declare exactly the existing one with a certain --dialect,
-    the notice names this dialect.
+    """If an existing queue or exchange differs from the one that a command would declare, the command uses the existing
+    one and prints a notice. The notice names each --dialect with which the command would have declared exactly the
+    existing queue or exchange, if there is any.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

@@ -48,8 +48,9 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 
 def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, name: str) -> None:
-    """`broker up --kind docker` returns when the container is healthy. `broker status`, `broker logs`, `broker restart`
-    and `broker down` find this broker by its name, and persistent messages are still there after the next `broker up`.
+    """`broker up --kind docker` returns once the container is healthy. `broker status`, `broker logs`, `broker restart`
+    and `broker down` find this broker by its name. Persistent messages are still there after `broker down` and another
+    `broker up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(free_port()), str(free_port())
@@ -100,7 +101,7 @@ def test_broker_up_in_docker_creates_the_named_user(home: Shell, image: str, nam
 
 
 def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: Shell, image: str, name: str) -> None:
-    """`broker up --kind docker --listen` exits with 69 if the user is guest, since guest could log in from other
+    """`broker up --kind docker --listen` exits with 69 if the user is guest, because guest could then log in from other
     machines.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)

@@ -106,7 +106,7 @@ def parse(arguments: list[str]) -> None:
 
 def test_command_lines_in_the_documents_are_valid() -> None:
     """Each mqtool command line in the documentation and in the help is valid: its command and options exist, and the
-    options accept their values.
+    options have valid values.
     """
     refused = {}
     for line in documented_lines():
@@ -147,9 +147,9 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_the_index_of_commands_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    """mqtool's commands import an index of commands, which is rewritten when the documentation is built. They always
-    import either the whole old index or the whole new one: a process that has opened the old file before it is
-    replaced still reads all of it.
+    """mqtool's commands import an index of commands, which is rewritten when the documentation is built. A process that
+    opened the file before it was rewritten still reads the whole old index. A process that opens it afterwards reads
+    the whole new one.
     """
     written = tmp_path / "index.py"
     written.write_text("old")
@@ -234,8 +234,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(2)
 def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
-    """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Commands
-    that run until Ctrl-C exit with 0 after Ctrl-C, and at least one of them receives a message.
+    """The commands of each tutorial in the documentation succeed if they are pasted in order into several terminals.
+    Commands that run until they are stopped exit with 0 after Ctrl-C, and at least one of them receives a message.
     """
     type_in_terminals(shell, section)
 

@@ -234,9 +234,9 @@ class Terminal:
 @large
 @pytest.mark.timeout(1500)
 def test_the_examples_in_the_help_run_as_printed(tmp_path: Path) -> None:
-    """Each example in --help, typed as printed, exits with 0, or with another code that a table in test_examples.py
-    gives, and prints no traceback. There are two exceptions: to save time, the test adds an option to some examples,
-    and it leaves out those that need plugins or three RabbitMQ nodes.
+    """Each example in --help, typed as printed, exits with 0, or with the code that a table in test_examples.py gives
+    for it, and prints no traceback. To save time, the test adds an option to some examples. It leaves out examples that
+    need plugins or three RabbitMQ nodes.
     """
     failed = {}
     (tmp_path / "broker").mkdir()

@@ -98,8 +98,7 @@ def test_rpc_server_answers_as_many_requests_as_count_says_even_if_a_reply_is_to
 ) -> None:
     """If the reply to a request is larger than the broker's max_message_size, the broker closes the channel, and then
     redelivers the request. `rpc-server` answers the redelivered request with an error, and counts the request only
-    once: with --count 2, it answers two requests and then exits with 0, whether the reply to the first or to the
-    second one is too large.
+    once. With --count 2, it therefore answers two requests and exits with 0, whichever of the two replies is too large.
     """
     with EmbeddedBroker(like="4.3") as broker:
         shell.environment["MQTOOL_URL"] = broker.url
@@ -115,7 +114,7 @@ def test_rpc_server_answers_as_many_requests_as_count_says_even_if_a_reply_is_to
 
 @on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
-    """`worker --exec` passes a body of 1 MB to the program's stdin as a whole. If the program exits with 0 without
+    """`worker --exec` passes the whole of a body of 1 MB to the program's stdin. If the program exits with 0 without
     reading the body, the message is still acknowledged.
     """
     for _ in range(2):
@@ -125,8 +124,8 @@ def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None
 
 
 def test_quick_programs_run_while_a_slow_one_is_running(shell: Shell, broker: TestBroker) -> None:
-    """With `worker --concurrency 3`, quick programs run while a slow one is running. All messages are acknowledged once
-    the slow program has ended.
+    """With `worker --concurrency 3`, quick programs for all other messages run and end while a slow program for the
+    first message is still running. Once the slow program has ended, too, no message is left in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
     worker = shell.start(
@@ -342,7 +341,7 @@ def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
 @on_any_broker
 def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
     """`worker` acknowledges a message once the message's program has ended, even if a background process of this
-    program still writes to stderr.
+    program is still writing to stderr.
     """
     shell.run("mqtool", "new-task")
     worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "yes >&2 &")
@@ -383,7 +382,9 @@ def test_earlier_messages_are_acknowledged_while_a_slow_program_runs(shell: Shel
 
 @on_any_broker
 def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """With `worker --concurrency 4`, quick programs run while three slow ones are running."""
+    """With `worker --concurrency 4`, even while three slow programs are running at the same time, quick programs for
+    all other messages run and end.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
@@ -403,8 +404,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_as_many_messages_as_concurrency_or_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. With --prefetch M, it prefetches
-    M messages. The other messages stay in the queue for other workers.
+    """With --concurrency N, `worker` prefetches N messages, even if --count is larger. If --prefetch M is also given,
+    it prefetches M messages instead. The other messages stay in the queue for other workers.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -418,8 +419,8 @@ def test_worker_prefetches_as_many_messages_as_concurrency_or_prefetch_says(
 
 
 def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: Shell) -> None:
-    """If a program exits with 127, which means that a command was not found, `worker` starts no more programs, and
-    acknowledges only the messages that were handled before.
+    """If a program exits with 127, which means that a command was not found, `worker` starts no more programs. It
+    acknowledges only the messages that had already been handled, and the others stay in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
     program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
@@ -601,7 +602,7 @@ def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failur
 @on_any_broker
 def test_worker_exits_with_1_if_its_program_failed_for_all_messages(shell: Shell) -> None:
     """`worker` exits with 1 if its program failed for all messages. It exits with 0 if the program succeeded for at
-    least one message, even if another message waits for a retry.
+    least one message, even if another message is still waiting for a retry.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
     work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")

@@ -82,15 +82,16 @@ def flags_of(command: CommandHelp) -> set[str]:
 def test_a_command_with_one_wrong_letter_gets_the_right_hint(
     monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
 ) -> None:
-    """If one letter of a command is missing, added or changed, or two neighbouring letters are swapped, the hint asks
-    "did you mean" with the right command, even if that command consumes or deletes something.
+    """In each of this test's examples, such as `recieve`, one letter of a command is missing, added or changed, or two
+    neighbouring letters are swapped. The hint asks "did you mean" with the right command, even if that command consumes
+    or deletes something.
     """
     assert hint_for(monkeypatch, typed) == f"did you mean 'mqtool {meant}'?"
 
 
 def test_nearly_every_missing_or_swapped_letter_gets_the_right_hint() -> None:
     """If one letter of a word of at least five letters in a command is left out, or two neighbouring letters are
-    swapped, the hint is the right command. This is true of more than 95% of all these typing errors in all commands.
+    swapped, the hint is almost always the right command: in more than 95% of all such typing errors in all commands.
     """
     slips = [
         (group, slip, name)
@@ -153,8 +154,8 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
 
 
 def test_the_hint_for_exchange_purge_does_not_suggest_queue_purge() -> None:
-    """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the
-    name of another group, as in `exchange purge`, the hint does not suggest `queue purge`. The only exceptions are in
+    """If the last word of a command that consumes or changes something, such as `queue purge`, is typed after the name
+    of another group, as in `exchange purge`, the hint does not suggest that command. The only exceptions are in
     GUESSES, mqtool's table of words and the commands that users probably mean by them.
     """
     wrong = set()
@@ -304,8 +305,8 @@ def test_an_option_of_another_tool_gets_the_option_or_argument_of_mqtool_as_a_hi
     monkeypatch: pytest.MonkeyPatch, typed: str, hint: str
 ) -> None:
     """If a command is given an option of another tool, the hint names the command's own option for the same purpose, if
-    any, or says that the value is an argument. For `-V`, `--hlep` or `--install-completion` without a command, it names
-    mqtool's own option or command.
+    any, or says that the value is an argument. For `-V`, `--hlep` or `--install-completion` without a command, the hint
+    names mqtool's own option or command.
     """
     assert hint_for(monkeypatch, typed) == hint
 

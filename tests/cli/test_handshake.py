@@ -66,8 +66,8 @@ def test_send_says_that_a_server_of_another_protocol_is_not_an_amqp_broker(lonel
 
 
 def test_receive_exits_if_the_broker_closes_a_channel_that_is_being_opened(lonely_shell: Shell) -> None:
-    """If the broker replies to channel.open with channel.close, reply code 0 and no text, `receive` prints the reply
-    code, and exits with 69.
+    """If the broker replies to channel.open with a channel.close that has reply code 0 and no reply text, `receive`
+    prints the reply code, and exits with 69.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -10,8 +10,8 @@ from tests.cli.test_exec import depth
 
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
-    """`send` and `receive` print exactly the lines of RabbitMQ's first tutorial. Only the line of the received message
-    is on stdout.
+    """`send` and `receive` print exactly the lines of RabbitMQ's first tutorial. Only the line with the received
+    message is printed on stdout.
     """
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
@@ -25,8 +25,8 @@ def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
 @on_any_broker
 def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
     """mqtool accepts the names that other tools use: `publish` for `send`, `sub` for `receive`, `queue ls` for `list
-    queues`, and -n for --count. It also accepts a URL without `amqp://`, and a time limit without a unit, which is in
-    seconds.
+    queues`, and -n for --count. It also accepts a URL without `amqp://`. It reads a time limit without a unit as a
+    number of seconds.
     """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
@@ -79,8 +79,8 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(1)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
-    """If the queue of a receiving command does not exist, the command declares the queue, and says on a terminal that
-    the queue is new. With --no-declare, the command exits with 69.
+    """If the queue of a receiving command does not exist, the command declares the queue. On a terminal, it also says
+    that the queue is new. With --no-declare, the command exits with 69.
     """
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")

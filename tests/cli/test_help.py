@@ -83,8 +83,8 @@ def test_every_command_has_examples_and_short_descriptions() -> None:
 
 
 def test_help_names_the_value_of_an_option_and_gives_the_unit_of_a_duration() -> None:
-    """Help calls an option's value by a name such as N or FILE, not by a Python type such as <int range>. The default
-    of every duration has a unit.
+    """The help shows an option's value as a name such as N or FILE, not as a Python type such as <int range>. The
+    default of every duration has a unit.
     """
     for command in leaves(described()):
         page = page_of(command, everything=True)
@@ -250,7 +250,8 @@ def test_help_exits_with_141_if_nobody_reads_it(lonely_shell: Shell, command: st
 @pytest.mark.sampled(5)
 def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, typed: str, meant: str) -> None:
     """If a command, an option or a value is mistyped, mqtool exits with 2, and the hint asks "did you mean" with the
-    most similar name.
+    most similar name. If that is a synonym of a command, the hint is the command itself: for `publsh`, which resembles
+    `publish`, the hint is `mqtool send`.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
@@ -328,7 +329,8 @@ def test_dialect_strict_and_verbose_are_shown_only_for_commands_that_they_affect
 @large
 def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shell) -> None:
     """If only the name of a group of commands is typed, as in `mqtool queue`, mqtool prints the group's help once. It
-    exits with 2, because in a script, an argument may have been empty, as in `mqtool emit-log $KIND`.
+    exits with 2, because the command may be missing by mistake: in a script, for example, the variable in `mqtool
+    emit-log $KIND` may be empty.
     """
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
@@ -405,7 +407,7 @@ def test_the_help_shows_long_options_in_lower_case() -> None:
 
 
 def test_the_help_of_tutorial_commands_names_the_option_for_the_protocol() -> None:
-    """`--help` of each tutorial's command names --protocol, and the help topic that explains this option."""
+    """The help of each tutorial's command names the option --protocol and the help topic that explains it."""
     commands = [
         command
         for command in leaves(described())

@@ -27,8 +27,8 @@ from tests.cli.shell import Shell
 )
 @pytest.mark.sampled(5)
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command line is wrong, mqtool exits with 2. The hint names what the user probably meant: a similar command,
-    a command of a group such as `dlq`, an option, or missing quotes.
+    """If a command line is wrong, mqtool exits with 2. The hint suggests what the user probably meant: a similar
+    command, a command of a group such as `dlq`, an option, or an argument in quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
@@ -79,8 +79,8 @@ def test_the_error_about_an_unknown_tutorial_number_names_the_valid_numbers(lone
 
 
 def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_shell: Shell) -> None:
-    """If nothing listens at the port in MQTOOL_URL, `broker up` exits with 69, and its hint is the command that starts
-    a broker at that port.
+    """If nothing listens on the port in MQTOOL_URL, `broker up` exits with 69, and its hint is the command that starts
+    a broker on that port.
     """
     lonely_shell.environment["MQTOOL_URL"] = "amqp://localhost:1"
     refused = lonely_shell.run("mqtool", "broker", "up")
@@ -143,8 +143,8 @@ def test_help_topics_describe_exit_codes_empty_input_unsaved_lines_and_partition
     lonely_shell: Shell, topic: str, says: str
 ) -> None:
     """`mqtool help programs` says when `worker` exits with 1 or 3. `mqtool help messages` says that empty input sends
-    nothing, that --failed-to saves neither an invalid line nor any later one, and that the routing key determines the
-    partition of a super stream.
+    nothing, and that --failed-to saves neither an invalid line nor any later one. It also says that the routing key
+    determines the partition of a super stream.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
@@ -156,7 +156,7 @@ def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_s
     lonely_shell: Shell, words: list[str]
 ) -> None:
     """If a command needs the management API and the embedded broker has none, the hint is `broker serve
-    --management-port=PORT`, where PORT is the port at which the command looks for the management API first. The hint
+    --management-port=PORT`, where PORT is the first port on which the command looks for the management API. The hint
     does not mention `rabbitmq-plugins`.
     """
     with EmbeddedBroker() as broker:

@@ -151,7 +151,7 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
     """On a terminal, `receive` and `receive-log` print control characters in routing keys, message ids and bodies as
-    escapes. Only a body is printed on several lines, and all of them but the first are indented.
+    escapes. Line breaks are kept only in bodies, where every line but the first is indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
@@ -216,7 +216,7 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
 def test_dlq_commands_do_not_crash_on_dead_letters_with_forged_headers(
     shell: Shell, play: Any, broker: TestBroker
 ) -> None:
-    """If the headers of dead letters are forged, for example x-death, `dlq ls`, `dlq show` and `dlq drop` succeed. `dlq
+    """If headers of dead letters, such as x-death, are forged, `dlq ls`, `dlq show` and `dlq drop` succeed. `dlq
     redrive` exits with 3 and leaves these dead letters where they are.
     """
     count = play("q.dlq")
@@ -234,8 +234,8 @@ def test_dlq_commands_do_not_crash_on_dead_letters_with_forged_headers(
 @on_any_broker
 @large
 def test_rpc_server_consumes_hostile_requests(shell: Shell, play: Any) -> None:
-    """With --count, `rpc-server` consumes this number of requests and then exits with 0, whatever the bodies and
-    headers contain, for example control characters or the name of a missing reply queue. Its queue is empty afterwards.
+    """With `--count N`, `rpc-server` consumes N requests and then exits with 0, whatever the bodies and headers
+    contain, for example control characters or the name of a missing reply queue. Its queue is empty afterwards.
     """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
@@ -246,7 +246,7 @@ def test_rpc_server_consumes_hostile_requests(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_rpc_client_prints_no_escape_sequences_of_hostile_replies_on_stderr(shell: Shell, broker: TestBroker) -> None:
-    """Whatever a reply contains, `rpc-client` prints no traceback, and no escape sequence on stderr."""
+    """Whatever a reply contains, `rpc-client` prints no traceback, and its stderr contains no escape sequence."""
     replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
@@ -278,8 +278,8 @@ def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker:
 
 def test_a_body_of_100_mb_is_passed_on_completely(shell: Shell, broker: TestBroker) -> None:
     """A 100 MB body keeps its size at each step: `worker` passes the body to a program and dead-letters the message
-    when the program fails, `dlq redrive` moves the message back, and `receive` prints the body. `rpc-server` can send
-    a reply of the same size. With RabbitMQ in Docker, the size is 15 MB.
+    when the program fails, `dlq redrive` moves the message back, and `receive` prints the body. `rpc-server` can send a
+    reply of the same size. If the test runs against RabbitMQ in Docker, the size is 15 MB instead.
     """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.

@@ -300,8 +300,8 @@ HELLO = {
 def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the tutorial's queue 'hello' exists with other properties or arguments than in the tutorial, `send` and
-    `receive` without -q each print a notice and use the queue as it is.
+    """If the tutorial's queue 'hello' exists with properties or arguments that differ from those in the tutorial,
+    `send` and `receive` without -q each print a notice and use the queue as it is.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -366,9 +366,9 @@ def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell)
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """`--dialect python-classic` stands for RabbitMQ's older Python tutorials, which declare queues with other
-    properties. If a queue was declared with this dialect, `worker` and `rpc-server` without --dialect print a notice
-    and use the queue as it is. With --strict, they exit with 78.
+    """`--dialect python-classic` stands for RabbitMQ's older Python tutorials, which declare queues with properties
+    that differ from those in the current tutorials. If a queue was declared with this dialect, `worker` and
+    `rpc-server` without --dialect print a notice and use the queue as it is. With --strict, they exit with 78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
@@ -395,8 +395,8 @@ LOGS = {
 def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the tutorial's exchange 'logs' exists with other properties or arguments than in the tutorial, `emit-log` and
-    `receive-log` without -e each print a notice and use the exchange as it is.
+    """If the tutorial's exchange 'logs' exists with properties or arguments that differ from those in the tutorial,
+    `emit-log` and `receive-log` without -e each print a notice and use the exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])

@@ -271,9 +271,9 @@ def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
 def test_list_exits_with_69_if_a_named_queue_or_exchange_does_not_exist(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """If a queue named with -q does not exist, `list queues` reports this queue, with or without the management API,
-    prints the other named queues, and exits with 69. `list exchanges -e` does the same for exchanges. A queue that
-    exists but does not match --where does not count as missing.
+    """If a queue named with -q does not exist, `list queues` reports this queue as missing, prints the other named
+    queues, and exits with 69, with or without the management API. `list exchanges -e` does the same for exchanges. A
+    queue that exists but does not match --where does not count as missing.
     """
     shell.run("mqtool", "send", "-q", "jobs", "two")
     missing = shell.run("mqtool", "list", "queues", "-q", "jbos")
@@ -305,8 +305,9 @@ def test_list_watch_keeps_printing_the_list_until_ctrl_c(shell: Shell, listing: 
 
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, keys filter, sort, scroll and quit `list queues --watch`, and a line says how many rows do not
-    fit on the screen. If TERM is "dumb", the output contains no escape sequences.
+    """On a terminal, keys filter, sort and scroll the list that `list queues --watch` shows, and the key q ends the
+    command. A line says how many rows do not fit on the screen. If TERM is "dumb", the output contains no escape
+    sequences.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -371,8 +372,8 @@ def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: 
 def test_list_and_doctor_exit_with_69_if_the_vhost_in_the_url_does_not_exist(
     command: str, shell: Shell, broker: TestBroker
 ) -> None:
-    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and name the missing vhost, although
-    `doctor`, `list connections` and `list channels` look at all vhosts.
+    """If the vhost in the URL does not exist, `list` and `doctor` exit with 69 and name the missing vhost. This is also
+    true of those commands that look at all vhosts: `doctor`, `list connections` and `list channels`.
     """
     url = broker.url.rpartition("/")[0] + "/nowhere"
     refused = shell.run("mqtool", *command.split(), "--url", url, "--management", broker.management)

@@ -129,7 +129,7 @@ def test_send_replaces_a_file_of_failed_messages_that_is_also_stdin_but_not_the_
 @pytest.mark.parametrize("given", ["failed", "other failed", "< failed"])
 def test_a_replay_refuses_to_save_failed_messages_to_its_recording(shell: Shell, given: str) -> None:
     """If the FILE of --failed-to is also one of the recordings to replay, `recording replay` exits with 2 and leaves
-    FILE unchanged. Otherwise, with --where, for example, the messages that are not selected would be lost.
+    FILE unchanged. Otherwise, the messages that --where does not select, for example, would be lost.
     """
     text = '{"body": "a"}\n{"body": "b", "routing_key": "q"}\n'
     for name in ("failed", "other"):
@@ -255,7 +255,7 @@ def test_the_option_failed_to_refuses_stdout_and_stderr(shell: Shell, command: s
 @large
 def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell, where: str) -> None:
     """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
-    failed messages written so far, no matter whether the broker returned the messages or closed the channel.
+    failed messages written so far. It does so whether the broker returned the messages or closed the channel.
     """
     shell.start_cold()  # a limit is inherited
     full = shell.script(f"ulimit -f 64; seq 5000 | mqtool send {where} -l --quiet --failed-to failed")
@@ -349,8 +349,8 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
     """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the line that reports the
     message as sent adds "no queue received it", and the exit code is 0. With -l, the command prints how many messages
-    no queue received. Neither is printed with --quiet. The same applies to a message with the header x-delay, because
-    a delayed-message exchange might still be delaying the message.
+    no queue received. With --quiet, it prints neither. It also prints neither if the message has the header x-delay,
+    because a delayed-message exchange might still be delaying the message.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -364,7 +364,7 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If a queue is deleted while `send -l` or `new-task -l` publishes to it, the messages sent after the deletion
+    """If a queue is deleted while `send -l` or `new-task -l` is publishing to it, the messages sent after the deletion
     count as returned, and --failed-to keeps them. With --no-mandatory, `send` counts messages to a missing queue as
     sent.
     """
@@ -433,7 +433,7 @@ def test_rpc_client_reports_that_a_full_queue_refuses_its_request(shell: Shell) 
 
 
 def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If an exchange is deleted while `send -l --failed-to FILE` publishes to it, the command prints the broker's
+    """If an exchange is deleted while `send -l --failed-to FILE` is publishing to it, the command prints the broker's
     error, keeps all unconfirmed messages in FILE, and exits with 3.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
@@ -625,7 +625,7 @@ def test_the_refusal_of_a_valid_message_is_not_an_error_in_the_input(shell: Shel
 
 @large
 def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell) -> None:
-    """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT has either been confirmed or is kept in
+    """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT either has been confirmed or is kept in
     FILE, even if the last line does not end with a newline.
     """
     (shell.directory / "lines").write_text(_numbers(100_000).removesuffix("\n"))
@@ -638,7 +638,7 @@ def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell) -> No
 
 
 def test_replay_keeps_the_message_that_is_due_next(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If the broker goes down while `recording replay --failed-to FILE` waits until the next message is due, the
+    """If the broker goes down while `recording replay --failed-to FILE` is waiting until the next message is due, the
     command gives up reconnecting and exits with 3. FILE contains the message that was due next, and all later ones.
     """
     # fmt: off
@@ -658,7 +658,7 @@ def test_replay_keeps_the_message_that_is_due_next(own_shell: Shell, amqp_vhost:
 
 def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """`send --max-reconnects 2 --failed-to FILE` gives up after two failed attempts to reconnect and keeps the unsent
-    messages in FILE. If other messages were confirmed before, the command exits with 3.
+    messages in FILE. If other messages had already been confirmed, the command exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     sender.write(b"first\n")
@@ -930,8 +930,8 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
 ) -> None:
     """If the program of `worker` fails for a message, and `worker` cannot publish the retry, SIGTERM ends `worker`, and
     the message stays in its queue. If the broker blocks publishers, the exit code is 75, because the retry is not
-    confirmed. If the connection was lost while the program ran, the exit code is 0, because the broker itself requeues
-    the message, so no retry is needed.
+    confirmed. If the connection was lost while the program was running, the exit code is 0, because the broker itself
+    requeues the message, so no retry is needed.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(
@@ -954,8 +954,8 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
 
 
 def test_emit_log_declares_a_deleted_exchange_again(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange of `emit-log` is deleted while the command runs, the command declares the exchange again, and the
-    broker confirms every message.
+    """If the exchange of `emit-log` is deleted while the command is running, the command declares the exchange again,
+    and the broker confirms every message.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     sender.write(b"before\n")
@@ -1080,8 +1080,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
-    """`publisher-confirms all` publishes in three ways, individual, batch and async, and prints the time of each. Its
-    last line says how many times `batch` waited for confirms, and whether `async` took about as long as `batch`.
+    """`publisher-confirms all` publishes in three ways (individual, batch and async), and prints how long each of them
+    took. Its last line says how many times `batch` waited for confirms, and whether `async` took about as long as
+    `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])

@@ -30,8 +30,8 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(3)
 def test_commands_with_the_dialect_of_an_article_print_the_lines_of_its_scripts(shell: Shell, scene: Scene) -> None:
-    """Some values of --dialect stand for an article about RabbitMQ. With such a dialect, each command prints the same
-    lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only
+    """Some values of --dialect each stand for an article about RabbitMQ. With such a dialect, each command prints the
+    same lines as the article's script, on the same stream (stdout or stderr), and exits with the same code. The only
     differences are those that the documentation lists.
     """
     receivers = []

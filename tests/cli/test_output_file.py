@@ -127,8 +127,8 @@ def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -
 
 @on_any_broker
 def test_receive_removes_nothing_from_a_file_to_which_another_receive_appends(shell: Shell) -> None:
-    """If another `receive -o` has the same output file open, it may still be writing an incomplete last line. A
-    second `receive -o` therefore does not remove this line.
+    """While one `receive -o` has its output file open, an incomplete last line may be a line that it is still writing.
+    A second `receive -o` with the same file therefore does not remove this line.
     """
     log = shell.directory / "app.log"
     shell.start("mqtool", "receive", "-q", "other", "--raw", "-o", "app.log").wait_until_ready()

@@ -143,8 +143,9 @@ def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
 @large
 def test_peek_leaves_messages_in_order_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` does not know the delivery limit of a quorum queue, so the queue might drop
-    messages that `peek` requeues. If messages have been requeued before, `peek` therefore publishes them to the queue
-    again, and exits with 1. The order of the messages stays the same. An auto-delete queue is not deleted.
+    messages that `peek` requeues. If messages of a quorum queue have already been requeued, `peek` therefore publishes
+    them to the queue again, and exits with 1. The order of the messages stays the same. An auto-delete queue is not
+    deleted when `peek` ends.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         filled(shell, 300, *settings)
@@ -203,9 +204,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
-    prints a warning that says how often messages have been requeued. Once the first message has been requeued as
-    often as the limit allows, `peek` shows no message and exits with 1. However often `peek` is repeated, no message
-    is lost.
+    prints a warning that says how often messages have been requeued. Once the first message has reached the limit,
+    `peek` shows no message and exits with 1. However often `peek` is repeated, no message is lost.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -283,10 +283,10 @@ def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """To keep the order of a quorum queue, `peek -c 1` and `move --where` also receive the later messages that have
-    been requeued before. If the second message has reached the delivery limit, the commands publish it to the queue
-    again instead of requeueing it, because the queue would drop it at the next requeue. They report the message and
-    exit with 1. No message is lost, even if the commands are repeated.
+    """To keep the order of a quorum queue, `peek -c 1` and `move --where` also receive later messages that have already
+    been requeued at least once. If the second message has reached the delivery limit, the commands publish it to the
+    queue again instead of requeueing it, because the queue would drop it at the next requeue. They report the message
+    and exit with 1. No message is lost, even if the commands are repeated.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "other")
@@ -326,9 +326,9 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
 def test_peek_exits_with_141_after_a_closed_pipe_even_if_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the second message of a quorum queue has reached the delivery limit, `peek` usually exits with 1. If the
-    program that reads the output of `peek` has exited, `peek` still prints the warning about this message, but exits
-    with 141, as for any closed pipe.
+    """If the second message of a quorum queue has reached the delivery limit, `peek` prints a warning about this
+    message, and usually exits with 1. If the program that reads the output of `peek` has exited, `peek` still prints
+    the warning, but exits with 141, as for any closed pipe.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=6")
     requeue_the_second(broker, 3, 6)
@@ -341,10 +341,10 @@ def test_peek_exits_with_141_after_a_closed_pipe_even_if_a_message_reaches_the_d
 def test_doctor_upgrade_still_reports_findings_if_a_message_has_reached_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the second message of a quorum queue has been requeued as often as the delivery limit allows, here 15 times,
-    `doctor --upgrade 4.3 --peek` prints a warning that names the message, because the queue would drop it at the next
-    requeue. This warning does not replace the upgrade finding: the command also reports that the queue has a message
-    that was requeued 15 times.
+    """If the second message of a quorum queue with a delivery limit of 15 has been requeued 15 times, `doctor --upgrade
+    4.3 --peek` prints a warning that names the message, because the queue would drop it at the next requeue. This
+    warning does not replace the upgrade finding: the command also reports that the queue has a message that was
+    requeued 15 times.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=15")

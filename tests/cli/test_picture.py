@@ -121,10 +121,10 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 def test_the_picture_of_a_tutorial_has_correct_counts_and_names_and_no_overlapping_labels(
     lonely_shell: Shell, chromium: Any, name: str
 ) -> None:
-    """In the picture of `tutorial run --ui`, each queue's counts equal the number of messages drawn, while the tutorial
-    runs and when it is replayed. Clients have the names of the tutorial's terminals, and a generated queue name appears
-    only if a terminal shows it. At widths of 1280, 768 and 390 pixels, no arrow's label overlaps another label, another
-    arrow, or the box of a client, exchange or queue.
+    """In the picture of `tutorial run --ui`, the counts of each queue agree with the messages drawn, both while the
+    tutorial is running and while its recording is replayed. Clients have the names of the tutorial's terminals, and a
+    generated queue name appears only if a terminal shows it. At widths of 1280, 768 and 390 pixels, no arrow's label
+    overlaps another label, another arrow, or the box of a client, exchange or queue.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -505,7 +505,7 @@ def consumers(page: Page) -> list[str]:
 
 
 def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a client is a single box even after it has reconnected."""
+    """In a tutorial's picture, a client is drawn as a single box even after it has reconnected."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     page = recorded(chromium, tmp_path, [*begins, *reconnecting(), {"kind": "now", "t": 9000}])
     for step in range(60):
@@ -732,7 +732,7 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
 
 
 def test_a_receiver_that_was_stopped_disappears_with_its_queue(chromium: Any, tmp_path: Path) -> None:
-    """If a receiver of a tutorial is stopped, and the broker deletes the receiver's queue, both disappear from the
+    """If a receiver of a tutorial is stopped and the broker deletes the receiver's queue, both disappear from the
     tutorial's picture immediately, before the page next asks the broker for a list of consumers.
     """
     records = [*play()[:3], *jobs([{"name": "one/tag", "label": "worker 1"}])]
@@ -892,8 +892,8 @@ def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any,
 
 
 def test_the_text_beside_a_moving_message_is_not_cut_at_the_edge_of_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, the text beside a moving message is never cut at the edge of the picture, whether the
-    window is 390 or 1280 pixels wide.
+    """In a tutorial's picture, the text beside a moving message is never cut off at the edge of the picture, whether
+    the window is 390 or 1280 pixels wide.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     for width in (390, 1280):
@@ -934,7 +934,7 @@ def test_the_clients_of_a_scene_stay_until_the_next_scene_begins(chromium: Any, 
 
 
 def test_a_recording_ends_only_when_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a recording of `mqtool ui`, no message moves any more, even if a worker with prefetch 1 received
+    """At the end of a recording of `mqtool ui`, no message is still moving, even if a worker with prefetch 1 received
     many messages in the recording's last moment.
     """
     records = jobs([{"name": "one/tag", "label": "worker 1"}])
@@ -1372,7 +1372,7 @@ def test_confirms_at_the_same_time_are_drawn_one_after_the_other(chromium: Any, 
 def test_the_confirm_of_a_dropped_message_moves_after_the_message_has_been_drawn_as_dropped(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a message passes two exchanges, and is dropped at the second one because no queue is bound to it, the
+    """If a message passes through two exchanges and is dropped at the second one because no queue is bound to it, the
     picture of `mqtool ui` first shows that the message is dropped, and only then moves the confirm to the publisher.
     """
     records, confirmed = jobs(), of_confirms()[-2]
@@ -1405,7 +1405,8 @@ def test_a_confirm_is_drawn_without_delay_after_next_has_been_pressed(chromium: 
 
 def test_the_picture_keeps_up_with_a_message_that_is_requeued_again_and_again(chromium: Any, tmp_path: Path) -> None:
     """If a consumer requeues the same message 300 times in 3 seconds, the picture of `mqtool ui` shows only some of
-    these redeliveries. At most 15 seconds later, it has caught up, and shows the message in its queue.
+    these redeliveries. At most 15 seconds after the last of them, the picture has caught up, and shows the message in
+    its queue.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}]), *published(1000, 0)]
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": True, "to": None}
@@ -1733,8 +1734,8 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
 def test_a_command_is_shown_below_what_the_previous_one_printed_in_the_same_millisecond(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a command of a tutorial prints its last line and ends, and the next command is typed in the same terminal,
-    all in the same millisecond, the page of the tutorial shows the line above the next command.
+    """A command of a tutorial prints its last line and ends, and the next command is typed in the same terminal. Even
+    if all this happens in the same millisecond, the page of the tutorial shows the line above the next command.
     """
     happened = [("typed", "first"), ("printed", "the output of first"), ("finished", ""), ("typed", "second")]
     records = play([])[:-1]
@@ -1771,8 +1772,8 @@ def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
 def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In the picture of `mqtool ui`, the name of an exchange is not cut, and does not cross the sloping sides of the
-    hexagon that stands for the exchange.
+    """In the picture of `mqtool ui`, the name of an exchange is not cut off, and does not cross the sloping sides of
+    the hexagon that stands for the exchange.
     """
     records = jobs()
     records[1]["exchanges"].append({"name": "delayed_logs.delayed", "type": "x-delayed-message", "alternate": None})
@@ -1795,7 +1796,7 @@ def test_the_name_of_an_exchange_fits_into_its_outline(chromium: Any, tmp_path: 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_long_name_of_the_only_queue_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
-    """If only one queue is declared, and it has no consumers, the picture of `mqtool ui` shows the queue's whole name,
+    """If only one queue is declared and it has no consumers, the picture of `mqtool ui` shows the queue's whole name,
     even if the name is as long as `stream-offset-tracking-python` and the window is 390 pixels wide.
     """
     name = "stream-offset-tracking-python"
@@ -2017,8 +2018,8 @@ def test_an_amqp_1_0_consumers_box_shows_its_link_credit_even_after_a_reconnecti
 
 
 def test_the_name_of_a_client_called_publisher_is_shown_once(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, the box and the panel of a client called "publisher" show this word once, not as
-    both its role and its name.
+    """In the picture of `mqtool ui`, the box of a client called "publisher" shows this word only once, not as both its
+    role and its name. The client's panel shows the role as its heading, and the name below it.
     """
     counts = {"kind": "moved", "queues": {}, "taken": [], "published": [["publisher", "", 1]]}
     page = recorded(chromium, tmp_path, [*jobs(), {**counts, "t": 1000}, {**counts, "t": 5000}])
@@ -2069,7 +2070,7 @@ def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> 
 
 def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromium: Any, tmp_path: Path) -> None:
     """Once a command in a tutorial has printed the generated name of a queue, the tutorial's picture shows this name,
-    so that a viewer finds the queue in the picture. Before that, the picture calls the queue "worker 1's queue".
+    so that a viewer can find the queue in the picture. Before that, the picture calls the queue "worker 1's queue".
     """
     generated = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
     records = json.loads(json.dumps(play()).replace('"jobs"', f'"{generated}"'))
@@ -2402,8 +2403,8 @@ def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tm
 
 
 def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path: Path) -> None:
-    """Before a scene's commands run, the page of a tutorial asks what will happen. Once the commands have run, the page
-    shows the answer.
+    """Before a scene's commands run, the page of a tutorial asks the viewer what will happen. Once the commands have
+    run, the page shows the answer.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")

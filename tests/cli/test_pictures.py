@@ -86,7 +86,7 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
 @large
 def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
     """If a line of a documentation page is only a link to a recording, the page embeds the recording. The recording is
-    loaded when a reader opens it, and begins at the linked scene.
+    loaded only when a reader opens it, and begins at the linked scene.
     """
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(play()))

@@ -128,7 +128,7 @@ def test_receive_acknowledges_exactly_the_messages_that_it_has_written_to_a_full
     shell: Shell, options: str
 ) -> None:
     """If the disk becomes full, `receive -o FILE` acknowledges exactly the messages that it has written to FILE, with
-    and without `-c`. The next run appends all others, and none twice.
+    and without `-c`. The next run appends all the others, each exactly once.
     """
     lines = [f"{number:0500}" for number in range(300)]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
@@ -165,8 +165,8 @@ def log_lines() -> bytes:
 
 
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
-    """`receive-log --raw` prints 10,000 lines exactly as `emit-log -l` has sent them, byte for byte. Among them are
-    empty and binary lines, a line of 1 MB, and lines with markup or escape sequences.
+    """`receive-log --raw` prints 10,000 lines exactly as `emit-log -l` sent them, byte for byte. Among them are empty
+    and binary lines, a line of 1 MB, and lines with markup or escape sequences.
     """
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)
@@ -352,8 +352,8 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 @large
 def test_a_job_in_the_background_shows_no_progress_line(shell: Shell, shell_options: str) -> None:
     """If a script, or a shell with job control, starts `receive` in the background with `&`, `receive` prints no
-    progress line, which would overwrite what the terminal shows. At the end, it prints how many messages it has
-    received.
+    progress line, because this line would overwrite what the terminal shows. At the end, `receive` prints how many
+    messages it has received.
     """
     shell.start_cold()
     assert shell.run("mqtool", "send", "-q", "jobs", "x").code == 0
@@ -383,7 +383,9 @@ progress.stop()
 
 
 def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """On a terminal, a slow `publisher-confirms` shows a progress line before it prints its result."""
+    """If the broker's confirms are slow, `publisher-confirms` shows a progress line on a terminal before it prints its
+    result.
+    """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     amqp_vhost.faults.delay_confirms(0.25)
     watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
@@ -433,7 +435,9 @@ def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
-    """If stdout is a file on a full disk, `receive` exits with 1, and the message stays in the queue."""
+    """If stdout is a file on a full disk, `receive` exits with 1, and the message that it could not write stays in the
+    queue.
+    """
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
     shell.run("mqtool", "send")

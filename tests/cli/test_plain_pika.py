@@ -79,7 +79,7 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 @pytest.mark.sampled(1)
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
     """`tutorial show work-queues --plain` prints a script that can send and handle tasks. The script handles the tasks
-    of `new-task`, and `worker` handles the tasks of the script.
+    that `new-task` sends, and `worker` handles the tasks that the script sends.
     """
     room.printed("work-queues")
     if first == "script":

@@ -53,8 +53,8 @@ def go_on(page: Page, narration: str) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
 def test_keys_step_through_a_tutorial_and_save_a_recording_of_it(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its
-    scenes with keys alone. The key s saves a recording: an HTML page that replays the scenes without mqtool.
+    """On the page of `tutorial run --ui`, a learner can use the keyboard alone to choose a tutorial and to step forward
+    and back through its scenes. The key s saves a recording: an HTML page that replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -99,8 +99,8 @@ def test_keys_step_through_a_tutorial_and_save_a_recording_of_it(playing: tuple[
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
 def test_the_page_of_a_drill_explains_the_fault_and_shows_the_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` explains which fault the drill causes, and waits for a key. When the drill has ended,
-    the page shows the totals, including the number of lost messages. The page fits on a narrow screen.
+    """The page of `drill --ui` explains which fault the drill causes, and waits until a key is pressed. When the drill
+    has ended, the page shows the totals, including the number of lost messages. The page fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)
@@ -253,9 +253,9 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At window widths of 1280, 768 and 390 pixels, a tutorial's page shows the answer to a scene's question without
-    scrolling, once the picture has shown what happens. At the end, the page shows the answers, the list of tutorials
-    and the picture without any overlap.
+    """At window widths of 1280, 768 and 390 pixels, once a tutorial's picture has shown what happens in a scene, the
+    answer to the scene's question is visible without scrolling. At the end, the page shows the answers, the list of
+    tutorials and the picture without any overlap.
     """
     page = of_many_plays(chromium, tmp_path, width)
     seek(page, 0.5)
@@ -285,7 +285,7 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
 def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At window widths of 1280, 768 and 390 pixels, the picture of a tutorial is at the same place in a scene with a
+    """At window widths of 1280, 768 and 390 pixels, the picture of a tutorial is in the same place in a scene with a
     long text and a question as in a scene with a short text.
     """
     records = play()
@@ -307,8 +307,8 @@ def test_the_picture_keeps_its_place_however_long_the_text_of_a_scene_is(
 
 def test_the_answer_of_a_scene_with_a_long_text_is_not_cut(chromium: Any, tmp_path: Path) -> None:
     """When the commands of a tutorial's scene have run, the tutorial's page shows the answer to the scene's question,
-    and the result of a check of what the commands did. On a wide screen, it shows both in full, even if the scene's
-    text is long.
+    and the result of checking what the commands did. On a wide screen, it shows both in full, even if the scene's text
+    is long.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")
@@ -370,7 +370,7 @@ def test_the_list_of_tutorials_leaves_room_for_the_whole_picture(chromium: Any, 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (768, 1024), (390, 844)])
 def test_no_line_of_a_scrolled_terminal_is_cut(chromium: Any, tmp_path: Path, width: int, height: int) -> None:
     """In windows from 390×844 to 1920×1080 pixels, a terminal of a tutorial that has more lines than fit shows only
-    whole lines after it has scrolled: the first line below the terminal's name is not cut.
+    whole lines after it has scrolled: the first line below the terminal's name is not cut off.
     """
     printed = [{**of_terminal(150, 100 + line, "printed"), "line": f" [x] Received {line}"} for line in range(40)]
     page = recorded(chromium, tmp_path, sorted([*play(), *printed], key=lambda each: each["t"]))

@@ -59,9 +59,9 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
 def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If another policy would apply to a queue after `policy clear`, and would remove messages, `policy clear` says
-    how many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes,
-    it does not ask.
+    """If, after `policy clear`, another policy would apply to a queue and remove messages, `policy clear` says how
+    many, and asks for confirmation. Without a terminal, the command exits with 2 and clears nothing. With --yes, it
+    clears the policy without asking for confirmation.
     """
     fill(admin, "jobs")
     common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
@@ -154,8 +154,9 @@ def size_of_each(admin: Shell, queue: str) -> int:
 def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
-    """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
-    Without a terminal, the command exits with 2 and sets nothing. With --yes, the command does not ask.
+    """If a policy would remove messages, `policy set` names the queue, says how many messages it would lose, and asks
+    for confirmation. Without a terminal, the command exits with 2 and sets nothing. With --yes, it sets the policy
+    without asking for confirmation.
     """
     fill(admin, "jobs")
     if "max-length-bytes" in definition:
@@ -388,8 +389,8 @@ def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match
     admin: Shell, broker: TestBroker
 ) -> None:
     """If a policy's pattern could take a very long time to match, `policy set` does not test which queues match the
-    pattern. For each queue that would lose messages if the policy applied to it, `policy set` prints a warning and asks
-    for confirmation.
+    pattern. It prints a warning for each queue that would lose messages if the policy applied to it, and asks for
+    confirmation.
     """
     fill(admin, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

@@ -92,7 +92,7 @@ def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes
 
 
 def test_queue_show_lists_the_offset_and_lag_of_each_stream_consumer(shell: Shell, broker: TestBroker) -> None:
-    """For a stream, `queue show` prints the stored offset and the lag of each named consumer. If nothing answers at the
+    """For a stream, `queue show` prints the stored offset and the lag of each named consumer. If nothing answers on the
     stream port, `queue show` says that the offset is unknown.
     """
     if not broker.streams:

@@ -34,8 +34,8 @@ def _clone(to: Path) -> None:
 def test_the_readmes_first_commands_can_be_pasted_where_only_python_is_installed(
     lonely_shell: Shell, tmp_path: Path, interactive: str
 ) -> None:
-    """On a machine that has only Python, the README's first commands, pasted into bash or zsh in order, install mqtool,
-    and send and receive messages.
+    """On a machine that has only Python, the README's first commands can be pasted into bash or zsh in order: they
+    install mqtool, and then send and receive messages.
     """
     if shutil.which(interactive.split()[0]) is None:
         pytest.skip(f"{interactive.split()[0]} is not installed")

@@ -17,8 +17,8 @@ NO_BROKER = "amqp://localhost:1"
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive", "worker", "tap amq.topic", "rpc-server", "delayed relay later"])
 def test_a_starting_command_removes_the_ready_file_of_an_earlier_run(shell: Shell, command: str) -> None:
-    """When a command with --ready-file starts, it removes the ready file that an earlier run has left, even if no
-    broker answers. A script that waits for the file thus waits for the new run.
+    """When a command with --ready-file starts, it removes a ready file that an earlier run left behind, even if no
+    broker answers. A script that waits for the file therefore waits for the new run.
     """
     (shell.directory / "ready").touch()
     result = shell.run("mqtool", *command.split(), "-u", NO_BROKER, "--ready-file", "ready")

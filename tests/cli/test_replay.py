@@ -217,9 +217,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
 def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names_the_destination(
     shell: Shell, broker: TestBroker, connection: Connection, command: str
 ) -> None:
-    """If the command line of a publishing command names the exchange, the routing key or the queue, the broker sends
-    no copies because of the headers CC and BCC in the input, whether the input's messages were received from a queue
-    or from a stream. If a CC header is given on the command line, the broker sends a copy.
+    """If the command line of a publishing command names the exchange, the routing key or the queue, the headers CC and
+    BCC in the input have no effect: the broker sends no copies. This is true of messages received from a queue and of
+    messages received from a stream. If a CC header is given on the command line, the broker does send a copy.
     """
     channel = connection.channel()
     exchange = channel.declare(Exchange("audit", "direct", durable=True))

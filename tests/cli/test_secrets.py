@@ -35,7 +35,9 @@ COMMANDS = (
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.sampled(2)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
-    """Whatever is wrong with a URL or the broker at that URL, no command prints the password in the URL."""
+    """If a URL with a password is invalid, or if no broker answers at this URL, the output of a command does not
+    contain the password.
+    """
     for command in COMMANDS:
         for environment in ({"MQTOOL_URL": url}, {"MQTOOL_URL": "amqp://localhost:1", "MQTOOL_MANAGEMENT_URL": url}):
             result = lonely_shell.run("mqtool", *command, "--verbose", environment=environment)
@@ -60,7 +62,7 @@ def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, 
 @pytest.mark.parametrize("how", ["--exec", "--shell"])
 @pytest.mark.sampled(1)
 def test_a_workers_program_gets_urls_without_passwords(shell: Shell, how: str) -> None:
-    """`worker --exec` removes the passwords from URLs in the program's environment, unless --pass-url is given."""
+    """`worker --exec` removes the passwords from the URLs in the program's environment, unless --pass-url is given."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://guest:guest@localhost"
     shell.environment["AMQP_URL"] = f"amqp://u:{SECRET}@one,amqps://u:two@two/v"
     show = ("--exec", "env") if how == "--exec" else ("--exec", "env", "--shell")

@@ -104,8 +104,8 @@ def test_mqtool_builds_only_the_parser_of_the_command_that_it_runs() -> None:
 
 @large
 def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
-    """Each command prints its help in a process of its own, so no command depends on modules that only another command
-    imports.
+    """Each command prints its help even if it is the only command that its process imports. It therefore needs no
+    module that only another command imports.
     """
     told = lonely_shell.run(sys.executable, "-c", _EACH_BY_ITSELF, *SENTENCES)
     assert told.code == 0, told.stderr
@@ -117,8 +117,8 @@ def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
 
 
 def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) -> None:
-    """If Ctrl-C is pressed while Python still imports mqtool, the command exits with 130 and prints no traceback. If
-    the shell that started mqtool ignores SIGINT (`trap '' INT`), the command continues.
+    """If Ctrl-C is pressed while Python is still importing mqtool, the command exits with 130 and prints no traceback.
+    If the shell that started mqtool ignores SIGINT (`trap '' INT`), the command continues.
     """
     stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
     (lonely_shell.directory / "typer.py").write_text(stand_in)

@@ -314,7 +314,7 @@ raise SystemExit(75)
 
 
 def test_sighup_while_python_exits_does_not_change_the_exit_code() -> None:
-    """If SIGHUP arrives while Python exits, mqtool's exit code is still the command's, not 129."""
+    """If SIGHUP arrives while Python is exiting, mqtool still exits with the command's exit code, not with 129."""
     result = run([sys.executable, "-c", HANGS_UP_AT_EXIT], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 75)
 
@@ -337,7 +337,9 @@ def test_a_command_under_nohup_ignores_sighup() -> None:
 
 @on_any_broker
 def test_receive_acknowledges_what_it_has_written_when_the_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
-    """When the terminal is closed, `receive > FILE` acknowledges the messages in FILE, and exits with 0."""
+    """When the terminal is closed, `receive > FILE` acknowledges the messages that it has written to FILE, and exits
+    with 0.
+    """
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\n")
     with closable_terminal(shell, "sh", "-c", "exec mqtool receive --raw > got") as terminal:
         got = shell.directory / "got"
@@ -369,8 +371,8 @@ def test_a_worker_lets_its_program_finish_when_the_terminal_is_closed(shell: She
 def test_worker_leaves_a_message_in_its_queue_if_the_program_fails_after_the_terminal_was_closed(
     shell: Shell, broker: TestBroker, signals: str
 ) -> None:
-    """If a program of `worker --exec` fails after the terminal was closed, the reason may be that the program could
-    not print. `worker` therefore neither retries nor dead-letters the message, but leaves it in its queue, and exits
+    """If the program that `worker --exec` runs fails after the terminal has been closed, the reason may be that the
+    program could not print. `worker` therefore leaves the message in its queue instead of dead-lettering it, and exits
     with 1.
     """
     shell.run("mqtool", "new-task", "task")
@@ -408,8 +410,8 @@ def test_top_ends_without_an_error_when_the_terminal_is_closed(
 def test_top_on_a_dumb_terminal_ends_when_the_terminal_is_closed(
     shell: Shell, broker: TestBroker, *, is_reached: bool
 ) -> None:
-    """If TERM is dumb and SIGHUP is ignored, `top` still ends when the terminal is closed, even while it waits an
-    hour for the next frame, or while it is reconnecting to the management API. It reports no bug in mqtool.
+    """If TERM is dumb and SIGHUP is ignored, `top` still ends when the terminal is closed, even if its next update is
+    an hour away, or if it is reconnecting to the management API. It does not report this as a bug in mqtool.
     """
     shell.environment["TERM"] = "dumb"
     shell.run("mqtool", "queue", "declare", "jobs")

@@ -62,8 +62,8 @@ def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) 
 
 
 def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
-    """The broker confirms 5,000 lines of `send-stream -l`. `receive-stream` reads these lines in order, starting at the
-    first message, a numeric offset, an age or a time.
+    """If `send-stream -l` sends 5,000 lines, the broker confirms all of them, and `receive-stream` reads them in order.
+    `receive-stream` can start at the first message, a numeric offset, an age or a time.
     """
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
     assert "5,000 confirmed in" in sent.stderr
@@ -198,8 +198,8 @@ def test_receive_stream_filter_receives_only_messages_with_that_filter_value(she
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
 @pytest.mark.sampled(1)
 def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(shell: Shell, command: str) -> None:
-    """If the stream does not exist, or a queue of another type has the name, `offset set` and `offset reset` exit with
-    69.
+    """If the stream does not exist, or if its name is that of a queue of another type, `offset set` and `offset reset`
+    exit with 69.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for name in ("nothing", "jobs"):
@@ -298,9 +298,9 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
 
 
 def test_errors_of_stream_commands_name_what_is_wrong(shell: Shell, broker: TestBroker) -> None:
-    """If a stream command is given a wrong stream port, virtual host, stream, argument or offset, its error names
-    what is wrong. The exit code depends on the error, for example 69 if nothing answers at the stream port, and 78 if
-    the queue is not a stream.
+    """If a stream command is given a wrong stream port, virtual host, stream, argument or offset, its error names what
+    is wrong. The exit code depends on the error, for example 69 if nothing answers on the stream port, and 78 if the
+    queue is not a stream.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -392,7 +392,7 @@ def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Sh
 
 
 @on_any_broker
-def test_receive_stream_times_out_while_the_connection_is_lost(shell: Shell, broker: TestBroker) -> None:
+def test_receive_stream_times_out_if_its_connection_is_lost_for_good(shell: Shell, broker: TestBroker) -> None:
     """If the connection is lost for good, `receive-stream --timeout` exits with 124 when the time is up."""
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
@@ -474,9 +474,9 @@ class PublishesNothing(Proxy):
 
 
 def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell, broker: TestBroker) -> None:
-    """If the stream is deleted, `receive-stream` exits with 69, and so does `send-stream` if it has sent no message.
-    If it has sent messages, `send-stream` exits with 3 if at least one was confirmed before the deletion, and
-    otherwise with 75. Neither command declares the stream again.
+    """If the stream is deleted, `receive-stream` exits with 69, and so does `send-stream` if it has sent no message. If
+    it has sent messages, `send-stream` exits with 3 if at least one was confirmed before the deletion, and with 75 if
+    none was. Neither command declares the stream again.
     """
     send = ("mqtool", "send-stream", "-l", "-v", "-q", "s")
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
@@ -703,9 +703,9 @@ def test_receive_stream_skips_nothing_if_its_connection_is_lost_before_the_first
 def test_receive_stream_starts_at_the_first_message_of_a_stream_that_was_created_again(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the stream of `receive-stream` is deleted and created again while the connection is lost, `receive-stream`
-    says after reconnecting that the stream was created again, and reads the new stream from its first message. With
-    --track, it then stores its offset in the new stream.
+    """If the stream of `receive-stream` is deleted and created again while the command has no connection,
+    `receive-stream` says after reconnecting that the stream was created again, and reads the new stream from its first
+    message. With --track, it then stores its offset in the new stream.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
     with Gate(urlsplit(broker.streams).port or 0) as gate:
@@ -726,9 +726,9 @@ def test_receive_stream_starts_at_the_first_message_of_a_stream_that_was_created
 def test_receive_stream_that_has_received_nothing_notices_that_a_stream_was_created_again(
     shell: Shell, broker: TestBroker, start: str, is_empty: bool
 ) -> None:
-    """If a stream is deleted and created again while the connection is lost, `receive-stream` notices this even if it
-    had started at the end of the old stream and received no message. It says that the stream was created again, and
-    reads the new stream from its first message, even if this message is published only after `receive-stream` has
+    """If a stream is deleted and created again while `receive-stream` has no connection, the command notices this even
+    if it had started at the end of the old stream and received no message. It says that the stream was created again,
+    and reads the new stream from its first message, even if this message is published only after the command has
     reconnected.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
@@ -864,7 +864,7 @@ def test_receive_stream_refuses_a_reader_name_that_cannot_be_stored(shell: Shell
 )
 @pytest.mark.parametrize("command", ["send-stream", "receive-stream", "receive"])
 def test_a_filter_value_that_cannot_be_sent_is_refused(shell: Shell, command: str, value: str, why: str) -> None:
-    """If the value of --filter is longer than 32,767 bytes, the limit of the stream protocol, or is not UTF-8,
+    """If the value of --filter is longer than 32,767 bytes (the limit of the stream protocol) or is not UTF-8,
     `send-stream`, `receive-stream` and `receive` exit with 2.
     """
     refused = shell.run("mqtool", command, "-q", "s", "--filter", value)

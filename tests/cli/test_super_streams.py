@@ -171,7 +171,8 @@ def test_single_active_consumers_share_the_partitions(shell: Shell, broker: Test
 @on_any_broker
 def test_offset_show_prints_a_partition_on_one_line(shell: Shell, broker: TestBroker) -> None:
     """`offset show` prints the name and the offset of each partition on one line, with a tab between them. If the name
-    itself contains a tab or another control character, this is printed as an escape, so the line still has two columns.
+    itself contains a tab or another control character, this character is printed as an escape sequence, so the line
+    still has two columns.
     """
     name, stream = "orders-0\t\x1b", {"x-queue-type": "stream"}
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

@@ -184,8 +184,8 @@ def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBrok
 
 @pytest.mark.usefixtures("api")
 def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, broker: TestBroker) -> None:
-    """If the process that reads the output of `tap` is slow, `tap` drops copies and says how many. The printed and the
-    dropped copies add up to all messages.
+    """If the process that reads the output of `tap` is slow, `tap` drops copies and says how many. The numbers of
+    printed and dropped copies add up to the number of published messages.
     """
     count, body = 6_000, "x" * 500
     tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 6s --ready-file ready 2> said"

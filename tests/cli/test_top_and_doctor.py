@@ -441,8 +441,8 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_refuses_an_older_version(watcher: Shell) -> None:
-    """`doctor --upgrade VERSION` exits with 2 if VERSION is older than the broker's own version, or if VERSION is not a
-    version.
+    """`doctor --upgrade VERSION` exits with 2 if VERSION is older than the broker's own version, or is not a version
+    number.
     """
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
     assert told.code == 2
@@ -519,8 +519,8 @@ def test_doctor_exits_with_2_if_its_command_line_is_wrong_and_its_format_is_not_
     ],
 )
 def test_a_nagios_check_that_cannot_print_is_unknown(watcher: Shell, broker: TestBroker, opening: str) -> None:
-    """If `doctor --format nagios` cannot write to stdout, the exit code is 3 (UNKNOWN), even if no broker answers,
-    and stderr says why nothing could be written.
+    """If `doctor --format nagios` cannot write to stdout, it prints an error on stderr, and its exit code is 3
+    (UNKNOWN), even if no broker answers.
     """
     if "/dev/full" in opening and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -586,8 +586,8 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
-    """On a terminal, certain keys change the order of the queues in `top`, and q quits with exit code 0 and restores
-    the screen. Other keys do nothing.
+    """On a terminal, the key u sorts the queues in `top` by unacknowledged messages, and the key n sorts them by name.
+    The key q quits with exit code 0 and restores the screen. Other keys do nothing.
     """
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]
@@ -599,7 +599,7 @@ def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
 
 
 def test_doctor_reports_that_guest_can_log_in_over_tls(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the user guest can log in over TLS from another machine, `doctor` reports that. If `doctor` lacks the TLS
+    """If the user guest can log in over TLS from another machine, `doctor` reports this. If `doctor` lacks the TLS
     files that it needs for this check, it says what it could not check.
     """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # treat localhost, which the certificate names, as another machine

@@ -119,8 +119,8 @@ def test_commands_in_hints_are_on_lines_of_their_own() -> None:
 
 
 def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80×24, the list of goals that `tutorial try` prints fits on the screen. Its last line is the
-    command to begin with.
+    """On a terminal of 80×24, the list of goals that `tutorial try` prints fits on the screen. Its last line says with
+    which command to begin.
     """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "try", "--no-color")
     assert watched.end() == 0

@@ -103,8 +103,9 @@ def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
 
 @pytest.mark.parametrize("columns", [80, 60, 40, 28], ids="{} columns".format)
 def test_a_narrow_terminal_does_not_break_the_names_of_tutorials(lonely_shell: Shell, columns: int) -> None:
-    """On a narrow terminal, `tutorial list` and `tutorial try` wrap the summaries or the goals, or leave them out, but
-    print the name of each tutorial on one line. No line is too long for the terminal.
+    """On a narrow terminal, `tutorial list` wraps or leaves out the summaries of the tutorials, and `tutorial try`
+    wraps or leaves out their goals. Both print the name of each tutorial on one line, and no line is too long for the
+    terminal.
     """
     for command, names in (("list", plays.PLAYS), ("try", GOALS)):
         lines = on_terminal(lonely_shell, "mqtool", "tutorial", command, "--no-color", columns=columns).stdout
@@ -199,8 +200,8 @@ def test_tutorial_show_and_run_suggest_a_name_for_an_unknown_tutorial(lonely_she
 
 
 def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> None:
-    """If no broker runs, `tutorial run` starts a broker, runs the tutorial's commands on this broker, and leaves no
-    processes or files behind.
+    """If no broker is running, `tutorial run` starts a broker, runs the tutorial's commands on this broker, and leaves
+    no processes or files behind.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
@@ -221,8 +222,8 @@ def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> No
 def test_every_tutorial_runs_on_rabbitmq_and_leaves_nothing_behind(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """On RabbitMQ, each tutorial that the broker supports passes its checks and leaves none of its queues and exchanges
-    behind. A queue that existed before keeps its messages.
+    """On RabbitMQ, each tutorial that the broker supports passes its checks and leaves no queue or exchange of its own
+    behind. A queue that existed before the tutorials keeps its messages.
     """
     only_in_ci("all tutorials take a minute, and 'make demo' runs them on the embedded broker")
     if broker.kind == "embedded":
@@ -377,7 +378,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
 @pytest.mark.sampled(1)
 def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal, `tutorial run` waits for Enter before each step. At the end, it restores the screen and prints the
-    checks.
+    results of its checks.
     """
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Nobody is receiving yet.")
@@ -480,8 +481,9 @@ def test_work_queues_shows_that_a_killed_workers_task_and_a_persistent_message_s
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's own tutorials say. It checks, for
-    example, that a named queue keeps messages while its receiver is stopped, and which keys the pattern `#.*` matches.
+    """In the tutorials publish-subscribe, routing and topics, `tutorial run` checks statements of RabbitMQ's own
+    tutorials. It checks, for example, that a named queue keeps messages while its receiver is stopped, and which keys
+    the pattern `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0

@@ -340,7 +340,8 @@ def test_markup_in_names_and_bodies_is_shown_as_text(shell: Shell, broker: TestB
 @large
 def test_the_page_fits_on_a_phone_and_has_enough_contrast(shell: Shell, page: Page) -> None:
     """If the window is 390 pixels wide, the page of `mqtool ui` does not scroll sideways. In the light and the dark
-    colour scheme, text has a contrast of more than 7:1, and messages more than 3:1 against their queue.
+    colour scheme, the contrast between text and background is more than 7:1, and the contrast between a message and its
+    queue is more than 3:1.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -554,9 +555,8 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running, br
 def test_the_action_consume_slowly_refuses_a_value_that_is_not_between_0_and_600_seconds(
     ui: Running, seconds: str
 ) -> None:
-    """On the page of `mqtool ui`, the action "Consume slowly" accepts from 0 to 600 seconds for each message. It
-    refuses any other value with an error, because the consumer could not wait for this time, and would fail at each
-    message.
+    """On the page of `mqtool ui`, the action "Consume slowly" needs a time from 0 to 600 seconds for each message. It
+    refuses any other value with an error.
     """
     [refused] = run_action(ui, "consume", queue="jobs", seconds=seconds)
     assert refused["error"] == f"'{seconds}' is not a number of seconds from 0 to 600"

@@ -299,7 +299,7 @@ def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
 
 def test_every_program_to_repair_is_short_and_has_a_goal() -> None:
     """In `tutorial try repair`, the learner fixes faulty programs that mqtool supplies. Each of these programs has at
-    most 30 lines, and a goal that says what the fixed program must achieve.
+    most 30 lines and belongs to a goal.
     """
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}

@@ -17,8 +17,8 @@ from tests.brokers import TestBroker, on_any_broker
 def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool looks for a broker's management API at the AMQP port plus 10,000 (15672 for 5672). If no API answers
-    there, mqtool raises Unavailable.
+    """mqtool looks for a broker's management API on the port that is 10,000 above the AMQP port (15672 for 5672). If no
+    management API answers there, mqtool raises Unavailable.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())
@@ -33,7 +33,7 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
 
 
 def test_mqtool_does_not_use_the_stream_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool compares the cluster name of the broker at the default stream port with that of the broker that it uses
+    """mqtool compares the cluster name of the broker on the default stream port with that of the broker that it uses
     over AMQP. If the names differ, mqtool raises Unavailable instead of using the stream port.
     """
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:

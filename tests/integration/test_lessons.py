@@ -92,8 +92,8 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server limits the number of unconfirmed bytes of its replies. It can nevertheless send a reply that is
-    larger than this limit, and another such reply after it.
+    """An RPC server limits the number of unconfirmed bytes of its replies. A reply that is larger than this limit is
+    still sent, and so is another such reply after it.
     """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))

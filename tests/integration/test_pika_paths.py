@@ -81,8 +81,8 @@ def run(*parts: str) -> str:
 
 
 def test_libraries_are_unchanged_after_a_program_has_used_mqtool() -> None:
-    """After a program has published, consumed and replayed with mqtool, all modules and classes of pika, rstream and
-    typer are unchanged.
+    """After a program has published, consumed and replayed messages with mqtool, all modules and classes of pika,
+    rstream and typer are unchanged.
     """
     assert run(LOOK, USE, COMPARE) == "rejected\n"
 
@@ -92,7 +92,7 @@ def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For speed, mqtool calls some private methods of pika. If one of them is missing or takes different arguments, the
-    function is_as_expected() returns False, and mqtool uses pika's public methods instead.
+    function pika_private.is_as_expected() returns False.
     """
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:

@@ -127,7 +127,7 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
     """If the broker nacks a message right after a reconnection, mqtool republishes the message, because the queue may
-    have had no leader yet. A nack that arrived before the connection was lost is final. In this test, a full queue
+    not have had a leader yet. A nack that arrived before the connection was lost is final. In this test, a full queue
     causes both nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -335,8 +335,8 @@ def test_queues_and_exchanges_with_different_arguments_are_reported_once(
 def test_closing_a_connection_during_a_reconnection_ends_the_wait_of_other_threads_with_an_error(
     amqp_vhost: Vhost,
 ) -> None:
-    """If a program closes a connection that mqtool is reopening, a thread that waits for the connection gets the error
-    "the connection is closed".
+    """If a program closes a connection that mqtool is reopening, another thread that is waiting for this connection
+    gets the error "the connection is closed".
     """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
@@ -362,8 +362,8 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """If a program calls channel() while the connection is lost, the call waits until the connection is open again.
-    The channel that it returns can be used.
+    """If a program calls channel() after the connection has been lost, the call waits until the connection is open
+    again, and returns a channel that can be used.
     """
     channel.declare(QUORUM)
     proxy.cut()

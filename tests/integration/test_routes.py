@@ -228,7 +228,7 @@ def dead_letter_exchanges(found: Definitions) -> list[str]:
 
 def test_route_follows_a_delayed_exchange_by_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
     """For an x-delayed-message exchange, Router.route(), on which the command `route` is based, returns the queues that
-    an exchange of the x-delayed-type would choose, and the message's x-delay. If x-delay is not a number of
+    an exchange of the type in x-delayed-type would choose, and the message's x-delay. If x-delay is not a number of
     milliseconds, Router.route() raises BadData.
     """
     overview: Any = broker.api("GET", "overview")

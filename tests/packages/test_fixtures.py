@@ -13,7 +13,7 @@ from mqtool.testing import EmbeddedBroker, Vhost, replay
 LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"job {n}"} for n in range(200)]
 
 
-def test_the_fixture_amqp_vhost_provides_a_broker_that_answers_at_its_port(amqp_vhost: Vhost) -> None:
+def test_the_fixture_amqp_vhost_provides_a_broker_that_answers_on_its_port(amqp_vhost: Vhost) -> None:
     """The pytest fixture amqp_vhost provides a broker that accepts TCP connections. If a client sends a protocol header
     that the broker does not support, the broker answers with one that it supports.
     """

@@ -67,7 +67,7 @@ def test_a_broker_that_behaves_like_rabbitmq_3_10_refuses_amqp_1_0_clients() -> 
 
 
 def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None:
-    """If the broker is killed while a client publishes over AMQP 1.0 to classic and quorum queues, every accepted
+    """If the broker is killed while a client is publishing over AMQP 1.0 to classic and quorum queues, every accepted
     durable message is in its queue after a restart.
     """
     kinds = ["classic", "quorum"]
@@ -286,8 +286,8 @@ def test_a_login_with_sasl_anonymous_from_another_machine_is_refused_by_default(
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
 def test_a_client_can_log_in_with_a_certificate_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
-    """An AMQP 1.0 client with the SASL mechanism EXTERNAL logs in as the user that the subject of its certificate
-    names. If there is no such user, the broker refuses the login.
+    """An AMQP 1.0 client with the SASL mechanism EXTERNAL logs in as the user named in the subject of its certificate.
+    If there is no such user, the broker refuses the login.
     """
     with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
         api = Api(str(broker.management_url))

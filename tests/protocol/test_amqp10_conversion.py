@@ -208,8 +208,8 @@ def test_a_message_keeps_its_content_across_protocols(
     kind: str,
     reader: str,
 ) -> None:
-    """If a message with a binary body is published over AMQP 0-9-1, AMQP 1.0 or the stream protocol, and is read over
-    any of these protocols, its properties, headers, annotations and body are unchanged.
+    """A message with a binary body can be published over AMQP 0-9-1, AMQP 1.0 or the stream protocol and read over any
+    of the three. Its properties, headers, annotations and body are unchanged.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:

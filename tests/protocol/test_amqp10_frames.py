@@ -429,9 +429,9 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """RabbitMQ does not support AMQP 1.0 transactions, link recovery, the receiver settle mode `second` or unknown
-    outcomes. If a client attaches a link that requests one of these, the broker refuses the link with the error
-    amqp:not-implemented.
+    """RabbitMQ does not support AMQP 1.0 transactions, link recovery, unknown outcomes, or the receiver settle mode
+    `second` for unsettled messages. If a client attaches a link that requests one of these, the broker refuses the link
+    with the error amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
@@ -632,8 +632,7 @@ def test_a_malformed_message_detaches_the_link_or_ends_the_session(
 ) -> None:
     """If the payload of a transfer is not a valid AMQP 1.0 message, an embedded broker that behaves like RabbitMQ 4.2
     or later detaches the link with the error decode-error. One that behaves like an earlier version ends the session
-    with this error. RabbitMQ itself either detaches the link or ends the session, but its error may be a different
-    one.
+    with this error. RabbitMQ itself either detaches the link or ends the session, possibly with another error.
     """
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -697,7 +696,7 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 # Receiving
 
 
-def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit(
+def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit_allows(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
     """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. The receiver gets the third message

@@ -136,8 +136,8 @@ def test_only_one_consumer_of_a_queue_with_x_single_active_consumer_gets_message
 
 
 def test_deliveries_of_a_cancelled_consumer_can_still_be_acknowledged(channel: BlockingChannel, take: Take) -> None:
-    """After a client cancels a consumer, the client can still acknowledge the messages that were delivered to this
-    consumer before.
+    """After a client cancels a consumer, the client can still acknowledge the messages that had already been delivered
+    to this consumer.
     """
     channel.queue_declare("q")
     publish(channel, 1)

@@ -79,8 +79,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, the broker is restarted, and a virtual host with the same name is created, the new
-    virtual host has none of the bindings and policies of the deleted one.
+    """If a virtual host is deleted and, after a restart of the broker, a new one with the same name is created, the new
+    one has none of the bindings and policies of the deleted one.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
@@ -97,8 +97,8 @@ def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: Brok
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    r"""If the name of one queue contains the byte 0xff, and the names of two others contain an escape sequence for it
-    as text, such as `\xff`, the broker has all three queues after a restart. Bindings whose queue names or routing
+    r"""One queue's name contains the byte 0xff, and the names of two others contain an escape sequence for this byte as
+    text, such as `\xff`. After a restart, the broker still has all three queues. Bindings whose queue names or routing
     keys contain NUL also stay distinct.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")

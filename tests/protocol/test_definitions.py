@@ -145,9 +145,8 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """The management API refuses to import definitions of the whole broker if a queue in them names no virtual host,
-    or if they refer to something unknown, such as a missing user or an unknown policy key. It then creates none of
-    the queues.
+    """The management API refuses to import definitions of the whole broker if a queue in them names no virtual host, or
+    if they refer to something unknown, such as a missing user or an unknown policy key. No queue is created.
     """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
@@ -174,9 +173,9 @@ def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Cal
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions
-    that name no virtual host belong to `/`. The broker can be started again with the same file and data directory. If
-    it is later started without the file, the topic permissions are still in the data directory.
+    """A broker that is started with a definitions file has the queues, policies and users in the file. Definitions that
+    name no virtual host belong to `/`. The broker can be started again with the same file and data directory. If it is
+    later started without the file, it still has the topic permissions, which are in the data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}

@@ -34,8 +34,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After the broker is stopped or killed and then restarted, it has the durable exchanges and queues, their bindings
-    and the persistent messages. Transient exchanges, queues and messages are gone.
+    """After the broker is stopped or killed and then restarted, it still has the durable exchanges and queues, their
+    bindings and the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -188,8 +188,8 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can still log in to a virtual host that was added before, and has the same permissions
-    there.
+    """After a restart, a user can still log in to a virtual host that had been added before the restart, and has the
+    same permissions there.
     """
     from tests.protocol.conftest import Api
 
@@ -208,8 +208,8 @@ def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -
 
 
 def test_a_virtual_host_name_cannot_forge_lines_in_the_log(process: BrokerProcess) -> None:
-    """If a client tries to connect to a virtual host whose name contains line breaks or control characters, the
-    broker's log shows these characters escaped.
+    """If a client tries to connect to a virtual host whose name contains line breaks or control characters, these
+    characters are escaped in the broker's log.
     """
     parameters = pika.URLParameters(process.url)
     parameters.virtual_host = "no\n2026-01-01 \x1b[31mforged"

@@ -177,8 +177,8 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """Messages of a stream that the embedded broker's reset() deleted do not return after a restart. Later messages
-    do not reuse their offsets.
+    """If the embedded broker's reset() has deleted the messages of a stream, they do not return after a restart. Later
+    messages do not reuse their offsets.
     """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
@@ -447,8 +447,8 @@ def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The embedded broker's fault `lose_acks()` makes the broker ignore the next acknowledgement, and deliver the
-    message again, marked as redelivered.
+    """The embedded broker's fault `lose_acks()` makes the broker ignore the next acknowledgement. The broker delivers
+    the unacknowledged message again, marked as redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")

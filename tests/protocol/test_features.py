@@ -104,8 +104,8 @@ def test_the_documented_table_of_queue_arguments_is_correct(api: Api, vhost: str
 def test_the_documented_table_of_consumer_arguments_is_correct(
     api: Api, vhost: str, connection: pika.BlockingConnection
 ) -> None:
-    """For each queue type, basic.consume accepts or refuses each argument of consumers as
-    docs/reference/embedded-broker.md says. For a refused argument, the broker closes the channel with error 406.
+    """For each queue type, basic.consume accepts or refuses each consumer argument as docs/reference/embedded-broker.md
+    says. For a refused argument, the broker closes the channel with error 406.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -125,8 +125,8 @@ def test_the_documented_table_of_consumer_arguments_is_correct(
 
 
 def test_every_argument_documented_as_supported_is_mentioned_in_another_test_file() -> None:
-    """Each argument of queues and consumers that docs/reference/embedded-broker.md calls supported is mentioned in at
-    least one file of tests/protocol other than test_features.py, so that it is probably tested there.
+    """Each queue or consumer argument that docs/reference/embedded-broker.md calls supported is mentioned in at least
+    one file of tests/protocol other than test_features.py, so that it is probably tested there.
     """
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
@@ -138,7 +138,7 @@ def test_every_argument_documented_as_supported_is_mentioned_in_another_test_fil
 def test_the_documented_table_of_exchanges_is_correct(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md lists as supported. It
     accepts valid values of the arguments alternate-exchange and x-match, and responds to an invalid value with status
-    400. The third argument on the page, x-delayed-type, is tested in test_delayed.py.
+    400. The third argument in the page's table, x-delayed-type, is tested in test_delayed.py.
     """
     known = set()
     for names, here in table("Exchanges"):

@@ -111,8 +111,8 @@ def test_the_firehose_copies_a_delivered_message(trace: Trace, connect: Opener, 
 def test_tracing_is_switched_on_and_off_over_http(
     api: Api, vhost: str, channel: BlockingChannel, connect: Opener
 ) -> None:
-    """Setting `tracing` of a virtual host over HTTP starts or stops the firehose. A request without `tracing` leaves
-    the setting unchanged, and a request in which `tracing` is a number returns 400.
+    """Setting a virtual host's property `tracing` over HTTP starts or stops the firehose. A request without `tracing`
+    leaves the setting unchanged, and a request in which `tracing` is a number returns status 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

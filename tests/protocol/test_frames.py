@@ -257,7 +257,7 @@ def test_the_server_properties_are_those_of_rabbitmq(connection: pika.BlockingCo
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """If a client that has the capability authentication_failure_close logs in with a wrong password, the broker
+    """If a client with the capability authentication_failure_close tries to log in with a wrong password, the broker
     closes the connection with 403 ACCESS_REFUSED, and the error text refers to the broker's log.
     """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:

@@ -158,7 +158,7 @@ def test_the_reason_of_the_fault_block_publishers_decides_which_alarm_is_shown(r
 
 
 def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: BrokerProcess) -> None:
-    """If the broker is killed while its disk is full, and restarted, the queue contains exactly the confirmed
+    """If the broker is killed while its disk is full, and is then restarted, the queue contains exactly the confirmed
     messages, in the order in which they were published.
     """
     open_channel(process)

@@ -110,8 +110,9 @@ def buried(client: RawClient) -> bytes:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_messages_with_unusual_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
-    """If a message has unusual headers, such as NaN, a timestamp out of range or a forged x-death, the broker routes it
-    to its queues. When the message expires, it is dead-lettered with the header x-first-death-queue.
+    """If a message has an unusual header, such as one with the value NaN, one with a timestamp out of range, or a
+    forged x-death, the broker routes the message to its queues. When the message expires, it is dead-lettered with the
+    header x-first-death-queue.
     """
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]

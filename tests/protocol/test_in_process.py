@@ -206,9 +206,9 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """In a user's test, amqp_vhost.queue("jobs") gives access to the ready messages of the queue `jobs`, and to the
-    lists of the messages that were acknowledged, rejected and requeued. amqp_vhost.reset() purges the queue, and
-    empties these lists.
+    """In a user's test, amqp_vhost.queue("jobs") gives access to the ready messages of the queue `jobs`, and lists the
+    acknowledged, the rejected and the requeued messages separately. amqp_vhost.reset() purges the queue, and empties
+    these lists.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):
@@ -414,8 +414,8 @@ def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged
     vhost: Vhost, channel: BlockingChannel
 ) -> None:
     """If a user's test fails because messages were delivered but not acknowledged, the error names the queue and the
-    number of these messages. If the consumer's channel has been closed in the meantime, the error says that they are
-    ready again.
+    number of these messages. If the consumer's channel has been closed in the meantime, the error says that the
+    messages are ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -570,7 +570,7 @@ def test_amqp_like_runs_each_test_once_per_version_and_lists_those_with_differen
     tmp_path: Path, workers: str
 ) -> None:
     """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the embedded broker once per version. The summary
-    lists the tests that pass with some of the versions and fail with others, and why they fail. If mqtool does not
+    lists the tests that pass with some of the versions and fail with others, and says why they fail. If mqtool does not
     know a version, pytest ends with an error that names the version.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)

@@ -88,8 +88,8 @@ def test_a_stream_with_the_name_of_a_bound_exchange_is_not_a_partition(
     client: RawStream, orders: list[str], api: Api, vhost: str
 ) -> None:
     """The partitions of a super stream are the streams that are bound to its exchange. If an exchange `audit` is also
-    bound to it, and an unrelated stream has the name `audit`, too, this stream is neither listed as a partition nor
-    deleted with the super stream.
+    bound to this exchange, an unrelated stream with the name `audit` is neither listed as a partition nor deleted with
+    the super stream.
     """
     api("PUT", f"exchanges/{vhost}/audit", {"type": "fanout"})
     api("PUT", f"queues/{vhost}/audit", {"durable": True, "arguments": {"x-queue-type": "stream"}})
@@ -148,9 +148,9 @@ def test_if_the_single_active_consumer_of_a_stream_disconnects_the_next_one_beco
 def test_single_active_consumers_with_the_same_name_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """If two clients subscribe to both partitions of a super stream, as single active consumers with the same name,
-    each client is active on one partition. If one of the clients unsubscribes from the partition on which it is
-    active, the other client becomes active there, too.
+    """If two clients subscribe to both partitions of a super stream as single active consumers with the same name, each
+    client is active on one partition. If one of the clients unsubscribes from the partition on which it is active, the
+    other client becomes active there, too.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):

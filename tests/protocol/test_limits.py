@@ -41,8 +41,8 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
 
 
 def test_limits_of_a_virtual_host_take_effect_immediately(api: Api, vhost: str, connect: Connect) -> None:
-    """The limits max-connections and max-queues of a virtual host apply from the moment when they are set until they
-    are deleted.
+    """The limits max-connections and max-queues of a virtual host apply from the moment they are set until they are
+    deleted.
     """
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
@@ -148,8 +148,9 @@ def test_neither_streams_nor_super_streams_exceed_max_queues(
 def test_a_stream_client_beyond_max_connections_is_refused(
     streams: tuple[EmbeddedBroker, RawStream], api_of: Callable[[EmbeddedBroker], Api], limited: str
 ) -> None:
-    """An embedded broker that behaves like RabbitMQ 4.2 or later refuses a second client of the stream protocol if the
-    limit max-connections of the virtual host or of the user is 1.
+    """In an embedded broker that behaves like RabbitMQ 4.2 or later, the connections of stream clients count towards
+    the limit max-connections of the virtual host and of the user. If either limit is 1, the broker refuses a second
+    stream client.
     """
     broker, client = streams
     api_of(broker)("PUT", f"{limited}/max-connections", {"value": 1})

@@ -109,7 +109,9 @@ def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) 
 
 
 def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
-    """Messages that were paged out to disk expire, and are dead-lettered in the order in which they were published."""
+    """When messages that were paged out to disk expire, they are dead-lettered in the order in which they were
+    published.
+    """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
@@ -141,8 +143,9 @@ def test_a_full_queue_dead_letters_its_oldest_messages_from_disk(channel: Blocki
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
-    """When the broker is stopped or killed, and started again, all messages that were paged out to disk are in the
-    queue, in order. After a kill, all of them are marked as redelivered, because they may have been delivered before.
+    """After the broker has been stopped or killed and then started again, all messages that were paged out to disk are
+    in the queue, in order. After a kill, all of them are marked as redelivered, because they may have been delivered
+    before.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)

@@ -359,9 +359,9 @@ def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -
 
 
 def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
-    """The management API lists how much memory a node uses for each purpose: in bytes at /api/nodes/NAME/memory, and
-    in percent at /api/nodes/NAME/memory/relative. With memory=true, the response for the node itself also contains
-    the bytes for each purpose.
+    """The management API lists how much memory a node uses for each purpose: in bytes at /api/nodes/NAME/memory, and as
+    percentages at /api/nodes/NAME/memory/relative. With memory=true, the response for the node itself also contains the
+    bytes for each purpose.
     """
     name = api("GET", "nodes")[1][0]["name"]
 
@@ -425,8 +425,8 @@ def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_g
 
 
 def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted over HTTP while clients are in the middle of the handshake, and have not yet
-    opened any virtual host. These clients can then open another virtual host.
+    """A virtual host can be deleted over HTTP while clients are in the middle of the handshake and have not opened a
+    virtual host yet. These clients can then open another one.
     """
     with RawClient(amqp_url, opened=False) as begun, RawClient(amqp_url, opened=False) as logged_in:
         for client in (begun, logged_in):
@@ -532,8 +532,8 @@ def test_columns_that_name_missing_nested_fields_are_left_out(api: Api, vhost: s
 def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """In the management API, a queue's message_stats count deliveries by basic.get, separately with and without
-    acknowledgement, and show the rate of publishing.
+    """In the management API, a queue's message_stats contain two counts of deliveries by basic.get, one with and one
+    without acknowledgement, and the rate of publishing.
     """
     channel.queue_declare("q")
     for _ in range(2):

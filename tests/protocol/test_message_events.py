@@ -214,8 +214,7 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
 @pytest.mark.parametrize("queue", ["classic", "quorum"])
 def test_events_report_the_confirms_that_the_broker_sends(broker: EmbeddedBroker, queue: str) -> None:
     """In /api/mqtool/events, each basic.ack or basic.nack that the broker sends to a publisher appears as the event
-    `confirmed`. This event contains the messages that are confirmed or nacked, their number, and whether it was a
-    nack.
+    `confirmed`. This event contains the messages concerned and their number, and says whether they were nacked.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -268,8 +267,8 @@ def test_events_report_how_many_messages_a_confirm_covers(broker: EmbeddedBroker
 
 
 def test_events_report_a_delayed_confirm_once_it_is_sent(broker: EmbeddedBroker) -> None:
-    """While the embedded broker's fault `delay_confirms` is in force, /api/mqtool/events does not report a confirm. The
-    event appears when the fault ends and the broker sends the confirm.
+    """While the embedded broker's fault `delay_confirms` is in force, /api/mqtool/events does not report that a message
+    is confirmed. The event `confirmed` appears once the fault has ended and the broker has sent the confirm.
     """
     events = Events(broker)
     with RawClient(broker.url) as client:
@@ -439,7 +438,7 @@ def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """In /api/mqtool/events, a message of a stream appears as `appended` when it is published, and as `read` when it is
+    """In /api/mqtool/events, a message in a stream appears as `appended` when it is published, and as `read` when it is
     delivered, both times with its offset. Acknowledging the message causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -615,7 +614,7 @@ def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
 def test_a_request_for_events_with_a_timeout_waits_for_an_event(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If a request to /api/mqtool/events has a timeout, the broker answers it as soon as the next event happens."""
+    """If a request to /api/mqtool/events sets a timeout, the broker answers it as soon as the next event happens."""
     channel.queue_declare("q")
     events = Events(broker)
     with ThreadPoolExecutor() as threads:
@@ -630,8 +629,8 @@ def test_a_request_for_events_with_a_timeout_waits_for_an_event(
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """While a program reads /api/mqtool/events, the broker keeps data about each message in a queue. If the queue is
-    deleted while one of its messages is unacknowledged, all of this data is removed once the channel that received
+    """While a program is reading /api/mqtool/events, the broker keeps data about each message in a queue. If the queue
+    is deleted while one of its messages is unacknowledged, all of this data is removed once the channel that received
     the message is closed.
     """
     channel.queue_declare("q")
@@ -656,7 +655,7 @@ def test_the_broker_stops_recording_events_that_nobody_requests(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """The broker starts recording events when a client requests them from /api/mqtool/events, and stops within 30
-    seconds after the last request.
+    seconds of the last request.
     """
     assert channel.is_open
     assert watcher_of(broker) is None

@@ -81,8 +81,7 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
 def test_the_broker_reports_the_version_that_it_imitates(
     broker: TestBroker, connection: pika.BlockingConnection, api: Api
 ) -> None:
-    """An embedded broker that imitates a version of RabbitMQ reports this version over AMQP and in the
-    management API.
+    """An embedded broker that imitates a version of RabbitMQ reports this version over AMQP and in the management API.
     """
     version = connection._impl.server_properties["version"]
     overview = api("GET", "overview")[1]
@@ -314,9 +313,9 @@ def test_permission_checks_and_their_errors_depend_on_the_version(
 def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If a client publishes a message in a transaction, and the message's queue is deleted before tx.commit, the
-    commit succeeds up to RabbitMQ 3.13. In 4.0, the broker closes the channel instead, and from 4.2 on, the
-    connection. RabbitMQ 4.1 is not tested.
+    """If a client publishes a message in a transaction and the message's queue is then deleted before tx.commit, the
+    commit succeeds up to RabbitMQ 3.13. In 4.0, the broker closes the channel instead, and from 4.2 on, the connection.
+    RabbitMQ 4.1 is not tested.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()
@@ -365,8 +364,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     is_held: bool,
 ) -> None:
     """From RabbitMQ 4.3 on, the argument x-delayed-retry-type of a quorum queue decides which requeued messages are
-    delayed. With `returned`, these are the messages requeued by basic.nack, with `failed`, those requeued by
-    basic.reject, and with `all`, both.
+    delayed. With `returned`, these are the messages requeued by basic.nack; with `failed`, those requeued by
+    basic.reject; with `all`, both.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)

@@ -112,8 +112,8 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
 def test_a_queue_with_x_expires_is_deleted_when_it_is_unused(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, api: Api, vhost: str
 ) -> None:
-    """If a queue with an x-expires of 2 s has lost its last consumer, and no client uses the queue after that, the
-    broker deletes the queue.
+    """The broker deletes a queue with an x-expires of 2 s if the queue has lost its last consumer and no client uses it
+    after that.
     """
     channel.queue_declare("q", arguments={"x-expires": 2000})
 

@@ -76,9 +76,9 @@ def _deliveries(client: RawClient, expected: int) -> list[tuple[int, bool]]:
 def test_messages_keep_their_order_when_one_nack_requeues_thousands_of_them(
     broker_in_process: EmbeddedBroker, kind: str
 ) -> None:
-    """If one basic.nack requeues thousands of messages, the consumer receives all of them again, in the order in
-    which the queue delivered them before. The embedded broker keeps this order in classic queues, quorum queues and
-    queues with priorities.
+    """If one basic.nack requeues thousands of messages, the consumer receives all of them again, in the order in which
+    the queue first delivered them. The embedded broker keeps this order in classic queues, quorum queues and queues
+    with priorities.
     """
     with RawClient(broker_in_process.url) as client:
         _declare(client, "q", _KINDS[kind])
@@ -314,8 +314,9 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_clients_second_nack_waits_until_its_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """If a client sends a second basic.nack while the broker is still requeueing two messages for the first one, the
-    second takes effect only after the first. All four messages are requeued in order.
+    """A client requeues four messages with two basic.nacks, two messages with each. If the second basic.nack arrives
+    while the broker is still requeueing the messages of the first, it takes effect only after the first. All four
+    messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)

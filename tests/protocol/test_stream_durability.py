@@ -22,7 +22,7 @@ def connect(process: BrokerProcess) -> RawStream:
 
 def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
     """After the broker is killed and restarted, a stream contains all confirmed messages in order. If a named publisher
-    then publishes a message with a publishing id that it used before, the stream does not store this message.
+    then publishes a message with a publishing id that it used before the kill, the stream does not store this message.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)

@@ -123,7 +123,7 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     """If the broker requires client certificates, a client can connect only with a certificate. When the broker is
-    stopped, it sends connection.close to a connected client, and stops within 5 seconds.
+    stopped, it sends connection.close to a client that has connected in this way, and stops within 5 seconds.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
@@ -185,7 +185,7 @@ def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
 
 
 def test_the_url_of_an_ipv6_address_has_brackets() -> None:
-    """EmbeddedBroker(host="::1").url has brackets around the address, and pika can connect to this URL."""
+    """EmbeddedBroker(host="::1").url contains the address in brackets, and pika can connect to this URL."""
     if not has_ipv6():
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):

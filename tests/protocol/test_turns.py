@@ -135,7 +135,7 @@ def test_a_consumer_of_millions_of_empty_messages_does_not_hold_up_other_clients
 def test_a_message_for_thousands_of_consumers_of_a_stream_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """While the broker delivers a new message of a stream to 8,000 consumers of one channel, it never uses more than
+    """While the broker delivers a new message of a stream to 8,000 consumers on one channel, it never uses more than
     0.5 s of CPU time before it serves other clients. Each consumer receives the message.
     """
     with RawClient(broker.url) as client, RawClient(broker.url) as publisher:
@@ -383,9 +383,9 @@ def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
 def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
-    """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, it never uses more than 0.5 s
-    of CPU time before it serves other clients. If such a message would pass through 60 topic exchanges, one after the
-    other, the broker closes the channel with an error instead.
+    """While the broker matches the 10,000 routing keys in a message's CC header against 300 topic bindings, it never
+    uses more than 0.5 s of CPU time before it serves other clients. If such a message would pass through 60 topic
+    exchanges, one after the other, the broker closes the channel with an error instead.
     """
     if is_watched:
         broker.under_test(
@@ -491,8 +491,8 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
 def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """While 60 connections publish ten messages each at the same time, and each message is routed to a thousand
-    queues, the broker never uses more than 0.5 s of CPU time before it serves other clients. The last of the queues
+    """While 60 connections publish ten messages each at the same time, and each message is routed to a thousand queues,
+    the broker never uses more than 0.5 s of CPU time before it serves other clients. The queue that was bound last
     receives every message.
     """
     with ExitStack() as stack:

@@ -153,8 +153,8 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
-    """While the embedded broker's disk is full, its management API answers requests that change policies with status
-    503. Once the disk has space again, such requests succeed.
+    """While the embedded broker's disk is full, its management API responds with status 503 to requests that change
+    policies. Once the disk has space again, such requests succeed.
     """
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
@@ -191,9 +191,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_delivery_after_an_acknowledgement_only_while_the_broker_stops(later: float) -> None:
-    """When the broker begins to stop, a message may be on its way to a closing connection while the broker requeues
-    the message, and another consumer receives and acknowledges it. The simulation's model therefore allows a consumer
-    to receive an acknowledged message, but only shortly after the broker has begun to stop.
+    """When the broker begins to stop, it may requeue a message that is still on its way to a closing connection, and
+    another consumer may receive and acknowledge this message. The simulation's model therefore allows a consumer to
+    receive a message that has already been acknowledged, but only shortly after the broker has begun to stop.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})

@@ -59,8 +59,8 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A broker URL is parsed into host, port, virtual host, user, password and options. Parts that are missing have
-    RabbitMQ's default values.
+    """A broker URL is parsed into host, port, virtual host, user, password and options. Missing parts get RabbitMQ's
+    default values.
     """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
@@ -259,7 +259,7 @@ def test_a_tls_key_needs_its_certificate() -> None:
 def test_tls_files_that_cannot_be_used_are_named(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one of the TLS files is missing or is not in PEM form, mqtool raises UsageError with the reason. The error
+    """If one of the TLS files is missing or is not in PEM format, mqtool raises UsageError with the reason. The error
     names all TLS files that were given, because Python does not say which file cannot be used.
     """
     monkeypatch.setattr(ssl, "create_default_context", Mock(side_effect=error))

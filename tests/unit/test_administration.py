@@ -136,7 +136,7 @@ def test_a_missing_queue_has_no_depth_and_cannot_be_purged(channel: Channel, ask
 def test_a_queue_counts_as_empty_only_after_two_replies_of_0_ready_messages(replies: list[int]) -> None:
     """RabbitMQ may reply that a queue is empty before the last deliveries from the queue have reached the client. It
     sends these deliveries before its next reply. If the first reply is 0 ready messages, ready_after_deliveries()
-    therefore asks again, and returns the number in the second reply.
+    therefore asks the broker again, and returns the number in the second reply.
     """
 
     class OtherProtocol:
@@ -243,8 +243,8 @@ def test_a_binding_is_removed_by_its_key_and_arguments(
 
 
 def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Channel, amqp_vhost: Vhost) -> None:
-    """A message that is received with basic.get has its body, properties, exchange, routing key and queue. It is
-    marked as redelivered if it was received before, and it can be acknowledged.
+    """A message that is received with basic.get has its body, properties, exchange, routing key and queue. It is marked
+    as redelivered if it had been delivered before, and it can be acknowledged.
     """
     channel.declare(Queue("q"))
     channel.declare(Exchange("x"))
@@ -270,8 +270,8 @@ def test_a_message_from_basic_get_has_its_properties_and_its_origin(channel: Cha
 def test_two_channels_have_the_same_queues_if_they_are_on_the_same_virtual_host(
     channel: Channel, amqp_broker: EmbeddedBroker, amqp_vhost: Vhost, api: Management, *, is_same: bool
 ) -> None:
-    """mqtool can find out whether two channels use the same broker and virtual host, even if the URLs of their
-    connections differ. It declares a queue on one channel, looks for it on the other, and then deletes it.
+    """mqtool can find out whether two channels use the same virtual host. To do so, it declares a queue on one channel,
+    looks for it on the other, and then deletes it.
     """
     with amqp_broker.fresh_vhost() as elsewhere:
         url = (amqp_vhost if is_same else elsewhere).url
@@ -322,7 +322,8 @@ def test_has_arguments_is_true_only_if_the_broker_uses_these_arguments_of_a_queu
     channel: Channel, amqp_vhost: Vhost, api: Management, arguments: dict[str, Any], *, has_them: bool
 ) -> None:
     """has_arguments() returns True only if the broker itself uses the given arguments, such as the dead-letter
-    exchange, for an existing queue. The management API may show other arguments. The queue is not changed.
+    exchange, for an existing queue. It does not rely on the management API, which may show other arguments. The queue
+    is not changed.
     """
     channel.declare(Queue("q", durable=True, arguments=ARGUMENTS))
     asking = channel.connection.channel()

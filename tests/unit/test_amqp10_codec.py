@@ -54,8 +54,8 @@ def test_decoding_an_encoded_amqp_1_0_value_returns_the_same_value(value):
 
 
 def test_damaged_amqp_1_0_values_raise_only_value_error():
-    """Decoding any of thousands of randomly damaged AMQP 1.0 values returns a value or raises ValueError, but no
-    other exception.
+    """Decoding any of thousands of randomly damaged AMQP 1.0 values either returns a value or raises ValueError. It
+    raises no other exception.
     """
     chosen = random.Random(26)
     for _ in range(20_000 if IN_CI else 2_000):

@@ -48,8 +48,8 @@ def test_a_suspended_broker_process_is_terminated(process: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
 def test_a_process_counts_as_running_until_its_last_thread_has_ended() -> None:
-    """If the main thread of a process has ended, but another of its threads still runs, mqtool counts the process as
-    running: its sockets are still open, so its port may still be in use.
+    """If the main thread of a process has ended, but another of its threads is still running, mqtool counts the process
+    as running: its sockets are still open, so its port may still be in use.
     """
     program = """
 import ctypes, sys, threading

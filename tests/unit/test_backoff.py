@@ -32,7 +32,7 @@ def test_the_number_of_reconnection_attempts_is_limited() -> None:
 
 
 def test_first_reconnection_delays_are_random() -> None:
-    """If 100 clients lose their connections at the same time, almost all of them wait for different times before
-    their first attempt to reconnect, so that they do not all reconnect at the same time.
+    """If 100 clients lose their connections at the same time, almost all of their first reconnection delays differ, so
+    that the clients do not all reconnect at the same time.
     """
     assert len({next(Backoff().delays()) for _ in range(100)}) > 90

@@ -411,8 +411,8 @@ def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_tog
 
 
 def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
-    """When a `bench` consumer reports how many messages it has received, it acknowledges all of them, even if there
-    are fewer than the N of `--ack N`. At the end of the run, no received message is therefore left in the queue.
+    """When a `bench` consumer with `--ack N` reports how many messages it has received, it acknowledges all of them,
+    even if they are fewer than N. At the end of the run, no received message is therefore left in the queue.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -448,7 +448,7 @@ def test_a_bench_consumer_of_a_stream_resumes_after_the_last_message_that_it_rec
 
 def test_the_connections_of_a_bench_run_have_names() -> None:
     """Each connection of a `bench` run has a name, which the broker shows. The name contains the client's role and
-    its number, counted from 1.
+    number. The numbers start at 1.
     """
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
@@ -673,8 +673,8 @@ def test_a_bench_process_runs_its_client_or_reports_the_error(
     told: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process that `bench` starts runs the client that its role and options require: a publisher, a consumer, or with
-    `--churn` a client that creates and removes objects. If the process fails, it reports the error, the hint and the
+    """A process that `bench` starts runs the client that its role and options require: a publisher, a consumer or, with
+    `--churn`, a client that creates and removes objects. If the process fails, it reports the error, the hint and the
     exit code to `bench`.
     """
     ran, reports = _run_main(monkeypatch, job(role, 0, **settings), error)

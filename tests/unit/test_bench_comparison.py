@@ -29,9 +29,10 @@ def of_logs(a: Sequence[float], b: Sequence[float], *, paired: bool, more_is_bet
 def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
     a: list[float], b: list[float], mean: float, error: float, *, paired: bool
 ) -> None:
-    """`bench compare` shows the ratio of two series of runs: the geometric mean of the one series' results, divided
-    by that of the other's, with a 95% confidence interval. If the runs of the two series alternated, the interval
-    comes from Student's t distribution for pairs of runs, and otherwise from Welch's test.
+    """`bench compare` shows the ratio of two series of runs: the geometric mean of one series' results, divided by the
+    geometric mean of the other series' results. It also shows a 95% confidence interval. If the runs of the two series
+    alternated, the interval comes from Student's t distribution for pairs of runs; otherwise, it comes from Welch's
+    test.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.ratio == pytest.approx(math.exp(mean))
@@ -41,8 +42,8 @@ def test_the_ratio_of_two_series_has_a_95_percent_confidence_interval(
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize(("a", "b"), [([1], [0]), ([1, 2], [0]), ([1], [0, 1])])
 def test_a_single_run_has_no_confidence_interval(a: list[float], b: list[float], *, paired: bool) -> None:
-    """If one of the two series that `bench compare` compares is a single run, the command shows the ratio of the
-    results without a confidence interval, and says that there are too few runs.
+    """If one of the two series that `bench compare` compares consists of a single run, the command shows the ratio of
+    the results without a confidence interval, and says that there are too few runs.
     """
     comparison = of_logs(a, b, paired=paired)
     assert comparison.interval is None

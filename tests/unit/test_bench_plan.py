@@ -165,8 +165,8 @@ def test_bodies_of_different_sizes_are_the_same_in_each_run() -> None:
 
 def test_the_lines_of_a_file_are_published_as_bodies(tmp_path: Path) -> None:
     """With --bodies FILE, `bench` publishes up to 512 lines of the file as bodies. Each body must have room for the
-    number and the time of a message, so a shorter line is padded with spaces. If the file is empty or cannot be read,
-    UsageError is raised.
+    number and the time of a message, so a line that is too short for them is padded with spaces. If the file is empty
+    or cannot be read, UsageError is raised.
     """
     file = tmp_path / "lines"
     file.write_bytes(b"short\n" + b"x" * 40 + b"\n")

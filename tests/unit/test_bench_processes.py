@@ -226,8 +226,8 @@ def test_a_client_that_is_told_to_stop_before_the_run_starts_does_no_work(comman
 @pytest.mark.parametrize("up_at", [1300, None], ids=["broker comes back", "broker stays away"])
 def test_a_client_of_bench_that_loses_its_connection_reconnects(command: Command, up_at: int | None) -> None:
     """If a client of `bench` loses its connection, it tries to reconnect every 100 ms, and then continues its work.
-    Meanwhile, it still sends reports. If it has no connection at the end of the run, its last report contains how
-    long it has received no confirm or delivery (`gap`).
+    While it has no connection, it still sends reports. If it has no connection at the end of the run, its last report
+    says for how long it has received no confirm or delivery (`gap`).
     """
     first, second = Waiting(command, 500), Waiting(command)
     down = [Unavailable("no broker")] * (8 if up_at else 999)
@@ -248,7 +248,7 @@ def test_a_client_of_bench_that_loses_its_connection_reconnects(command: Command
         assert max(client.worked) <= 500
 
 
-def test_a_client_of_bench_can_be_stopped_while_its_connection_is_lost(command: Command) -> None:
+def test_a_client_of_bench_can_be_stopped_while_it_tries_to_reconnect(command: Command) -> None:
     """While a client of `bench` tries to reconnect, `bench` can still tell it to stop. The client then stops
     immediately.
     """

@@ -198,8 +198,8 @@ def ten_messages(client: Client) -> None:
 
 def test_bench_adds_up_the_figures_of_its_clients(world: World) -> None:
     """`bench` adds up the numbers that its publishers and consumers have reported, such as those of confirmed and
-    received messages. Its result also contains the longest time that any publisher was without a confirm, the longest
-    that any consumer was without a delivery, and the CPU use of the busiest client.
+    received messages. Its result also contains the longest time that any publisher went without a confirm, the longest
+    that any consumer went without a delivery, and the CPU use of the busiest client.
     """
 
     def work(client: Client) -> None:
@@ -260,7 +260,7 @@ def test_rates_are_calculated_from_the_end_of_the_warm_up(world: World, last: fl
 
 
 def test_the_rates_of_clients_that_measured_nothing_are_0(world: World) -> None:
-    """If the clients of a `bench` run have measured no message, the rates in the result are 0."""
+    """If the clients of a `bench` run report no messages from after the warm-up, the rates in the result are 0."""
     world.work = ten_messages
     world.now = 0.0
     assert world.result().rates == (0.0, 0.0, 0.0)
@@ -380,8 +380,8 @@ def test_a_run_does_not_end_before_its_duration_if_the_broker_confirms_nothing_f
 
 
 def test_with_churn_there_are_no_consumers_and_no_lost_messages(world: World) -> None:
-    """With `--churn`, `bench` declares nothing, starts no consumers, waits for no deliveries, and counts no message as
-    lost.
+    """With `--churn`, the clients of `bench` create and remove objects, such as queues. `bench` itself then declares
+    nothing, starts no consumers, waits for no deliveries, and counts no message as lost.
     """
     world.work = ten_messages
     result = world.result(churn="queues", publishers=2)

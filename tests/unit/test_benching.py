@@ -25,8 +25,8 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
 
 
 def test_lost_duplicate_and_out_of_order_messages_are_counted_exactly() -> None:
-    """`bench` counts exactly how many of 50,000 messages, which arrive in batches of random sizes, are lost, duplicate
-    or out of order.
+    """`bench` counts exactly how many of 50,000 messages are lost, duplicated or out of order, even if the messages
+    arrive in batches of random sizes.
     """
     chance = random.Random(28)
     count = 50_000
@@ -81,8 +81,7 @@ def test_bench_does_not_count_redelivered_messages_as_out_of_order() -> None:
 
 
 def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
-    """`bench` counts a message of a stream as lost if one consumer did not receive it, even if all other
-    consumers did.
+    """`bench` counts a message in a stream as lost if one consumer did not receive it, even if all other consumers did.
     """
     tally = Tally(each_gets_all=True)
     tally.confirm(0, [(0, 100)])
@@ -226,7 +225,7 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
     ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
-    """If a client process of `bench` used almost a whole CPU, or waited a large part of the time for a CPU, the
+    """If a client process of `bench` used almost a whole CPU, or spent a large part of the time waiting for a CPU, the
     result warns that the client or the machine may be slower than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)

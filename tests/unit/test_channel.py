@@ -312,9 +312,9 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
 def test_a_consumer_of_a_queue_with_a_delivery_limit_starts_with_a_prefetch_of_1(
     broker: ScriptedBroker, arguments: dict[str, Any], version: str, *, one_by_one: bool
 ) -> None:
-    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because prefetched messages
-    that it requeues unhandled would count towards the limit. Other consumers start with a prefetch of 1,000. On
-    RabbitMQ 4.0 or later, mqtool assumes a limit unless the queue's arguments disable it. On earlier versions, it
+    """A consumer of a quorum queue with a delivery limit starts with a prefetch of 1, because each requeue of a message
+    that was prefetched but not handled would count towards the limit. Other consumers start with a prefetch of 1,000.
+    On RabbitMQ 4.0 or later, mqtool assumes a limit unless the queue's arguments disable it. On earlier versions, it
     assumes a limit only if the arguments set one.
     """
     broker.broker = version
@@ -343,9 +343,9 @@ def test_a_consumer_with_an_offset_has_its_full_prefetch_even_for_a_single_messa
 
 
 def test_a_consumer_of_a_queue_ignores_the_offsets_of_messages_from_a_stream(broker: ScriptedBroker) -> None:
-    """A message that was copied from a stream to a queue still has the header `x-stream-offset`. After a
-    reconnection, a consumer of a stream continues after the offset in this header of its latest message. A consumer
-    of the queue ignores the header, and starts again without an offset.
+    """A message that was copied from a stream to a queue still has the header `x-stream-offset`. After a reconnection,
+    a consumer of a stream continues after the offset in this header of the last message that it received. A consumer of
+    a queue ignores the header, and starts again without an offset.
     """
     channel = broker.channel()
     stream = Queue("s", arguments={"x-queue-type": "stream"})
@@ -433,9 +433,9 @@ def test_work_is_acknowledged_even_if_the_broker_does_not_reply_to_a_stopped_con
 def test_work_is_acknowledged_if_the_command_is_stopped_while_it_limits_its_deliveries(
     broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch, unanswered: type
 ) -> None:
-    """To limit its deliveries, mqtool may cancel a consumer before it acknowledges a message, and then consume again
-    with a smaller prefetch. If the command is told to stop in the meantime, and the broker does not reply, mqtool does
-    not consume again, but still acknowledges the message.
+    """To limit the number of messages that a command receives, mqtool may cancel the consumer before it acknowledges a
+    message, and then consume again with a smaller prefetch. If the command is told to stop in the meantime, and the
+    broker does not reply, mqtool does not consume again, but still acknowledges the message.
     """
     monkeypatch.setattr(silence, "LAST_PATIENCE", 0.0)
     channel = broker.channel()

@@ -143,7 +143,9 @@ def test_a_broker_from_an_option_a_variable_or_a_context_counts_as_named_by_the_
 
 @pytest.mark.parametrize("variable", ["MQTOOL_URL", "AMQP_URL", "MQTOOL_CONTEXT"])
 def test_an_empty_environment_variable_names_no_broker(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If MQTOOL_URL, AMQP_URL or MQTOOL_CONTEXT is empty, mqtool behaves as if it were not set."""
+    """If the environment variable MQTOOL_URL, AMQP_URL or MQTOOL_CONTEXT is empty, mqtool behaves as if the variable
+    were not set.
+    """
     monkeypatch.setenv(variable, "")
     assert choose().reason == "the default"
 
@@ -220,8 +222,8 @@ def test_a_killed_broker_is_not_treated_as_the_one_that_broker_up_started() -> N
 
 def test_the_management_option_overrides_the_variable_and_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """With --management URL, a command uses the management API at this URL. Otherwise, it uses the management API of
-    the broker's context or, if the broker comes from no context, the one in MQTOOL_MANAGEMENT_URL. If no URL is set
-    there, mqtool looks for the management API.
+    the broker's context or, if the broker comes from no context, the one in MQTOOL_MANAGEMENT_URL. If this context or
+    variable sets no URL, mqtool looks for the management API itself.
     """
     assert choose().management(None) is None
     assert choose().management("http://typed") == "http://typed"
@@ -308,8 +310,9 @@ def test_if_a_file_is_damaged_a_command_with_url_ignores_the_management_url_vari
 def test_a_command_that_runs_other_commands_does_not_pass_on_variables_of_another_broker(
     url: str | None, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
 ) -> None:
-    """`tutorial run` and drills run other commands on the broker of --url, or on a broker that they start. These
-    commands get MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT only if both variables belong to the broker of --url.
+    """`tutorial run` and drills run other commands on the broker that --url names, or on a broker that they start
+    themselves. These commands get MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT only if both variables belong to the
+    broker that --url names.
     """
     monkeypatch.setenv("MQTOOL_URL", "amqp://one")
     monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
@@ -478,9 +481,9 @@ def test_a_broker_that_broker_up_started_is_found_at_its_address_while_its_proce
 def test_a_broker_that_broker_up_started_is_not_found_at_localhost_if_another_listens_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`broker up` starts brokers at 127.0.0.1. If localhost also stands for ::1, and another broker listens there on
-    the same port, connections to localhost reach the other broker. mqtool then does not take the broker at localhost
-    for the one that `broker up` started.
+    """`broker up` starts brokers that listen on 127.0.0.1. If localhost also stands for ::1, and another broker listens
+    there on the same port, connections to localhost reach the other broker. mqtool then does not take the broker at
+    localhost for the one that `broker up` started.
     """
     if not has_ipv6():
         pytest.skip("there is no IPv6 here")
@@ -513,8 +516,8 @@ def test_a_cluster_that_broker_up_started_is_found_only_at_the_addresses_of_runn
 def test_a_broker_in_docker_may_be_running_if_the_docker_daemon_does_not_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If mqtool cannot ask the Docker daemon, it does not know whether a broker that `broker up` started in Docker
-    still runs. It then lists this broker among those that may be running at the broker's address, but does not treat
+    """If mqtool cannot ask the Docker daemon, it does not know whether a broker that `broker up` started in Docker is
+    still running. It then lists this broker among those that may be running at the broker's address, but does not treat
     it as running.
     """
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")

@@ -15,8 +15,8 @@ def publish(key: Claimed[str]) -> Message:
 
 
 def test_a_queue_name_from_a_header_is_returned_only_if_the_check_accepts_it() -> None:
-    """A publisher can forge a queue name in a message's header. `Claimed.proven(check)` returns such a name only if
-    check() accepts it, and otherwise None.
+    """A publisher can forge a queue name in a message's header. `Claimed.proven(check)` returns such a name if check()
+    accepts it; otherwise, it returns None.
     """
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"

@@ -33,7 +33,7 @@ def test_each_suite_has_a_version_and_a_hash_and_pins_its_requirements() -> None
 
 
 def test_suites_toml_names_no_package_index() -> None:
-    """suites.toml lists client libraries that pip downloads, and whose test suites are run against the broker. It
+    """suites.toml lists client libraries that pip downloads and whose test suites are run against the broker. It
     contains no address except localhost, so pip uses the package index that the user has configured.
     """
     hosts = re.findall(r"://(?:[^@/\"]*@)?([^:/\"]+)", TABLE.read_text())
@@ -48,8 +48,8 @@ def test_a_test_with_a_failing_teardown_is_counted_once_as_failed() -> None:
 
 
 def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
-    """`make conformance` fails if a test fails only on the embedded broker, and suites.toml does not give a reason
-    for this difference from RabbitMQ.
+    """`make conformance` fails if a test fails only on the embedded broker and suites.toml gives no reason for this
+    difference from RabbitMQ.
     """
     results = _results(
         {"t::sends": "failed", "t::expires[1]": "failed", "t::gets": "failed"},

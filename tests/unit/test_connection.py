@@ -131,7 +131,7 @@ def unused_port() -> int:
 
 def test_the_parameters_of_a_connection_are_those_of_its_url() -> None:
     """A connection uses the host, port, virtual host, user and connection timeout of its URL. The time limit for
-    opening the connection, including TLS and the AMQP handshake, is twice this timeout. If the URL has no heartbeat,
+    opening the connection, including TLS and the AMQP handshake, is twice this timeout. If the URL sets no heartbeat,
     the broker's heartbeat is used. The broker sees the connection's name.
     """
     address = Address("one", 5673, "v", "ann", "secret", connection_timeout=7)
@@ -314,8 +314,8 @@ def test_the_error_about_a_server_that_is_not_a_broker_names_the_server(answer: 
 
 
 def test_a_broker_that_is_starting_is_tried_again() -> None:
-    """If the server closes a connection while mqtool reconnects, as a broker does while it starts, mqtool tries
-    again.
+    """If the server closes a new connection while mqtool is reconnecting, as a broker does while it is starting, mqtool
+    tries again.
     """
     told = Told()
     with EmbeddedBroker() as broker:
@@ -640,7 +640,7 @@ def test_reconnecting_ends_if_the_broker_refuses_the_connection(connect: Connect
 def test_neither_closing_nor_a_stopped_command_waits_for_the_next_attempt_to_reconnect(
     connect: Connect, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While mqtool tries to reconnect, a request raises StoppedWaiting if the command has been told to stop.
+    """While mqtool is trying to reconnect, a request raises StoppedWaiting if the command has been told to stop.
     Connection.close() does not wait for the next attempt to reconnect, but ends the attempts.
     """
     monkeypatch.setattr(reopening_channel, "CHECK_INTERVAL", 0.001)
@@ -664,7 +664,7 @@ def test_neither_closing_nor_a_stopped_command_waits_for_the_next_attempt_to_rec
 def test_closing_does_not_wait_for_a_broker_that_does_not_answer_an_attempt_to_reconnect(
     vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If mqtool tries to reconnect, and the broker accepts the connection but does not answer, Connection.close()
+    """If mqtool is trying to reconnect, and the broker accepts the connection but does not answer, Connection.close()
     waits only for a moment, not until the attempt has failed.
     """
     monkeypatch.setattr(connection, "_CLOSE_PATIENCE", 0.01)
@@ -735,7 +735,7 @@ def test_a_blocked_publisher_waits_until_the_broker_unblocks_it(connect: Connect
     assert str(stopped) == "stopped with 1 message unconfirmed: the broker blocks publishers"
 
 
-def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_was_lost(
+def test_a_publisher_continues_if_the_broker_unblocked_it_while_the_connection_was_down(
     connect: Connect, vhost: Vhost
 ) -> None:
     """If a connection is lost while the broker blocks publishers, and the broker unblocks them before the connection

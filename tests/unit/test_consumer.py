@@ -130,8 +130,8 @@ def test_a_consumer_ends_after_its_idle_timeout(broker: ScriptedBroker, clock: C
 def test_a_consumer_whose_time_limit_passes_raises_timed_out(
     broker: ScriptedBroker, clock: Clock, limits: dict[str, Any], words: str, ends: float, *, acknowledge: bool
 ) -> None:
-    """If a consumer that is to receive three messages has received two when its time limit or its idle timeout
-    passes, it raises TimedOut. The error says how many messages it has received. With manual acknowledgements, the
+    """If a consumer that is to receive three messages has received only two when its time limit or its idle timeout
+    passes, it raises TimedOut. The error says how many messages were received. With manual acknowledgements, the
     consumer is cancelled, so that the broker delivers no more.
     """
     channel = broker.channel()
@@ -340,7 +340,7 @@ def test_deliveries_from_a_lost_connection_are_dropped_if_the_broker_delivers_th
 ) -> None:
     """After a reconnection, a consumer does not yield deliveries that arrived on the lost connection, since the broker
     delivers these messages again. It does yield them if the broker no longer has the messages: with auto_ack, or if the
-    queue was exclusive, and was deleted with the connection.
+    queue was exclusive and therefore deleted with the connection.
     """
     for queue, receiving, expected in (
         (Q, Receiving(), [3]),
@@ -572,8 +572,8 @@ def test_a_consumer_is_cancelled_once_no_message_is_in_transit(
     broker: ScriptedBroker, clock: Clock, ready: list[int], arrived: int, patience: float, end: str
 ) -> None:
     """When an AMQP 0-9-1 consumer ends, for example because it is stopped or closed, it first sends its
-    acknowledgements. It then waits, for up to 1.5 seconds, until its prefetch is used up or the queue is empty, and
-    is cancelled. If it were cancelled earlier, the broker would requeue messages in transit out of order.
+    acknowledgements. It then waits until its prefetch is used up or the queue is empty, but no longer than 1.5 seconds.
+    Only then is it cancelled. If it were cancelled earlier, the broker would requeue messages in transit out of order.
     """
     channel = broker.channel()
     receiver = channel.consumer(Q, Receiving(2, acknowledge=end != "give back"))
@@ -621,7 +621,7 @@ def test_a_consumer_that_has_acknowledged_all_messages_waits_for_others_in_trans
 ) -> None:
     """When a consumer is stopped after it has acknowledged everything that it received, it waits for messages in
     transit before it ends. A consumer of a stream does not wait, because a stream requeues no messages. Nor does a
-    consumer that has received nothing: it would wait in vain if another consumer is the queue's single active
+    consumer that has received nothing: it would wait in vain if another consumer were the queue's single active
     consumer.
     """
     channel = broker.channel()

@@ -402,8 +402,8 @@ def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> 
 
 
 def test_a_queue_declared_by_a_conversion_can_be_converted_despite_unacknowledged_messages() -> None:
-    """`queue convert` refuses a queue with unacknowledged messages, except if an earlier `queue convert` has declared
-    the queue. mqtool assumes this of a queue whose name ends in `.mqtool-convert`, and which has the argument
+    """`queue convert` refuses a queue with unacknowledged messages unless the queue was declared by an earlier `queue
+    convert`. mqtool assumes this if the queue's name ends in `.mqtool-convert`, and the queue has the argument
     x-mqtool-convert.
     """
     ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
@@ -493,9 +493,9 @@ def test_publishers_through_the_default_exchange_prevent_a_conversion_without_fo
 def test_a_remark_mentions_force_if_the_broker_does_not_report_through_which_exchanges_clients_publish(
     more: dict[str, Any], bound: bool, remarked: bool
 ) -> None:
-    """If clients publish to a queue with bindings, and the management API does not report through which exchanges,
-    `queue convert` prints a remark: the conversion needs --force if a client publishes through the default exchange.
-    If no client publishes to the queue, or the API names the exchanges, this remark is not printed.
+    """If clients publish to a queue with bindings, and the management API does not name the exchanges through which
+    they publish, `queue convert` prints a remark: the conversion needs --force if a client publishes through the
+    default exchange. If no client publishes to the queue, or the API names the exchanges, this remark is not printed.
     """
     it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
     remark = (
@@ -522,7 +522,7 @@ def test_a_policy_that_limits_the_temporary_queue_with_the_messages_prevents_a_c
 ) -> None:
     """During a conversion, a temporary queue holds the messages. If a policy or operator policy with a limit (such as
     max-length) matches the temporary queue, `queue convert` refuses the conversion, because the limit could remove
-    messages. A policy that matches only the queue to convert does not prevent the conversion.
+    messages. A policy that matches only the queue to be converted does not prevent the conversion.
     """
     alone, both = policy("alone", "^jobs$", **{limit: 5}), policy("both", "^jobs", **{limit: 5}, x=1)
     it = found(**({"operator": [alone, both]} if operator else {"policies": [alone, both]}))
@@ -631,9 +631,9 @@ def test_converting_a_queue_so_that_it_drops_messages_instead_of_rejecting_them_
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_cannot_be_converted(by: str) -> None:
     """If arguments or a policy make a queue reject messages beyond a number of bytes (max-length-bytes with
-    reject-publish), `queue convert` refuses the queue, because there may be no room for messages that are published
-    during the conversion. It also refuses if --argument would set this limit, but not if --argument removes
-    x-overflow.
+    reject-publish), `queue convert` refuses the conversion, because there may be no room for messages that are
+    published meanwhile. It also refuses the conversion if --argument would set this limit. If --argument removes
+    x-overflow, the conversion is possible.
     """
     limits = {"overflow": "reject-publish", "max-length-bytes": 5}
     arguments = {f"x-{name}": value for name, value in limits.items()}
@@ -681,8 +681,8 @@ UNCOUNTED = "max-length-bytes is 75, and the broker has counted no bytes of them
 def test_a_queue_with_more_messages_than_its_new_limit_cannot_be_converted(
     changes: dict[str, Any], reported: dict[str, Any], depth: Depth | None, effect: str
 ) -> None:
-    """If a queue has more messages than it may have after its conversion, including those that its consumers have not
-    acknowledged, `queue convert` refuses the conversion. It says how many messages the new queue would drop,
+    """If a queue has more messages than it may have after its conversion, `queue convert` refuses the conversion.
+    Messages that consumers have not acknowledged count, too. The error says how many messages the new queue would drop,
     dead-letter or reject. If the broker has not yet counted the bytes of the messages, the hint is to try again.
     """
     refusals = found("quorum", changes, depth, queue=view(**reported)).refusals
@@ -929,9 +929,9 @@ def holder(name: str, text: str) -> dict[str, Any]:
 
 
 def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
-    """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is
-    valid only on the temporary queue that holds the messages of the queue to convert. If a plan is on any other
-    queue, or mqtool cannot read it, mqtool ignores the plan, and records the reason.
+    """mqtool finds unfinished conversions by the plans that `queue convert` stores as queue arguments. A plan is valid
+    only on the temporary queue that holds the messages of the queue being converted. If a plan is on any other queue,
+    or mqtool cannot read it, mqtool ignores the plan, and records the reason.
     """
     text = json.dumps(PLANNED)
     queues = [

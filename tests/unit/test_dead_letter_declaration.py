@@ -80,8 +80,8 @@ def test_a_dead_letter_queue_that_does_not_keep_its_messages_is_refused(
 
 @pytest.mark.parametrize("before", [{}, QUORUM], ids=["same", "quorum"])
 def test_a_dead_letter_queue_that_is_replaced_is_checked_again(channel: Channel, before: dict[str, Any]) -> None:
-    """If a dead-letter queue that mqtool has used is deleted, and somebody declares it again with an argument that
-    makes it drop messages, mqtool raises DeclaredDifferently when it declares the queue the next time.
+    """If a dead-letter queue that mqtool has used is deleted and then declared again with an argument that makes it
+    drop messages, mqtool raises DeclaredDifferently when it next declares the queue.
     """
     channel.declare(DEAD._replace(arguments=before), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)
@@ -118,7 +118,7 @@ def test_an_auto_delete_dead_letter_queue_is_refused(channel: Channel, *, is_dur
 
 def test_a_dead_letter_queue_whose_arguments_cannot_be_read_is_refused(channel: Channel) -> None:
     """mqtool learns the arguments of an existing dead-letter queue from the broker's error when it declares the queue
-    with other arguments. The broker cuts this error text after 255 bytes. If the queue's name is too long for the
+    with other arguments. The broker truncates this error text to 255 bytes. If the queue's name is too long for the
     text to contain an argument's value, mqtool cannot know whether the queue would drop messages, and refuses to use
     it.
     """
@@ -129,8 +129,8 @@ def test_a_dead_letter_queue_whose_arguments_cannot_be_read_is_refused(channel: 
 
 
 def test_an_exclusive_dead_letter_queue_is_refused(channel: Channel) -> None:
-    """If mqtool is to declare a dead-letter queue, but a queue of this name is exclusive to another connection, mqtool
-    raises DeclaredDifferently, which says that the queue is exclusive.
+    """If mqtool is to declare a dead-letter queue, but a queue with this name is exclusive to another connection,
+    mqtool raises DeclaredDifferently, and the error says that the queue is exclusive.
     """
     with channel.connection.beside() as other:
         other.channel().declare(DEAD._replace(exclusive=True), remember=False)

@@ -84,8 +84,8 @@ def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path:
 
 
 def test_a_message_that_failed_is_handled_again(path: Path) -> None:
-    """With `--deduplicate`, a worker handles a redelivered message if handling it failed before. It does not handle the
-    message again once handling it has succeeded.
+    """With `--deduplicate`, a worker handles a redelivered message if an earlier attempt to handle it failed. It does
+    not handle the message again once an attempt has succeeded.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -135,7 +135,7 @@ def test_a_redriven_dead_letter_is_handled_whatever_count_its_publisher_has_forg
 
 
 def test_a_copy_of_a_dead_letter_that_was_never_moved_back_is_not_handled(path: Path) -> None:
-    """If a message was dead-lettered, and has never been moved back from the dead-letter queue, a worker with
+    """If a message was dead-lettered and has never been moved back from the dead-letter queue, a worker with
     `--deduplicate` does not handle another copy of this message.
     """
     store = HandledMessages(path, DAY)
@@ -250,8 +250,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """If a worker is killed while it handles a message, another worker with `--deduplicate` handles the message, even
-    while the killed process is a zombie (its parent process has not collected the exit status).
+    """If a worker is killed while it is handling a message, another worker with `--deduplicate` handles the message,
+    even while the killed process is a zombie (its parent process has not collected the exit status).
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -280,9 +280,9 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_state(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """A worker with `--deduplicate` reads from /proc whether another worker is running. If the other worker's process
-    name looks like a process state, such as `a) Z 1`, the name is not mistaken for the state, which follows the name
-    in the same line.
+    """A worker with `--deduplicate` checks in /proc whether another worker is running. If the other worker's process
+    name looks like a process state, such as `a) Z 1`, the name is not mistaken for the state, which follows the name on
+    the same line.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -302,8 +302,8 @@ def test_a_running_worker_is_recognized_even_if_its_name_looks_like_a_process_st
 
 
 def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worker: multiprocessing.Process) -> None:
-    """If a worker was killed while it handled a message, and a process that started later has the same process ID,
-    another worker with `--deduplicate` handles the message.
+    """If a worker is killed while it is handling a message, a process that starts later may get the same process ID.
+    Another worker with `--deduplicate` does not take this process for the killed worker, and handles the message.
     """
     with sqlite3.connect(path) as store:
         store.execute("UPDATE handled_messages SET owner = owner || '0'")  # it ends with the time of the start
@@ -312,10 +312,10 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """If a worker is killed while it handles a message, an entry in the deduplication store still says that this
-    worker is handling the message. If a new worker happens to have the same process ID and start time, the entry
-    seems to be the new worker's. Since the new worker has not begun to handle the message, it ignores the entry and
-    handles the message.
+    """If a worker is killed while it is handling a message, an entry in the deduplication store still says that this
+    worker is handling the message. If a new worker happens to have the same process ID and start time, the entry seems
+    to be the new worker's. Since the new worker has not begun to handle the message, it ignores the entry and handles
+    the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
@@ -323,7 +323,7 @@ def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> 
 
 def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> None:
     """A message that one thread of a worker has handled is a duplicate for the worker's other threads. If another
-    worker has locked the deduplication store, a worker waits for the store for up to 30 seconds.
+    worker has locked the deduplication store, a worker waits for up to 30 seconds for the lock to be released.
     """
     store = HandledMessages(path, DAY)
     with ThreadPoolExecutor(1) as other:
@@ -375,8 +375,8 @@ def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Pat
 
 
 def test_if_the_deduplication_store_fails_the_error_says_that_the_message_was_not_acknowledged(path: Path) -> None:
-    """If the deduplication store fails while a worker runs, the error gives the reason, and the hint says that the
-    message was not acknowledged.
+    """If the deduplication store fails while a worker is running, the error gives the reason, and the hint says that
+    the message was not acknowledged.
     """
     store = HandledMessages(path, DAY)
     with sqlite3.connect(path) as other:

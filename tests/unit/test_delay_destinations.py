@@ -103,9 +103,9 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """When a delayed message is due, it is published to the exchange, and with the routing key, that its input line
-    names. Whatever the line does not name is taken from the destination on the command line, which is an exchange or
-    a queue. With the default exchange, the message goes to the queue that the routing key names.
+    """When a delayed message is due, it is published to the exchange and with the routing key that its input line
+    names. Whatever the line does not name is taken from the destination on the command line, which is an exchange or a
+    queue. With the default exchange, the message goes to the queue that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
@@ -218,9 +218,9 @@ def test_a_queue_is_treated_as_classic_only_if_the_broker_accepts_its_declaratio
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue,
-    unless it knows the answer. It knows the answer for an exchange, an exclusive queue (always classic), a queue that
-    the command declares as a quorum queue, and a queue whose type it has asked for before.
+    """Before mqtool publishes a delayed message, it asks the broker whether the destination is a classic queue, unless
+    it knows the answer. It knows the answer for an exchange, an exclusive queue (always classic), a queue that the
+    command declares as a quorum queue, and a queue whose type it has already asked for.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)

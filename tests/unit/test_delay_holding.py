@@ -200,8 +200,8 @@ def test_a_notice_says_how_many_messages_were_already_due(overdue: int, notices:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """Sending a message with a delay of more than 2^32 - 1 ms (49 days) raises BadData. A delay of exactly 2^32 - 1 ms
-    is accepted.
+    """Sending a message with a delay of more than 2^32 - 1 ms (about 49.7 days) raises BadData. A delay of exactly 2^32
+    - 1 ms is accepted.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -271,9 +271,9 @@ def test_the_option_via_sets_where_delayed_messages_wait(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
     """Without `--via`, delayed messages wait in the exchange of the delayed message plugin if the broker has this
-    plugin and the destination is a classic queue, and otherwise in wait queues. One notice says where, and why.
-    `--via ttl` always uses wait queues, without a notice. `--via plugin` always uses the plugin's exchange, and warns
-    that messages for a quorum queue may be lost.
+    plugin and the destination is a classic queue; otherwise, they wait in wait queues. A notice says where they wait,
+    and why. `--via ttl` always uses wait queues, and prints no notice. `--via plugin` always uses the plugin's
+    exchange, and prints a warning if the destination is a quorum queue, because its messages may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -283,7 +283,7 @@ def test_the_option_via_sets_where_delayed_messages_wait(
 
 def test_the_option_via_plugin_fails_without_the_plugin() -> None:
     """With `--via plugin`, publishing a delayed message raises PluginMissing if the broker does not have the delayed
-    message plugin. The error names the broker.
+    message plugin. The error names the broker and its version.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, plugin=False), via=Via.PLUGIN)
     with pytest.raises(PluginMissing, match=r"^RabbitMQ 4\.2 has no exchanges of type x-delayed-message"):
@@ -309,8 +309,8 @@ def test_an_exchange_mqtool_delayed_of_another_type_is_not_used_for_delayed_mess
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
 def test_mqtool_prints_no_notice_if_the_exchange_or_wait_queue_for_delayed_messages_exists(existing: str) -> None:
-    """When mqtool declares the exchange or wait queue for delayed messages, a notice says where the messages wait. If
-    this exchange or wait queue already exists, mqtool prints no notice.
+    """If the exchange or wait queue for delayed messages already exists, mqtool prints no notice that says where the
+    messages wait.
     """
     is_plugin = existing == "mqtool.delayed"
     there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)
@@ -378,7 +378,8 @@ def test_wait_queues_can_be_chosen_before_the_exchange_of_their_messages_is_decl
 )
 def test_the_plugin_is_used_if_the_broker_says_that_the_queue_is_classic(arguments: dict[str, str]) -> None:
     """If the broker has the delayed message plugin, mqtool finds out from the broker whether the command's queue is a
-    classic queue. If so, delayed messages for the queue wait in the plugin's exchange, and otherwise in wait queues.
+    classic queue. If it is, delayed messages for the queue wait in the plugin's exchange; otherwise, they wait in wait
+    queues.
     """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))

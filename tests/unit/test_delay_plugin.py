@@ -115,8 +115,9 @@ def test_the_destination_of_delayed_messages_is_looked_up_and_bound_once(channel
 def test_one_warning_says_that_the_plugin_may_lose_messages_for_quorum_queues(
     channel: Channel, destination: Destination, key: str | None, warns: bool
 ) -> None:
-    """With `--via plugin`, mqtool warns once that messages for a quorum queue may be lost, unless it knows that the
-    messages arrive in a classic queue.
+    """With `--via plugin`, mqtool warns once that messages for a quorum queue may be lost. It does not warn if the
+    messages are for a queue that it knows to be classic, for an x-delayed-message exchange that leads to such a queue,
+    or for a non-durable exchange.
     """
     delays, warnings = through(channel, destination)
     for _ in range(2):
@@ -143,7 +144,8 @@ def test_a_warning_says_that_the_plugin_is_not_made_for_a_hundred_thousand_messa
 def test_an_exchange_of_another_type_is_not_used_for_delays(amqp_vhost: Vhost, channel: Channel) -> None:
     """If the exchange that is to delay messages exists with a type other than x-delayed-message, mqtool raises
     DeclaredDifferently, with a hint that contains the command that deletes the exchange. To check whether the broker
-    has the delayed message plugin, mqtool uses a separate connection, and only until it has found the plugin.
+    has the delayed message plugin, mqtool opens a separate connection. Once it has found the plugin, it opens no
+    further connection.
     """
     wanted = plugins("audit", "fanout", auto_delete=False)
     with pytest.raises(DeclaredDifferently, match="'type' for exchange 'audit'") as error:
@@ -180,7 +182,7 @@ def test_the_error_about_a_missing_plugin_says_how_to_delay_messages_without_it(
 ) -> None:
     """If the delayed message plugin is missing on RabbitMQ 4.2 or earlier, the error's hint names the plugin's release
     for this version, the command that enables the plugin, and `--via ttl`. The plugin has no release for RabbitMQ 4.3
-    or later: there, the hint only names `--via ttl`.
+    or later: there, the hint names only `--via ttl`.
     """
     error = PluginMissing(broker)
     assert (str(error), error.hint, error.exit_code) == (f"{broker} {says}", hint, 78)

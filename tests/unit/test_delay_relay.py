@@ -220,9 +220,9 @@ DECLARED = [
 def test_delayed_relay_declares_its_exchanges_and_its_queue(
     has: tuple[str, ...], *, keep_type: bool, first: Any
 ) -> None:
-    """`delayed relay` declares the exchange that clients publish to, the exchange that routes due messages, a queue,
-    and an exchange and a queue for dead letters, and binds the queues. If the exchange that routes due messages already
-    exists, and --type is not given, the command uses this exchange, whatever its type.
+    """`delayed relay` declares the exchange that clients publish to, the exchange that routes due messages, its own
+    queue, and an exchange and a queue for dead letters. It also binds both queues. If the exchange that routes due
+    messages already exists, and --type is not given, the command uses this exchange, whatever its type.
     """
     broker = Declaring(*has)
     NAMES.declare(cast(Any, broker), keep_type=keep_type)
@@ -287,8 +287,8 @@ def test_delayed_relay_publishes_a_message_without_x_delay_immediately() -> None
 
 @pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
 def test_delayed_relay_removes_the_user_id_of_another_user(user_id: str | None, kept: str | None) -> None:
-    """If a message's user_id is not the user as whom `delayed relay` logs in, the command removes the user_id before it
-    publishes the message. The broker would otherwise refuse the message.
+    """If a message's user_id names a user other than the one that `delayed relay` logs in as, the command removes the
+    user_id before it publishes the message. The broker would otherwise refuse the message.
     """
     delivery = job(1)
     cast(dict[str, Any], delivery.properties)["user_id"] = user_id
@@ -395,8 +395,8 @@ def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
     ],
 )
 def test_delayed_relay_ignores_an_invalid_x_delay_with_a_warning(value: Any, told: str) -> None:
-    """If a message's x-delay is not a number, or does not fit into 32 bits (up to 4,294,967,295 ms), `delayed relay`
-    publishes the message immediately, without a delay, and prints a warning that names the message.
+    """If a message's x-delay is not an integer or is larger than 4,294,967,295 (the largest 32-bit number), `delayed
+    relay` publishes the message immediately, without a delay, and prints a warning that names the message.
     """
     broker = FakeBroker(job(7, x_delay=value))
     relayed = Relayed(broker).run()
@@ -431,9 +431,9 @@ def test_delayed_relay_rejects_a_message_that_it_cannot_encode() -> None:
 
 @pytest.mark.parametrize("headers", [{"x_delay": 5000}, {"x_delay": 5000, "x_death": [{"queue": "q" * 200}]}])
 def test_a_message_whose_headers_leave_no_room_for_a_delay_is_published_immediately(headers: dict[str, Any]) -> None:
-    """To delay a message, `delayed relay` adds headers to it. If these do not fit into a frame with the message's own
-    headers, or leave too little room for the headers that the broker adds to a dead letter, the command publishes the
-    message immediately, without a delay. It prints a warning and acknowledges the message.
+    """To delay a message, `delayed relay` adds headers to it. If these do not fit into a frame together with the
+    message's own headers, or leave too little room for the headers that the broker adds to a dead letter, the command
+    publishes the message immediately, without a delay. It prints a warning and acknowledges the message.
     """
     broker = FakeBroker(job(1, b"large", **headers), job(2))
     relayed = Relayed(broker).run()
@@ -605,8 +605,8 @@ def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
 
 def test_a_wait_queue_that_has_been_deleted_passes_the_check_of_delayed_relay() -> None:
     """Before `delayed relay` first publishes to a wait queue, it checks that the queue has a leader, because a queue
-    without one confirms nothing. A wait queue that has been deleted passes this check without a warning. No message is
-    lost, because the broker returns a message for a deleted queue as unroutable.
+    without one confirms nothing. A wait queue that has been deleted passes this check without a warning. This is
+    harmless, because the broker returns a message for a deleted queue as unroutable.
     """
     broker = FakeBroker()
 

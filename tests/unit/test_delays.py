@@ -72,9 +72,7 @@ def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
     "delay", ["250ms", "1s", "59s", "1m", "90s", "2m", "5m", "30m", "1h", "2h", "12h", "1d", "30d"]
 )
 def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
-    """A round delay, such as 250ms, 90s, 30m or 1d, needs only one wait queue, whose TTL is exactly the delay. Only
-    delays that are less round, such as 5.31 s, are divided between two wait queues.
-    """
+    """A round delay, such as 250ms, 90s, 30m or 1d, needs only one wait queue, whose TTL is exactly the delay."""
     assert [wait.milliseconds for wait in waits_for(round(parse_duration(delay) * 1000))] == [
         round(parse_duration(delay) * 1000)
     ]

@@ -179,8 +179,8 @@ PROPERTIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent: bool) -> None:
-    """mqtool publishes a message in the same frames as pika, each at most as large as the broker accepts. If a message
-    has no exchange, routing key or delivery mode of its own, that of the command is used.
+    """mqtool publishes a message in the same frames as pika does, and no frame is larger than the broker accepts. If a
+    message has no exchange, routing key or delivery mode of its own, that of the command is used.
     """
     encoder = PublishEncoder(3, BODY_MAX + 8)
     route = Route("x", "k", mandatory=True, persistent=persistent)
@@ -202,7 +202,7 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
 def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_their_command() -> None:
     """mqtool caches encoded properties. If a persistent and a transient command publish messages with the same
     properties, each message is still sent with its own command's delivery mode. This is also true of a message whose id
-    has 255 bytes that are not valid UTF-8.
+    is 255 bytes long and is not valid UTF-8.
     """
     encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
     for persistent in (True, False, True):
@@ -243,7 +243,7 @@ def test_a_message_that_cannot_be_encoded_raises_an_error_that_gives_the_reason(
 @pytest.mark.parametrize("frame_max", [4096, 131_072, 0])
 def test_the_check_of_an_input_line_accepts_the_same_headers_as_publishing(frame_max: int) -> None:
     """When a command checks whether a line of its input can be sent, it accepts the same headers as when it publishes a
-    message: as many bytes as fit into a frame of the size negotiated with the broker (131,072 bytes by default).
+    message: those that fit into a frame of the size negotiated with the broker (131,072 bytes by default).
     """
     largest = (frame_max or 131_072) - 8 - header_size({"headers": {"a": ""}})
     for size, fits in ((largest, True), (largest + 1, False)):
@@ -276,7 +276,7 @@ def test_an_acknowledgement_has_the_same_bytes_as_one_from_pika() -> None:
 )
 def test_methods_are_decoded_to_the_same_fields_as_by_pika_even_if_strings_are_not_utf_8(method: Any) -> None:
     """mqtool decodes basic.deliver, basic.get-ok, basic.return, channel.close and connection.close to the same fields
-    as pika. If a routing key or a reply text in such a method is not valid UTF-8, mqtool still decodes the method.
+    as pika does. If a routing key or a reply text in such a method is not valid UTF-8, mqtool still decodes the method.
     """
     data = frame.Method(3, method).marshal()
     found = decode_frame(data)

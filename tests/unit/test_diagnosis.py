@@ -51,7 +51,7 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports a queue if its consumers acknowledge nothing, and it has more unacknowledged messages than
+    """`doctor` reports a queue whose consumers acknowledge nothing if the queue has more unacknowledged messages than
     consumers. If there is at most one unacknowledged message for each consumer, the consumers may be busy with long
     tasks: `doctor` then reports the queue only if the number of unacknowledged messages has grown between two
     measurements.
@@ -67,8 +67,8 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 def test_dropped_messages_are_counted() -> None:
     """`doctor` counts a message as dropped if it was published to a queue and is no longer there, but was neither
-    acknowledged nor delivered with automatic acknowledgement. If a restart has reset the counters, so that more
-    messages were acknowledged than published, `doctor` counts none as dropped.
+    acknowledged nor delivered with automatic acknowledgement. If a restart has reset the counters, so that they show
+    more messages acknowledged than published, `doctor` counts none as dropped.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0
@@ -169,8 +169,8 @@ def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() 
 
 
 def test_findings_are_sorted_by_severity_and_grouped() -> None:
-    """`doctor` sorts problems by severity, for example a memory alarm before a transient queue. It puts more than three
-    problems of the same kind on one line.
+    """`doctor` sorts problems by severity, for example a memory alarm before a transient queue. If there are more than
+    three problems of the same kind, it puts them on one line.
     """
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
@@ -186,9 +186,9 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_a_nagios_check_waits_4_seconds_for_all_silent_stream_ports() -> None:
-    """If no node answers at its stream port, `doctor --format nagios` waits for at most 4 seconds in total. It
-    therefore sets the connection timeout to 4 seconds divided by three times the number of nodes, because the
-    handshake with one node may take three times the timeout.
+    """If no node answers on its stream port, `doctor --format nagios` waits for at most 4 seconds in total. It
+    therefore sets the connection timeout to 4 seconds divided by three times the number of nodes, because the handshake
+    with one node may take three times the timeout.
     """
     addresses = _hurried(Access(parse_addresses("amqp://a,amqp://b"), TlsFiles())).addresses
     assert sum(3 * each.connection_timeout for each in addresses) == pytest.approx(4.0)
@@ -233,7 +233,7 @@ def test_doctor_says_in_which_virtual_hosts_the_user_sees_no_queues(
     names: list[str], shown: list[str], said: str | None
 ) -> None:
     """`doctor` names the first three virtual hosts in which the management API shows the user no queues or exchanges,
-    and says how many others there are. It also says if the user sees no virtual host at all.
+    and says how many others there are. If the user sees no virtual host at all, `doctor` says so.
     """
     assert hidden_queues(cast("Management", PartlyHidden(names, shown))) == said
 

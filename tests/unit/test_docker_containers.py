@@ -17,8 +17,8 @@ from mqtool.broker.state import Started
 def test_mqtool_finds_its_brokers_nodes_even_if_another_container_is_removed_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If a container that does not belong to mqtool's broker is removed while mqtool asks the Docker daemon about all
-    containers, mqtool still finds the running nodes of its broker.
+    """If a container that does not belong to mqtool's broker is removed while mqtool is asking the Docker daemon about
+    all containers, mqtool still finds the running nodes of its broker.
     """
     client = DockerClient(base_url="tcp://127.0.0.1:9", version="1.44")
     with closing(client):

@@ -47,7 +47,7 @@ def test_a_duration_is_shown_in_the_largest_units(seconds: float, text: str) -> 
 
 @given(st.integers(0, 10**12))
 def test_a_duration_that_mqtool_shows_can_be_entered(milliseconds: int) -> None:
-    """A duration that mqtool has written, for example in NDJSON, can be used as input, and then means the same."""
+    """A duration that mqtool has written, for example in NDJSON, can be used as input with the same meaning."""
     assert parse_duration(compact_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
 
 

@@ -210,8 +210,8 @@ def test_queue_convert_cannot_keep_a_binding_with_arguments_of_unusual_types(
     broker: Broker, arguments: dict[str, Any]
 ) -> None:
     """`queue convert` cannot keep a binding if its arguments have unusual types, such as bytes or timestamps, or if
-    they contain small integers of different sizes, 32 and 64 bits. The command
-    still finds out the types of the arguments of the queue's other bindings.
+    they contain small integers of both sizes, 32 and 64 bits. The command still finds out the types of the arguments of
+    the queue's other bindings.
     """
     text = bound({"b": "text"}, "us")
     found, other = broker.of(bound(arguments), text)
@@ -277,9 +277,9 @@ def test_queue_convert_cannot_keep_a_binding_with_large_arguments(broker: Broker
 def test_queue_convert_keeps_a_bindings_routing_key_and_destination(
     broker: Broker, key: str, arguments: dict[str, Any]
 ) -> None:
-    """When `queue convert` declares a binding again, the binding keeps its routing key, whatever that is, and its
-    destination, which is the queue or, during the conversion, an exchange. The command first makes a trial binding
-    only if the binding has arguments, to find out their types.
+    """When `queue convert` declares a binding again, the binding keeps its routing key, even if the key is empty or
+    contains special characters. It also keeps its destination, which is the queue or, during the conversion, an
+    exchange. The command first makes a trial binding only if the binding has arguments, to find out their types.
     """
     for to_exchange in (False, True):
         binding = Binding("logs", "other", key, arguments, to_exchange)
@@ -359,9 +359,9 @@ def test_queue_convert_ends_if_the_management_api_does_not_show_its_trial_bindin
 
 @pytest.mark.parametrize("checks", range(4))
 def test_ctrl_c_ends_queue_convert_while_it_finds_out_the_types_of_arguments(broker: Broker, checks: int) -> None:
-    """To find out the types of arguments, `queue convert` makes trial bindings between an exchange and a queue that it
-    declares for this. Ctrl-C ends the command before it declares them, before it makes the next trial binding, or while
-    it waits for the management API to show the bindings. Before it ends, it deletes what it has declared.
+    """To find out the types of arguments, `queue convert` declares an exchange and a queue, makes trial bindings
+    between them, and waits until the management API shows these bindings. If the user presses Ctrl-C before one of
+    these steps or during the wait, the command deletes what it has declared, and ends.
     """
     broker.unseen, left = 1_000, [None] * checks
 

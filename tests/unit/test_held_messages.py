@@ -168,7 +168,7 @@ def test_headers_that_almost_fill_a_frame_are_held_in_the_body(more: int) -> Non
 def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -> None:
     """If a message's headers and properties are too large to be published again, `queue convert` stops. The error
     contains their size, and the hint contains the command that removes the message from the queue. Headers and
-    properties of exactly the largest size are accepted.
+    properties of exactly the maximum size are accepted.
     """
     most = largest_payload(FRAME_MAX)
     besides = header_size({"type": "t"})
@@ -434,7 +434,7 @@ def test_a_conversion_removes_a_reply_to_that_the_broker_refuses(reply_to: str, 
 @pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
 def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
     """`queue convert` raises HeadersTooLarge if a message's headers and properties do not fit into one frame of the
-    size that the broker allows. If the broker sets no limit, they may have up to 131,064 bytes.
+    size that the broker allows. If the broker sets no limit, their total size can be up to 131,064 bytes.
     """
     conversion = converting(frame_max=frame_max)
     conversion.held(delivery(large(most - 14)))

@@ -198,9 +198,10 @@ def test_a_moved_message_keeps_only_origin_headers_that_mqtool_trusts(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
     """Any publisher can set the headers mqtool-exchange and mqtool-routing-key, which name a message's original
-    exchange and routing key. mqtool therefore trusts them only in a message from the default exchange. When mqtool
-    moves a message, it replaces untrusted values with the exchange and the routing key of the delivery. If the broker
-    dead-lettered the message from a queue other than a wait queue for retries, mqtool removes both headers.
+    exchange and routing key. mqtool therefore trusts them only in a message that came through the default exchange,
+    either directly or from a wait queue for retries. When mqtool moves a message, it replaces untrusted values with the
+    exchange and the routing key of the delivery. If the broker dead-lettered the message from any other queue, mqtool
+    removes both headers.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange), "elsewhere") == kept

@@ -259,5 +259,5 @@ def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
 
 
 def test_no_text_contains_a_merge_conflict() -> None:
-    """Code, tests and documents contain no merge conflict markers, which users would see in a help text."""
+    """Code, tests and documents contain no merge conflict markers."""
     assert lines_with(re.compile(r"^(<{7}|>{7})( |$)")) == []

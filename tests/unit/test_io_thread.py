@@ -92,9 +92,9 @@ def channel(broker: ScriptedBroker, clock: Clock) -> Channel:
 
 
 def test_the_io_thread_runs_one_function_after_another() -> None:
-    """The I/O thread runs one function after another, in the order in which they were scheduled, and a delayed
-    function once its delay has passed. The thread is a daemon thread, so it does not keep a command from ending, and
-    its name appears in a dump of all threads. stop() ends the thread, and closes its file descriptors.
+    """The I/O thread runs one function after another, in the order in which they were scheduled, and a delayed function
+    once its delay has passed. The thread is named mqtool-amqp. It is a daemon thread, so it does not keep a command
+    from ending. stop() ends the thread, and closes its file descriptors.
     """
     before = open_files()
     errors: list[Exception] = []

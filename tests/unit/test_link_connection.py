@@ -322,9 +322,9 @@ def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: L
 def test_a_disposition_takes_no_longer_if_its_range_is_large(
     broker: Broker, session: LinkConnection, first: int, last: int, *, is_settled: bool
 ) -> None:
-    """The time that mqtool takes for an AMQP 1.0 disposition depends only on the number of unsettled messages, however
-    large the disposition's range of delivery ids is. A disposition whose last id precedes its first id, in the order of
-    32-bit serial numbers, applies to no message.
+    """The time that mqtool needs to process an AMQP 1.0 disposition depends only on the number of unsettled messages,
+    however large the disposition's range of delivery ids is. A disposition whose last id precedes its first id, in the
+    order of 32-bit serial numbers, applies to no message.
     """
     sender = published(session, b"0", b"1")
     broker.credit(0, 0, 9)
@@ -339,8 +339,8 @@ def test_a_disposition_takes_no_longer_if_its_range_is_large(
 
 
 def test_a_message_is_unconfirmed_until_its_state_is_an_outcome(broker: Broker, session: LinkConnection) -> None:
-    """If the broker reports a state of an AMQP 1.0 message that is not an outcome, such as received, the message is
-    still unconfirmed. It gets the outcome that the broker reports later.
+    """If the broker reports a state of an AMQP 1.0 message that is not an outcome, such as received, and the link's
+    source has no default outcome, the message is still unconfirmed. It gets the outcome that the broker reports later.
     """
     sender = published(session, b"0")
     broker.credit(0, 0, 9)
@@ -359,8 +359,8 @@ def test_a_message_is_unconfirmed_until_its_state_is_an_outcome(broker: Broker, 
 def test_a_message_that_is_settled_without_an_outcome_has_the_default_outcome(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If the broker settles an AMQP 1.0 message without an outcome, and the link's source has a default outcome, the
-    message has that outcome.
+    """If the broker settles an AMQP 1.0 message with a state that is not an outcome, such as received, the message has
+    the default outcome of the link's source, if the source has one.
     """
     broker.default_outcome = Released()
     sender = published(session, b"0")
@@ -473,8 +473,9 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
 def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """After a reconnection, mqtool attaches its AMQP 1.0 links again. It sends the messages without an outcome again,
-    in order, before the messages that it has not sent yet. While the connection is lost, mqtool sends nothing.
+    """After an AMQP 1.0 connection has been lost, mqtool sends nothing until it has reconnected. It then attaches its
+    links again, and sends the messages without an outcome again, in order, before the messages that it has not sent
+    yet.
     """
     sender = published(session, b"1", b"2", b"3", b"4")
     broker.credit(0, 0, 3)
@@ -504,8 +505,8 @@ def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
 def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an AMQP 1.0 connection is lost while mqtool waits for the reply to an attach frame, mqtool attaches the link
-    once on the new connection. A link for which mqtool has sent a detach frame is not attached again, even if the
+    """If an AMQP 1.0 connection is lost while mqtool is waiting for the reply to an attach frame, mqtool attaches the
+    link once on the new connection. A link for which mqtool has sent a detach frame is not attached again, even if the
     broker has not replied to the detach frame.
     """
     receiver(session)
@@ -543,9 +544,9 @@ def test_a_link_without_the_brokers_reply_is_attached_once_after_a_reconnection(
 def test_a_receiver_that_ends_is_not_attached_after_a_reconnection(
     broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch, ends: str, attached: int, detached: int
 ) -> None:
-    """If an AMQP 1.0 receiver is ending when the connection is lost, or ends while the connection is lost, mqtool
-    does not attach the receiver again after the reconnection. If the receiver ends while it is being attached again,
-    mqtool detaches it, so that the broker delivers all messages to other receivers.
+    """If an AMQP 1.0 receiver is ending when the connection is lost, or ends before the reconnection, mqtool does not
+    attach the receiver again after the reconnection. If the receiver ends while it is being attached again, mqtool
+    detaches it, so that the broker delivers all messages to other receivers.
     """
     link = receiver(session)
     broker.attached.clear()
@@ -611,7 +612,7 @@ def test_a_connection_is_not_reopened_between_the_end_of_a_receiver_and_the_with
 
 def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
     """The confirm timeout of an AMQP 1.0 session starts again with each outcome. If no message was waiting for an
-    outcome, it starts when the next message is sent. It does not run while the connection is lost.
+    outcome, it starts when the next message is sent. It does not run while there is no connection.
     """
     broker.now += 60
     assert session.patience() == 5.0
@@ -785,7 +786,7 @@ def test_a_receiver_that_ends_releases_the_deliveries_that_the_caller_has_not_re
 def test_a_queue_that_is_deleted_while_its_receiver_ends_does_not_affect_the_next_receiver(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """If the queue of an AMQP 1.0 receiver is deleted while the receiver ends, the broker's detach frame, which
+    """If the queue of an AMQP 1.0 receiver is deleted while the receiver is ending, the broker's detach frame, which
     contains an error, crosses mqtool's own. mqtool neither answers the broker's frame nor raises its error. When mqtool
     then attaches the next link, it does not mistake the broker's earlier frame for a refusal of this link.
     """
@@ -870,11 +871,11 @@ def test_all_unsettled_deliveries_are_released_when_a_session_ends(broker: Broke
     assert broker.of(Detach) == []
 
 
-def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
+def test_nothing_is_sent_when_a_session_ends_after_its_connection_has_been_lost(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """When an AMQP 1.0 session ends while its connection is lost, mqtool sends no frames: it releases no deliveries,
-    detaches no links, and grants no credit.
+    """When an AMQP 1.0 session ends after its connection has been lost, mqtool sends no frames: it releases no
+    deliveries, detaches no links, and grants no credit.
     """
     link = receiver(session)
     broker.deliver(0, 0)
@@ -932,8 +933,8 @@ def test_a_link_that_mqtool_did_not_ask_for_raises_value_error(broker: Broker, s
 
 def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConnection) -> None:
     """An AMQP 1.0 session sends a management request settled, and does not keep it, so the caller must send it again
-    after a reconnection. While the connection is lost, only the thread that reopens it can send a request. Other
-    threads, and requests over a link of an earlier connection, raise Lost.
+    after a reconnection. While the connection is being reopened, only the thread that reopens it can send a request.
+    Other threads, and requests over a link of an earlier connection, raise Lost.
     """
     session.send_request(7, b"request", 0)
     [transfer] = broker.of(Transfer)
@@ -977,8 +978,8 @@ def test_a_management_request_waits_until_the_broker_has_room_for_it(
 
 
 def test_a_management_request_does_not_wait_forever_for_the_brokers_window(broker: Broker) -> None:
-    """While the broker's incoming window has no room for a management request, the request waits, but at most as long
-    as the caller allows. If the command is stopped, or if the session is closed while it reconnects, the request
+    """While the broker's incoming window has no room for a management request, the request waits for at most the time
+    that the caller allows. If the command is stopped, or if the session is closed while it is reconnecting, the request
     fails immediately.
     """
     broker.window = 0

@@ -490,8 +490,8 @@ def test_a_stopped_receiver_ends_after_the_current_delivery(broker: Broker) -> N
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
     """An AMQP 1.0 receiver ends if no delivery arrives within the time limit `idle_timeout`. This limit starts again
-    with each delivery, and the time while the connection is lost does not count. Once the total time limit `timeout`
-    is over, the receiver raises TimedOut. It never waits for a delivery beyond either limit.
+    with each delivery, and time without a connection does not count towards it. Once the total time limit `timeout` is
+    over, the receiver raises TimedOut. It never waits for a delivery beyond either limit.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]

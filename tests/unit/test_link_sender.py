@@ -120,7 +120,7 @@ def messages(*bodies: bytes) -> Iterator[Message]:
 def test_responses_to_amqp_1_0_messages_are_yielded_in_the_order_of_publishing(broker: Broker) -> None:
     """An AMQP 1.0 sender yields a receipt for each message: the message, its number, and the broker's response. It
     yields the receipts in the order of publishing. If the broker responds to a later message first, the sender yields
-    its receipt only after those of all earlier messages.
+    the receipt of this message only after those of all earlier messages.
     """
     broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"1", state=Released()), broker.decide]
     sender = Sender(broker, QUEUE, persistent=False)
@@ -212,8 +212,8 @@ def test_a_rejection_without_an_error_is_treated_as_a_rejection_by_an_unavailabl
 def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
     broker: Broker, message: Message, to: str, expected: tuple[str, str]
 ) -> None:
-    """Over AMQP 1.0, a message keeps its own exchange and its own routing key. If it has only one of the two, or
-    neither, what it lacks comes from the address that the sender publishes to.
+    """Over AMQP 1.0, a message keeps the exchange and the routing key that it has. If it lacks one of them or both,
+    what is missing is taken from the sender's address.
     """
     for found in (addressed(message, to), Sender(broker, to, persistent=False).addressed(message)):
         assert found == replace(message, exchange=expected[0], routing_key=expected[1])
@@ -243,9 +243,8 @@ def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address
     broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
 ) -> None:
     """An AMQP 1.0 sender's address names an exchange and a routing key. A message that names no other exchange or
-    routing key is sent over the link to this address. Any other message is sent over a link without an address, and
-    contains its own address. If such a message has only an exchange or only a routing key, the missing part is taken
-    from the sender's address.
+    routing key is sent over the link to this address. Any other message is sent over a link without an address, and its
+    property `to` contains its own address.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
@@ -263,7 +262,7 @@ def test_a_message_with_its_own_address_is_sent_over_the_link_without_an_address
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_messages_are_durable_if_the_sender_is_persistent(broker: Broker, *, persistent: bool) -> None:
-    """An AMQP 1.0 sender makes messages without a delivery mode durable only if the sender is persistent."""
+    """An AMQP 1.0 sender makes messages without a delivery mode durable only if it was created with persistent=True."""
     Sender(broker, QUEUE, persistent=persistent).add(Message(b"body"))
     broker.pump()
     assert broker.sent[0].data == sections.encode(Message(b"body"), persistent=persistent)
@@ -348,8 +347,8 @@ def test_send_yields_the_brokers_responses_before_the_error_of_a_connection_that
 
 
 def test_a_sender_without_input_notices_that_its_connection_is_lost_for_good(broker: Broker) -> None:
-    """If the connection of an AMQP 1.0 sender is lost for good while there is no input, and the broker has responded to
-    all messages, send() raises the connection's error when it looks for input the next time.
+    """If the connection of an AMQP 1.0 sender is lost for good while there is no input and the broker has responded to
+    all messages, send() raises the connection's error when it next looks for input.
     """
 
     def source() -> Iterator[Message | None]:
@@ -430,7 +429,7 @@ def test_a_key_or_header_that_is_not_utf_8_cannot_be_sent_over_amqp_1_0(
     broker: Broker, message: Message, words: str
 ) -> None:
     """Sending a message with a routing key or a header that is not valid UTF-8 over AMQP 1.0 raises BadData. The hint
-    says that only the body can consist of any bytes.
+    says that only a message's body can contain arbitrary bytes.
     """
     with pytest.raises(BadData, match=rf"^{words} is not valid UTF-8$") as raised:
         [*Sender(broker, QUEUE, persistent=False).send(iter([message]))]
@@ -557,9 +556,9 @@ def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> N
 
 
 def test_a_stopped_sender_does_not_wait_for_outcomes_that_cannot_arrive(broker: Broker) -> None:
-    """If a command is stopped while AMQP 1.0 messages are unconfirmed, and their outcomes cannot arrive, for example
-    because the connection is lost, send() raises NotConfirmed. The error says why they cannot arrive, and how many
-    messages are unconfirmed.
+    """If a command is stopped while AMQP 1.0 messages are unconfirmed and their outcomes cannot arrive, for example
+    because the connection is lost, send() raises NotConfirmed. The error says why the outcomes cannot arrive, and how
+    many messages are unconfirmed.
     """
     broker.hopeless = "the connection is lost"
     words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
@@ -572,8 +571,8 @@ def test_a_stopped_sender_does_not_wait_for_outcomes_that_cannot_arrive(broker: 
 def test_a_sender_that_is_stopped_while_it_waits_ends_immediately_if_the_broker_accepts_no_messages(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a command is stopped while an AMQP 1.0 sender waits for outcomes, and the broker accepts no messages, send()
-    raises NotConfirmed immediately, instead of waiting for the confirm timeout.
+    """If a command is stopped while an AMQP 1.0 sender is waiting for outcomes and the broker accepts no messages,
+    send() raises NotConfirmed immediately, instead of waiting for the confirm timeout.
     """
 
     def wait(done: Callable[[], bool], timeout: float | None) -> None:

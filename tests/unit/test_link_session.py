@@ -67,9 +67,9 @@ def received(session: LinkSession, count: int, queue: Queue = Q, **receiving: An
 
 
 def test_a_message_is_published_to_the_callers_exchange_or_to_its_own(session: LinkSession) -> None:
-    """Over AMQP 1.0, publish() sends messages to the exchange, and with the routing key, that the caller gives. If
-    the caller gives neither, publish() uses the exchange and the routing key of each message. If a message is
-    unroutable, publish() yields the response `returned` for it.
+    """Over AMQP 1.0, publish() sends messages with the exchange and the routing key that the caller gives. If the
+    caller gives neither, publish() uses the exchange and the routing key of each message. If a message is unroutable,
+    publish() yields the response `returned` for it.
     """
     session.declare(X)
     session.bind(Q, X, "key")
@@ -135,7 +135,8 @@ def test_a_message_that_the_broker_does_not_confirm_in_time_is_listed_as_unconfi
 
 def test_deliveries_that_the_caller_has_not_accepted_are_requeued(vhost: Vhost, session: LinkSession) -> None:
     """If the caller accepts AMQP 1.0 deliveries itself, the session's method is_current() returns True for a delivery
-    that is not accepted yet. When the session is closed, the broker requeues the deliveries that were not accepted.
+    that has not been accepted yet. When the session is closed, the broker requeues the deliveries that were not
+    accepted.
     """
     publish(session, b"1", b"2", b"3", routing_key="q")
     deliveries = received(session, 3, acknowledge=False)

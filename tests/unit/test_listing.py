@@ -195,7 +195,7 @@ def overview(answer: bytes) -> Any:
         return api.get(path("overview"))
 
 
-def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mib() -> None:
+def test_reading_an_endless_response_of_the_management_api_fails_after_32_mib() -> None:
     """If mqtool requests a single value from the management API, and the server's response does not end, the request
     fails with Unavailable after 32 MiB.
     """
@@ -204,7 +204,7 @@ def test_a_response_of_the_management_api_that_does_not_end_is_given_up_at_32_mi
         api.get(path("overview"))
 
 
-def test_an_endless_object_in_a_list_is_given_up_at_32_mib() -> None:
+def test_reading_an_endless_object_in_a_list_fails_after_32_mib() -> None:
     """If an object in a list from the management API does not end, the request fails with Unavailable after 32 MiB."""
     endless = responding(lambda: chain([b'[{"name": "'], repeat(b"x" * 100_000)))
     with endless as api, pytest.raises(Unavailable, match="more than 32 MiB"):
@@ -213,8 +213,8 @@ def test_an_endless_object_in_a_list_is_given_up_at_32_mib() -> None:
 
 def test_reading_an_endless_list_from_the_management_api_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a list from the management API does not end, the request fails with Unavailable once the list exceeds the
-    limit on its bytes or the limit on its objects. The second limit is needed because many small objects need much
-    memory, even if they have few bytes in the response.
+    limit on its size in bytes or the limit on its number of objects. The second limit is needed because many small
+    objects need much memory, even if they take up few bytes in the response.
     """
     monkeypatch.setattr(limits, "MOST_OBJECTS", 100_000)
     monkeypatch.setattr(limits, "LARGEST_LIST", 20 << 20)
@@ -239,9 +239,9 @@ def test_a_management_api_request_whose_response_takes_too_long_fails(monkeypatc
 
 
 def test_a_page_of_the_management_api_can_exceed_the_limit_for_a_single_object() -> None:
-    """If a response of the management API contains a single object, mqtool reads at most 32 MiB. A page of the list
-    of queues can be larger, because any user who can declare queues can add to it. mqtool nevertheless reads all
-    queues of such a page.
+    """If a response of the management API contains a single object, mqtool reads at most 32 MiB. This limit does not
+    apply to a page of the list of queues, because any user who can declare queues can add to such a page. mqtool reads
+    all queues on a page of more than 32 MiB.
     """
     page = b'{"items": [%s], "page_count": 1}' % b",".join([b'{"name":"%s"}' % (b"x" * 120_000)] * 300)
     with responding(lambda: [page]) as api:
@@ -249,8 +249,8 @@ def test_a_page_of_the_management_api_can_exceed_the_limit_for_a_single_object()
 
 
 def test_a_list_with_more_pages_than_any_broker_has_is_refused() -> None:
-    """If a server announces that a list of the management API has far more pages than on any broker, such as
-    1,000,000,000, the request fails with Unavailable, and mqtool requests no further page.
+    """If a server announces that a list of the management API has 1,000,000,000 pages, far more than any real broker's
+    list, the request fails with Unavailable, and mqtool requests no further page.
     """
     requests = count(1)
 
@@ -320,7 +320,7 @@ def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_names_that_would_change_a_management_path_are_refused(name: str) -> None:
-    """In a URL path of the management API, the names "", "." and ".." raise UsageError, because the path would then
+    """If a name in a URL path of the management API is "", "." or "..", UsageError is raised, because the path would
     refer to another object. Other names are percent-encoded.
     """
     with pytest.raises(UsageError):

@@ -54,8 +54,8 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
 
 
 def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
-    """In a live view, such as `top`, keys edit and clear the filter, scroll to both ends, show the list of keys, and
-    quit.
+    """In a live view, such as `top`, there are keys to edit and clear the filter, to scroll to either end, to show the
+    list of keys, and to quit.
     """
     wanted: list[str] = []
 

@@ -50,9 +50,9 @@ def test_the_api_that_broker_up_recorded_is_used_only_if_it_reports_the_brokers_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If mqtool does not know whether a broker in Docker that `broker up` started is still running, a command first
-    tries the management APIs at the usual ports, and uses one that reports a listener at the broker's port. If none
-    of these does, the command uses the API that `broker up` recorded, but only if this API reports a listener at the
-    broker's port or at 5672, the broker's port inside the container.
+    tries the management APIs on the usual ports, and uses one that reports a listener on the broker's port. If none of
+    these does, the command uses the API that `broker up` recorded, but only if this API reports a listener on the
+    broker's port or on 5672, the broker's port inside the container.
     """
     monkeypatch.setattr(access, "perhaps_running_at", lambda _: [PERHAPS])
     Api.listeners = {"http://127.0.0.1:15701": [5672], "http://127.0.0.1:7000": [5672, 15672]}
@@ -64,12 +64,12 @@ def test_the_api_that_broker_up_recorded_is_used_only_if_it_reports_the_brokers_
         found(5701)
 
 
-def test_a_management_api_that_shows_no_listeners_is_used_only_for_a_broker_at_the_default_port(
+def test_a_management_api_that_shows_no_listeners_is_used_only_for_a_broker_on_the_default_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """RabbitMQ's management API shows its listeners only to users with the tag monitoring or administrator. For other
-    users, a command uses the API at the usual port if the broker is at its default port. Otherwise, the command ends
-    with an error that says that the API does not belong to the broker.
+    """RabbitMQ's management API shows its listeners only to users with the tag monitoring or administrator. For any
+    other user, a command uses the API on the usual port if the broker is on its default port. If the broker is on
+    another port, the command ends with an error that says that the API does not belong to the broker.
     """
     Api.listeners = {"http://127.0.0.1:15672": None, "http://127.0.0.1:7000": [5672]}
     for recorded in ([], [PERHAPS]):

@@ -210,7 +210,9 @@ def test_any_line_of_ndjson_is_a_message_or_bad_data(line: bytes) -> None:
 
 
 def test_the_hint_for_an_unknown_property_does_not_list_headers() -> None:
-    """If a line of NDJSON has "headers" among its "properties", the hint lists the valid properties, not headers."""
+    """If a line of NDJSON has "headers" among its "properties", the hint lists the valid properties, which do not
+    include headers.
+    """
     with pytest.raises(BadData) as error:
         ndjson.to_message('{"body": "", "properties": {"headers": {}}}', "line 1")
     assert "message_id" in str(error.value.hint)

@@ -135,8 +135,8 @@ def is_installed(name: str) -> bool:
 
 
 def test_the_pinned_versions_are_installed() -> None:
-    """constraints.txt pins every library that mqtool and its tests need, and each library is installed in its pinned
-    version.
+    """constraints.txt pins every library that mqtool and its tests need, and the installed version of each library is
+    the pinned one.
     """
     extras = [line for extra in ("dev", "test") for line in PROJECT["optional-dependencies"][extra]]
     roots = [re.split(r"[<>=\[]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
@@ -175,7 +175,7 @@ def test_a_failed_make_setup_names_the_library(tmp_path: Path) -> None:
 
 
 def test_libraries_that_ci_installs_have_hashes() -> None:
-    """The files in .ci/requirements pin every library of constraints.txt, with hashes, and name no package index."""
+    """The files in .ci/requirements pin every library in constraints.txt, with hashes, and name no package index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release", "mutants")]
     found: dict[str, str] = {}
     for path in files:
@@ -222,8 +222,8 @@ def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() ->
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """CI's audit fails if a library has a known vulnerability. If the package index does not answer for a library, or
-    nothing could be audited, the audit only prints a warning.
+    """CI's audit fails if a library has a known vulnerability. If the package index gives no answer about a library, or
+    nothing can be audited, the audit says so but does not fail.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))

@@ -135,10 +135,10 @@ def place(amqp_broker: EmbeddedBroker, amqp_vhost: Vhost) -> Iterator[Place]:
 def test_peek_chooses_how_to_read_a_queue_by_its_type_arguments_and_policy(
     place: Place, view: dict[str, Any], kind: PeekKind
 ) -> None:
-    """`peek` reads a classic queue with basic.get instead of a consumer if the management API reports that the queue
-    is auto-delete or has a single active consumer. For a quorum queue, it assumes the lower of the delivery limits
-    that the queue's arguments and its policy set, where a negative number means no limit. If neither sets one, it
-    assumes 20, RabbitMQ's default from 4.0 on.
+    """`peek` reads a classic queue with basic.get instead of a consumer if the management API reports that the queue is
+    auto-delete or has a single active consumer. For a quorum queue, it assumes the lower of the delivery limits that
+    the queue's arguments and its policy set, where a negative number means no limit. If neither sets one, and the
+    broker behaves like RabbitMQ 4.0 or later, as here, `peek` assumes the default limit of 20.
     """
     place.fill()
     api = SimpleNamespace(get={f"queues/{place.vhost.name}/jobs": view}.get, items=lambda _: [])
@@ -416,7 +416,7 @@ def test_only_the_first_message_is_at_risk_if_the_user_has_no_permission_to_publ
     """If the user can neither publish nor see the delivery limit, and the first message was already requeued, `peek`
     cannot republish this message, and fails. The message is requeued once more. If the limit is 1, as here, the queue
     therefore drops or dead-letters it, but keeps all other messages. check_limit(), which other commands call before
-    they consume, fails with the same result.
+    they consume, fails in the same way.
     """
     hidden_limit(place, 1)
     place.fill(*range(3), arguments=QUORUM)

@@ -131,9 +131,9 @@ def test_an_exclusive_wait_queue_is_skipped(place: Place) -> None:
 
 @pytest.mark.parametrize("is_exclusive", [False, True])
 def test_a_wait_queue_that_is_deleted_while_queues_are_listed_is_skipped(place: Place, *, is_exclusive: bool) -> None:
-    """If a wait queue is deleted while `delayed ls` lists the wait queues, `delayed ls` leaves it out without an
-    error. If another client declares an exclusive queue with the same name in the meantime, `delayed ls` leaves that
-    queue out, too, and reports the broker's error. It lists all other wait queues.
+    """If a wait queue is deleted while `delayed ls` is listing the wait queues, the command leaves out the deleted
+    queue without an error. If another client declares an exclusive queue with the same name in the meantime, the
+    command leaves out that queue, too, and reports the broker's error. It lists all other wait queues.
     """
     for hours in (1, 2, 3):
         place.declare(f"jobs.delay.{hours}h", "a", ttl=hours * 3_600_000)
@@ -153,8 +153,8 @@ def test_a_wait_queue_that_is_deleted_while_queues_are_listed_is_skipped(place: 
 def test_delayed_ls_counts_the_messages_that_exchanges_of_type_x_delayed_message_hold(
     place: Place, amqp_broker: EmbeddedBroker
 ) -> None:
-    """`delayed ls` lists the virtual host's exchanges of type x-delayed-message that hold messages, with the numbers of
-    these messages.
+    """`delayed ls` lists the virtual host's exchanges of type x-delayed-message that hold messages, and the number of
+    messages that each of them holds.
     """
     with amqp_broker.fresh_vhost() as other:
         elsewhere = Place(amqp_broker, other)
@@ -417,7 +417,7 @@ def test_a_wait_queue_that_another_client_consumes_exclusively_is_skipped(place:
 
 
 def test_reading_wait_queues_ends_if_the_connection_is_lost(place: Place) -> None:
-    """If the connection is lost while `delayed show` reads waiting messages, it raises Unavailable, and does not
+    """If the connection is lost while `delayed show` is reading waiting messages, it raises Unavailable, and does not
     report the loss as an error of one of the wait queues.
     """
     place.declare("jobs.delay.1h", "a")
@@ -452,9 +452,9 @@ def test_delayed_now_ends_if_a_confirm_does_not_arrive(place: Place) -> None:
 
 
 def test_a_message_near_the_delivery_limit_is_reported_even_if_no_further_queue_is_read(place: Place) -> None:
-    """`delayed show` requeues the messages that it shows. If a message is so near the delivery limit of its wait
-    queue that the queue would drop it when it is requeued once more, mqtool reports an error for this queue, even if
-    reading stops before the next queue.
+    """`delayed show` requeues the messages that it shows. If a message is so near the delivery limit of its wait queue
+    that the queue would drop it if it were requeued once more, mqtool reports an error for this queue, even if reading
+    stops before the next queue.
     """
     place.declare("jobs.delay.1h", "a", "b", **{"x-queue-type": "quorum", "x-delivery-limit": 3})
     place.declare("jobs.delay.2h", "c", ttl=7_200_000)

@@ -188,9 +188,9 @@ def test_the_error_about_a_lost_connection_gives_the_reason(error: Exception, wo
     ],
 )
 def test_if_no_broker_answers_the_hint_says_how_to_start_one_at_that_address(url: str, hint: str) -> None:
-    """If no broker answers at a port of localhost or 127.0.0.1, the hint is the `mqtool broker up` command that
-    starts one there. If the URL names another address, such as [::1], or uses TLS, `broker up` cannot start a broker
-    there, and the hint does not mention the command.
+    """If no broker answers on a port of localhost or 127.0.0.1, the hint is the `mqtool broker up` command that starts
+    one there. If the URL names another address, such as [::1], or uses TLS, `broker up` cannot start a broker there,
+    and the hint does not mention the command.
     """
     assert pika_errors.connecting(ConnectionRefusedError(), parse_address(url)).hint == hint
 
@@ -307,9 +307,9 @@ def test_if_no_address_of_a_host_can_be_reached_the_error_is_that_of_the_last_on
     ],
 )  # fmt: skip
 def test_a_refused_login_has_a_hint_that_depends_on_the_user(address: Address, words: str, hint: str) -> None:
-    """If the broker refuses the login, the hint depends on the user. For guest on another machine, it says that
-    RabbitMQ accepts guest only from its own machine. If no user is named and TLS is used, it says how to name one.
-    Otherwise, it says to check the user and the password.
+    """If the broker refuses the login, the hint depends on the user. If guest tried to log in to a broker on another
+    machine, the hint says that RabbitMQ accepts guest only from its own machine. If no user is named and TLS is used,
+    it says how to name one. Otherwise, it says to check the user and the password.
     """
     error = pika_errors.login_refused(address, "ACCESS_REFUSED - why")
     assert (type(error), str(error), error.hint) == (AccessRefused, words, hint)
@@ -386,10 +386,9 @@ def test_a_failed_attempt_to_reconnect_is_described_without_the_words_of_pika() 
 def test_channel_errors_after_which_mqtool_can_continue_are_recognized(
     code: int, text: str, exchanges: list[str], *, is_mended: bool, is_harmless: bool
 ) -> None:
-    """If the broker closes a channel because of a consumer timeout, or because of a missing exchange that mqtool
-    itself declares again, mqtool expects no such error on a new channel. If a declaration fails because the queue or
-    exchange exists with other properties or arguments, mqtool can use the existing one, unless it is an exchange of
-    another type.
+    """If the broker closes a channel because of a consumer timeout, or because of a missing exchange that mqtool itself
+    declares again, mqtool can continue on a new channel. If a declaration fails because the queue or exchange exists
+    with other properties or arguments, mqtool can use the existing one, unless it is an exchange of another type.
     """
     error = exceptions.ChannelClosedByBroker(code, text)
     assert pika_errors.is_mended_by_reopening(error, exchanges) is is_mended
@@ -458,9 +457,9 @@ def test_the_error_about_a_message_larger_than_512_mib_says_to_check_the_url() -
 
 
 @pytest.mark.parametrize(("port", "usual"), [(15672, "the management API"), (5552, "streams")])
-def test_the_hint_about_a_handshake_on_a_port_of_another_protocol_names_amqps_port(port: int, usual: str) -> None:
-    """If a server closes the connection during the handshake, and its port is the usual one of the management API or
-    of streams, the hint says so, and names the usual port of AMQP.
+def test_the_hint_about_a_handshake_on_a_port_of_another_protocol_names_the_usual_port(port: int, usual: str) -> None:
+    """If a server closes the connection during the handshake, and its port is usually that of the management API or of
+    streams, the hint says so, and names the usual port of AMQP.
     """
     hint = f"{port} is usually the port of {usual}; AMQP's is 5672"
     assert pika_errors.closed_early(Address("one", port, "v", "ann")).hint == hint

@@ -118,7 +118,7 @@ def test_the_size_of_encoded_messages_is_that_of_their_frames_or_bodies(
     connect: Connect, kind: type[SelectConnection]
 ) -> None:
     """mqtool writes several messages together once their total size reaches a limit. If mqtool encodes the messages,
-    this is the size of their frames. If pika encodes them, it is the size of their bodies.
+    the size of their frames counts. If pika encodes them, the size of their bodies counts.
     """
     writer = pika_private.writer(connect(kind)._channel, 4096)
     size = writer.encode([Message(b"x" * 10_000), Message(b"y")], Route("", "q")).size

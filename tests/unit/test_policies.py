@@ -36,9 +36,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 def test_a_consumers_initial_prefetch_depends_on_its_options_and_the_queues_delivery_limit() -> None:
     """A consumer's initial prefetch is the value of `--prefetch`, by default 1,000. On a queue with a delivery limit,
-    the default is 1, unless `--auto-ack` is given. With `--count 3`, the initial prefetch is 1 or, in a command that
-    sends its own acknowledgements, such as `worker`, 3, and the consumer is cancelled when it has received the third
-    message.
+    the default is 1, unless `--auto-ack` is given. With `--count 3` on such a queue, the initial prefetch is 1, or 3 in
+    a command that sends its own acknowledgements, such as `worker`. In either case, the consumer is cancelled when it
+    has received the third message.
     """
     for receiving, limit, expected in (
         (Receiving(), inf, (PREFETCH, True, [])),
@@ -277,10 +277,10 @@ def test_the_options_determine_the_prefetch_and_whether_the_consumer_sends_ackno
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
     """Without `--count`, or on a stream, a consumer's prefetch is the value of `--prefetch`, by default 1,000. With
-    `--count N` on any other queue, it is the lower of `--prefetch` and N - 50, but 1 if N is at most 250 or
-    `--prefetch` is between 1 and 999. In a command that sends its own acknowledgements, such as `worker`, it is the
-    lower of `--prefetch` and N. In other commands, the consumer sends the acknowledgements, unless the broker
-    acknowledges messages automatically.
+    `--count N` on any other queue, the prefetch in a command that sends its own acknowledgements, such as `worker`, is
+    the lower of `--prefetch` and N. In any other command, it is the lower of `--prefetch` and N - 50, but 1 if N is at
+    most 250 or `--prefetch` is between 1 and 999. The consumer sends the acknowledgements unless the command does so,
+    or the broker acknowledges messages automatically.
     """
     policy = policy_for(receiving, delivery_limit=inf, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
@@ -288,9 +288,9 @@ def test_the_options_determine_the_prefetch_and_whether_the_consumer_sends_ackno
 
 
 def test_acknowledgements_within_50_ms_are_sent_together() -> None:
-    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago, or if a
-    quarter of its prefetch is waiting for acknowledgement. Otherwise, it acknowledges the delivery later, together
-    with others. With an unlimited prefetch, which has no quarter, only the time matters.
+    """A consumer acknowledges a delivery immediately if it sent its last acknowledgement more than 50 ms ago.
+    Otherwise, it acknowledges the delivery later, together with others. This is also true of a consumer with an
+    unlimited prefetch.
     """
     for prefetch in (0, 1000):
         assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
@@ -314,10 +314,10 @@ def test_a_consumer_with_manual_acknowledgements_is_cancelled_once_count_message
 
 
 def test_after_a_lost_channel_a_consumer_still_receives_no_more_messages_than_count_allows() -> None:
-    """In a command with manual acknowledgements, such as `worker`, a consumer whose channel was lost and reopened
-    still receives no more messages than `--count` allows. Before an acknowledgement would let the broker send one
-    message too many, mqtool replaces the consumer by one with a smaller prefetch. When all messages have arrived,
-    mqtool cancels the consumer.
+    """In a command with manual acknowledgements, such as `worker`, a consumer whose channel was lost and reopened still
+    receives no more messages than `--count` allows. Before an acknowledgement would let the broker send one message too
+    many, mqtool replaces the consumer with one that has a smaller prefetch. When all messages have arrived, mqtool
+    cancels the consumer.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2

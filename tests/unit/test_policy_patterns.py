@@ -65,8 +65,8 @@ def test_a_pattern_that_rabbitmq_cannot_compile_is_refused(pattern: str) -> None
 
 
 def test_each_of_many_patterns_is_compiled_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a broker has hundreds of policies, mqtool compiles each of their patterns once, and not once for each queue,
-    which would take several times as long.
+    """If a broker has hundreds of policies, mqtool compiles each of their patterns only once. Compiling them again for
+    each queue would take several times as long.
     """
     compiled: list[bytes] = []
     compile_one = re2.compile

@@ -15,8 +15,8 @@ from mqtool.broker.state import Started
 def test_a_new_broker_never_gets_the_port_of_a_broker_that_is_being_restarted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """When a port is chosen at random for a new broker, it is not the port of a broker that is being restarted,
-    although nothing listens on that port for a moment.
+    """When a port is chosen at random for a new broker, it is not the port of a broker that is being restarted, even
+    though nothing is listening on that port for a moment.
     """
     # Other tests start brokers, too: these must not take the ports meanwhile.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -118,7 +118,7 @@ def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_
     wire: Wire, publisher: Unconfirmed
 ) -> None:
     """If the broker has added a header to a returned message or removed the message's BCC header, mqtool matches the
-    return to the published message that differs from it least.
+    returned message to the published one from which it differs least.
     """
     for number in range(3):
         headers = {"n": number, "BCC": ["copy"]}
@@ -498,8 +498,8 @@ def test_a_stopped_command_does_not_wait_for_confirms(wire: Wire, publisher: Unc
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """Each confirm starts a publisher's confirm timeout again. If no message is unconfirmed after a confirm, the
-    timeout starts when the next message is published. Publishing further messages does not extend the timeout.
+    """Each confirm restarts a publisher's confirm timeout. If no message is unconfirmed after a confirm, the timeout
+    starts when the next message is published. Publishing further messages does not extend the timeout.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)
@@ -536,8 +536,8 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
     """In the first 20 s after a reconnection, a publisher republishes a nacked message after 0.25 s, each time on
-    another channel. If the connection is lost in this time, the publisher waits until it is open again. After the 20
-    s, a nack is final.
+    another channel. If the connection is lost during this time, the publisher waits until the connection is open again.
+    After these 20 s, a nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):

@@ -521,9 +521,9 @@ def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: Sc
 
 
 def test_a_rejected_delivery_is_neither_requeued_nor_acknowledged(broker: ScriptedBroker) -> None:
-    """reject() rejects a delivery without requeuing it, so that the broker dead-letters or drops it. Deliveries that
-    are acknowledged later can still share one acknowledgement. Rejecting a delivery again, or after its channel has
-    been lost, has no effect.
+    """reject() rejects a delivery without requeuing it, so that the broker dead-letters or drops it. The deliveries
+    after it can still be acknowledged together, with one basic.ack. Rejecting a delivery again, or after its channel
+    has been lost, has no effect.
     """
     broker.silent = {spec.Basic.Reject}
     channel = broker.channel()

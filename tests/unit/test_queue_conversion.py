@@ -284,8 +284,8 @@ def test_an_undo_refuses_to_declare_a_queue_whose_arguments_are_not_known_comple
 @pytest.mark.parametrize(("batches", "left"), [(0, 22), (1, 18), (3, 12), (4, 7), (6, 1)])
 def test_the_number_of_remaining_moves_shrinks_with_each_batch(place: Place, batches: int, left: int) -> None:
     """`queue convert` moves each message twice: out of the queue, and back. Conversion.remaining() is the number of
-    moves that are still to be made. It counts a message in the queue to convert twice, and a message in one of the
-    conversion's other queues once.
+    moves that are still to be made: two for each message in the queue that is being converted, and one for each message
+    in the conversion's other queues.
     """
     place.fill()
     begin_and_stop(place, batches)
@@ -666,8 +666,9 @@ def test_a_conversion_can_be_stopped_while_it_waits_for_messages(place: Place, m
 def test_a_conversion_says_that_it_waits_for_clients_and_can_be_stopped(
     place: Place, monkeypatch: pytest.MonkeyPatch, holds: str
 ) -> None:
-    """While `queue convert` waits until the queue has no consumers, or no unacknowledged messages, it prints a notice,
-    and can be stopped. The queue then stays as it is, and the conversion can be continued.
+    """`queue convert` waits until the queue has neither consumers nor unacknowledged messages. During this wait, a
+    notice says what the command is waiting for. If the command is stopped, the queue stays as it is, and the conversion
+    can be continued.
     """
     place.fill()
     client = place.connect().channel()

@@ -720,8 +720,8 @@ def test_an_import_reports_expiry_only_for_limits_that_apply_once_all_policies_a
     now: list[dict[str, Any]], new: list[dict[str, Any]], there: dict[str, Any], why: str | None
 ) -> None:
     """`definitions import` imports policies one after the other, so some limits apply only for a moment during the
-    import. In this short time, no queue expires, and RabbitMQ does not restart, which would make queues with
-    reject-publish drop messages. The command therefore says that a queue would expire, or would drop messages at a
+    import. In this short time, no queue expires, and RabbitMQ does not restart (a restart would make queues with
+    reject-publish drop messages). The command therefore says that a queue would expire, or would drop messages at a
     restart, only because of limits that apply once all policies are imported and did not apply before.
     """
     full = queue(**{"messages": 10, **there})

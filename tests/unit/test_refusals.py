@@ -54,8 +54,8 @@ def test_an_error_over_amqp_1_0_contains_the_brokers_description_or_condition(
 def test_a_condition_becomes_the_same_error_as_the_reply_code_of_amqp_0_9_1(
     condition: str, kind: type[MqtoolError] | int
 ) -> None:
-    """The condition of an AMQP 1.0 error, such as amqp:not-found, becomes the same error of mqtool as the corresponding
-    reply code of AMQP 0-9-1.
+    """For the condition of an AMQP 1.0 error, such as amqp:not-found, mqtool reports the same error as for the
+    corresponding reply code of AMQP 0-9-1.
     """
     refusal = ClosedByBroker.from_error(told(condition, "why"))
     if isinstance(kind, int):
@@ -76,8 +76,8 @@ def test_a_condition_becomes_the_same_error_as_the_reply_code_of_amqp_0_9_1(
 def test_the_status_of_a_management_response_becomes_the_same_error_as_a_reply_code(
     status: int, body: str | None, reply_code: int, text: str
 ) -> None:
-    """The status of a response to an AMQP 1.0 management request becomes the same error as the corresponding reply code
-    of AMQP 0-9-1. If the response has no text, the error shows the status.
+    """For the status of a response to an AMQP 1.0 management request, mqtool reports the same error as for the
+    corresponding reply code of AMQP 0-9-1. If the response has no text, the error shows the status.
     """
     refusal = ClosedByBroker.from_response(status, body)
     assert (refusal.reply_code, refusal.reply_text, str(refusal)) == (reply_code, text, text)

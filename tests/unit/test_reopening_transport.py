@@ -484,8 +484,8 @@ def test_a_login_that_ends_without_a_reason_counts_as_refused_if_the_virtual_hos
 
 
 def test_an_attempt_to_reconnect_ends_when_the_session_is_closed(broker: Broker, connect: Connect) -> None:
-    """If an AMQP 1.0 session is closed while mqtool reconnects, the attempt ends, and its socket is closed. No notice
-    reports that the attempt has failed or succeeded.
+    """If an AMQP 1.0 session is closed while mqtool is reconnecting, the attempt ends, and its socket is closed. No
+    notice reports that the attempt has failed or succeeded.
     """
     session = connect([ONE], Backoff(first=0))
     broker.tells(EOFError())
@@ -567,9 +567,10 @@ def test_stopping_ends_the_wait_for_a_lost_connection(broker: Broker, connect: C
 
 def test_a_stopped_command_waits_only_8_s_for_an_amqp_1_0_broker(broker: Broker, connect: Connect) -> None:
     """After stop() has been called on an AMQP 1.0 connection, a request waits up to 8 s for the broker's reply, and
-    then raises StoppedWaiting. Until the broker has replied again, the next request waits only a second. Another call
-    that waits for the broker, for example for credit or an outcome, gives up if the broker has sent nothing at all for
-    8 s while the call waits. A shorter time limit of a call has no effect on later calls.
+    then raises StoppedWaiting. The next request waits only a second, unless the broker has replied in the meantime.
+    Another call that waits for the broker, for example for credit or an outcome, gives up if the broker has sent
+    nothing at all for 8 s while the call waits. A call that gives up earlier, because of its own time limit, does not
+    shorten the wait of later calls.
     """
     session = connect()
     session.changed = Clocked(broker)

@@ -70,8 +70,8 @@ def test_replies_that_may_have_made_the_broker_close_the_connection_are_not_publ
 
 def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_error() -> None:
     """If the broker has closed the connection with an internal error, an RPC server drops later replies to a queue,
-    with a notice, only if a reply to this queue was then the only unconfirmed one. If replies to two queues were
-    unconfirmed, the server drops later replies to neither.
+    with a notice, only if a reply to this queue was the only unconfirmed one at that time. If replies to two queues
+    were unconfirmed, the server drops later replies to neither.
     """
     server = Server()
     server.reply("theirs")
@@ -88,8 +88,8 @@ def test_a_reply_is_dropped_only_if_no_other_reply_can_have_caused_the_internal_
 
 
 def test_replies_to_a_queue_are_dropped_for_a_minute_after_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a reply to a queue has caused an internal error of the broker, an RPC server drops replies to this queue for
-    a minute, even if a reply to another queue also causes an internal error in this time. After the minute, the
+    """If a reply to a queue has caused an internal error of the broker, an RPC server drops replies to this queue for a
+    minute, even if a reply to another queue also causes an internal error during this time. After the minute, the
     server publishes a reply to this queue again.
     """
     now = time.monotonic()
@@ -130,8 +130,8 @@ def test_the_first_reply_to_a_queue_after_an_internal_error_is_published_alone(m
 
 def test_a_reply_is_published_even_if_the_connection_is_lost_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """If publishing to a reply queue has caused an internal error of the broker, an RPC server sends its pending
-    acknowledgements before it publishes the next reply to this queue. If the connection is lost while it sends them,
-    the server publishes the reply on the next connection.
+    acknowledgements before it publishes the next reply to this queue. If the connection is lost while it is sending
+    them, the server publishes the reply on the next connection.
     """
     monkeypatch.setattr(replies, "_PATIENCE", 0)
     server = Server()

@@ -233,8 +233,8 @@ def test_a_request_that_was_not_answered_is_answered_when_it_is_repeated(
 
 
 def test_an_rpc_server_stores_no_reply_if_its_program_cannot_be_run(handled: HandledMessages) -> None:
-    """If the program of `rpc-server --exec --deduplicate` cannot be run, the server replies with an error, and does
-    not store this reply. After `--exec` has been corrected, a repeated request is answered by the program.
+    """`rpc-server --exec --deduplicate` does not store the reply to a request for which its program could not be run.
+    After `--exec` has been corrected, the program answers the repeated request.
     """
     server = Answering(handled)
     server.properties = {"headers": {"exit-status": 127, "stderr": "not found"}}

@@ -163,8 +163,8 @@ def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
 
 @pytest.mark.parametrize("limit", [99_999, 100_000, 0])
 def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
-    """A program that `worker` runs is killed if it prints more bytes than its limit, and its stdout is discarded. A
-    program that prints exactly as many bytes as its limit is not killed.
+    """If a program that `worker` runs prints more bytes than its limit allows, the program is killed and its stdout is
+    discarded. A program that prints exactly as many bytes as its limit allows is not killed.
     """
     began = time.monotonic()
     ending = run(shell(f"printf '%0100000d' 1{'; exec sleep 60' if limit < 100_000 else ''}", capture=limit))
@@ -178,8 +178,8 @@ def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], li
 def test_a_program_that_exits_right_after_it_has_printed_too_much_has_exceeded_the_limit(
     run: Callable[..., Ending],
 ) -> None:
-    """If a program that `worker` runs prints more bytes than its limit, and exits immediately after that, the result
-    says that the program exceeded the limit. The program's stdout is discarded.
+    """If a program that `worker` runs prints more bytes than its limit allows, and exits immediately after that, the
+    result says that the program exceeded the limit. The program's stdout is discarded.
     """
     ending = run(shell("printf 12345", capture=4))
     assert (ending.stdout, ending.too_much) == (b"", 4)

@@ -156,8 +156,8 @@ def test_no_original_word_of_8_or_more_characters_is_left_after_scrubbing(
 
 
 def test_scrub_replaces_equal_values_with_equal_values() -> None:
-    """`scrub` replaces equal values with equal values, in whatever fields of a message they are. With the same seed, a
-    later run replaces them with the same values again.
+    """`scrub` replaces equal values with equal values, whichever fields of a message contain them. With the same seed,
+    a later run replaces them with the same values again.
     """
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)

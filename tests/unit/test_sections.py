@@ -355,7 +355,7 @@ def test_a_priority_or_a_ttl_that_amqp_0_9_1_cannot_express_is_left_out(
     priority: int, ttl: int, properties: dict[str, Any]
 ) -> None:
     """A publisher over AMQP 1.0 can write any value as a message's priority or ttl. If AMQP 0-9-1 cannot express the
-    value, the delivery has no priority or no expiration, so that the message can be published again.
+    value, the delivery does not have the property priority or expiration, so that the message can be published again.
     """
     fields = compound(0xC0, [NULL, encode_value(priority), encode_value(ttl)])
     assert decode(section(HEADER, fields) + data_section(b""), "q", 1, 1).properties == properties
@@ -510,9 +510,8 @@ SIMPLE = (
 
 
 def test_deeply_nested_maps_with_equal_keys_are_decoded_as_fast_as_others() -> None:
-    """When mqtool decodes a map in a message, the keys 1 and "1" become the same text, and the first value is kept.
-    If sixty maps with both keys are nested in each other, decoding them takes no longer than decoding other maps: the
-    work does not double with each level.
+    """When mqtool decodes a map in a message, the keys 1 and "1" become the same text, and the first value is kept. If
+    sixty maps with both keys are nested in each other, the work of decoding them does not double with each level.
     """
     nested = reduce(lambda inner, _: {1: inner, "1": "second"}, range(60), "innermost")
     value = received(message_annotations={Symbol("x-own"): nested}).headers["x-own"]
@@ -732,8 +731,8 @@ def test_the_brokers_annotations_take_precedence_over_those_that_a_publisher_has
 
 
 def test_all_encodings_of_a_section_are_read() -> None:
-    """mqtool can decode an AMQP 1.0 message if the descriptor of a section is encoded as an unsigned long or as a
-    symbol, and if the value in a section has its own descriptor. The delivery has the message's body and headers.
+    """mqtool can decode an AMQP 1.0 message whether the descriptor of a section is encoded as an unsigned long or as a
+    symbol, and even if the value in a section has its own descriptor. The delivery has the message's body and headers.
     """
     headers = b"\x00\x80" + struct.pack(">Q", APPLICATION_PROPERTIES) + encode_value({"a": 1})
     footer = section(FOOTER, encode_value(Described(ULong(3), {})))

@@ -276,9 +276,9 @@ def test_further_channels_are_opened_and_closed(broker: LoopBroker, connection: 
 def test_confirms_and_nacks_are_passed_to_the_caller(
     broker: LoopBroker, connection: SingleThreadConnection, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    """A `bench` client publishes messages in one write, with the exchange and routing key that its caller gives. The
-    caller gets each confirm and each nack with its delivery tag and the flag `multiple`, whether mqtool or pika decodes
-    it.
+    """A `bench` client publishes several messages in one write, with the exchange and routing key that its caller
+    gives. The caller gets each confirm and each nack with its delivery tag and the flag `multiple`, whether mqtool or
+    pika decodes it.
     """
     if decoder == "pika":
         monkeypatch.setattr(pika_private, "take_confirms", lambda *_: None)

@@ -215,8 +215,8 @@ def test_the_option_failed_to_saves_the_lines_of_a_writer_that_pauses_briefly(
     piped: tuple[int, Input], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If `send --failed-to FILE` cannot publish a line from a pipe, it also saves the lines that the pipe's writer
-    has not written yet, as long as the writer pauses for less than 0.25 s. Therefore, a program such as `receive`,
-    which writes each line once the previous one has been read, loses no message.
+    writes later, if the writer pauses only briefly (0.05 s in this test). Therefore, a program such as `receive`, which
+    writes each line once the previous one has been read, loses no message.
     """
     monkeypatch.setattr(source, "LOOK_UP", 60.0)
     writing, read = piped
@@ -271,9 +271,9 @@ def test_a_long_line_that_arrives_in_parts_after_a_failed_line_is_also_saved(mon
 
 
 def test_a_line_with_an_invalid_routing_key_is_saved_if_an_option_overrides_the_key(tmp_path: Path) -> None:
-    """If `send --failed-to FILE` fails, it saves the unsent messages of its input in FILE, up to the first line that
-    can never be sent, such as a line whose routing key is too long. If the option `-r` overrides the routing keys of
-    all lines, a line whose own key is too long can be sent, so it is saved like any other.
+    """If `send --failed-to FILE` fails, it saves in FILE those unsent messages of its input that come before the first
+    line that can never be sent, such as a line whose routing key is too long. If the option `-r` overrides the routing
+    keys of all lines, a line whose own key is too long can be sent, so it is saved like any other.
     """
     file = tmp_path / "input"
     file.write_text('{"body": "1"}\n' + json.dumps({"body": "2", "routing_key": "k" * 300}) + '\n{"body": "3"}\n')
@@ -345,8 +345,8 @@ def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyP
 
 def test_pauses_in_the_input_are_reported_immediately_and_again_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """When no input arrives, a publishing command immediately tells its publisher that there is no message, and the
-    publisher sends what it has collected. If no line arrives within a moment, the command tells the publisher again,
-    and the publisher can then wait for the broker's confirms.
+    publisher sends what it has collected. If there is still no line a moment later, the command tells the publisher
+    again, and the publisher can then wait for the broker's confirms.
     """
     reading, writing = os.pipe()
     chunks = source.chunks(reading)

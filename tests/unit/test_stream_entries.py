@@ -91,9 +91,9 @@ def test_sections_are_decoded_unless_a_short_body_is_the_only_section() -> None:
 
 
 def test_a_stream_message_is_encoded_as_rabbitmq_stores_it() -> None:
-    """mqtool encodes the properties of a stream message with the types with which RabbitMQ stores them: the user id
-    as bytes, the content type and encoding as symbols, the priority as a byte, and names of annotations as symbols.
-    Empty sections are left out.
+    """mqtool encodes the properties of a stream message with the same types as RabbitMQ: the user id as bytes, the
+    content type and encoding as symbols, the priority as a byte, and names of annotations as symbols. Empty sections
+    are left out.
     """
     properties = {
         **{name: name for name in ("user_id", "reply_to", "correlation_id", "content_type", "content_encoding")},
@@ -230,8 +230,8 @@ def test_a_section_of_a_stream_message_that_cannot_be_decoded_does_not_affect_th
     sections: list[tuple[int, bytes]], body: bytes
 ) -> None:
     """If mqtool cannot decode a section of a stream message, for example application properties with 20,000 entries,
-    which are more than mqtool decodes, the received message still has its body, exchange and routing key. How the
-    descriptors of the sections are encoded does not matter.
+    which are more than mqtool decodes, the received message still has its body, exchange and routing key. This is true
+    whether the descriptors of the sections are encoded in a short or a long form.
     """
     names = (b"x-exchange", b"x", b"x-routing-key", b"k")
     routed = (MESSAGE_ANNOTATIONS, compound(0xC1, [variable(0xA3, name) for name in names]))

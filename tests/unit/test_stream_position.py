@@ -32,7 +32,7 @@ def test_a_stream_consumer_that_has_received_nothing_resumes_5_s_before_its_star
 ) -> None:
     """If a stream consumer that started at `next`, at `last` or without an offset reconnects before it has received a
     message, it resumes 5 s before the time of its first subscription. It computes this time correctly even if the
-    machine has slept or its clock was set back after the subscription. A notice says how far back the consumer reads.
+    machine slept or its clock was set back after the subscription. A notice says how far back the consumer reads.
     """
     notices: list[str] = []
     position = StreamPosition("s", offset, notices.append)

@@ -150,10 +150,9 @@ def test_the_reply_to_of_direct_replies_is_removed_from_a_moved_message() -> Non
 
 
 def test_a_message_for_another_broker_loses_the_headers_that_name_its_origin_if_they_do_not_fit() -> None:
-    """When `move` moves a message to another broker, it sets the headers mqtool-exchange and mqtool-routing-key to
-    the exchange and the routing key with which the message was published. It replaces values that a publisher may
-    have forged. If the headers then do not fit into a frame of the other broker, `move` leaves out these two headers,
-    and keeps all others.
+    """When `move` moves a message to another broker, it sets the headers mqtool-exchange and mqtool-routing-key to the
+    message's original exchange and routing key. It replaces values that a publisher may have forged. If the headers
+    then do not fit into a frame of the other broker, `move` leaves out these two headers, and keeps all others.
     """
     forged = {"mqtool-exchange": "", "mqtool-routing-key": "", "x": 1}
     published = with_headers(forged, replace(JOB, exchange="logs", routing_key="eu" * 100))
@@ -407,9 +406,9 @@ def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """A command such as `move` can have a limit for the messages that it moves, or for those that it receives,
-    including those that do not meet its condition. The command ends when it reaches its limit or, with an idle
-    timeout, when no message has arrived for that time. Messages that were not moved stay in the queue.
+    """A command such as `move` can have a limit on the number of messages that it moves, or on the number that it
+    receives, including those that do not meet its condition. The command ends when it reaches its limit or, with an
+    idle timeout, when no message has arrived for that time. Messages that were not moved stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -684,8 +683,8 @@ def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.Mon
 
 
 def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a command such as `move` is to move N messages, and has no condition for them, it receives no more than N
-    messages from the queue. With a condition, it may receive more, because some messages do not match.
+    """If a command such as `move` has a limit of N messages and no condition, it receives no more than N messages from
+    the queue. With a condition, it may receive more, because some messages do not match.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -726,9 +725,9 @@ def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
     """If a command such as `move` leaves some of a quorum queue's requeued messages in the queue, because they do not
-    meet its condition, it receives all other requeued messages, too, even after it has moved as many as `--count`
-    allows. It then requeues together what it has not moved, so that these messages keep their order. Without a
-    condition, or if no messages were requeued earlier, it stops receiving at `--count`.
+    meet its condition, it also receives all other requeued messages, even if it has already moved `--count` messages.
+    At the end, it requeues all unmoved messages at the same time, so that they keep their order. Without a condition,
+    or if no messages were requeued earlier, it stops receiving at `--count`.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

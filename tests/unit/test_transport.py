@@ -122,7 +122,8 @@ def performatives(data: bytes) -> list[Any]:
 
 def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None:
     """An AMQP 1.0 connection logs in with the user's name and password (SASL PLAIN), and opens the virtual host of the
-    URL. It has the name that the caller has chosen, frames of up to 128 KiB, and an idle timeout of 60 s.
+    URL. Its open frame contains the name that the caller has chosen, a max-frame-size of 128 KiB, and an idle timeout
+    of 60 seconds.
     """
     connected = broker.connect(opened(properties={Symbol("version"): "4.1.0", Symbol("product"): "RabbitMQ"}))
     assert connected.properties == {"version": "4.1.0", "product": "RabbitMQ"}
@@ -298,7 +299,9 @@ def test_a_connection_is_opened_if_the_brokers_answers_arrive_in_pieces(broker: 
 
 
 def test_a_connection_is_opened_if_the_brokers_frames_have_extended_headers(broker: Broker) -> None:
-    """mqtool opens an AMQP 1.0 connection even if the frames of the login have extended headers, which it skips."""
+    """mqtool opens an AMQP 1.0 connection even if a frame that the broker sends during the login has an extended
+    header. mqtool skips the additional bytes.
+    """
     answer = frame(0, SaslOutcome(0), SASL)
     extended = (len(answer) + 72).to_bytes(4, "big") + b"\x14\1\0\0" + b"more" * 18 + answer[8:]
     broker.connect(SASL_HEADER + MECHANISMS + extended + opened().removeprefix(LOGGED_IN))
@@ -307,7 +310,7 @@ def test_a_connection_is_opened_if_the_brokers_frames_have_extended_headers(brok
 @pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
 def test_a_socket_that_is_closed_during_a_reconnection_is_a_network_failure(broker: Broker, data: bytes) -> None:
     """If the broker closes the socket during a reconnection over AMQP 1.0, before the connection is open, mqtool raises
-    Unavailable. It does not report a refused login, because it has logged in before.
+    Unavailable. It does not report a refused login, because its first login succeeded.
     """
     broker.socket.sendall(data)
     broker.end()
@@ -394,7 +397,7 @@ def test_read_returns_the_last_frames_before_it_reports_that_the_broker_closed_t
 
 def test_wake_makes_read_return_early(broker: Broker) -> None:
     """After wake() has been called, the next read() of an AMQP 1.0 connection returns immediately, without frames.
-    Later calls of read() wait again. wake() never blocks, however often it is called.
+    Later calls to read() wait again. wake() never blocks, however often it is called.
     """
     connected = broker.connect(opened())
     for _ in range(5000):
@@ -520,8 +523,8 @@ def test_pending_frames_and_a_close_frame_are_sent_before_a_connection_is_closed
 
 
 def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> None:
-    """Closing an AMQP 1.0 connection that is lost closes the socket immediately, and sends no close frame. After that,
-    send() and wake() do nothing.
+    """Closing an AMQP 1.0 connection that has been lost closes the socket immediately, and sends no close frame. After
+    that, send() and wake() do nothing.
     """
     connected = broker.connect(opened())
     broker.received()
@@ -533,10 +536,10 @@ def test_a_lost_connection_is_closed_without_a_close_frame(broker: Broker) -> No
 
 
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError, ValueError])
-def test_a_connection_that_is_lost_while_it_is_closed_raises_no_error(
+def test_a_connection_that_is_lost_while_it_is_being_closed_raises_no_error(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """If an AMQP 1.0 connection is lost while mqtool closes it, or if the broker sends a malformed frame at that
+    """If an AMQP 1.0 connection is lost while mqtool is closing it, or if the broker sends a malformed frame at that
     time, mqtool closes the socket and raises no error.
     """
 

@@ -340,7 +340,7 @@ def test_a_warning_says_that_an_old_broker_may_lose_waiting_messages(broker: Fak
 
 def test_mqtool_can_find_out_whether_a_delayed_message_needs_a_new_wait_queue(broker: FakeBroker) -> None:
     """Before mqtool publishes a delayed message, it can find out whether the first wait queue that the message passes
-    through exists already, or would have to be declared.
+    through already exists, or would have to be declared.
     """
     broker.queues["other"] = {}
     delays, _ = through(broker)

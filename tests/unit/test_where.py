@@ -158,7 +158,7 @@ def test_a_false_condition_does_not_select_the_message(text: str) -> None:
     ],
 )
 def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: str, column: int, what: str) -> None:
-    """An invalid `--where` condition raises BadExpression, and the error has a hint and the column of the mistake."""
+    """An invalid `--where` condition raises BadExpression. The error contains a hint and the column of the mistake."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column
@@ -412,8 +412,8 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
     [("(a+)+$", "a" * 40 + "!"), ("a.*b", "a" * 1_000_000), ("(x|x)*y", "x" * 100_000), (r"(\w+)*é$", "ü" * 50 + "!")],
 )
 def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str) -> None:
-    """`--where` matches regular expressions in linear time, whatever the body is. Therefore, a body that a stranger
-    has sent cannot make the command hang.
+    """`--where` matches regular expressions in linear time, whatever the body contains. Therefore, a body that a
+    stranger has sent cannot make the command hang.
     """
     assert not where.parse(f"body~'{pattern}'").matches({"body": body})
 
@@ -422,7 +422,7 @@ def test_a_regular_expression_is_matched_in_linear_time(pattern: str, body: str)
     ("pattern", "part"), [("a(?=b)", "(?="), (r"(a)\1", r"\1"), ("a(?!b)c", "(?!"), ("(?<=a)b", "(?<=")]
 )
 def test_a_regular_expression_that_cannot_be_matched_in_linear_time_is_refused(pattern: str, part: str) -> None:
-    """If the regular expression of a `--where` condition contains lookaround or a backreference, BadExpression is
+    """If the regular expression of a `--where` condition contains a lookaround or a backreference, BadExpression is
     raised. The error names this part.
     """
     with pytest.raises(BadExpression, match=re.escape(part)) as refused:

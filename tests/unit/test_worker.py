@@ -152,9 +152,9 @@ def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, 
 def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
-    """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
-    count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the program
-    runs for the redelivered message only if the program failed the first time.
+    """If the connection is lost while a worker's program is handling a message, the worker does not acknowledge, move
+    or count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the
+    program runs for the redelivered message only if the program failed the first time.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}

@@ -54,9 +54,9 @@ def test_an_address_names_a_queue_or_an_exchange_with_a_routing_key(address: str
     ],
 )
 def test_parsing_an_invalid_target_address_raises_value_error(address: str, error: str) -> None:
-    """Parsing the target address of an AMQP 1.0 link raises ValueError unless the address has version 2 of RabbitMQ's
-    address format, such as /queues/q. It also raises ValueError if a part of the address is invalid, for example too
-    long or wrongly percent-encoded, or if the exchange is the default exchange.
+    """Parsing the target address of an AMQP 1.0 link raises ValueError unless the address is in version 2 of RabbitMQ's
+    address format, like /queues/q. It also raises ValueError if a part of the address is invalid, for example too long
+    or wrongly percent-encoded, or if the exchange is the default exchange.
     """
     with pytest.raises(ValueError, match=f"^{error}$"):
         parse_target(address)

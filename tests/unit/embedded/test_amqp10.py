@@ -160,7 +160,7 @@ def test_a_body_that_is_not_a_data_section_is_delivered_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores as an entry of a stream, the embedded broker can decode the entry as a message."""
+    """Whatever bytes a client stores as an entry in a stream, the embedded broker can decode the entry as a message."""
     assert isinstance(decode(data).body, bytes)
 
 
@@ -246,7 +246,7 @@ def test_application_properties_of_a_message_in_a_stream_become_headers_or_are_d
 def test_an_id_that_is_too_long_for_a_property_becomes_a_header(
     identifier: Any10, message_id: str | None, header: Value
 ) -> None:
-    """If the message id or correlation id of an AMQP 1.0 message in a stream has more than 255 bytes as text, AMQP
+    """If the message id or correlation id of an AMQP 1.0 message in a stream is longer than 255 bytes as text, AMQP
     0-9-1 clients receive it as the header x-message-id or x-correlation-id. A value that cannot be an id, such as a
     boolean, is dropped.
     """

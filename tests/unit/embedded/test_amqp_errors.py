@@ -64,9 +64,9 @@ def test_an_error_text_is_truncated_to_255_bytes(what: str, sent: str) -> None:
 
 
 def test_the_broker_logs_each_kind_of_failure_once_and_at_most_100_failures(caplog: pytest.LogCaptureFixture) -> None:
-    """If the broker cannot process a message, it logs the failure with a traceback. It logs failures with the same
-    queue and type of exception only once, and at most 100 failures in total. Line breaks in the names of queues are
-    escaped, so that such a name cannot forge lines of the log.
+    """If the broker cannot process a message, it logs the failure with a traceback. It logs only one failure for each
+    combination of queue and exception type, and at most 100 failures in total. Line breaks in queue names are escaped,
+    so that a name cannot forge lines in the log.
     """
     caplog.set_level(logging.ERROR)
     failures, error = FailureLog(), ValueError("wrong")
@@ -99,7 +99,7 @@ def test_the_broker_logs_each_kind_of_failure_once_and_at_most_100_failures(capl
 )
 def test_the_error_for_a_name_says_whether_it_is_too_long_or_not_utf_8(name: str, error: str | None) -> None:
     """If a name, such as that of a queue, is longer than 255 bytes or is not UTF-8, the broker's error says which of
-    the two is wrong.
+    the two is the problem.
     """
     assert name_error("queue name", name) == error
     assert is_too_long(name) == (error == "queue name is longer than 255 bytes")

@@ -89,8 +89,8 @@ def test_a_stored_amqp_1_0_message_is_marked_by_a_byte(address: bytes, *, sectio
 
 @pytest.mark.parametrize("address", [b"", b"\0", b"\1a", b"\1ab", b"\0\2a", b"\0\1ab", b"\0\0\0"])
 def test_a_stored_exchange_or_routing_key_of_the_wrong_length_raises_value_error(address: bytes) -> None:
-    """If the encoded exchange or routing key of a message is shorter than its length says, or is followed by other
-    bytes, decoding raises ValueError.
+    """If the encoded exchange or routing key of a message is shorter than its length byte says, or if extra bytes
+    follow the routing key, decoding raises ValueError.
     """
     with pytest.raises(ValueError, match=r"^address cut short$"):
         parse_address(address)

@@ -234,8 +234,8 @@ def of_size(name: str, size: int, pattern: str = ".*") -> Policy:
 
 
 def test_the_policies_of_a_virtual_host_take_a_limited_amount_of_memory(policies: Policies, ledger: Storing) -> None:
-    """The policies of a virtual host, including their compiled patterns, can take up to 2 MB. Beyond that, the broker
-    refuses a further policy with error 406 until another policy is deleted, or replaced by a smaller one.
+    """The policies of a virtual host, including their compiled patterns, can take up to 2 MB of memory. Beyond that,
+    the broker refuses a further policy with error 406 until another policy is deleted, or replaced by a smaller one.
     """
 
     def refused(policy: Policy) -> bool:

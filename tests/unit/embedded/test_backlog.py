@@ -163,7 +163,7 @@ def test_an_empty_queue_has_no_next_message(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
     """A purge removes all ready messages from a queue, including those that were requeued or paged out. The queue
-    returns the removed messages to the broker, which deletes them on disk. The queue can then be used again.
+    returns the removed messages to the broker, so that it can delete them from disk. The queue can then be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):

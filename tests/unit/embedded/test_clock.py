@@ -24,8 +24,8 @@ class WorkClock(FakeClock):
 
 
 def test_every_client_is_served_while_all_clients_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 clients keep the embedded broker busy with requests that take 1 ms each. Every client is served at least once
-    before any client is served for the 40th time.
+    """While 100 clients keep the embedded broker busy with requests that take 1 ms each, every client is served at
+    least once before any client is served for the 40th time.
     """
     served = [0] * 100
     milliseconds = 0
@@ -203,7 +203,9 @@ def test_a_timer_checks_the_system_clock_each_minute() -> None:
 
 
 def test_a_timer_that_is_due_in_several_minutes_goes_off_on_time() -> None:
-    """A timer of the broker (class Alarm) that is due in several minutes goes off once, at the time that was set."""
+    """A timer of the broker (class Alarm) checks the system clock at least once a minute. A timer that is due in
+    several minutes still goes off only once, at the time that was set.
+    """
     clock, rung = FakeClock(), list[int]()
     begin = clock.now()
     Alarm(clock, lambda: rung.append(clock.now() - begin)).set(begin + 150_000)
@@ -296,9 +298,9 @@ def test_queued_work_is_handled_immediately_until_it_has_taken_10_ms() -> None:
 
 
 def test_queued_work_that_takes_long_is_handled_in_steps() -> None:
-    """If handling an item of the broker's internal work takes long, the broker does it in steps, and the items after
-    it wait until the last step. If handling an item raises an exception, the broker handles the items after it in the
-    next turn of its event loop.
+    """If an item of the broker's internal work takes long to handle, the broker handles it in steps, and the items
+    after it wait until the last step. If handling an item raises an exception, the broker handles the items after it in
+    the next turn of its event loop.
     """
     clock, handled = WorkClock(), list[str]()
 

@@ -90,8 +90,8 @@ def closed(found: list[Frame]) -> tuple[str, str | None] | None:
 
 
 def test_the_broker_offers_its_sasl_mechanisms(stranger: MemoryClient10) -> None:
-    """When an AMQP 1.0 client sends the SASL header, the broker answers with the SASL header and the mechanisms PLAIN
-    and ANONYMOUS. All frames of the login are SASL frames.
+    """When an AMQP 1.0 client sends the SASL header, the broker answers with the SASL header and a SASL frame that
+    offers the mechanisms PLAIN and ANONYMOUS. The outcome of the login is also sent in a SASL frame.
     """
     [answer] = stranger.write_frames(SASL_HEADER)
     assert answer[:8] == SASL_HEADER
@@ -397,9 +397,9 @@ def test_a_frame_of_exactly_the_maximum_size_is_read(stranger: MemoryClient10, s
 def test_an_undecodable_or_unexpected_frame_closes_the_connection(
     stranger: MemoryClient10, logged: list[str], state: str, data: bytes, condition: str, text: str
 ) -> None:
-    """If the body of an AMQP 1.0 client's frame cannot be decoded, or if the frame is not allowed at this point, such
-    as a second open frame, the broker closes the connection, and logs the reason. If the connection is not open yet,
-    the broker closes the socket immediately, without a close frame.
+    """If the body of an AMQP 1.0 client's frame cannot be decoded, or if a frame is not allowed at this point (for
+    example, a second open frame), the broker closes the connection, and logs the reason. If the connection is not open
+    yet, the broker closes the socket immediately, without a close frame.
     """
     reach(stranger, state)
     found = frames(b"".join(stranger.write_frames(data)))

@@ -71,7 +71,7 @@ def test_a_data_directory_with_a_symbolic_link_is_not_used(tmp_path: Path, name:
 
 def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
     """While a broker uses a data directory, no other broker can open it. Once the first broker has closed the
-    directory, another one can.
+    directory, another broker can open it.
     """
     first = open_database(tmp_path)
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_the_writer_thread_syncs_and_checkpoints_the_database(tmp_path: Path) ->
 
 def test_a_message_that_is_read_back_has_the_position_and_the_counts_that_were_stored() -> None:
     """A message that is read back from the data directory has the position (its number in the order of arrival), the
-    expiration time and the delivery counts that were stored. A message that was delivered before is marked as
+    expiration time and the delivery counts that were stored. If it had already been delivered, it is marked as
     redelivered.
     """
     header = ContentHeader.of(MessageProperties(b"\0\0"), 1).raw
@@ -326,9 +326,9 @@ def test_a_definition_is_identified_by_its_kind_and_its_name() -> None:
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less disk space is free than the limit, a disk alarm blocks publishers, and the log says how many bytes
-    are free. The broker checks the free space every 0.1 to 10 s: the closer it is to the limit, the more often. When
-    the broker stops, these checks end.
+    """While the free disk space is below the limit, a disk alarm blocks publishers, and the log says how many bytes are
+    free. The broker checks the free space every 0.1 to 10 s: the closer it is to the limit, the more often. When the
+    broker stops, these checks end.
     """
     caplog.set_level(logging.WARNING)
     later: list[float] = []

@@ -245,7 +245,7 @@ def test_the_original_queue_of_a_dead_letter_is_informed_whether_it_was_accepted
     trusts: bool, taken: bool, outcome: Outcome
 ) -> None:
     """The broker publishes a dead letter to its queue's dead-letter exchange, with the queue's dead-letter routing key.
-    It then informs the original queue whether another queue has accepted the dead letter.
+    It then tells the original queue whether another queue has accepted the dead letter.
     """
     published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
 

@@ -112,8 +112,8 @@ def test_a_queue_whose_argument_has_an_invalid_value_is_refused(name: str, value
     ],
 )
 def test_a_queue_whose_arguments_are_valid_is_declared(name: str, value: Any) -> None:
-    """The broker accepts each value of a queue argument that RabbitMQ accepts. An argument that RabbitMQ does not
-    know can have any value.
+    """For each argument of a queue, the broker accepts the values that RabbitMQ accepts. An argument that RabbitMQ does
+    not know can have any value.
     """
     vhost = vhost_like(DEFAULT)
     arguments = {**of_type(name), name: value}
@@ -477,8 +477,8 @@ def test_an_exchange_whose_argument_is_invalid_is_refused(kind: str, arguments: 
 def test_an_exchange_that_is_declared_again_must_have_the_same_properties(
     kind: str, arguments: Table, properties: Any, difference: str | None
 ) -> None:
-    """If an existing exchange is declared again with another type, another property, such as durable, or another
-    alternate exchange, the broker refuses the declaration with error 406 and names the difference.
+    """If an existing exchange is declared again with another type, another alternate exchange, or another value of a
+    property such as durable, the broker refuses the declaration with error 406 and names the difference.
     """
     vhost = vhost_like(DEFAULT)
     assert exchange(vhost, arguments={"alternate-exchange": "y"}) is None

@@ -73,8 +73,9 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """If no binding of an exchange matches a message, the message goes to the alternate exchange in the exchange's
-    arguments or, if there is none, in a policy. If the alternate exchange does not exist, the message is unroutable.
+    """If no binding of an exchange matches a message, the message goes to the alternate exchange that is named in the
+    exchange's arguments or, if none is named there, in a policy. If the alternate exchange does not exist, the message
+    is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():
@@ -109,8 +110,8 @@ def test_the_version_decides_whether_a_headers_exchange_distinguishes_1_and_1_0(
 
 
 def test_a_queue_with_several_bindings_stays_bound_until_all_are_removed(vhost: VirtualHost) -> None:
-    """An exchange and a queue can have several bindings, with different keys or arguments. The queue stays bound
-    until all of them are removed. Removing a binding that does not exist changes nothing.
+    """A queue can be bound to an exchange several times, with different keys or arguments. It stays bound until all of
+    these bindings are removed. Removing a binding that does not exist changes nothing.
     """
     exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
     bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
@@ -195,7 +196,7 @@ def test_bindings_with_different_arguments_have_different_properties_keys(vhost:
 
 
 def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
-    """The counts of a new exchange say that 0 messages were published to it."""
+    """A new exchange reports 0 as the number of messages that were published to it."""
     assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
 
 

@@ -194,7 +194,7 @@ def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> Non
 
 
 def test_an_invalid_filter_does_not_affect_the_other_filters_of_a_consumer() -> None:
-    """If some filters of an AMQP 1.0 consumer of a stream are invalid, for example because their name is a string
+    """If some filters of an AMQP 1.0 consumer of a stream are invalid, for example because a filter's name is a string
     instead of a symbol, the broker applies only the others, and its attach frame contains only these. A consumer
     without a map of filters gets every message.
     """

@@ -67,8 +67,8 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk.
-    When the broker drops a message, it also deletes the message on disk. If an error prevents the dead-lettering of a
+    """A message counts towards the broker's memory use while it is in a queue, even if it was recovered from disk. When
+    the broker drops a message, it also deletes the message from disk. If an error prevents the dead-lettering of a
     message that has left its queue, the message no longer counts towards memory use, but stays on disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
@@ -151,9 +151,9 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 
 def test_without_a_data_directory_the_segments_of_streams_count_towards_memory_use(ledger: Reading) -> None:
-    """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the
-    broker's memory use. A write at a position of a segment replaces everything from this position on. Bytes that are
-    replaced, cut off, or deleted with their segment no longer count.
+    """Without a data directory, the segments of a stream are kept in memory, and their bytes count towards the broker's
+    memory use. A write at a position in a segment replaces everything from this position on. Bytes that are replaced,
+    cut off, or deleted with their segment no longer count.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -193,8 +193,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
 )
 def test_definitions_are_read_back_with_names_as_strings_and_unchanged_arguments(value: Table, decoded: Table) -> None:
     """When the broker reads a definition back from disk, each name in it is a string (str), even if the name is not
-    valid UTF-8. The arguments of a queue and the definition of a policy are as the client has sent them: bytes are
-    still bytes.
+    valid UTF-8. The arguments of a queue and the definition of a policy are as the client sent them: bytes are still
+    bytes.
     """
     assert decode_definition(encode_definition(value)) == decoded
 

@@ -100,9 +100,9 @@ def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
 def test_a_message_that_survives_a_restart_is_confirmed_once_it_is_on_disk(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
 ) -> None:
-    """The broker stores a persistent message in a durable queue that is not exclusive, and each message in a quorum
-    queue. Such a message is confirmed once it is on disk, even if a consumer with automatic acknowledgement gets it
-    immediately. Other messages are not stored.
+    """The broker stores on disk each persistent message of a durable queue that is not exclusive, and each message of a
+    quorum queue. Such a message is confirmed once it is on disk, even if a consumer with automatic acknowledgement gets
+    it immediately. Other messages are not stored.
     """
     queue = vhost.add_queue(QueueDeclaration("q", arguments, **declared))
     assert queue.publish(with_fields(b"0", delivery_mode=bytes([mode]))) == (True, stored)
@@ -204,9 +204,9 @@ def test_the_headers_of_a_dead_letter_contain_the_reason(vhost: VirtualHost, clo
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_maximum_length_in_bytes_limits_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
-    """The bodies of the ready messages in a queue together take at most as many bytes as x-max-length-bytes allows.
-    Beyond that, the queue drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged
-    messages do not count towards the limit.
+    """x-max-length-bytes limits the total size of the bodies of a queue's ready messages. Beyond this limit, the queue
+    drops its oldest messages or, with `reject-publish`, rejects new ones. Unacknowledged messages do not count towards
+    the limit.
     """
     queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
     queue.publish(message(b"unacknowledged"[:9]))
@@ -324,7 +324,9 @@ def test_a_quorum_queue_with_a_single_active_consumer_refuses_basic_get(kind: st
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(vhost: VirtualHost) -> None:
-    """An auto-delete queue is deleted when its last consumer is cancelled, but not before it has had a consumer."""
+    """An auto-delete queue is deleted when its last consumer is cancelled. It is not deleted before it has had a
+    consumer.
+    """
     queue = add_queue(vhost, auto_delete=True)
     one, two = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
     queue.remove_consumer(one)
@@ -429,9 +431,9 @@ def test_a_quorum_queue_can_delay_requeued_messages(which: str, why: Why, delays
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_message_that_is_requeued_with_a_delivery_time_is_ready_again_at_that_time(like: Like, lasts: int) -> None:
-    """With `broker up --like 4.3` or later, a client can requeue a message and set a delivery time. The message is
-    then not ready in its quorum queue before this time, but a purge removes it. With `--like 4.2` or earlier, the
-    queue ignores the delivery time.
+    """With `broker up --like 4.3` or later, a client can requeue a message and set a delivery time. Until this time,
+    the message is not ready in its quorum queue, but a purge removes it. With `--like 4.2` or earlier, the queue
+    ignores the delivery time.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -681,8 +683,8 @@ def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHo
 def test_a_message_that_is_rejected_after_its_queue_was_deleted_is_dropped(
     vhost: VirtualHost, ledger: RecordingLedger
 ) -> None:
-    """If a consumer rejects a message whose queue was deleted in the meantime, the broker drops the message instead
-    of dead-lettering it.
+    """If a consumer rejects a message whose queue has been deleted in the meantime, the broker drops the message
+    instead of dead-lettering it.
     """
     dead = add_queue(vhost, "dead")
     queue = add_queue(vhost, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")

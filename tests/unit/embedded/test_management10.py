@@ -329,8 +329,9 @@ def test_the_default_exchange_cannot_be_the_destination_of_a_binding_over_amqp_1
 def test_unknown_management_requests_over_amqp_1_0_end_the_session(
     loop: asyncio.AbstractEventLoop, request_: bytes, what: str
 ) -> None:
-    """If the broker does not know an AMQP 1.0 management request, for example because the path or the method is
-    unknown or missing, or because the property reply-to is not `$me`, it ends the session with amqp:internal-error.
+    """If the broker does not recognize an AMQP 1.0 management request, for example because the path or the method is
+    unknown or missing, or because the property reply-to is not `$me`, the broker ends the session with
+    amqp:internal-error.
     """
     error = ended(loop, loop.run_until_complete(_client()).broker, request_)
     assert error == ("amqp:internal-error", f"the management node does not know this request: {what}")

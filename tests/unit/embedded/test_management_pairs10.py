@@ -242,8 +242,8 @@ def test_credit_for_responses_is_drained_immediately(client: MemoryClient10) -> 
 
 
 def test_a_response_of_exactly_the_clients_max_message_size_is_sent(client: MemoryClient10) -> None:
-    """The broker sends an AMQP 1.0 management response that has exactly the client's max-message-size. If a response is
-    larger, the broker ends the session with message-size-exceeded.
+    """The broker sends an AMQP 1.0 management response whose size is exactly the client's max-message-size. If a
+    response is larger, the broker ends the session with message-size-exceeded.
     """
     attach_pair(client)
     size = len(ask(client, 0)[0].payload)

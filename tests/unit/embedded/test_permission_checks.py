@@ -87,8 +87,8 @@ def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(wh
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, the broker refuses each request on the user's open connections that needs a permission,
-    even if it has allowed the same request before.
+    """After a user is deleted, the broker refuses each request for read access on the user's open connections, even if
+    it allowed the same request before the deletion.
     """
 
     def ask(rights: Rights) -> None:
@@ -290,7 +290,7 @@ def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_during_the_r
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's HTTP request to delete or purge a queue waits for messages that are being requeued. If the user is
-    deleted while the request waits, the broker refuses the request, and the queue is unchanged.
+    deleted while the request is waiting, the broker refuses the request, and the queue is unchanged.
     """
 
     async def send() -> int:

@@ -269,7 +269,7 @@ def test_a_name_in_an_address_is_percent_encoded(name: str) -> None:
      (b"\0St\xc1\1\0", False), (b"\0Sx\xc1\1\0", False)],
 )  # fmt: skip
 def test_only_a_message_of_type_amqp_1_0_can_have_an_encoded_amqp_1_0_body(body: bytes, *, is_encoded: bool) -> None:
-    """If an AMQP 0-9-1 client publishes a message with the type `amqp-1.0`, and the body is an encoded AMQP 1.0 body,
+    """If an AMQP 0-9-1 client publishes a message whose type is `amqp-1.0` and whose body is an encoded AMQP 1.0 body,
     AMQP 1.0 clients receive this body unchanged. In all other cases, AMQP 1.0 clients receive the body in a data
     section.
     """

@@ -181,8 +181,8 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
 def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
-    """An AMQP 1.0 publisher receives no new link credit while 170 of its messages are unsettled. While only 169 are
-    unsettled, it gets new credit when it has used half of its credit.
+    """If 169 messages of an AMQP 1.0 publisher are unsettled, one fewer than the number at which the broker stops
+    granting link credit, the publisher still gets new credit when it has used half of its credit.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")

@@ -498,8 +498,8 @@ def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_step_by_step(le
 
 @pytest.mark.parametrize("end", ["line", "after"])
 def test_a_deleted_quorum_queue_dead_letters_only_messages_requeued_before_deletion(ledger: Ledger, end: str) -> None:
-    """If a quorum queue is deleted while it requeues many messages that exceed the delivery limit, these messages are
-    still dead-lettered. A message that is requeued only after the deletion is dropped.
+    """If a quorum queue is deleted while it is requeueing many messages that exceed the delivery limit, these messages
+    are still dead-lettered. A message that is requeued only after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":
@@ -614,8 +614,8 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a message is published while the system clock is ahead, and the clock is corrected before the broker is
-    restarted, the message expires once its TTL has passed since the restart.
+    """If the system clock is ahead when a message is published, but is corrected before the broker is restarted, the
+    message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
@@ -626,9 +626,9 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages are published and paged out while the system clock is ahead, and the clock is corrected before the
-    broker is restarted, the messages expire once their TTL has passed since the restart. A second restart does not
-    start the TTL again.
+    """If the system clock is ahead while messages are published and paged out, but is corrected before the broker is
+    restarted, the messages expire once their TTL has passed since the restart. A second restart does not start the TTL
+    again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -721,8 +721,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message is published while the system clock is ahead, and the clock is corrected before the broker
-    is restarted, the message is released once its delay has passed since the restart.
+    """If the system clock is ahead when a delayed message is published, but is corrected before the broker is
+    restarted, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -202,9 +202,9 @@ def test_a_negative_delivery_limit_means_no_limit_from_4_0_on(
     ],
 )  # fmt: skip
 def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, policy: Table, retry: Retry | None) -> None:
-    """With `broker up --like 4.3` or later, a quorum queue delays retries only if delayed-retry-type is `all`,
-    `failed` or `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, the
-    policy's type applies. Without a positive delayed-retry-max, each delay is delayed-retry-min.
+    """With `broker up --like 4.3` or later, a quorum queue delays retries only if delayed-retry-type is `all`, `failed`
+    or `returned`, and delayed-retry-min is positive. If an argument and a policy set different types, the policy's type
+    applies. Without a positive delayed-retry-max, each delay is as long as delayed-retry-min.
     """
     assert options(arguments, policy).retry == retry
     assert options(arguments, policy, Like.V4_2).retry is None
@@ -223,8 +223,8 @@ def test_delayed_retries_need_a_type_and_a_minimum_delay(arguments: Table, polic
 )
 def test_the_delay_of_a_retry_grows_up_to_the_maximum(which: str, delays: list[int | None], *, failed: bool) -> None:
     """The delay of a retry is delayed-retry-min times the number of failed deliveries (at least 1), but at most
-    delayed-retry-max. The delayed-retry-type `failed` delays only retries after failed deliveries, `returned` only
-    those of messages that were returned without a failure, and `all` both.
+    delayed-retry-max. With the delayed-retry-type `failed`, only retries after failed deliveries are delayed; with
+    `returned`, only retries of messages that were returned without a failure; with `all`, both.
     """
     assert [Retry(which, 5, 12).delay(count, failed=failed) for count in range(4)] == delays
 

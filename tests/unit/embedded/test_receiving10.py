@@ -67,7 +67,7 @@ FIRST: tuple[Any, ...] = (*(None,) * 6, {Symbol("offset"): Described(Symbol("rab
 
 def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient10, q: BrokerQueue) -> None:
     """An AMQP 1.0 receiver gets messages only after it has granted link credit, and gets no more messages than its
-    credit.
+    credit allows.
     """
     fill(q, b"1", b"2", b"3")
     assert [frame.code for frame in client.attach_receiver("/queues/q")] == [ATTACH]
@@ -153,8 +153,8 @@ def test_a_drain_sends_the_ready_messages_and_uses_up_the_remaining_credit(
 def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """If an AMQP 1.0 receiver drains its link, and the queue contains more messages than the drained credit, the
-    broker's answer contains the number of messages left in the queue.
+    """If an AMQP 1.0 receiver drains its link, and its credit is too low for all messages in the queue, the broker's
+    answer contains the number of messages left in the queue.
     """
     fill(q, b"1", b"2", b"3")
     client.attach_receiver("/queues/q")
@@ -279,7 +279,7 @@ def test_the_answer_to_a_drain_of_a_stream_always_says_that_no_messages_are_avai
     client: MemoryClient10, broker: Broker
 ) -> None:
     """If an AMQP 1.0 receiver drains its link to a stream, the number of available messages in the broker's answer is
-    always 0, even if the stream contains more messages than the drained credit.
+    always 0, even if the receiver's credit is too low for all messages in the stream.
     """
     stream_with(broker, b"1", b"2", b"3")
     client.attach_receiver("/queues/s", *FIRST)
@@ -383,8 +383,9 @@ def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
 def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, limit: str
 ) -> None:
-    """An AMQP 1.0 receiver gets a message of exactly its max-message-size. If a message is larger, the broker ends the
-    session with message-size-exceeded and requeues the message. A max-message-size of 0, or none, means no limit.
+    """An AMQP 1.0 receiver gets a message whose size is exactly the receiver's max-message-size. If a message is
+    larger, the broker ends the session with message-size-exceeded and requeues the message. A max-message-size of 0, or
+    none, means no limit.
     """
     fill(q, b"x" * 100)
     client.attach_receiver("/queues/q", handle=1)
@@ -622,8 +623,8 @@ def fill_with_subjects(stream: BrokerQueue, *subjects: str) -> None:
 def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """An AMQP 1.0 receiver of a stream with an SQL filter gets only the messages that match the filter. The broker's
-    answer to attach contains the filters in effect.
+    """If an AMQP 1.0 receiver sets an SQL filter when it attaches to a stream, it gets only the messages that match the
+    filter. The broker's answer to attach contains the filters in effect.
     """
     stream = stream_with(broker)
     fill_with_subjects(stream, "x", "y", "x")
@@ -664,7 +665,7 @@ def news(active: bool) -> dict[str, bool]:
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
     """When an AMQP 1.0 receiver of a quorum queue with a single active consumer first grants credit, the broker tells
-    the receiver whether it is the active one. Afterwards, the broker tells the receiver only when it becomes the active
+    the receiver whether it is the active one. After that, the broker informs the receiver only if it becomes the active
     one.
     """
     fill(sac, b"1")
@@ -781,9 +782,9 @@ def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
 
 
 def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
-    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of data for it wait in the broker's send buffer,
-    the broker drops direct replies to this requester. Once the buffer is empty again, the broker delivers further
-    replies.
+    """If an AMQP 1.0 requester reads so slowly that more than 16 MiB of data is waiting for it in the broker's send
+    buffer, the broker drops direct replies to this requester. Once the buffer is empty again, the broker delivers
+    further replies.
     """
     client.flow(0, 5)
     client.connection.write(b"x" * (16 * 1024 * 1024 + 1))

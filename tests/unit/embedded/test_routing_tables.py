@@ -74,8 +74,8 @@ def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple
 
 
 def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -> None:
-    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, this test would
-    take years and time out.
+    """A topic exchange matches a binding key with 20 wildcards without backtracking. With backtracking, the match would
+    take years, and this test would time out.
     """
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")

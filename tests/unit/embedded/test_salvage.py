@@ -283,8 +283,8 @@ def test_messages_without_bodies_are_left_out_when_a_damaged_database_is_copied(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If its database is damaged, the broker copies what is still readable to a new database file, but leaves out
-    messages that have lost their bodies. It logs which table is damaged. If an earlier attempt was interrupted and
-    has left an unfinished copy, the broker overwrites this copy.
+    messages that have lost their bodies. It logs which table is damaged. If an earlier attempt was interrupted and left
+    an unfinished copy, the broker overwrites this copy.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

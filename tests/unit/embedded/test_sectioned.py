@@ -307,8 +307,9 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_only_amqp_1_0_shows_both_the_first_and_the_last_time_of_dead_lettering(is_native: bool) -> None:
-    """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the first and the last
-    time, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the first time, in seconds.
+    """If a message was dead-lettered twice, its annotation x-opt-deaths (AMQP 1.0) contains the times of the first and
+    the last dead-lettering, in milliseconds. Its header x-death (AMQP 0-9-1) contains only the time of the first one,
+    in seconds.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")

@@ -123,8 +123,8 @@ def test_the_first_sync_of_a_new_segment_also_syncs_its_directories(path: Path, 
 
 
 def test_a_segment_can_be_read_when_clients_use_up_all_file_descriptors(path: Path) -> None:
-    """While clients use up all file descriptors, the broker can still read a segment of a stream, as often as it
-    needs to. If the segment's file is missing, reading the segment raises FileNotFoundError.
+    """While clients use up all file descriptors, the broker can still read a segment of a stream, even several times.
+    If the segment's file is missing, reading the segment raises FileNotFoundError.
     """
     with pytest.raises(FileNotFoundError):
         SegmentFile(path).read(0, 1)

@@ -171,7 +171,7 @@ def test_an_alarm_closes_the_window_but_up_to_400_transfers_are_tolerated(
 
 def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
     """When the last resource alarm is over, the broker opens the incoming window of each AMQP 1.0 session whose window
-    an alarm has closed, with one flow frame. It sends no flow frame for a window that was not closed.
+    an alarm has closed. It does so with one flow frame, and sends none for a window that was not closed.
     """
     session = client.connection.sessions[0]
     client.attach_sender("/queues/q")
@@ -406,7 +406,7 @@ def test_a_disposition_settles_its_range_of_deliveries(
 
 
 def test_a_disposition_does_not_settle_the_delivery_after_its_range(client: MemoryClient10, q: BrokerQueue) -> None:
-    """An AMQP 1.0 client's disposition settles no delivery after its range, even if most deliveries of the range are
+    """An AMQP 1.0 client's disposition settles no delivery after its range, even if most deliveries in the range are
     already settled.
     """
     receiving(client, q, *(b"%d" % number for number in range(6)))
@@ -456,8 +456,8 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_mess
 def test_an_outcome_with_a_reserved_annotation_ends_the_session(
     client: MemoryClient10, q: BrokerQueue, key: str
 ) -> None:
-    """If an AMQP 1.0 client gives a message the outcome `modified` with an annotation whose name does not begin with
-    `x-`, or is not a symbol, the broker ends the session with invalid-field, and requeues the message.
+    """If an AMQP 1.0 client gives a message the outcome `modified` with an annotation whose name is not a symbol or
+    does not begin with `x-`, the broker ends the session with invalid-field, and requeues the message.
     """
     receiving(client, q, b"0")
     found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
@@ -692,9 +692,9 @@ def test_the_memory_of_waiting_transfers_is_freed_when_the_session_ends(
 def test_a_refused_link_is_attached_without_a_terminus_and_detached(
     loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
 ) -> None:
-    """With `broker up --like 4.2` or later, the broker refuses an AMQP 1.0 link with an attach frame and then a detach
-    frame with the error. The attach frame has no target if the client publishes, and no source if it receives. With
-    `--like 4.0`, the broker ends the session instead.
+    """With `broker up --like 4.2` or later, the broker refuses an AMQP 1.0 link by sending an attach frame, and then a
+    detach frame with the error. The attach frame has no target if the client publishes, and no source if it receives.
+    With `--like 4.0`, the broker ends the session instead.
     """
     client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
     attach = client.attach_sender if role is SENDER else client.attach_receiver
@@ -844,9 +844,9 @@ def test_an_error_that_ends_a_session_is_sent_after_the_current_event_loop_itera
 def test_a_delivery_that_stays_unsettled_too_long_is_released(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
 ) -> None:
-    """With `broker up --like 4.3` or later, if an AMQP 1.0 delivery from a quorum queue is unsettled after the consumer
-    timeout, the broker sends an unsettled disposition with the outcome `released`, and requeues the message. With
-    `--like 4.2` or earlier, and for classic queues, it does not.
+    """With `broker up --like 4.3`, if an AMQP 1.0 delivery from a quorum queue stays unsettled for longer than the
+    consumer timeout, the broker sends an unsettled disposition with the outcome `released`, and requeues the message.
+    It does not do this with `--like 4.2` or for classic queues.
     """
     broker = broker_with(loop, PROFILES[like])
     queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]

@@ -984,8 +984,8 @@ def test_many_small_changes_do_not_let_the_write_ahead_log_grow_without_limit(
 
 
 def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Path) -> None:
-    """When a virtual host is deleted, all definitions in it are deleted on disk. A user with the same name is kept, and
-    so is a virtual host whose name begins with this name.
+    """When a virtual host is deleted, the broker also deletes all definitions in it from disk. It keeps a user with the
+    same name, and a virtual host whose name begins with this name.
     """
 
     async def run() -> None:

@@ -189,7 +189,7 @@ def test_a_consumer_with_filter_values_gets_only_the_chunks_that_match(
 def test_a_message_with_headers_is_read_from_a_stream_as_it_was_published(
     clock: FakeClock, ledger: Ledger, like: Like
 ) -> None:
-    """Whatever version of RabbitMQ the broker imitates, a consumer gets each message of a stream with the headers that
+    """Whatever version of RabbitMQ the broker imitates, a consumer gets each message in a stream with the headers that
     it was published with, and with its offset in the header x-stream-offset.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))
@@ -234,8 +234,8 @@ def test_messages_of_a_stream_that_differ_only_in_id_and_body_are_decoded_once(
     published: list[tuple[dict[str, bytes], str]],
     decoded: int,
 ) -> None:
-    """If successive messages of a stream differ only in their message ids and bodies, the broker decodes only the first
-    of them. It delivers every message as it was published.
+    """If successive messages in a stream differ only in their bodies and in message ids of the same length, the broker
+    decodes only the first of them. It delivers every message as it was published.
     """
     seen: list[object] = []
     for module, name in ((sectioned, "parse_stored"), (stream_queue, "decode")):
@@ -267,8 +267,8 @@ def test_an_amqp_1_0_consumer_gets_only_the_messages_that_its_filters_select(str
 
 @pytest.mark.parametrize("how", ["filter value", "selector"])
 def test_a_long_search_for_messages_of_a_stream_lets_the_broker_serve_other_clients(ledger: Ledger, how: str) -> None:
-    """If a consumer's filters skip many messages of a stream, the broker interrupts the search to serve other
-    clients. Later, the consumer gets the messages that match its filters.
+    """If a consumer's filters skip many messages in a stream, the broker interrupts the search to serve other clients.
+    It then continues the search, and the consumer gets the messages that match its filters.
     """
     clock = BusyClock()
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[DEFAULT]))
@@ -400,7 +400,7 @@ def test_a_cancelled_consumer_of_a_stream_takes_no_memory(stream: StreamQueue) -
 def test_a_message_of_the_stream_protocol_has_the_name_of_the_stream_as_its_routing_key(
     clock: FakeClock, ledger: Ledger, like: Like, selector: Any
 ) -> None:
-    """A message that was published with the stream protocol is delivered over AMQP 0-9-1 and AMQP 1.0 with the name of
+    """A message that was published over the stream protocol is delivered over AMQP 0-9-1 and AMQP 1.0 with the name of
     the stream as its routing key.
     """
     stream = add_stream(VirtualHost("/", clock, ledger, PROFILES[like]))

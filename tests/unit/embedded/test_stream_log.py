@@ -330,8 +330,9 @@ def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(be
 
 
 def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """If a consumer is to start at a timestamp later than that of the last chunk, it starts at the end of the stream,
-    even if an earlier chunk has a later timestamp. RabbitMQ does the same.
+    """If the system clock was set back, an earlier chunk of a stream may have a later timestamp than the last chunk. As
+    in RabbitMQ, a consumer that is to start at a timestamp later than that of the last chunk still starts at the end of
+    the stream.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -418,8 +419,9 @@ def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """If the broker is killed while it writes a chunk of a stream, the stream ends with an incomplete chunk. At its
-    next start, the broker moves this chunk to another file, and writes the next chunk in its place.
+    """If the broker is killed while it writes a chunk of a stream, the stream ends with an incomplete chunk. The next
+    time the broker starts, it moves the incomplete chunk to another file, and writes the next chunk in place of the
+    incomplete one.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -593,8 +595,8 @@ def test_a_segment_ends_when_it_is_full_even_if_its_chunks_are_written_together(
 
 def test_segments_have_room_for_messages_after_the_publishing_ids_of_many_producers(bench: Bench) -> None:
     """Each segment of a stream begins with the publishing ids of the stream's producers. If these ids need more space
-    than the segment size allows, a segment can be twice as large as the ids, because every message would otherwise
-    begin a new segment.
+    than the segment size allows, the segment grows to about twice the size of the ids before a new one begins.
+    Otherwise, every message would begin a new segment.
     """
     log = bench.open(segment_bytes=1)
     for number in range(3):
@@ -649,7 +651,7 @@ def test_segments_are_deleted_when_all_of_their_messages_are_too_old(bench: Benc
 
 @pytest.mark.parametrize(("less", "left"), [(0, 4), (1, 3), (10**6, 1)], ids=["exactly", "more", "much more"])
 def test_segments_are_deleted_only_if_the_stream_is_larger_than_its_limit(bench: Bench, less: int, left: int) -> None:
-    """A stream that has exactly its maximum size keeps all segments. If a stream is larger, its oldest segments are
+    """A stream whose size is exactly its maximum keeps all segments. If a stream is larger, its oldest segments are
     deleted, but never the last one.
     """
     log = bench.open(segment_bytes=1)

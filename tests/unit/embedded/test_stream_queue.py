@@ -51,7 +51,7 @@ def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
     """Each message that is read from a stream has its own id, properties, routing key and body, even if they resemble
-    those of the message before. Its offset is in the header x-stream-offset.
+    those of the preceding message. Its offset is in the header x-stream-offset.
     """
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
@@ -71,7 +71,7 @@ def test_a_stream_returns_each_message_unchanged(
 
 
 def test_a_stream_counts_at_most_as_many_messages_as_amqp_can_report() -> None:
-    """A stream client's batches can claim more messages than they contain. The stream then reports up to 2^32 - 1
+    """A stream client's batches can claim more messages than they contain. The stream then reports at most 2^32 - 1
     messages, the largest number that a reply to queue.declare can contain.
     """
     stream, _ = new_stream()

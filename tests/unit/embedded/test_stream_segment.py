@@ -216,7 +216,7 @@ def test_a_reader_that_starts_at_the_first_offset_of_a_segment_needs_no_index() 
 @pytest.mark.parametrize("kinds", [[], [TRACKING], [TRACKING] * 30, [USER], [USER, USER], [TRACKING, USER, SNAPSHOT]])
 def test_the_last_chunk_with_messages_in_a_segment_is_found(kinds: list[int]) -> None:
     """The broker finds the last chunk with messages in a segment of a stream, no matter how many chunks without
-    messages follow it. If the segment has no messages, it finds none.
+    messages follow it. If the segment has no messages, the broker finds no such chunk.
     """
     parts = [chunk(number, 10_000, kind=kind) for number, kind in enumerate(kinds)]
     users = [number for number, kind in enumerate(kinds) if kind == USER]

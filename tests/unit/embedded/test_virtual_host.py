@@ -693,8 +693,8 @@ def test_changes_and_published_messages_are_reported_to_a_live_display(vhost: Vi
 
 
 def test_unused_and_auto_delete_queues_are_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue that no client uses after its declaration is deleted once the time in its x-expires has passed. An
-    auto-delete queue is deleted with its last consumer.
+    """If no client uses a queue after its declaration, the queue is deleted once the time in its x-expires has passed.
+    An auto-delete queue is deleted with its last consumer.
     """
     add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(1000)
