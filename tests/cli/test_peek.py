@@ -204,8 +204,9 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
-    prints a warning that says how often messages have been requeued. Once the first message has reached the limit,
-    `peek` shows no message and exits with 1. However often `peek` is repeated, no message is lost.
+    prints a warning that says how many times messages have been requeued. If the limit is 3, the third `peek` requeues
+    only the first message, shows no message, and exits with 1, because the queue would drop the first message if it
+    were requeued a fourth time. However often `peek` is repeated, no message is lost.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)

@@ -81,8 +81,7 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
 def test_the_broker_reports_the_version_that_it_imitates(
     broker: TestBroker, connection: pika.BlockingConnection, api: Api
 ) -> None:
-    """An embedded broker that imitates a version of RabbitMQ reports this version over AMQP and in the management API.
-    """
+    """An embedded broker that imitates a version of RabbitMQ reports it over AMQP and in the management API."""
     version = connection._impl.server_properties["version"]
     overview = api("GET", "overview")[1]
     assert version == overview["rabbitmq_version"] == overview["product_version"] == broker.version

@@ -81,8 +81,7 @@ def test_bench_does_not_count_redelivered_messages_as_out_of_order() -> None:
 
 
 def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
-    """`bench` counts a message in a stream as lost if one consumer did not receive it, even if all other consumers did.
-    """
+    """`bench` counts a message in a stream as lost if one consumer did not receive it, even if all others did."""
     tally = Tally(each_gets_all=True)
     tally.confirm(0, [(0, 100)])
     _receive(tally, [*range(100)], consumer=0)

@@ -634,7 +634,8 @@ def limited(limit: int, **arguments: Any) -> dict[str, Any]:
 
 def test_peek_does_not_show_a_message_that_it_could_requeue_only_once_more(place: Place) -> None:
     """`peek` requeues the messages that it shows. If a quorum queue has a delivery limit of 3, `peek` shows a message
-    the first two times. The third time, it fails instead, because a third requeue is the last that the limit allows.
+    the first two times. The third time, it requeues the message for the last time that the limit allows, and fails
+    without showing it.
     """
     place.fill("0", arguments=limited(3))
     assert [place.peeked() for _ in range(2)] == [["0"], ["0"]]

@@ -31,8 +31,7 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 
 @given(some.dictionaries(names, values, max_size=5))
 def test_decoding_an_encoded_field_table_returns_the_same_values(table: dict[str, object]) -> None:
-    """After encoding and decoding, a field table contains the same values, even if tables and lists are nested in it.
-    """
+    """After encoding and decoding, a field table contains the same values, even if it contains tables and lists."""
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))
@@ -121,8 +120,7 @@ def test_unreadable_properties_become_one_header() -> None:
 
 
 def test_a_value_without_an_amqp_type_is_an_error() -> None:
-    """Encoding a field table raises NoFieldType if a value has no AMQP type, and ValueError if a list contains itself.
-    """
+    """Encoding a field table raises NoFieldType if a value has no AMQP type, and ValueError if a list is in itself."""
     endless: list[object] = []
     endless.append(endless)
     for value, error in ((endless, ValueError), (object(), NoFieldType)):
