@@ -30,7 +30,7 @@ _CLIENT = ("tests/integration", "-k", "not [rabbitmq")
 #: with the tests that judge it. A module with its own entry is judged by these tests, not by those of its package.
 JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/routing.py": (f"{_EMBEDDED}/test_routing_tables.py",),
-    "mqtool/silence.py": ("tests/unit/test_io_thread.py", "tests/unit/test_reopening_transport.py"),
+    "mqtool/silence.py": ("tests/unit/test_silence.py",),
     "mqtool/where.py": ("tests/unit/test_where.py",),
     "mqtool/amqp": (
         "tests/unit/test_acknowledgements.py",

@@ -293,7 +293,7 @@ class Arrivals:
     """The messages that `receive --json` has written to a file. count() reads the lines added since its last call.
 
     Attributes:
-        deliveries: the deliveries of the drill's messages.
+        deliveries: the deliveries of the drill's messages, including repeated ones.
         ids: the IDs of the drill's messages that have arrived.
         foreign: the number of deliveries of other messages.
     """

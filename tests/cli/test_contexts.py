@@ -757,8 +757,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broke
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks for confirmation before it
     declares something, changes a setting, or consumes from a named queue. Without a terminal, it changes nothing and
-    exits with 2. The exception is a command such as `send`, which in a protected context declares a missing queue only
-    with --declare. It does not ask: if the queue is missing, it exits with 69, and the hint names --declare.
+    exits with 2. Commands such as `send` are an exception: if a queue is missing, and --declare is not given, they exit
+    with 69 without asking, and the hint names --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in some(ASKING):

@@ -167,9 +167,9 @@ def test_delayed_now_does_not_trust_a_destination_that_only_the_name_of_a_wait_q
 
 
 def test_delayed_show_keeps_the_routing_key_of_a_message_that_reaches_the_delivery_limit(waiting: Waiting) -> None:
-    """If a message has been requeued so often that its wait queue would drop it the next time, `delayed show` prints a
-    warning. The next `delayed show` publishes the message to the end of the wait queue, and says so. Both exit with 3.
-    Afterwards, `delayed now` still delivers the message to its exchange, with its original routing key.
+    """If a message's wait queue would drop the message when it is next requeued, `delayed show` prints a warning. The
+    next `delayed show` publishes the message to the end of the wait queue, and says so. Both exit with 3. Afterwards,
+    `delayed now` still delivers the message to its exchange, with its original routing key.
     """
     policy = ("mqtool", "policy", "set", "few", "--definition", '{"delivery-limit": 2}', "--pattern", "^logs")
     assert waiting.shell.run(*policy, "--management", waiting.broker.management).code == 0

@@ -179,8 +179,8 @@ def change_performatives(matches: Callable[[Any], bool], change: Change) -> Chan
 
 
 def test_receive_reports_two_deliveries_with_the_same_id_as_a_lost_connection(run: Callable[..., Result]) -> None:
-    """If the broker sends `receive` over AMQP 1.0 two unsettled deliveries with the same delivery id, `receive` reports
-    that the connection was lost. With --no-reconnect, it exits with 69.
+    """If `receive` uses AMQP 1.0, and the broker sends it two unsettled deliveries with the same delivery id, `receive`
+    reports that the connection was lost. With --no-reconnect, it exits with 69.
     """
     twice = change_performatives(is_delivery, lambda data: 2 * data)
     result = run(twice, "receive", "-q", "send", "--no-reconnect", "--timeout", "30s")

@@ -95,9 +95,9 @@ def test_send_does_not_change_an_invalid_input_that_is_also_the_file_of_failed_m
 
 @on_any_broker
 def test_send_does_not_change_file_unfinished_if_its_failed_messages_are_still_in_the_input(shell: Shell) -> None:
-    """If the FILE of `send --failed-to FILE` is also the input, and has an invalid line, `send` does not change FILE.
-    If a killed run has left FILE.unfinished, `send` does not change this file, either: the messages that could not be
-    sent are still in FILE, and would otherwise be sent twice.
+    """If the FILE of `send --failed-to FILE` is also the input and contains an invalid line, `send` leaves FILE
+    unchanged. If a killed run has left FILE.unfinished, `send` leaves that file unchanged, too: the messages that could
+    not be sent are still in FILE, and would otherwise be sent twice.
     """
     text, earlier = '{"body": "a"}\nno JSON\n', '{"body": "z", "routing_key": "nosuch"}\n'
     (shell.directory / "failed").write_text(text)

@@ -298,7 +298,7 @@ def test_a_purge_keeps_messages_that_a_nack_has_not_put_back_yet(nacking: Start,
 def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """While one basic.nack requeues four messages of a queue, the queue is deleted. The broker frees the memory of
+    """If a queue is deleted while one basic.nack is requeueing four of its messages, the broker frees the memory of
     these messages. A new queue with the same name does not contain them.
     """
     nack = nacking(arguments, b"1234", 4)

@@ -324,9 +324,9 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
 def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """If the broker is killed just after a delayed message was due, or during a disk fault that began before the
-    message was due, the simulation's model allows a stream to contain the message twice. It never allows three
-    copies, or two copies in a classic queue.
+    """If the broker is killed just after a delayed message became due, or during a disk fault that began before it
+    became due, the simulation's model allows a stream to contain the message twice. It never allows three copies, or
+    two copies in a classic queue.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})

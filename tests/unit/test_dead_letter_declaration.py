@@ -39,8 +39,8 @@ def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
 def test_a_dead_letter_queue_that_keeps_its_messages_is_used_as_it_is(
     channel: Channel, settings: dict[str, Any]
 ) -> None:
-    """If a dead-letter queue exists with other properties or arguments than those that mqtool would declare, but none
-    that would make it drop messages, mqtool uses the queue as it is. For example, the queue can be transient.
+    """If a dead-letter queue exists whose properties or arguments differ from those that mqtool would declare, mqtool
+    uses the queue as it is, unless one of them would make it drop messages. For example, the queue can be transient.
     """
     theirs = channel.declare(DEAD._replace(**settings), remember=False)
     known = declare_dead_letter_queue(channel, DEAD)

@@ -103,9 +103,9 @@ class FakeChannel:
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """When a delayed message is due, it is published to the exchange and with the routing key that its input line
-    names. Whatever the line does not name is taken from the destination on the command line, which is an exchange or a
-    queue. With the default exchange, the message goes to the queue that the routing key names.
+    """When a delayed message is due, it is published to the exchange named on its input line, with the routing key
+    named there. If the line omits either, it is taken from the destination on the command line, which is an exchange or
+    a queue. With the default exchange, the message goes to the queue that the routing key names.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 

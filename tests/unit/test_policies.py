@@ -168,9 +168,9 @@ def test_a_consumer_stopped_early_acknowledges_all_messages_that_it_has_handled(
 
 
 def test_only_messages_whose_output_was_written_are_acknowledged_when_a_write_has_failed() -> None:
-    """A message is acknowledged only once its output has been written. If writing fails, a consumer that is about to
-    end sends the acknowledgements that it held back for messages whose output was written earlier. It acknowledges no
-    later message.
+    """A message is acknowledged only once its output has been written. If a write fails, the consumer, before it ends,
+    sends the acknowledgements still pending for messages whose output was written earlier, and acknowledges no later
+    message.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))

@@ -444,11 +444,11 @@ def test_a_message_nacked_while_its_queue_may_lack_a_leader_is_published_again(b
     assert len(broker.of(spec.Channel.Open)) == 2
 
 
-def test_a_channel_that_is_reopened_before_its_first_message_is_put_into_confirm_mode_once(
+def test_confirm_mode_is_selected_once_on_a_channel_that_is_reopened_before_its_first_message(
     broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a channel is lost and reopened just before its first message is published, the new channel is put into confirm
-    mode once.
+    mode only once.
     """
     channel = broker.channel()
     channel.reopening.lost()

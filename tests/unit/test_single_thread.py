@@ -195,7 +195,7 @@ def test_a_request_returns_the_brokers_reply(
 
 def test_waiting_ends_when_a_watched_file_descriptor_can_be_read(connection: SingleThreadConnection) -> None:
     """wait() of a `bench` client's connection returns after the given time, or earlier if a file descriptor that the
-    connection watches for the caller, such as the reading end of a pipe, can be read. Before returning early, wait()
+    connection watches for the caller, such as the read end of a pipe, becomes readable. Before returning early, wait()
     calls the function that the caller has given for this file descriptor.
     """
     reading, writing = os.pipe()

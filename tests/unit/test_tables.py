@@ -120,7 +120,9 @@ def test_unreadable_properties_become_one_header() -> None:
 
 
 def test_a_value_without_an_amqp_type_is_an_error() -> None:
-    """Encoding a field table raises NoFieldType if a value has no AMQP type, and ValueError if a list is in itself."""
+    """If a value has no AMQP type, encoding a field table raises NoFieldType. If a list contains itself, it raises
+    ValueError.
+    """
     endless: list[object] = []
     endless.append(endless)
     for value, error in ((endless, ValueError), (object(), NoFieldType)):

@@ -191,8 +191,8 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
 
 
 def test_on_macos_receive_notices_that_the_reader_has_closed_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, if the reader of a pipe closes the pipe before it has read a message, `receive` raises ReaderGone, and
-    does not count the message as read.
+    """On macOS, if `receive` writes to a pipe, and the reader closes the pipe before it has read a message, `receive`
+    raises ReaderGone and does not count that message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

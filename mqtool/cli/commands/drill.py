@@ -22,7 +22,7 @@ from mqtool.errors import SomeFailed, UsageError
 from mqtool.spelling import counted
 from mqtool.stage.terminal import Guard
 
-app = group("drill", "Break something on purpose, and count lost messages.", heading="Learn")
+app = group("drill", "Break something on purpose, and count the lost messages.", heading="Learn")
 
 
 def _add(

@@ -10,7 +10,7 @@ SENTENCES = {
     "delayed": "Show, cancel, deliver or relay delayed messages",
     "dlq": "Show dead letters, move them back, or drop them",
     "doctor": "Check a broker, or a definitions file, and report problems",
-    "drill": "Break something on purpose, and count lost messages",
+    "drill": "Break something on purpose, and count the lost messages",
     "emit-log": "Publish logs to an exchange (tutorials 3, 4 and 5)",
     "exchange": "Declare, bind, unbind and delete exchanges",
     "help": "Show the help of a command or topic",

@@ -95,8 +95,8 @@ def test_a_dead_letter_does_not_expire_again() -> None:
 
 
 def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
-    """If a queue dead-letters a message again for the same reason, the count of the entry in x-death increases and
-    the entry becomes the first, but the entry's time does not change. Another queue or another reason has its own
+    """If a queue dead-letters a message again for the same reason, the count of the existing x-death entry increases
+    and the entry moves to the front, but its time does not change. Each combination of queue and reason has its own
     entry.
     """
     letter = message()

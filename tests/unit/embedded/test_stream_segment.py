@@ -205,8 +205,8 @@ def test_an_offset_or_a_timestamp_is_found_in_a_segment_without_reading_all_of_i
 
 
 def test_a_reader_that_starts_at_the_first_offset_of_a_segment_needs_no_index() -> None:
-    """If a reader starts at the first offset of a stream's segment, or at an earlier offset, the broker reads this
-    segment from its beginning, without building an index.
+    """If a reader starts at the first offset of a stream's segment, or has come from an earlier segment, the broker
+    reads this segment from its beginning, without building an index.
     """
     existing = Segment(100, Counted(chunk(100)), len(chunk(100)))
     assert existing.position_of(99) == existing.position_of(100) == 0
