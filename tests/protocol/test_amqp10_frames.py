@@ -511,17 +511,18 @@ def test_an_unroutable_message_gets_the_outcome_released_over_amqp_1_0(client: R
 
 
 def test_a_message_to_a_full_queue_gets_the_outcome_rejected_over_amqp_1_0(
-    client: RawAmqp10, channel: BlockingChannel
+    client: RawAmqp10, channel: BlockingChannel, broker: TestBroker
 ) -> None:
-    """An AMQP 1.0 message to a full queue whose x-overflow is reject-publish gets the outcome `rejected`. If the
-    outcome contains an error, as it does from RabbitMQ 4.2 on, the error names the queue and the reason `maxlen`.
+    """An AMQP 1.0 message to a full queue whose x-overflow is reject-publish gets the outcome `rejected`. From RabbitMQ
+    4.3 on, the outcome contains an error, which names the queue and the reason `maxlen`.
     """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
     assert client.published(0) == ACCEPT
     state = client.published(1)
     assert state.descriptor == REJECTED
-    if any(state.value):  # since 4.2
+    assert any(state.value) is broker.differs_since("4.3", "the outcome contains an error")
+    if any(state.value):
         condition, text, info = state.value[0].value
         assert (condition, text) == ("amqp:resource-limit-exceeded", "queue 'full' exceeded maximum length")
         assert info == {"queue": "full", "reason": "maxlen"}

@@ -289,6 +289,8 @@ class IncomingLink:
 
     def _rejected(self, message: BrokerMessage) -> Rejected:
         """Return the outcome for a message that a queue rejected because it was full."""
+        if not self.session.vhost.profile.explains_rejections:
+            return Rejected()
         queue = (self.target and self.target.queue) or message.routing_key
         info = {Symbol("queue"): queue, Symbol("reason"): Symbol("maxlen")}
         return Rejected(Error(LIMIT_EXCEEDED, f"queue '{queue}' exceeded maximum length", info))

@@ -87,6 +87,7 @@ class Profile(NamedTuple):
             not exist: `none`, `all`, or `named` (all but those of queues whose names begin with `amq.`).
         initial_offsets: True if the argument `x-stream-initial-offset` sets the offset of a stream's first message.
         names_endpoint: True if Prometheus metrics name their endpoint and the types of queues (from RabbitMQ 4.1 on).
+        explains_rejections: True if the AMQP 1.0 outcome `rejected` names the queue and the reason.
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -142,6 +143,7 @@ class Profile(NamedTuple):
     refuses_loose: Literal["none", "all", "named"] = "none"
     initial_offsets: bool = False
     names_endpoint: bool = False
+    explains_rejections: bool = False
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -205,6 +207,7 @@ _4_3 = _4_2._replace(
     counts_failures=True,
     delayed_exchanges=False,
     hides_vhosts=True,
+    explains_rejections=True,
 )
 # From its release notes: no package of 4.4 was at hand to ask.
 _4_4 = _4_3._replace(version="4.4.1", restores_basic=False, refuses_loose="named", initial_offsets=True)
