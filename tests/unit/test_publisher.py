@@ -10,7 +10,7 @@ import pytest
 from mqtool.amqp import unconfirmed
 from mqtool.amqp.unconfirmed import WINDOW_BYTES, Encoded, Route, Unconfirmed, most_similar
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import Confirmation, Message, new_message_ids
+from mqtool.message import Confirmation, Message, Receipt, new_message_ids
 
 ROUTE = Route("logs", "info")
 PERSISTENT_ROUTE = ROUTE._replace(persistent=True)
@@ -235,6 +235,62 @@ def test_messages_confirmed_out_of_order_do_not_count_as_unconfirmed_after_an_er
     publisher.on_ack(3, multiple=True)
     assert wire.collected() == [(b"1", "confirmed"), (b"3", "confirmed")]
     assert (publisher.collect(out_of_order=True), publisher.is_waiting, publisher._bytes) == ([], False, 0)
+
+
+def test_after_an_error_messages_are_reported_whether_confirmed_in_or_out_of_order(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
+    """After an error, a publisher reports the messages that were confirmed in order, then those that were confirmed
+    while an earlier one was still unconfirmed. The others stay unconfirmed, and can still be confirmed.
+    """
+    wire.publish(b"1", b"22", b"333", b"4444", b"55555")
+    publisher.on_ack(1, multiple=False)
+    publisher.on_ack(3, multiple=False)
+    assert [message.body for message in publisher.messages] == [b"22", b"4444", b"55555"]
+    receipts = publisher.collect(out_of_order=True)
+    assert [(each.message.body, each.confirmation, each.reason) for each in receipts] == [
+        (b"1", "confirmed", ""), (b"333", "confirmed", ""),
+    ]  # fmt: skip
+    assert publisher._bytes == 11
+    publisher.on_ack(5, multiple=True)
+    assert wire.collected() == [(b"22", "confirmed"), (b"4444", "confirmed"), (b"55555", "confirmed")]
+    assert publisher._bytes == 0
+
+
+def test_a_stopped_publisher_says_how_many_messages_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """If a command is stopped, and no confirm can be expected, for example because the connection is lost, the error
+    says how many messages are unconfirmed. A message that was confirmed before an earlier one does not count.
+    """
+    wire.publish(b"1", b"2", b"3")
+    publisher.on_ack(2, multiple=False)
+    wire.reason = "the connection is lost"
+    with pytest.raises(NotConfirmed, match=r"^stopped with 2 messages unconfirmed: the connection is lost$"):
+        publisher.wait(1, confirm_timeout=60)
+
+
+def test_a_nack_is_reported_to_the_callback_at_once(wire: Wire, publisher: Unconfirmed) -> None:
+    """When the broker nacks a message, the callback for refused messages gets the receipt of this message at once, even
+    if an earlier message is still unconfirmed.
+    """
+    refused: list[Receipt] = []
+    publisher.on_refused = refused.append
+    wire.publish(b"1", b"2")
+    publisher.on_nack(2, multiple=False)
+    assert [(each.message.body, each.confirmation, each.sequence) for each in refused] == [(b"2", "nacked", 2)]
+
+
+def test_dropped_messages_are_counted_until_the_count_is_reset(wire: Wire, publisher: Unconfirmed) -> None:
+    """Each time that a publisher drops messages, it adds their number to the number of dropped messages. A message that
+    the broker has confirmed is not dropped, and is still reported.
+    """
+    wire.publish(b"1", b"22")
+    publisher.on_ack(1, multiple=False)
+    assert [message.body for message in publisher.drop()] == [b"22"]
+    assert wire.collected() == [(b"1", "confirmed")]
+    wire.open()
+    wire.publish(b"3", b"4")
+    assert [message.body for message in publisher.drop()] == [b"3", b"4"]
+    assert (publisher.dropped, publisher._bytes, publisher.is_waiting) == (3, 0, False)
 
 
 def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
