@@ -25,7 +25,7 @@ from mqtool.codecs.amqp10_frames import (
     Source,
     Target,
 )
-from mqtool.errors import BadData, MqtoolError, NotConfirmed
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, StoppedWaiting
 from mqtool.message import Confirmation, InBatches, Message, Receipt
 
 #: The most messages, and bytes of bodies, that may be waiting for credit or for an outcome.
@@ -245,7 +245,7 @@ class Sender:
         try:
             yield from self._sent(_batches(messages, window), window)
             while self._outstanding:
-                self._wait(self._has_outcome)
+                self._wait()
                 yield from self._collected()
         except MqtoolError:
             self._sort_by_outcome()  # those after a message that will never have one
@@ -269,7 +269,7 @@ class Sender:
                     del batch[0]
                     sequence += 1
                     if self._is_full(window):
-                        self._wait(self._has_outcome)
+                        self._wait()
                         yield from self._collected()
             except MqtoolError as error:
                 if self._session.failure is not None or isinstance(error, NotConfirmed):
@@ -278,7 +278,7 @@ class Sender:
                 return
             self._session.pump()
             if sequence == before:
-                self._wait(self._has_outcome, at_most=0.05 if is_idle else 0)
+                self._wait(at_most=0.05 if is_idle else 0)
             is_idle = sequence == before
             yield from self._collected()
 
@@ -313,9 +313,22 @@ class Sender:
             link.waiting.append(outgoing)
 
     def flush(self) -> None:
-        """Send the added messages, and wait until all of them have been sent. Outcomes may be outstanding."""
-        links = [self._session.sending_link(address) for address in {each.address for each in self._outstanding}]
-        self._wait(lambda: not any(link.waiting for link in links))
+        """Send the added messages, and wait until all of them have been sent. Outcomes may be outstanding.
+
+        Raises:
+            NotConfirmed: the broker neither accepts further messages nor reports outcomes in time.
+            StoppedWaiting: the command must stop, and the broker does not accept further messages.
+        """
+        session = self._session
+        session.pump()
+        links = [session.sending_link(address) for address in {each.address for each in self._outstanding}]
+        while any(link.waiting for link in links):
+            session.check()
+            if why := session.hopeless:
+                raise StoppedWaiting(f"stopped: {why}")
+            session.wait(
+                lambda: not any(link.waiting for link in links) or session.hopeless is not None, self._patience()
+            )
         with self._session.changed:
             while self._outstanding and self._outstanding[0].confirmation is not None:
                 self._drop()
@@ -323,7 +336,7 @@ class Sender:
     def settle(self) -> None:
         """Wait until all messages have an outcome."""
         while self._outstanding:
-            self._wait(self._has_outcome)
+            self._wait()
             for _ in self._collected():
                 pass
 
@@ -349,25 +362,30 @@ class Sender:
         self._bytes -= len(outgoing.message.body)
         return outgoing
 
-    def _wait(self, done: Callable[[], bool], at_most: float | None = None) -> None:
-        """Wait until done() is true, or no message is outstanding, or for `at_most` seconds."""
+    def _wait(self, at_most: float | None = None) -> None:
+        """Wait until the oldest message has an outcome, or for `at_most` seconds."""
         session, deadline = self._session, None if at_most is None else time.monotonic() + at_most
         session.pump()
         session.check()
-        while self._outstanding and not done():
+        while self._outstanding and not self._has_outcome():
             session.check()
             if why := session.hopeless:
                 raise NotConfirmed(f"stopped with {self._count()} unconfirmed: {why}", _FATE)
-            patience = session.patience()
-            if patience <= 0:
-                raise NotConfirmed(
-                    f"the broker did not confirm {self._count()} within {session.confirm_timeout:g} s",
-                    f"{_FATE}; --confirm-timeout waits longer",
-                )
+            patience = self._patience()
             left = patience if deadline is None else min(patience, deadline - time.monotonic())
             if left <= 0:
                 return
-            session.wait(lambda: done() or session.hopeless is not None, left)
+            session.wait(lambda: self._has_outcome() or session.hopeless is not None, left)
+
+    def _patience(self) -> float:
+        """Return how many seconds are left for the next outcome. Raises NotConfirmed if none are."""
+        left = self._session.patience()
+        if left <= 0:
+            raise NotConfirmed(
+                f"the broker did not confirm {self._count()} within {self._session.confirm_timeout:g} s",
+                f"{_FATE}; --confirm-timeout waits longer",
+            )
+        return left
 
     def _count(self) -> str:
         count = len(self.unconfirmed)

@@ -250,7 +250,7 @@ class Look:
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
         self._consumers: dict[Channel, Consumer] = {}
-        self._removed: list[tuple[Channel, Delivery]] = []
+        self._removed: dict[Channel, list[Delivery]] = {}
         self._near_limit: list[tuple[Channel, Delivery]] = []  # if the limit is known, without the message at the head
         self._on_their_way: Iterator[Delivery] = iter(())
 
@@ -273,7 +273,7 @@ class Look:
 
     def remove(self, delivery: Delivery) -> None:
         """Mark the latest delivery, so that give_back() removes it instead of requeueing it."""
-        self._removed.append((self._newest_channel, delivery))
+        self._removed.setdefault(self._newest_channel, []).append(delivery)
         self._held[self._newest_channel] -= 1
         if self._near_limit and self._near_limit[-1][1] is delivery:
             self._near_limit.pop()
@@ -381,25 +381,32 @@ class Look:
             MqtoolError: the queue would have dropped a message, or would do so at the next requeue.
         """
         problems: list[tuple[int, MqtoolError]] = []
-        with suppress(MqtoolError):
-            if self._near_limit or self._removed:
-                for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
-                    pass
-            for channel, delivery in self._near_limit:
-                problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
-            for channel in self._held:  # all of them first: a request that is not answered must not double a message
-                if removed := [delivery for holder, delivery in self._removed if holder is channel]:
-                    self._consumers[channel].cancel()  # else it would get messages that other batches have requeued
-                    channel.acknowledge(*removed)
-            for channel, held in self._held.items():
-                ready = self._channel.depth_of(self._queue)
-                channel.close()
-                if held and channel is not self._newest_channel:
-                    wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
+        try:
+            with suppress(MqtoolError):
+                if self._near_limit or self._removed:
+                    for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
+                        pass
+                for channel, delivery in self._near_limit:
+                    problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
+                self._close_channels()
+        finally:  # what has been published again would be doubled
+            for channel, removed in self._removed.items():
+                channel.acknowledge(*removed)
         if problems:
             (_, first), others = max(problems, key=lambda each: each[0]), len(problems) - 1
             more = f" ({counted(others, 'more message')} at this limit or near it)" if others else ""
             raise MqtoolError(f"{first}{more}", first.hint)
+
+    def _close_channels(self) -> None:
+        """Close the channels, oldest first, so that each batch is requeued behind the one before."""
+        for channel, held in self._held.items():
+            ready = self._channel.depth_of(self._queue)
+            if channel in self._removed:
+                self._consumers[channel].cancel()  # else it would get messages that other batches have requeued
+                channel.acknowledge(*self._removed[channel])
+            channel.close()
+            if held and channel is not self._newest_channel:
+                wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
 
     def _check_near_limit(self, channel: Channel, delivery: Delivery) -> MqtoolError:
         """If requeuing a message would make the queue drop it, publish it again; return an error that says so."""
@@ -409,7 +416,7 @@ class Look:
             error = self._publish_again(delivery)
         except MqtoolError as dropped:  # the others must still be acknowledged or requeued
             return dropped
-        self._removed.append((channel, delivery))
+        self._removed.setdefault(channel, []).append(delivery)
         self._held[channel] -= 1
         return error
 

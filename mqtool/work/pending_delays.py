@@ -112,6 +112,10 @@ class WaitingMessages:
             if isinstance(error.__context__, GeneratorExit):  # the caller wants no more queues
                 raise error.__context__ from None
 
+    def stop(self) -> None:
+        """Make messages(), cancel() and deliver() end soon. Safe to call from a signal handler."""
+        self._channel.connection.stop()
+
     def exchanges(self) -> Iterator[tuple[str, int]]:
         """Yield the x-delayed-message exchanges that hold messages, each with its number of messages."""
         for view in management.exchanges(self._api, self._vhost, ("name", "type", "messages_delayed")):

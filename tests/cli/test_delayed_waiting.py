@@ -247,3 +247,19 @@ def test_delayed_ls_counts_messages_that_the_plugin_holds(shell: Shell, broker: 
     shown = shell.run("mqtool", "delayed", "show", "--management", broker.management)
     assert shown.stdout == ""
     assert "1 message in exchange 'delay_exchange' not shown: the plugin does not reveal them" in shown.stderr
+
+
+def test_ctrl_c_during_delayed_now_leaves_no_message_in_two_queues(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C, `delayed now` finishes the message that it is delivering, says how many messages it has delivered,
+    and exits with 130. Each message is then either in its destination or in its wait queue.
+    """
+    assert shell.run("mqtool", "queue", "declare", "jobs").code == 0
+    sent = ("mqtool", "send", "-l", "-q", "jobs", "--via", "ttl", "--delay", "1h")
+    assert shell.run(*sent, stdin="".join(f"{number}\n" for number in range(1500))).code == 0
+    chosen = ("--where", "routing_key=jobs", "--management", broker.management)
+    running = shell.start("mqtool", "delayed", "now", *chosen, ready=False)
+    wait_until(lambda: depth(broker, "jobs") > 0, "the first message has been delivered")
+    ended = running.interrupt().wait()
+    delivered = depth(broker, "jobs")
+    assert (ended.code, f"{delivered:,} delivered\n" in ended.stderr) == (130, True), ended.stderr
+    wait_until(lambda: delivered + depth(broker, "jobs.delay.1h") == 1500, "the others are requeued")

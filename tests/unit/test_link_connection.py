@@ -651,18 +651,18 @@ def test_a_stopped_command_does_not_wait_for_a_broker_that_accepts_no_messages(
         session.stopping = False
         broker.credit(0, 0, credit, window=window)
         session.run(0)
-        sender._wait(sender._has_outcome, at_most=0)  # raises nothing: it would wait longer
+        sender._wait(at_most=0)  # raises nothing: it would wait longer
         session.stopping = True
         with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the broker takes no messages"):
-            sender._wait(sender._has_outcome)
+            sender._wait()
     assert broker.of(Transfer) == []
     broker.credit(0, 0, 2, window=1)
     session.run(0)
     assert len(broker.of(Transfer)) == 1
-    sender._wait(sender._has_outcome, at_most=0)
+    sender._wait(at_most=0)
     session.is_lost = True
     with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the connection is lost"):
-        sender._wait(sender._has_outcome)
+        sender._wait()
 
 
 def test_a_receiver_grants_credit_and_accepts_ranges_of_deliveries(broker: Broker, session: LinkConnection) -> None:

@@ -22,7 +22,7 @@ from mqtool.codecs.amqp10_frames import (
     Target,
 )
 from mqtool.codecs.amqp10_values import Symbol
-from mqtool.errors import BadData, MqtoolError, NotConfirmed, Unavailable
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, StoppedWaiting, Unavailable
 from mqtool.message import Confirmation, InBatches, Message
 
 QUEUE = "/queues/q"
@@ -590,7 +590,8 @@ def test_a_sender_that_is_stopped_while_it_waits_ends_immediately_if_the_broker_
 def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes(broker: Broker) -> None:
     """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
     returns once every message has an outcome. If a message cannot be sent, flush() raises NotConfirmed once the broker
-    has reported no outcome for the confirm timeout.
+    has reported no outcome for the confirm timeout. If the command is stopped while the broker accepts no messages,
+    flush() raises StoppedWaiting.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -616,6 +617,9 @@ def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes
     assert sender._bytes == 0
     sender.add(Message(b"4", "q"))
     with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 1 message within 5 s$"):
+        sender.flush()
+    broker.hopeless = "the broker takes no messages"
+    with pytest.raises(StoppedWaiting, match=r"^stopped: the broker takes no messages$"):
         sender.flush()
 
 

@@ -107,12 +107,17 @@ def show(
     plugin cannot be shown.
     """
     shown, skipped, access = 0, _Skipped(), access_to(broker, reconnects=False)
-    with _waiting(access, skipped) as waiting, closing(waiting.messages(to)) as messages:
+    with (
+        _waiting(access, skipped) as waiting,
+        stopping.calling(waiting.stop),
+        closing(waiting.messages(to)) as messages,
+    ):
         for each in stopping.until_requested(messages):
             if where is None or where.matches(_record(each)):
                 shown += 1
                 _show(each, as_json=as_json)
         _say_what_is_hidden(waiting)
+    stopping.exit_if_requested()
     if not shown:
         output.status("no waiting messages found")
     skipped.check()
@@ -202,12 +207,13 @@ def _take(
             missing.discard(each.message.message_id or "")
         return is_chosen
 
-    with _waiting(access, skipped) as waiting, closing(take(waiting, chosen)) as taken:
+    with _waiting(access, skipped) as waiting, stopping.calling(waiting.stop), closing(take(waiting, chosen)) as taken:
         for count, _ in enumerate(taken, 1):  # noqa: B007
             if stopping.requested() is not None:
                 break
         _say_what_is_hidden(waiting)
     output.status(f"{count:,} {done}")
+    stopping.exit_if_requested()
     if not (count or missing) and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
         raise stays[0]
     for error in stays[:_SAID]:
