@@ -27,6 +27,7 @@ from mqtool.codecs.amqp10_frames import (
 )
 from mqtool.errors import BadData, MqtoolError, NotConfirmed, StoppedWaiting
 from mqtool.message import Confirmation, InBatches, Message, Receipt
+from mqtool.spelling import counted
 
 #: The most messages, and bytes of bodies, that may be waiting for credit or for an outcome.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
@@ -42,14 +43,16 @@ class OutgoingTransfer:
         to: the address to which the message goes.
         address: the address of its link; None for a link without an address.
         on_refused: called with the receipt if the broker rejects or releases the message.
+        was_sent: True once the message has been sent, even if the connection was lost after that.
     """
 
-    __slots__ = ("address", "confirmation", "data", "message", "on_refused", "reason", "sequence", "to")
+    __slots__ = ("address", "confirmation", "data", "message", "on_refused", "reason", "sequence", "to", "was_sent")
 
     def __init__(self, message: Message, data: bytes, to: str, sequence: int, address: str | None) -> None:
         self.message, self.data, self.to, self.sequence, self.address = message, data, to, sequence, address
         self.confirmation: Confirmation | None = None
         self.reason = ""
+        self.was_sent = False
         self.on_refused: Callable[[Receipt], None] = lambda _: None
 
     def decide(self, state: Any) -> None:
@@ -191,7 +194,7 @@ class SendingLink:
             transfers = session.transfers(self.handle, self.waiting[0])
             if transfers is None:
                 break
-            self.waiting.popleft()
+            self.waiting.popleft().was_sent = True
             frames += transfers
             self.credit -= 1
             self._sent += 1
@@ -316,8 +319,9 @@ class Sender:
         """Send the added messages, and wait until all of them have been sent. Outcomes may be outstanding.
 
         Raises:
-            NotConfirmed: the broker neither accepts further messages nor reports outcomes in time.
-            StoppedWaiting: the command must stop, and the broker does not accept further messages.
+            NotConfirmed: the broker neither accepts further messages nor reports outcomes in time, or the command must
+                stop before it does.
+            StoppedWaiting: the command must stop, and no message that was sent lacks its outcome.
         """
         session = self._session
         session.pump()
@@ -325,6 +329,8 @@ class Sender:
         while any(link.waiting for link in links):
             session.check()
             if why := session.hopeless:
+                if unconfirmed := sum(each.was_sent and each.confirmation is None for each in self._outstanding):
+                    raise NotConfirmed(f"stopped with {counted(unconfirmed)} unconfirmed: {why}", _FATE)
                 raise StoppedWaiting(f"stopped: {why}")
             session.wait(
                 lambda: not any(link.waiting for link in links) or session.hopeless is not None, self._patience()
@@ -388,8 +394,7 @@ class Sender:
         return left
 
     def _count(self) -> str:
-        count = len(self.unconfirmed)
-        return "1 message" if count == 1 else f"{count:,} messages"
+        return counted(len(self.unconfirmed))
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:

@@ -228,9 +228,11 @@ def looking(channel: Channel, queue: str, kind: PeekKind) -> Iterator["Look"]:
     try:
         yield look
     finally:
-        if kind.how is How.IN_TURN:
-            look.finish_line()
-        look.give_back()
+        try:
+            if kind.how is How.IN_TURN:
+                look.finish_line()
+        finally:
+            look.give_back()
 
 
 class Look:
@@ -264,7 +266,7 @@ class Look:
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
         is_blocked = self.count < wanted and (self._is_single or not self.count)
-        if is_blocked and (left := self._channel.depth_of(self._queue)):
+        if is_blocked and not self._channel.connection.must_stop and (left := self._channel.depth_of(self._queue)):
             raise Unavailable(
                 f"{self._queue!r} has {left:,} {'more ' * bool(self.count)}ready messages, "
                 "but the broker delivers none of them",
@@ -378,17 +380,20 @@ class Look:
         order.
 
         Raises:
-            MqtoolError: the queue would have dropped a message, or would do so at the next requeue.
+            MqtoolError: the queue would have dropped a message, or would do so at the next requeue; or the connection
+                was lost, so that messages may not have been removed.
         """
         problems: list[tuple[int, MqtoolError]] = []
+        failure: MqtoolError | None = None
         try:
-            with suppress(MqtoolError):
-                if self._near_limit or self._removed:
-                    for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
-                        pass
-                for channel, delivery in self._near_limit:
-                    problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
-                self._close_channels()
+            if self._near_limit or self._removed:
+                for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
+                    pass
+            for channel, delivery in self._near_limit:
+                problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
+            self._close_channels()
+        except MqtoolError as error:
+            failure = error
         finally:  # what has been published again would be doubled
             for channel, removed in self._removed.items():
                 channel.acknowledge(*removed)
@@ -396,6 +401,8 @@ class Look:
             (_, first), others = max(problems, key=lambda each: each[0]), len(problems) - 1
             more = f" ({counted(others, 'more message')} at this limit or near it)" if others else ""
             raise MqtoolError(f"{first}{more}", first.hint)
+        if failure is not None and self._removed:  # the broker may not have received the acknowledgements
+            raise failure
 
     def _close_channels(self) -> None:
         """Close the channels, oldest first, so that each batch is requeued behind the one before."""

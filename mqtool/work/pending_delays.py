@@ -53,6 +53,7 @@ class WaitingMessages:
         self._api = api
         self._vhost = vhost
         self._skipped = skipped
+        self._holds_messages = self._stopping = False
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
@@ -103,9 +104,9 @@ class WaitingMessages:
             yield
         except NotFound:  # the queue has just expired
             return
-        except NotConfirmed:
-            raise
         except MqtoolError as error:
+            if isinstance(error, NotConfirmed) or self._stopping:
+                raise
             if not (self._channel.is_open or self._channel.refused):  # the connection was lost
                 raise
             self._skipped(queue.name, error)
@@ -113,7 +114,14 @@ class WaitingMessages:
                 raise error.__context__ from None
 
     def stop(self) -> None:
-        """Make messages(), cancel() and deliver() end soon. Safe to call from a signal handler."""
+        """Make cancel() or deliver() finish the current message, and then end. Call it from a signal handler.
+
+        Raises:
+            KeyboardInterrupt: there is no current message.
+        """
+        if not self._holds_messages:
+            raise KeyboardInterrupt
+        self._stopping = True
         self._channel.connection.stop()
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
@@ -135,12 +143,26 @@ class WaitingMessages:
     def cancel(self, chosen: WaitingChoice) -> Generator[Waiting]:
         """Yield the chosen messages; delete them once all messages in their queue have been read."""
         for queue in self._queues_for(None):
-            with self._skipping(queue), peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
+            if self._stopping:
+                return
+            with self._skipping(queue), self._looking(queue) as look:
                 for delivery in look.messages():
+                    if self._stopping:
+                        break
                     waiting = _waiting(queue, delivery)
                     if chosen(waiting):
                         look.remove(delivery)
                         yield waiting
+
+    @contextmanager
+    def _looking(self, queue: WaitQueue) -> Iterator[peeking.Look]:
+        kind = self._kind(queue)
+        self._holds_messages = True
+        try:
+            with peeking.looking(self._channel, queue.name, kind) as look:
+                yield look
+        finally:
+            self._holds_messages = False
 
     def deliver(self, chosen: WaitingChoice, left: Callable[[MqtoolError], None]) -> Generator[Waiting]:
         """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.

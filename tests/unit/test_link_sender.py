@@ -591,7 +591,7 @@ def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes
     """An AMQP 1.0 sender's flush() returns once all messages are sent, and does not wait for their outcomes. settle()
     returns once every message has an outcome. If a message cannot be sent, flush() raises NotConfirmed once the broker
     has reported no outcome for the confirm timeout. If the command is stopped while the broker accepts no messages,
-    flush() raises StoppedWaiting.
+    flush() raises NotConfirmed if a message that was sent has no outcome yet, and StoppedWaiting otherwise.
     """
     broker.credit = 1
     sender = Sender(broker, None, persistent=False)
@@ -620,6 +620,11 @@ def test_flush_waits_until_messages_are_sent_and_settle_waits_for_their_outcomes
         sender.flush()
     broker.hopeless = "the broker takes no messages"
     with pytest.raises(StoppedWaiting, match=r"^stopped: the broker takes no messages$"):
+        sender.flush()
+    broker.links[None].flow(Flow(0, 0, 0, 0, 1, 3, 1))
+    broker.pump()
+    sender.add(Message(b"5", "q"))
+    with pytest.raises(NotConfirmed, match=r"^stopped with 1 message unconfirmed: the broker takes no messages$"):
         sender.flush()
 
 

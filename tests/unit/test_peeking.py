@@ -20,7 +20,7 @@ from mqtool.offsets import FIRST, Offset, Start
 from mqtool.testing import EmbeddedBroker, Recorded, Vhost
 from mqtool.topology import Exchange, Queue
 from mqtool.work import peeking
-from mqtool.work.peeking import How, PeekKind, kind_of, looking, peek, times_requeued
+from mqtool.work.peeking import How, Look, PeekKind, kind_of, looking, peek, times_requeued
 from mqtool.work.transfer import size_of_headers
 
 NUMBERS = [str(number) for number in range(250)]
@@ -924,6 +924,23 @@ def test_a_message_that_is_published_again_is_not_doubled_if_requeuing_the_other
         place.channel = connection.channel()
         place.wait_for(3)
         assert sorted(place.delivered()) == ["0", "1", "2"]
+
+
+def test_looking_fails_if_messages_may_not_have_been_removed(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
+    """If the connection is lost while looking() removes messages, it raises the error, so that `delayed cancel` does
+    not count them as cancelled.
+    """
+
+    def fail(_queue: str) -> int:
+        raise Unavailable("lost the connection")
+
+    place.fill(*range(3))
+    look = Look(place.channel, "jobs", place.kind())
+    for delivery in look.messages():
+        look.remove(delivery)
+    monkeypatch.setattr(place.channel, "depth_of", fail)
+    with pytest.raises(Unavailable, match="lost the connection"):
+        look.give_back()
 
 
 def test_another_client_gets_the_oldest_messages_first_after_looking_at_a_queue_with_a_single_active_consumer(

@@ -221,6 +221,29 @@ def test_only_the_chosen_messages_are_delivered(place: Place) -> None:
     assert place.left == []
 
 
+def test_no_message_is_cancelled_or_delivered_after_a_signal(place: Place) -> None:
+    """If a signal stops `delayed cancel` or `delayed now`, the message that is being handled is the last one; all
+    others stay in their wait queues. If the signal arrives while no wait queue is being read, it interrupts the
+    command.
+    """
+    place.declare("jobs.delay.1h", "a", "b", "c")
+    place.declare("jobs.delay.2h", "d", ttl=7_200_000)
+    waiting = place.waiting()
+    with pytest.raises(KeyboardInterrupt):
+        waiting.stop()
+    cancelling = waiting.cancel(lambda _: True)
+    assert next(cancelling).message.body == b"a"
+    waiting.stop()
+    assert [*cancelling] == []
+    with pytest.raises(KeyboardInterrupt):
+        waiting.stop()
+    delivering = place.waiting().deliver(lambda _: True, place.left.append)
+    assert next(delivering).message.body == b"b"
+    delivering.close()
+    place.vhost.wait_for(lambda: place.bodies("jobs.delay.1h") == ["c"])
+    assert (place.bodies("jobs.delay.2h"), place.bodies("jobs"), place.left) == (["d"], ["b"], [])
+
+
 def test_mqtool_requests_the_bindings_of_a_dead_letter_exchange_once_for_all_wait_queues(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,17 +107,12 @@ def show(
     plugin cannot be shown.
     """
     shown, skipped, access = 0, _Skipped(), access_to(broker, reconnects=False)
-    with (
-        _waiting(access, skipped) as waiting,
-        stopping.calling(waiting.stop),
-        closing(waiting.messages(to)) as messages,
-    ):
+    with _waiting(access, skipped) as waiting, closing(waiting.messages(to)) as messages:
         for each in stopping.until_requested(messages):
             if where is None or where.matches(_record(each)):
                 shown += 1
                 _show(each, as_json=as_json)
         _say_what_is_hidden(waiting)
-    stopping.exit_if_requested()
     if not shown:
         output.status("no waiting messages found")
     skipped.check()
@@ -165,8 +160,8 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
 def now(broker: ManagedBroker, yes: UnneededYes = False, ids: Ids = None, where: WhereOption = None) -> None:
     """Deliver delayed messages now.
 
-    Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is
-    killed, no message is lost, but messages that were already delivered may be delivered again when they are due.
+    Once the broker has confirmed messages at their destination, they are removed from their wait queue. If the command
+    is killed, no message is lost, but messages that were already delivered may be delivered again when they are due.
     Messages held by the plugin cannot be delivered early.
     """
     _check(ids, where)
@@ -207,17 +202,18 @@ def _take(
             missing.discard(each.message.message_id or "")
         return is_chosen
 
-    with _waiting(access, skipped) as waiting, stopping.calling(waiting.stop), closing(take(waiting, chosen)) as taken:
-        for count, _ in enumerate(taken, 1):  # noqa: B007
-            if stopping.requested() is not None:
-                break
-        _say_what_is_hidden(waiting)
+    with _waiting(access, skipped) as waiting:
+        with stopping.calling(waiting.stop), closing(take(waiting, chosen)) as taken:
+            for count, _ in enumerate(taken, 1):  # noqa: B007
+                pass
+        if stopping.requested() is None:
+            _say_what_is_hidden(waiting)
     output.status(f"{count:,} {done}")
-    stopping.exit_if_requested()
-    if not (count or missing) and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
+    if not (count or missing or stopping.requested()) and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
         raise stays[0]
     for error in stays[:_SAID]:
         output.warning(str(error))
+    stopping.exit_if_requested()
     failed = [f"{counted(len(stays))} could not be delivered"] if stays else []
     if missing:
         failed.append(f"no waiting message has the id {sorted(missing)[0]!r}")
