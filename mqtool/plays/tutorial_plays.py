@@ -488,7 +488,7 @@ def _publisher_confirms(stage: Stage) -> None:
 
     for way, text in (
         ("individual", f"Publish {_CONFIRM_COUNT:,} messages, and wait for each confirm before the next message."),
-        ("batch", f"Publish the same messages to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
+        ("batch", f"Publish as many to another queue, and wait only once per {_CONFIRM_BATCH} messages."),
         ("async", "Now publish without waiting, and handle confirms as they arrive."),
     ):
         stage.say(text)
