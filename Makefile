@@ -56,7 +56,8 @@ test: .venv/installed-dev  ## run the tests, and a few cases of the long ones; o
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=25 $(TEST_OPTIONS)
 
 test-all: export CI := 1
-test-all: TEST_OPTIONS := --on-both-brokers --all-cases
+test-all: export ALL_CASES := 1
+test-all: TEST_OPTIONS := --on-both-brokers
 test-all: test  ## run every test on both brokers, with all of its cases
 
 test-page: export CI := 1

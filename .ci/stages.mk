@@ -28,7 +28,7 @@ felt: 4.3 ; $(stage) .ci/felt
 QUICK := tests/unit tests/integration tests/cli/test_start_up.py
 
 # Weekly
-all-cases: install images ; $(in_docker) .ci/suite-on rabbitmq:3.10-debian --all-cases
+all-cases: install images ; $(in_docker) env ALL_CASES=1 .ci/suite-on rabbitmq:3.10-debian
 4.0: install images ; $(in_docker) .ci/suite-on rabbitmq:4.0-debian
 trixie-python: install images ; $(in_docker) .ci/suite-on-python rabbitmq:4.0-debian $(QUICK)
 forky-python: install images ; $(in_docker) .ci/suite-on-python rabbitmq:4.3-debian tests

@@ -28,6 +28,8 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 
 IN_CI = bool(os.environ.get("CI"))
+#: The weekly run (`make test-all`) runs all cases of tests marked `sampled`, tests marked `weekly`, and more examples.
+ALL_CASES = bool(os.environ.get("ALL_CASES"))
 #: True if RabbitMQ may pause for more than a second before it delivers a message, because its machine is busy.
 MAY_PAUSE = IN_CI or "MQTOOL_TEST_URL" in os.environ
 #: The RabbitMQ version that the embedded broker of the tests behaves like: that of the RabbitMQ under test.
@@ -37,6 +39,8 @@ on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 #: Marks tests that take more than half a second of CPU time, for example because they run many commands. Together, they
 #: would take a fifth of the time of `make test`.
 large = pytest.mark.skipif(not IN_CI, reason="takes much CPU time; runs only if CI is set")
+#: Marks tests that take a minute and that a change hardly ever breaks. They also run if pytest is given their file.
+weekly = pytest.mark.sampled(0)
 #: Marks the tests of single pictures in a browser, which take nearly half of the CPU time of all tests.
 pictures = pytest.mark.skipif(not IN_CI, reason="takes minutes in a browser; runs only in make test-page and CI")
 

@@ -28,7 +28,7 @@ from mqtool.broker.choice import STARTERS, BrokerKind, starter_of
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from tests.brokers import IN_CI, LIKE, TestBroker, free_port, from_environment, skip_or_fail
+from tests.brokers import ALL_CASES, IN_CI, LIKE, TestBroker, free_port, from_environment, skip_or_fail
 from tests.cli import preloaded
 from tests.cli.shell import Shell
 
@@ -65,7 +65,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--on-both-brokers", action="store_true", help="run every test on RabbitMQ as well")
-    parser.addoption("--all-cases", action="store_true", help="run all cases of tests that are marked `sampled`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "sampled(count): the test's cases are similar; without --all-cases, the whole suite runs this many of them",
+        "sampled(count): the test's cases are similar; without ALL_CASES, the whole suite runs this many of them",
     )
     config.addinivalue_line(
         "markers", "own_vhost(why): the test gets a virtual host that no other test uses before or after it"
@@ -123,7 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tried.add(this)
         else:
             kept.append(item)
-    if not config.getoption("all_cases") and not all(".py" in named for named in config.args):
+    if not ALL_CASES and not all(".py" in named for named in config.args):
         some = _sampled(kept)
         left_out += [item for item in kept if item not in some]
         kept = [item for item in kept if item in some]
@@ -157,7 +156,7 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
     for (test, _), alike in cases.items():
         if (mark := alike[0].get_closest_marker("sampled")) and mark.args[0] < len(alike):
             # At random, because evenly spaced cases could all have the same value of one parameter.
-            alike = [alike[0], *random.Random(test).sample(alike[1:], mark.args[0] - 1)]
+            alike = [alike[0], *random.Random(test).sample(alike[1:], max(mark.args[0] - 1, 0))][: mark.args[0]]
         chosen |= set(alike)
     return chosen
 

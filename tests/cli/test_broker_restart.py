@@ -7,7 +7,7 @@ from subprocess import PIPE
 import pytest
 
 from mqtool.broker.choice import BrokerKind
-from tests.brokers import IN_CI, Restartable, free_port, large, own_broker
+from tests.brokers import IN_CI, Restartable, free_port, large, own_broker, weekly
 from tests.cli.shell import IDLE, Shell, wait_until
 
 LINES = 40_000 if IN_CI else 10_000
@@ -36,6 +36,7 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
     lives_through_it(restartable, lonely_shell, how, queue)
 
 
+@weekly
 @large
 def test_broker_restart_waits_until_a_quorum_queue_reports_its_messages(lonely_shell: Shell) -> None:
     """After RabbitMQ starts, a quorum queue appears to be empty until it has read its log. `broker restart` exits only

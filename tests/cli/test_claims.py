@@ -19,7 +19,7 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE
-from tests.brokers import IN_CI, TestBroker, large, on_any_broker
+from tests.brokers import ALL_CASES, IN_CI, TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
@@ -27,7 +27,7 @@ from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Repeated, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "2"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if ALL_CASES else "20" if IN_CI else "2"))
 
 #: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
 #: they are; or `timeout` stopped the command.

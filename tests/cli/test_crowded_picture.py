@@ -15,7 +15,8 @@ from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
 
-pytestmark = pictures
+# A sample of the widths and of the tutorials: the weekly run has all of them.
+pytestmark = [pictures, pytest.mark.sampled(2)]
 
 
 def shop(count: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.docker_daemon import IMAGE_FILES
-from tests.brokers import docker_image, free_port
+from tests.brokers import docker_image, free_port, weekly
 from tests.cli.shell import Shell, wait_until
 
 
@@ -84,6 +84,7 @@ def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, n
     assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
 
 
+@weekly
 def test_broker_up_in_docker_creates_the_named_user(home: Shell, image: str, name: str) -> None:
     """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user and a generated password.
     After `broker down` and another `broker up`, the password is the same.
@@ -110,6 +111,7 @@ def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: She
     assert "guest could log in from other machines" in refused.stderr
 
 
+@weekly
 @pytest.mark.timeout(500)
 def test_a_cluster_in_docker_delivers_messages_after_one_node_is_killed(home: Shell, image: str, name: str) -> None:
     """If one node of a cluster in Docker is killed, messages can still be sent, earlier persistent messages can be
@@ -181,6 +183,7 @@ def test_broker_up_names_a_docker_image_that_cannot_be_pulled(home: Shell, image
     assert "cannot pull 127.0.0.1:1/none" in result.stderr
 
 
+@weekly
 def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image: str, home: Shell, name: str) -> None:
     """If a container is started from mqtool's Docker image with plain `docker run`, guest cannot log in from outside
     the container.

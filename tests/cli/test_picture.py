@@ -26,7 +26,8 @@ from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
 
-pytestmark = pictures
+# A sample of the widths and of the tutorials: the weekly run has all of them.
+pytestmark = [pictures, pytest.mark.sampled(2)]
 
 #: For each queue, what its counters say, and what is drawn: messages, and numbers of messages.
 _COUNTED_AND_DRAWN = """

@@ -14,7 +14,7 @@ from mqtool.broker.choice import BrokerKind
 from mqtool.broker.node import PrivateNodes
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from tests.brokers import free_port, own_broker
+from tests.brokers import free_port, own_broker, weekly
 from tests.cli.shell import Shell, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,7 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
         assert above == "publishers (to see their exchanges, set management.rates_mode = detailed)", lines
 
 
+@weekly
 def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
     """`queue convert` refuses a queue with unacknowledged messages, which would be lost, and exits with 69. It also
     finds messages that were delivered less than 5 s ago, even if the management API does not count them yet.

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.brokers import large
+from tests.brokers import large, weekly
 from tests.cli.shell import Shell
 from tests.cli.test_documentation import ROOT, SECTIONS, TUTORIALS, assert_shown, blocks_of, paste, type_in_terminals
 from tests.protocol.broker_process import BrokerProcess
@@ -23,6 +23,7 @@ def site() -> list[Path]:
     return [page for page in pages if "```sh\n" in page.read_text()]
 
 
+@weekly
 @large
 @pytest.mark.timeout(1500)
 def test_every_command_on_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:

@@ -33,14 +33,14 @@ from mqtool.broker.embedded.store.recovery import recover
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import encode_table
 from mqtool.routing import canonical
-from tests.brokers import IN_CI, large
+from tests.brokers import ALL_CASES, IN_CI, large
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api, Take
 
 PERSISTENT = BasicProperties(delivery_mode=2)
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more sequences are tried.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "400" if IN_CI else "5"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "400" if ALL_CASES else "60" if IN_CI else "5"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.brokers import IN_CI
+from tests.brokers import ALL_CASES, IN_CI
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 from tests.protocol.hostile_amqp10 import Amqp10Inputs
@@ -15,7 +15,7 @@ from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
 from tests.protocol.hostile_requests import LOGIN, Sender
 from tests.siege import Beside, throw
 
-INPUTS = 10_000 if IN_CI else 300
+INPUTS = 10_000 if ALL_CASES else 2_000 if IN_CI else 300
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.model import ledger
-from tests.brokers import IN_CI, large
+from tests.brokers import ALL_CASES, IN_CI, large
 from tests.simulation import actors as roles
 from tests.simulation.judge import Judge, Kind, Violation
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
@@ -24,7 +24,7 @@ BROKER = ROOT / "mqtool" / "broker" / "embedded"
 
 #: The suite is spread over processes, which take turns with parts of this many seeds.
 _PART = 50 if IN_CI else 30
-_SEEDS = 2000 if IN_CI else _PART
+_SEEDS = 2000 if ALL_CASES else 500 if IN_CI else _PART
 
 #: The first seed that finds a mutation must be below this one.
 _MOST_SEEDS = 1000
