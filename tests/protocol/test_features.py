@@ -430,7 +430,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
 ) -> None:
     """A request for each path in the section "Paths of later versions and of plugins" of
     docs/reference/embedded-broker.md returns 200 or 204, or 404 where the page names a later version than the
-    broker's. Where the page says "always empty", the response is an empty list. A request whose path names a virtual host that does not exist returns 404.
+    broker's. Where the page says "always empty", the response is an empty list. A request whose path names a virtual
+    host that does not exist returns 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201
