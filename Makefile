@@ -15,7 +15,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate mutants conformance lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate record mutants conformance lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -148,6 +148,10 @@ siege: .venv/installed-dev  ## run attacks for hours: a user with few permission
 simulate: .venv/installed-dev  ## run the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 to print its history)
 	$(BIN)/python -m tests.simulation --processes $$(nproc) --seeds $(or $(SEEDS),1000) \
 		--first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
+
+record: .venv/installed-dev  ## record RabbitMQ's answers in tests/recordings/VERSION (VERSION=4.3 MANAGEMENT=http://127.0.0.1:15672, as guest)
+	@mkdir -p tests/recordings/$(VERSION)
+	$(BIN)/python -m tests.protocol.management_requests $(MANAGEMENT) >tests/recordings/$(VERSION)/management.ndjson
 
 mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/routing.py, and show those that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)

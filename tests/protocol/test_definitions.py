@@ -189,7 +189,7 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
                 channel = connection.channel()
                 channel.basic_publish("logs", "kern.critical", b"x", pika.BasicProperties(delivery_mode=2))
                 assert channel.basic_get("jobs", auto_ack=True)[2] == b"x"
-            exported = api_of(broker)("GET", "definitions/%2F")[1]
+            exported = api_of(broker)("GET", "definitions")[1]
             assert has(exported, {**TOPOLOGY, **policies("/")})
     with EmbeddedBroker(data_dir=data, management_port=0) as broker:
         assert api_of(broker)("GET", "topic-permissions")[1] == topics

@@ -97,6 +97,24 @@ def test_a_malformed_frame_closes_only_its_senders_connection(
     channel.queue_declare("q")
 
 
+def test_a_client_written_for_amqp_0_9_can_connect(amqp_url: str) -> None:
+    """Clients written for AMQP 0-9, such as aioamqp and those built on Perl's Net::AMQP, begin with the header
+    `AMQP 1 1 0 9`. The broker offers them AMQP 0-9-1.
+    """
+    with RawClient(amqp_url, opened=False) as client:
+        client.socket.sendall(b"AMQP\x01\x01\x00\x09")
+        start = client.expect(commands.Connection.Start)
+        assert (start.version_major, start.version_minor) == (0, 9)
+
+
+@pytest.mark.parametrize("version", [b"\x09\x00", b"\x0a\x00"])
+def test_a_client_of_an_unknown_later_version_gets_the_header_of_amqp_0_9_1(amqp_url: str, version: bytes) -> None:
+    """A client that asks for a later version of AMQP 0-x, such as 0-10, is told that the broker speaks 0-9-1."""
+    with RawClient(amqp_url, opened=False) as client:
+        client.socket.sendall(b"AMQP\x00\x00" + version)
+        assert client.read(8) == b"AMQP\x00\x00\x09\x01"
+
+
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
 def test_up_to_rabbitmq_3_13_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(

@@ -230,4 +230,4 @@ def test_the_metadata_and_the_deletion_protection_of_a_virtual_host_survive_a_re
         assert found["metadata"] == about
         assert found["protected_from_deletion"] is True
         exported = [each for each in api("GET", "definitions")[1]["vhosts"] if each["name"] == "v"]
-        assert exported == [{"name": "v", "description": "d", "metadata": about}]
+        assert exported == [{"name": "v", "description": "d", "metadata": about, "limits": {}}]

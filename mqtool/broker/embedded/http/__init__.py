@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 #: How many items of a long list are sorted before other clients are served.
 _SORTED_AT_ONCE = 10_000
+_PAGE_SIZE, _MOST_ON_PAGE = 100, 500
 
 
 class ManagementServer:
@@ -123,12 +124,13 @@ class ManagementServer:
             if error.code == RESOURCE_ERROR:
                 raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
             raise (refused if error.code == ACCESS_REFUSED else bad_request)(reason) from error
-        if (
-            isinstance(found.value, list | Listed | Iterator)
-            and request.method in ("GET", "HEAD")
-            and request.path[1] != "mqtool"
-        ):
-            found.value = await _listed(found.value, request.query)
+        if request.method in ("GET", "HEAD") and request.path[1] not in ("mqtool", "definitions"):
+            if isinstance(found.value, list | Listed | Iterator):
+                # RabbitMQ has no pages of bindings.
+                query = {**request.query, "page": ""} if "bindings" in request.path else request.query
+                found.value = await _listed(found.value, query)
+            elif isinstance(found.value, dict):
+                found.value = _columns(found.value, _wanted_columns(request.query))
         return found
 
     def _counting(self) -> Iterator[Counting]:
@@ -142,29 +144,38 @@ class ManagementServer:
                 yield from connection.channels.values()
 
 
+def _wanted_columns(query: dict[str, str]) -> list[str]:
+    return query["columns"].split(",") if "columns" in query else []
+
+
 async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any:
     """Sort a list, and return the page and columns that the query string asks for."""
-    columns = query["columns"].split(",") if "columns" in query else []
+    columns = _wanted_columns(query)
     items, view = listed if isinstance(listed, Listed) else (await in_slices(listed), dict)
     items = await _sorted(items, _sort_key)
     if "sort" in query:
         ranked = await in_slices((_rank(view(item), query["sort"]), item) for item in items)
         ranked = await _sorted(ranked, itemgetter(0), is_reverse=query.get("sort_reverse") == "true")
         items = [item for _, item in ranked]
-    if "page" not in query:
-        return (_columns(view(item), columns) for item in _taken_from(items))
+    if not query.get("page"):
+        return (_columns(view(item), columns) or [] for item in _taken_from(items))
     total = len(items)
+    try:
+        page, size = int(query["page"]), int(query.get("page_size", _PAGE_SIZE))
+    except ValueError as error:
+        raise bad_request("Pagination parameters are invalid") from error
+    if page < 1 or not 1 <= size <= _MOST_ON_PAGE:
+        given = query.get("page_size", "undefined")
+        reason = f"Invalid pagination parameters: page number {page}, page size {given}"
+        raise HttpError(HTTPStatus.BAD_REQUEST, "invalid_pagination_parameters", reason)
     if query.get("name"):
         is_wanted = _name_filter(query["name"], is_pattern=query.get("use_regex") == "true")
         marked = await in_slices((is_wanted(str(_sort_key(item)[1])), item) for item in items)
         items = [item for is_match, item in marked if is_match]
-    try:
-        page, size = int(query["page"]), int(query.get("page_size", 100))
-    except ValueError as error:
-        raise bad_request("page and page_size must be integers") from error
-    pages = max(-(-len(items) // size), 1) if size > 0 else 0
-    if not 1 <= page <= pages:
-        raise bad_request(f"page out of range: page {page} of {pages}")
+    pages = max(-(-len(items) // size), 1)
+    if page > pages:
+        reason = f"Page out of range, page: {page} page size: {size}, len: {len(items)}"
+        raise HttpError(HTTPStatus.BAD_REQUEST, "page_out_of_range", reason)
     shown = await in_slices(_columns(view(item), columns) for item in items[(page - 1) * size : page * size])
     count = len(items)
     await in_slices(None for _ in _taken_from(items))
@@ -194,11 +205,11 @@ async def _sorted(items: list[Any], key: Callable[[Any], Any], *, is_reverse: bo
 
 
 def _name_filter(wanted: str, *, is_pattern: bool) -> Callable[[str], bool]:
-    """Return a function that tells if a name matches a regular expression or, otherwise, contains a text."""
+    """Return a function that tells if a name matches a regular expression or contains a text, in any case."""
     if not is_pattern:
         return lambda name: wanted.lower() in name.lower()
     try:
-        return finder(wanted)
+        return finder(f"(?i){wanted}")
     except ValueError as error:
         raise invalid_pattern(wanted, error) from error
 

@@ -42,6 +42,7 @@ from mqtool.broker.embedded.http.user_routes import (
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.names import RESERVED
 from mqtool.broker.embedded.model.users import TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -52,12 +53,15 @@ log = logging.getLogger("mqtool.broker.embedded")
 @route(READ, "definitions", administrator)
 @route(READ, "all-configuration", administrator)
 def definitions(call: RouteCall) -> Json:
-    version, users, vhosts = call.broker.profile.version, call.users(), call.vhosts()
+    users, vhosts = call.users(), call.vhosts()
+    about = {
+        "explanation": f"Definitions of cluster '{call.broker.cluster_name}'",
+        "original_cluster_name": call.broker.cluster_name,
+        "rabbitmq_definition_format": "cluster",
+    }
     return {
-        "rabbit_version": version,
-        "rabbitmq_version": version,
-        "product_name": "RabbitMQ",
-        "product_version": version,
+        **_versions(call),
+        **(about if call.broker.profile.api >= "4.2" else {}),
         "users": [user_view(user) for user in users],
         "vhosts": [_vhost_definition(each) for each in vhosts],
         "permissions": permission_views(users),
@@ -67,8 +71,31 @@ def definitions(call: RouteCall) -> Json:
     }
 
 
+def _versions(call: RouteCall) -> Json:
+    version = call.broker.profile.version
+    return {
+        "rabbit_version": version,
+        "rabbitmq_version": version,
+        "product_name": "RabbitMQ",
+        "product_version": version,
+    }
+
+
+def _about(vhost: VirtualHost) -> Json:
+    """Return what the definitions of RabbitMQ 4 say of a virtual host."""
+    labels = vhost.labels
+    metadata = {
+        "description": vhost.description,
+        "tags": [*labels.tags],
+        "default_queue_type": labels.default_queue_type or "classic",
+    }
+    return {"metadata": metadata, "limits": vhost.limits}
+
+
 def _vhost_definition(vhost: VirtualHost) -> Json:
     found: Json = {"name": vhost.name, "description": vhost.description}
+    if vhost.profile.api >= "4.0":
+        return {**found, **_about(vhost)}
     if vhost.labels.tags or vhost.labels.default_queue_type:
         about = {"description": vhost.description, "tags": [*vhost.labels.tags]}
         kind = vhost.labels.default_queue_type
@@ -79,12 +106,29 @@ def _vhost_definition(vhost: VirtualHost) -> Json:
 @route(READ, "definitions/VHOST", administrator)
 def definitions_of_vhost(call: RouteCall, vhost: str) -> Json:
     """Return the definitions of a virtual host. Exchanges, queues and bindings do not contain its name."""
-    found = _topology(call.vhosts(vhost), "vhost")
-    return {"rabbit_version": call.broker.profile.version, **found}
+    if vhost not in call.broker.vhosts:
+        raise bad_request("vhost_not_found")
+    found = call.vhost(vhost)
+    if call.broker.profile.api < "4.0":
+        return {"rabbit_version": call.broker.profile.version, **_topology([found], "vhost")}
+    return {
+        **_versions(call),
+        "explanation": f"Definitions of virtual host '{vhost}'",
+        "original_vhost_name": vhost,
+        "rabbitmq_definition_format": "single_virtual_host",
+        "description": found.description,
+        **_about(found),
+        **_topology([found], "vhost"),
+    }
 
 
 def _topology(vhosts: list[VirtualHost], *without: str) -> Json:
     """Return what virtual hosts contain. Queues, exchanges and bindings are iterators, without these fields."""
+
+    def is_exported(exchange: BrokerExchange) -> bool:
+        # RabbitMQ 4.3 leaves internal exchanges out.
+        return not exchange.predeclared and not (exchange.internal and vhosts[0].profile.api == "4.3")
+
     queues = [queue for vhost in vhosts for queue in vhost.queues.values() if queue.owner is None]
     exchanges = [(vhost, exchange) for vhost in vhosts for exchange in vhost.exchanges.values()]
     bindings = (
@@ -93,11 +137,12 @@ def _topology(vhosts: list[VirtualHost], *without: str) -> Json:
         for each in [*exchange.bindings]
         if getattr(each.destination, "owner", None) is None
     )
+    unnamed = without if vhosts and vhosts[0].profile.api >= "4.0" else ()
     return {
-        "parameters": parameter_views(vhosts),
-        "policies": policy_views(vhosts, USER),
+        "parameters": [_without(view, unnamed) for view in parameter_views(vhosts)],
+        "policies": [_without(view, unnamed) for view in policy_views(vhosts, USER)],
         "queues": (_without(queue_definition(queue), without) for queue in queues),
-        "exchanges": (_without(exchange_definition(*each), without) for each in exchanges if not each[1].predeclared),
+        "exchanges": (_without(exchange_definition(*each), without) for each in exchanges if is_exported(each[1])),
         "bindings": (_without(view, ("properties_key", *without)) for view in bindings),
     }
 
@@ -206,7 +251,8 @@ class _Loading:
                 except KeyError as error:
                     raise bad_request(f"{kind}: {error.args[0]} is missing in {json.dumps(item)}") from error
                 except HttpError as error:
-                    raise bad_request(f"{error.reason} ({kind}: {item.get('name', '')})") from error
+                    where = f'vhost: "{item.get("vhost")}" key: "{item.get("name")}"'
+                    raise bad_request(f"{error.reason} ({where if kind == 'policies' else kind})") from error
                 except AmqpException as error:
                     raise bad_request(error.text.partition(" - ")[2]) from error
                 yield
@@ -222,9 +268,7 @@ class _Loading:
         return vhost
 
     def _user(self, item: Json) -> None:
-        if "password" not in item:
-            item = {"password_hash": "", **item}
-        save_user(self._broker, _name(item), item)
+        save_user(self._broker, _name(item), {"tags": "", **item})
 
     def _vhost(self, item: Json) -> None:
         metadata = item.get("metadata")

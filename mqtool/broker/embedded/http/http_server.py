@@ -26,7 +26,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 #: Limits: bytes of the request line and headers, bytes of a body, and concurrent connections.
 MAX_HEAD = 16 * 1024
-MAX_BODY = 1024 * 1024
+MAX_BODY = 4 * 1024 * 1024
 MAX_CONNECTIONS = 128
 
 JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
@@ -41,6 +41,7 @@ _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _SLICE_SECONDS = 0.005
+_ERLANG_LINE = 75
 _PIECE = 100_000
 
 #: The most bytes of responses that clients have not read yet; one response alone may be larger.
@@ -54,10 +55,10 @@ class HttpError(Exception):
 
     Attributes:
         status: the HTTP status.
-        error, reason: the fields of the JSON body, as in RabbitMQ's error responses.
+        error, reason: the fields of the JSON body, as in RabbitMQ's error responses; some of its reasons are lists.
     """
 
-    def __init__(self, status: HTTPStatus, error: str, reason: str) -> None:
+    def __init__(self, status: HTTPStatus, error: str, reason: str | list[Any]) -> None:
         super().__init__(reason)
         self.status = status
         self.error = error
@@ -94,7 +95,7 @@ class HttpRequest:
             if "\\u" in body:
                 json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
         except (ValueError, RecursionError) as error:
-            raise bad_request("malformed json") from error
+            raise bad_request("failed_to_parse_json" if "definitions" in self.path else "not_json") from error
         if not isinstance(value, dict):
             raise bad_request("body must be an object")
         return value
@@ -203,8 +204,7 @@ class HttpServer:
             self._handler.check(request)
             self._strangers.pop(writer, None)
             if size > MAX_BODY:
-                too_large = f"the body is larger than {MAX_BODY} bytes"
-                raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", too_large)
+                raise bad_request("Exceeded HTTP request body size limit")
         except HttpError as error:
             stay = stay and size <= _SMALL_BODY
             if stay:
@@ -320,16 +320,22 @@ def _refusal(error: HttpError) -> HttpAnswer:
     return HttpAnswer(error.status, {"error": error.error, "reason": error.reason})
 
 
-def bad_request(reason: str) -> HttpError:
+def bad_request(reason: str | list[Any]) -> HttpError:
     """Return a 400 error with this reason."""
     return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
 
 
-def required(body: dict[str, Any], name: str) -> Any:
-    """Return a field of a body; raise HttpError 400 if it is missing."""
-    if name not in body:
-        raise bad_request(f"[{{key_missing,{name}}}]")
-    return body[name]
+def required(body: dict[str, Any], *names: str) -> list[Any]:
+    """Return these fields of a body; raise HttpError 400 if any are missing."""
+    if missing := [f"{{key_missing,{name}}}" for name in names if name not in body]:
+        raise bad_request(_as_erlang_list(missing))
+    return [body[name] for name in names]
+
+
+def _as_erlang_list(items: list[str]) -> str:
+    """Return a list as Erlang prints it: if it has over 75 characters, with each item on its own line."""
+    short = f"[{','.join(items)}]"
+    return short if len(short) <= _ERLANG_LINE else f"[{f',{chr(10)} '.join(items)}]"
 
 
 def text(body: dict[str, Any], name: str, default: str = "") -> str:
@@ -352,7 +358,7 @@ def boolean(body: dict[str, Any], name: str) -> bool:
     if isinstance(value, bool):
         return value
     if value not in ("true", "false"):
-        raise bad_request(f"notboolean: {value}")
+        raise bad_request(["not_boolean", value])
     return bool(value == "true")
 
 

@@ -18,6 +18,7 @@ from mqtool.broker.embedded.http.route_table import (
     RouteCall,
     administrator,
     anyone,
+    exchange_name,
     member,
     missing,
     observer,
@@ -63,6 +64,8 @@ _TIMEOUT, _MAX_TIMEOUT = 2.0, 60.0
 
 def field_table(value: Any) -> Table:
     """Convert a JSON object to an AMQP field table, with 64-bit integers as in RabbitMQ; raise 400 if this fails."""
+    if value == []:  # as PHP encodes an empty table
+        return {}
     if not isinstance(value, dict):
         raise bad_request("arguments and headers must be objects")
     try:
@@ -128,9 +131,13 @@ def plain(value: Value) -> Any:
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 async def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     """Publish a message. `routed` in the response is true if at least one queue accepted it and none refused it."""
-    vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
-    for each in ("properties", "routing_key", "payload", "payload_encoding"):
-        required(body, each)
+    vhost, body, broker = call.vhost(vhost_name), call.body, call.broker
+    exchange = vhost.exchanges.get(exchange_name(name))
+    if exchange is None:
+        if broker.profile.api >= "4.0":
+            missing("exchange_not_found")
+        raise bad_request(f"404 NOT_FOUND - no exchange '{name}' in vhost '{vhost_name}'")
+    required(body, "properties", "routing_key", "payload", "payload_encoding")
     key = text(body, "routing_key")
     rights = call.rights(vhost_name)
     if broker.ledger.held_bytes > broker.memory_limit:  # RabbitMQ blocks AMQP clients alone, and accepts the message
@@ -140,15 +147,15 @@ async def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
         rights.check_topic("write", exchange, key)
     except AmqpException as error:  # RabbitMQ publishes over AMQP and returns the AMQP error
         raise bad_request(f"{error.code} {error.text}") from error
-    payload = _payload(text(body, "payload"), body["payload_encoding"])
+    payload = _payload(body["payload"], body["payload_encoding"])
     properties = _properties(body["properties"] or {})
     try:
         address = encode_address(exchange.name, key)
     except ValueError as error:
         raise bad_request("routing_key is longer than 255 bytes") from error
     message = BrokerMessage(address, ContentHeader.of(properties, len(payload)), payload)
-    check_message(message, exchange, vhost.name, call.user)
     try:
+        check_message(message, exchange, vhost.name, call.user)
         rights.check_copies(exchange, message.headers)
     except AmqpException as error:
         raise bad_request(f"{error.code} {error.text}") from error
@@ -174,15 +181,17 @@ def _with_result(steps: Generator[None, None, Item]) -> Iterator[Item | None]:
     yield (yield from steps)
 
 
-def _payload(payload: str, encoding: object) -> bytes:
+def _payload(payload: object, encoding: object) -> bytes:
+    if not isinstance(payload, str):
+        raise bad_request("payload_not_string")
     if encoding == "string":
         return payload.encode()
     if encoding != "base64":
-        raise bad_request(f"unsupported_encoding: {encoding}")
+        raise bad_request(["unsupported_encoding", encoding])
     try:
         return base64.b64decode(payload, validate=True)
     except ValueError as error:
-        raise bad_request(f"not_base64: {payload}") from error
+        raise bad_request(["not_base64", payload]) from error
 
 
 def _properties(given: Any) -> MessageProperties:
@@ -193,20 +202,28 @@ def _properties(given: Any) -> MessageProperties:
     for name, width in _NUMBERS.items():
         if name in given:
             if type(given[name]) is not int:
-                raise bad_request(f"not_int: {name}")
+                raise bad_request(["not_int", name])
             try:
                 fields[name] = given[name].to_bytes(width)
             except OverflowError as error:
                 raise bad_request(f"out of range: {name}") from error
     for name in _TEXTS.split():
         if name in given:
-            value = text(given, name).encode()
-            if len(value) > _MAX_TEXT:
-                raise bad_request(f"longer than {_MAX_TEXT} bytes: {name}")
-            fields[name] = encode_short(value)
-    if given.get("headers"):
-        fields["headers"] = encode_table(field_table(given["headers"]))
+            fields[name] = _short_text(name, given[name])
+    if headers := field_table(given.get("headers") or {}):
+        if None in headers.values():
+            raise bad_request("null_not_allowed")
+        fields["headers"] = encode_table(headers)
     return MessageProperties.of(fields)
+
+
+def _short_text(name: str, value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise bad_request(["not_string", name])
+    encoded = value.encode()
+    if len(encoded) > _MAX_TEXT:
+        raise bad_request(f"longer than {_MAX_TEXT} bytes: {name}")
+    return encode_short(encoded)
 
 
 #: The most messages that one request can get, and the memory in bytes after which it gets no more. RabbitMQ has no such
@@ -230,31 +247,40 @@ async def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]
     messages between them have expired.
     """
     call.rights(vhost).check("read", "queue", name)
+    if name not in call.vhost(vhost).queues:
+        newer = call.broker.profile.api >= "4.0"
+        missing("queue_not_found" if newer else f"NOT_FOUND - no queue '{name}' in vhost '{vhost}'")
     queue, body = call.shared_queue(vhost, name), call.body
-    for each in ("ackmode", "count", "encoding"):
-        required(body, each)
+    required(body, "ackmode", "count", "encoding")
     settle = _SETTLING.get(str(body["ackmode"]))
     if settle is None:
-        raise bad_request(f"ackmode must be one of {', '.join(_SETTLING)}")
+        raise bad_request(f"Invalid ackmode value: {body['ackmode']}. Valid values are: {', '.join(_SETTLING)}")
     if body["encoding"] not in ("auto", "base64"):
         raise bad_request("Unsupported encoding. Please use auto or base64.")
-    try:
-        count, truncate = int(body["count"]), int(body["truncate"]) if "truncate" in body else None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise bad_request("count and truncate must be integers") from error
+    count, truncate = _integer(body["count"]), _integer(body["truncate"]) if "truncate" in body else None
     got: list[_Got] = []
     entries: list[BacklogEntry] = []
     size, count = 0, min(count, _MOST_GOT)
     while queue.drop_expired():
         await asyncio.sleep(0)
     while len(entries) < count and size < _MOST_GOT_BYTES:
-        if queue.drop_expired() or (entry := queue.get(no_ack=False)) is None:
-            break
+        try:
+            if queue.drop_expired() or (entry := queue.get(no_ack=False)) is None:
+                break
+        except AmqpException as error:  # a stream
+            raise bad_request(f"{error.code} {error.text.partition(' - ')[2]}") from error
         entries.append(entry)
         got.append(_Got(entry.message, entry.redelivered, len(queue)))
         size += of_message(entry.message)
     settle(call.broker, queue, entries)
     return (_got_view(each, truncate, is_base64=body["encoding"] == "base64") for each in got)
+
+
+def _integer(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise bad_request(["not_integer", value]) from error
 
 
 def _got_view(got: _Got, truncate: int | None, *, is_base64: bool) -> Json:
@@ -298,8 +324,8 @@ _requeue = partial(_reject, requeue=True)
 
 
 _SETTLING: dict[str, Callable[[Broker, BrokerQueue, list[BacklogEntry]], None]] = {
-    "ack_requeue_false": _acknowledge,
     "ack_requeue_true": _requeue,
+    "ack_requeue_false": _acknowledge,
     "reject_requeue_true": _requeue,
     "reject_requeue_false": _reject,
 }

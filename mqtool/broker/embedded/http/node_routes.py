@@ -1,5 +1,6 @@
 """Routes of the node: overview, health checks, cluster name, feature flags, connections and channels."""
 
+import base64
 import os
 import resource
 import sys
@@ -24,11 +25,14 @@ from mqtool.broker.embedded.http.route_table import (
     missing,
     monitoring,
     route,
+    since,
+    until,
     visitor,
 )
 from mqtool.broker.embedded.http.session_routes import details_of
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.exchange import types_of
+from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 
 _BUILT_IN = {
@@ -133,13 +137,16 @@ def cluster_name(call: RouteCall) -> Json:
 
 @route("PUT", "cluster-name", administrator)
 def put_cluster_name(call: RouteCall) -> HttpAnswer:
-    save_global_parameter(call.broker, "cluster_name", {"value": required(call.body, "name")})
+    [name] = required(call.body, "name")
+    save_global_parameter(call.broker, "cluster_name", {"value": name})
     return NO_CONTENT
 
 
-@route(READ, "auth", anyone)
-def auth(call: RouteCall) -> Json:  # noqa: ARG001
+@route(READ, "auth", until("4.2"))
+def auth(call: RouteCall) -> Json:
     """Return the OAuth 2 settings. The embedded broker does not support OAuth 2."""
+    if call.broker.profile.api >= "4.0":
+        return {"oauth_enabled": False}
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
@@ -332,15 +339,43 @@ def open_descriptors(limit: int) -> int:
 @route(READ, "healthchecks/node", anyone)
 @route(READ, "healthchecks/node/NODE", anyone)
 @route(READ, "health/checks/virtual-hosts", anyone)
-@route(READ, "health/checks/certificate-expiration/NUMBER/UNIT", anyone)
+@route(READ, "health/checks/ready-to-serve-clients", since("4.2"))
+@route(READ, "health/checks/below-node-connection-limit", since("4.2"))
+@route(READ, "health/checks/is-in-service", since("4.2"))
+@route(READ, "health/checks/metadata-store/initialized", since("4.2"))
+@route(READ, "health/checks/quorum-queues-without-elected-leaders/all-vhosts", since("4.2"))
+@route(READ, "health/checks/quorum-queues-without-elected-leaders/vhost/VHOST", since("4.2"))
 @route(READ, "aliveness-test/VHOST", member)
 def healthy(call: RouteCall, *names: str) -> Json:  # noqa: ARG001
     """Report success for the health checks that cannot fail in this broker. Some need permissions in a virtual host."""
     return _OK
 
 
+@route(READ, "health/checks/certificate-expiration/NUMBER/UNIT", anyone)
+def certificate_expiration(call: RouteCall, number: str, unit: str) -> Json:  # noqa: ARG001
+    """Report success: the broker does not look at when its certificate expires."""
+    if unit not in ("days", "weeks", "months", "years"):
+        raise bad_request("Time unit not recognised. Supported units: days, weeks, months, years.")
+    if not number.isdecimal():
+        raise bad_request("Invalid expiration value.")
+    return _OK
+
+
+@route(READ, "version", since("4.0"))
+def version(call: RouteCall) -> HttpAnswer:
+    return HttpAnswer(HTTPStatus.OK, call.broker.profile.version)
+
+
+@route(READ, "auth/hash_password/PASSWORD", since("4.0"))
+def hash_password(call: RouteCall, password: str) -> Json:  # noqa: ARG001
+    """Return a password's salted hash, as `password_hash` of a user."""
+    hashed = User.with_password("", password, []).password_hash
+    assert hashed is not None
+    return {"ok": base64.b64encode(hashed).decode()}
+
+
 @route(READ, "health/checks/node-is-quorum-critical", anyone)
-@route(READ, "health/checks/node-is-mirror-sync-critical", anyone)
+@route(READ, "health/checks/node-is-mirror-sync-critical", until("4.0"))
 def node_is_critical(call: RouteCall) -> Json:  # noqa: ARG001
     """Report that no queue depends on this node: a single node is never critical to a quorum."""
     return {"status": "ok", "reason": "single node cluster"}
@@ -369,6 +404,10 @@ def port_listener(call: RouteCall, port: str) -> HttpAnswer:
 def protocol_listener(call: RouteCall, name: str) -> HttpAnswer:
     """Check that the broker has a listener for a protocol; return 503 if not."""
     listeners = call.broker.listeners
+    if call.broker.profile.api >= "4.2":
+        lacking = [each for each in name.split(",") if _PROTOCOLS.get(each.lower(), each.lower()) not in listeners]
+        protocols: Json = {"protocols": list(listeners)}
+        return _checked({**_OK, **protocols}, {"missing": lacking, **protocols} if lacking else None)
     protocol = _PROTOCOLS.get(name.lower(), name.lower())
     absent = None if protocol in listeners else {"missing": name, "protocols": list(listeners)}
     return _checked({**_OK, "protocol": protocol}, absent)

@@ -208,7 +208,7 @@ def put_parameter(call: RouteCall, component: str, vhost: str, name: str) -> Htt
 
 def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
     """Set a parameter; raise 400 if the component is unknown or the value is not valid. Returns True if it existed."""
-    value = required(body, "value")
+    [value] = required(body, "value")
     if component == OPERATOR and isinstance(value, dict):
         existed = name in vhost.policies.by_kind[OPERATOR]
         vhost.policies.put(OPERATOR, policy_of(OPERATOR, name, value, vhost.profile))
@@ -255,7 +255,8 @@ def put_global_parameter(call: RouteCall, name: str) -> HttpAnswer:
 def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
     """Set a global parameter to the `value` in a request body. Returns True if the parameter already existed."""
     existed = name in broker.global_parameters
-    broker.set_global_parameter(name, json.dumps(required(body, "value")))
+    [value] = required(body, "value")
+    broker.set_global_parameter(name, json.dumps(value))
     return existed
 
 
@@ -271,15 +272,16 @@ def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
         raise bad_request(f"{of} must be an object")
     for name, limit in value.items():
         if name not in known:
-            raise bad_request(f"Unrecognised terms [{{{term(name)},{term(limit)}}}] in {of}")
+            raise _invalid(f"Unrecognised terms [{{{term(name)},{term(limit)}}}] in {of}")
         if type(limit) is not int:
-            raise bad_request(f"{name} should be a number, actually was {term(limit)}")
+            raise _invalid(f"{name} should be a number, actually was {term(limit)}")
     return dict(value)
 
 
 def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
     """Return the policy that a request body describes; raise 400 with RabbitMQ's error message if it is not valid."""
-    pattern, definition = required(body, "pattern"), field_table(required(body, "definition"))
+    pattern, given = required(body, "pattern", "definition")
+    definition = field_table(given)
     priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
     if not isinstance(priority, int | float) or isinstance(priority, bool):
         raise _invalid(f"priority should be a number, actually was {term(priority)}")

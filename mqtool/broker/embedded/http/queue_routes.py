@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from http import HTTPStatus
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, unquote_plus
 
 from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, in_slices, required, text
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, field_table, plain
@@ -73,6 +73,7 @@ def queue_definition(queue: BrokerQueue) -> Json:
         "durable": queue.durable,
         "auto_delete": queue.auto_delete,
         "arguments": plain(queue.arguments),
+        **({"type": queue.kind} if queue.profile.api >= "4.2" else {}),
     }
 
 
@@ -168,7 +169,11 @@ async def _to_empty(call: RouteCall, vhost: str, name: str, right: str) -> Broke
 async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     queue, query = await _to_empty(call, vhost, name, "configure"), call.request.query
-    if query.get("if-empty") == "true" and len(queue):
+    for flag in ("if-unused", "if-empty"):
+        if query.get(flag) == "true" and queue.kind == "quorum":
+            what = f"queue.delete operations with {flag} flag set are not supported by quorum queues"
+            raise bad_request(f"cannot delete queue '{name}' in vhost '{vhost}'. {what}")
+    if query.get("if-empty") == "true" and len(queue) and queue.kind != "stream":
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' in use")
@@ -187,8 +192,9 @@ async def purge(call: RouteCall, vhost: str, name: str) -> None:
 def queue_action(call: RouteCall, vhost: str, name: str) -> None:
     """Do nothing: these actions are for mirrored queues, which the embedded broker does not have."""
     call.queue(vhost, name)
-    if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
-        raise bad_request(f"unknown: {action}")
+    [action] = required(call.body, "action")
+    if action not in ("sync", "cancel_sync") or call.broker.profile.api >= "4.0":
+        raise bad_request(["unknown", action])
 
 
 @route(READ, "exchanges", anyone)
@@ -208,7 +214,7 @@ def exchange(call: RouteCall, vhost: str, name: str) -> Json:
         for channel in connection.channels.values()
         if found.name in channel.published
     ]
-    return {**exchange_view(call.vhost(vhost), found, call.api.rates), "incoming": incoming}
+    return {**exchange_view(call.vhost(vhost), found, call.api.rates), "incoming": incoming, "outgoing": []}
 
 
 def exchange_definition(vhost: VirtualHost, exchange: BrokerExchange) -> Json:
@@ -219,7 +225,7 @@ def exchange_definition(vhost: VirtualHost, exchange: BrokerExchange) -> Json:
         "type": exchange.kind,
         "durable": exchange.durable,
         "auto_delete": exchange.auto_delete,
-        "internal": exchange.internal,
+        **({} if vhost.profile.api == "4.3" else {"internal": exchange.internal}),
         "arguments": plain(exchange.arguments),
     }
 
@@ -228,7 +234,8 @@ def exchange_view(vhost: VirtualHost, exchange: BrokerExchange, rates: Rates) ->
     """Return an exchange in the format of /api/exchanges."""
     return {
         **exchange_definition(vhost, exchange),
-        "policy": exchange.policy.policy,
+        "internal": exchange.internal,
+        **({"policy": exchange.policy.policy} if exchange.policy.policy else {}),
         "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
         "message_stats": rates.of(exchange),
         **({"messages_delayed": vhost.held(exchange)} if exchange.delayed else {}),
@@ -255,7 +262,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
     """Declare an exchange. Returns True if it existed.
 
     Raises:
-        HttpError: 400 if the name is reserved.
+        HttpError: 401 if the name is reserved.
         AmqpException: the declaration is not valid, or the name is taken by an exchange with other settings.
     """
     check_exchange_type(declared.kind, vhost.profile)
@@ -264,7 +271,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
         check_equivalent_exchange(exchange, declared, vhost.name)
         return True
     if declared.name.startswith("amq."):
-        raise bad_request(f"exchange name '{declared.name}' contains reserved prefix 'amq.*'")
+        raise refused("Access refused.")
     check_exchange(declared, vhost.name, vhost.profile)
     vhost.add_exchange(BrokerExchange(*declared))
     return False
@@ -276,7 +283,7 @@ async def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
     call.rights(vhost).check("configure", "exchange", exchange_name(name))
     exchange = call.exchange(vhost, name)
     if exchange.predeclared:
-        raise bad_request(f"deletion of system exchange '{exchange.name}' in vhost '{vhost}' not allowed")
+        raise refused("Access refused.")
     if call.request.query.get("if-unused") == "true" and exchange.in_use:
         raise bad_request(f"exchange '{exchange.name}' in vhost '{vhost}' in use")
     await in_slices(call.vhost(vhost).deletions.steps(exchange))
@@ -354,10 +361,17 @@ def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destin
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
 async def binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
-    views = bindings_between(call, vhost, source, kind, destination)
-    wanted = (view if view is not None and view["properties_key"] == key else None for view in views)
+    views, wanted_key = bindings_between(call, vhost, source, kind, destination), _properties_key(key)
+    wanted = (view if view is not None and view["properties_key"] == wanted_key else None for view in views)
     found: list[Json] = await in_slices(wanted) or missing()
     return found[0]
+
+
+def _properties_key(key: str) -> str:
+    """Return the properties key that a path names: its routing key can have been encoded once or twice."""
+    routing_key, *rest = key.partition("~")
+    decoded = unquote_plus(routing_key, errors="surrogateescape")
+    return "".join([quote_plus(decoded, safe="", errors="surrogateescape"), *rest])
 
 
 @route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)
@@ -381,7 +395,7 @@ async def delete_binding(call: RouteCall, vhost: str, source: str, kind: str, de
     exchange, end = _ends(call, vhost, source, kind, destination, None)
     candidates = [each for each in exchange.bindings if each.destination is end]
     keys = await in_slices(each.properties_key for each in candidates)
-    found = dict(zip(keys, candidates, strict=True)).get(key) or missing()
+    found = dict(zip(keys, candidates, strict=True)).get(_properties_key(key)) or missing()
     call.rights(vhost).check_topic("read", exchange, found.routing_key)
     call.vhost(vhost).unbind(exchange, end, found.routing_key, found.arguments)
 
@@ -399,10 +413,13 @@ def _ends(
     to, name = ("queue", destination) if kind == "q" else ("exchange", exchange_name(destination))
     source = exchange_name(source)
     if not source or not name:
-        raise bad_request("operation not permitted on the default exchange")
+        raise refused("Access refused.")
     call.rights(vhost).check_binding(to, name, source, key)
-    end: BrokerQueue | BrokerExchange = call.shared_queue(vhost, name) if kind == "q" else call.exchange(vhost, name)
-    return call.exchange(vhost, source), end
+    found = call.vhost(vhost)
+    for what, each in ((to, name), ("exchange", source)):
+        if each not in (found.queues if what == "queue" else found.exchanges):
+            missing(f"no {what} '{each}' in vhost '{vhost}'")
+    return found.exchanges[source], call.shared_queue(vhost, name) if kind == "q" else found.exchanges[name]
 
 
 def moved(queue: BrokerQueue) -> list[int]:

@@ -298,7 +298,7 @@ async def answer(call: RouteCall) -> HttpAnswer:
     if method == "OPTIONS":
         return HttpAnswer(HTTPStatus.OK, allow=(*routes, "OPTIONS"))
     if method not in routes:
-        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+        return HttpAnswer(HTTPStatus.METHOD_NOT_ALLOWED, allow=(*routes, "OPTIONS"))
     right, handler = routes[method]
     right(call, *names)
     value = handler(call, *names)
@@ -318,9 +318,9 @@ def put(*, existed: bool) -> HttpAnswer:
     return NO_CONTENT if existed else CREATED
 
 
-def missing() -> NoReturn:
-    """Raise HttpError 404 with RabbitMQ's error text."""
-    raise HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
+def missing(reason: str = "") -> NoReturn:
+    """Raise HttpError 404 with RabbitMQ's error text, or with this reason."""
+    raise HttpError(HTTPStatus.NOT_FOUND, "not_found" if reason else "Object Not Found", reason or "Not Found")
 
 
 def refused(reason: str) -> HttpError:
@@ -360,6 +360,16 @@ def anyone(call: RouteCall, *names: str) -> None:
     """Allow every logged-in user."""
 
 
+def since(version: str) -> Right:
+    """Return a check that allows every logged-in user from this version on. Earlier ones do not have the path."""
+    return lambda call, *_: None if call.broker.profile.api >= version else missing()
+
+
+def until(version: str) -> Right:
+    """Return a check that allows every logged-in user before this version. Later ones do not have the path."""
+    return lambda call, *_: None if call.broker.profile.api < version else missing()
+
+
 def administrator(call: RouteCall, *names: str) -> None:  # noqa: ARG001
     """Allow only administrators."""
     if not call.is_administrator():
@@ -393,7 +403,7 @@ def member(
     """Allow users with any permissions in the virtual host. The handler checks the specific permission."""
     if vhost not in call.user.permissions:
         if vhost not in call.broker.vhosts:
-            missing()
+            missing("vhost_not_found" if call.request.method in ("PUT", "POST") else "")
         if call.broker.profile.hides_vhosts and not call.is_administrator():
             raise HttpError(HTTPStatus.NOT_FOUND, "not_found", "Not Found")
         raise refused(reason)

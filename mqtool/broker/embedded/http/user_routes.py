@@ -46,7 +46,8 @@ _MOST_TAGS = 1000
 
 @route(READ, "whoami", anyone)
 def whoami(call: RouteCall) -> Json:
-    return {"name": call.user.name, "tags": call.user.tags}
+    view: Json = {"name": call.user.name, "tags": call.user.tags}
+    return {**view, "is_internal_user": True} if call.broker.profile.api >= "4.0" else view
 
 
 @route(READ, "users", administrator)
@@ -83,7 +84,11 @@ def put_user(call: RouteCall, name: str) -> HttpAnswer:
 def save_user(broker: Broker, name: str, body: Json) -> bool:
     """Add or change a user, keeping existing permissions. Returns True if the user existed."""
     existed = broker.users.get(name)
-    tags = body.get("tags", "")
+    if "tags" not in body:
+        raise bad_request("tags_not_present")
+    if "password" in body and "password_hash" in body:
+        raise bad_request("both_password_and_password_hash_are_provided")
+    tags = body["tags"]
     if isinstance(tags, list):
         _check_tags(tags)
         tags = ",".join(text({"tag": tag}, "tag") for tag in tags)
@@ -91,17 +96,15 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
     _check_tags(names)
     if "password" in body:
         user = User.with_password(name, text(body, "password"), names)
-    elif "password_hash" in body:
+    else:
         algorithm = text(body, "hashing_algorithm", DEFAULT_ALGORITHM)
         if algorithm not in ALGORITHMS:
             raise bad_request(f"unknown hashing_algorithm {algorithm}")
         try:
-            password_hash = base64.b64decode(text(body, "password_hash"))
+            password_hash = base64.b64decode(text(body, "password_hash", ""))
         except (binascii.Error, ValueError) as error:
             raise bad_request(f"password_hash is not base64: {error}") from error
         user = User(name, password_hash or None, names, algorithm=algorithm)
-    else:
-        raise bad_request("must provide password or password_hash")
     if existed is not None:
         user.permissions, user.topic_permissions = existed.permissions, existed.topic_permissions
         user.limits = existed.limits
@@ -123,7 +126,7 @@ def delete_user(call: RouteCall, name: str) -> None:
 
 @route("POST", "users/bulk-delete", administrator)
 def delete_users(call: RouteCall) -> None:
-    names = required(call.body, "users")
+    [names] = required(call.body, "users")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise bad_request("users must be a list")
     for name in names:
@@ -160,7 +163,9 @@ def permission_views(users: Iterable[User]) -> list[Json]:
 
 @route("PUT", "permissions/VHOST/USER", administrator)
 def put_permission(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
-    return put(existed=save_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
+    if vhost not in call.broker.vhosts or name not in call.broker.users:
+        raise bad_request("vhost_or_user_not_found")
+    return put(existed=save_permissions(call.broker, vhost, call.named_user(name), call.body))
 
 
 def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
@@ -172,9 +177,8 @@ def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool
 
 def _patterns(body: Json, *names: str) -> list[str]:
     """Return these fields of a body; raise 400 if one of them is not a valid regular expression."""
+    required(body, *names)
     for name in names:
-        if name not in body:
-            raise bad_request(f"key_missing: {name}")
         check_regular_expression(text(body, name))
     return [text(body, name) for name in names]
 
@@ -229,8 +233,7 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 
 def topic_permissions_of(body: Json) -> tuple[str, TopicPermissions]:
     """Return the exchange and the topic permissions in a body; raise 400 if they are not valid."""
-    if "exchange" not in body:
-        raise bad_request("key_missing: exchange")
+    required(body, "exchange")
     return text(body, "exchange"), TopicPermissions(*_patterns(body, "write", "read"))
 
 
@@ -268,6 +271,7 @@ async def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
     unacked = sum(queue.unacked for queue in vhost.queues.values())
     labels = vhost.labels
     tags, kind = [*labels.tags], labels.default_queue_type or "classic"
+    default = {"default_queue_type": kind} if vhost.profile.api >= "4.0" or labels.default_queue_type else {}
     return {
         "message_stats": await rates.total(
             [*vhost.deleted_traffic.values(), *(queue.traffic for queue in vhost.queues.values())]
@@ -276,8 +280,12 @@ async def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
         "description": vhost.description,
         "tags": tags,
         "default_queue_type": kind,
-        "protected_from_deletion": labels.is_protected,
-        "metadata": {"description": vhost.description, "tags": tags, "default_queue_type": kind},
+        **(
+            {"protected_from_deletion": labels.is_protected}
+            if vhost.profile.api >= "4.2" or labels.is_protected
+            else {}
+        ),
+        "metadata": {"description": vhost.description, "tags": tags, **default},
         "tracing": vhost.tracing,
         "cluster_state": {NODE: "running"},
         "messages": ready + unacked,
@@ -385,4 +393,5 @@ def _changed(call: RouteCall, limits: dict[str, int], name: str, known: tuple[st
     others = {each: limit for each, limit in limits.items() if each != name}
     if call.request.method == "DELETE":
         return others
-    return checked_limits({**others, name: required(call.body, "value")}, known, of)
+    [value] = required(call.body, "value")
+    return checked_limits({**others, name: value}, known, of)

@@ -88,6 +88,7 @@ class Profile(NamedTuple):
         initial_offsets: True if the argument `x-stream-initial-offset` sets the offset of a stream's first message.
         names_endpoint: True if Prometheus metrics name their endpoint and the types of queues (from RabbitMQ 4.1 on).
         explains_rejections: True if the AMQP 1.0 outcome `rejected` names the queue and the reason.
+        api: the first version with the paths, statuses and fields of the management API.
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -144,6 +145,7 @@ class Profile(NamedTuple):
     initial_offsets: bool = False
     names_endpoint: bool = False
     explains_rejections: bool = False
+    api: Literal["3", "4.0", "4.2", "4.3"] = "3"
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -172,6 +174,7 @@ _4_0 = Profile(
     mirrors=False,
     local_random=True,
     speaks_amqp10=True,
+    api="4.0",
     assumes_durable=True,
 )
 _4_2 = _4_0._replace(
@@ -184,6 +187,7 @@ _4_2 = _4_0._replace(
     hides_streams=True,
     limits_stream_clients=True,
     detaches_links=True,
+    api="4.2",
     filters_messages=True,
     addresses_replies=True,
     assumes_durable=False,
@@ -208,6 +212,7 @@ _4_3 = _4_2._replace(
     delayed_exchanges=False,
     hides_vhosts=True,
     explains_rejections=True,
+    api="4.3",
 )
 # From its release notes: no package of 4.4 was at hand to ask.
 _4_4 = _4_3._replace(version="4.4.1", restores_basic=False, refuses_loose="named", initial_offsets=True)

@@ -111,8 +111,9 @@ class BrokerConnection(AmqpSession):
         if data[:8] in self._others:
             self.hand_over(self._others[data[:8]](), data)
             return len(data)
-        if data[:8] != frames.PROTOCOL_HEADER:
-            self.write(self.broker.profile.first_choice)
+        if data[:8] not in frames.PROTOCOL_HEADERS:
+            is_later_version = frames.PROTOCOL_HEADER[:7] <= data[:7] < b"AMQP\x00\x01"
+            self.write(frames.PROTOCOL_HEADER if is_later_version else self.broker.profile.first_choice)
             self.hang_up()
             return len(data)
         self.state = "start"

@@ -24,6 +24,8 @@ FRAME_END = b"\xce"
 FRAME_OVERHEAD = 8
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+#: The headers of clients that speak AMQP 0-9-1. Those written for AMQP 0-9, such as Perl's Net::AMQP, send the second.
+PROTOCOL_HEADERS = (PROTOCOL_HEADER, b"AMQP\x01\x01\x00\x09")
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 FRAME_HEADER = struct.Struct(">BHI")
