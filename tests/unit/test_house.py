@@ -43,11 +43,6 @@ def containing(pattern: str) -> list[Path]:
     return [path for path in SOURCES if re.search(pattern, path.read_text())]
 
 
-def is_for_learners(path: Path) -> bool:
-    """True for the tutorials' scripts, and for the programs that learners repair."""
-    return path.parent.name.startswith("plain_") or path.parent.name == "repair"
-
-
 def test_names_of_test_files_are_unique() -> None:
     """No two test files in directories without `__init__.py` have the same name: pytest could not collect both."""
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if not (path.parent / "__init__.py").exists()]
