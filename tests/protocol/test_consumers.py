@@ -4,7 +4,7 @@ from typing import Any
 
 import pika
 import pytest
-from pamqp import commands
+from pamqp import body, commands, header
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
@@ -195,3 +195,93 @@ def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
     publish(channel, 1)
     take.until(lambda: other.got)
     assert (exclusive.bodies, other.bodies) == ([], [b"0"])
+
+
+_KINDS = pytest.mark.parametrize(
+    "kind", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
+)
+
+
+@_KINDS
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_messages_of_a_lost_single_active_consumer_come_before_all_others(
+    amqp_url: str, channel: BlockingChannel, take: Take, kind: dict[str, Any], prefetch: int
+) -> None:
+    """If the single active consumer is lost, the next one gets first what the lost one had not acknowledged."""
+    channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
+    publish(channel, 5)
+    second = Recorder()
+    with RawClient(amqp_url) as lost:
+        lost.send(commands.Basic.Qos(prefetch_count=prefetch))
+        lost.expect(commands.Basic.QosOk)
+        lost.send(commands.Basic.Consume(queue="q", consumer_tag="lost"))
+        lost.expect(commands.Basic.ConsumeOk)
+        for _ in range(prefetch):
+            lost.expect(commands.Basic.Deliver)
+            lost.expect(header.ContentHeader)
+            lost.expect(body.ContentBody)
+        channel.basic_consume("q", second)
+    take.until(lambda: len(second.got) == 5)
+    assert second.bodies == [b"0", b"1", b"2", b"3", b"4"]
+    assert [method.redelivered for method, _ in second.got] == [number < prefetch for number in range(5)]
+
+
+@_KINDS
+def test_the_priority_of_consumers_decides_which_one_becomes_the_single_active_one(
+    broker: TestBroker, channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
+    """Of four consumers, the last two have a priority of 10. When the active one is cancelled, the oldest of the
+    highest priority follows. Since RabbitMQ 4.0, a quorum queue does not let the first consumer be active once one of
+    higher priority is there; before, age alone decided in quorum queues.
+    """
+    channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
+    consumers = {tag: Recorder() for tag in "ABCD"}
+    for tag, consumer in consumers.items():
+        arguments = {"x-priority": 10} if tag in "CD" else {}
+        channel.basic_consume("q", consumer, consumer_tag=tag, auto_ack=True, arguments=arguments)
+    order = ""
+    for _ in "ABCD":
+        channel.basic_publish("", "q", b"next")
+        take.until(lambda: any(consumer.got for consumer in consumers.values()))
+        [active] = [tag for tag, consumer in consumers.items() if consumer.got]
+        channel.basic_cancel(active)
+        del consumers[active]
+        order += active
+    is_quorum = kind["x-queue-type"] == "quorum"
+    by_priority = "CDAB" if broker.differs_since("4.0", "quorum queues heed the priority") else "ABCD"
+    assert order == (by_priority if is_quorum else "ACDB")
+
+
+@pytest.mark.differs_since("4.0", "the second consumer takes over")
+def test_up_to_rabbitmq_3_13_a_single_active_consumer_stays_active(channel: BlockingChannel, take: Take) -> None:
+    """In a quorum queue of RabbitMQ 3.13 and earlier, a consumer of higher priority waits for the active one to end."""
+    assert _taken_in_turn(channel, take) == ([b"0", b"1", b"2", b"3"], [])
+
+
+def test_since_rabbitmq_4_0_a_consumer_of_higher_priority_takes_over(
+    broker: TestBroker, channel: BlockingChannel, take: Take
+) -> None:
+    """In a quorum queue since RabbitMQ 4.0, the single active consumer gets no more messages once there is one of
+    higher priority, which becomes the active one when everything has been acknowledged.
+    """
+    if not broker.differs_since("4.0", "it takes over"):
+        pytest.skip("before RabbitMQ 4.0, no consumer takes over")
+    assert _taken_in_turn(channel, take) == ([b"0", b"1"], [b"2", b"3"])
+
+
+def _taken_in_turn(channel: BlockingChannel, take: Take) -> tuple[list[bytes], list[bytes]]:
+    """Consume with a second consumer of higher priority while the first one holds two of four messages."""
+    arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    publish(channel, 4)
+    first, second = Recorder(), Recorder()
+    channel.basic_qos(prefetch_count=2)
+    channel.basic_consume("q", first)
+    take.until(lambda: len(first.got) == 2)
+    channel.basic_consume("q", second, arguments={"x-priority": 10})
+    settled(channel)
+    for acknowledged in range(4):
+        take.until(lambda: len(first.got) + len(second.got) > acknowledged)  # noqa: B023 - called at once
+        method, _ = [*first.got, *second.got][acknowledged]
+        channel.basic_ack(method.delivery_tag)
+    return first.bodies, second.bodies

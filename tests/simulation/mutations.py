@@ -166,7 +166,7 @@ MUTATIONS = (
     Mutation(
         "delivers to consumers that are not the single active one",
         "model/consumers.py",
-        "            return only if only.ready() else None\n",
+        "            return only if not self.is_fading and only.ready() else None\n",
         "            return next((each for each in self.all if each.ready()), None)\n",
     ),
     Mutation(
@@ -323,14 +323,14 @@ MUTATIONS = (
     Mutation(
         "delivers to consumers of lower priority first",
         "model/consumers.py",
-        "            turns = self._awake[self._descending[0]]\n",
-        "            turns = self._awake[self._descending[-1]]\n",
+        "        return next(iter(self._of[self._descending[0]]))\n",
+        "        return next(iter(self._of[self._descending[-1]]))\n",
     ),
     Mutation(
         "ignores the priorities of consumers",
         "model/consumers.py",
-        "            priority = consumer.priority\n            if",
-        "            priority = consumer.priority = 0\n            if",
+        "        priority = consumer.priority\n        if",
+        "        priority = consumer.priority = 0\n        if",
     ),
     Mutation(
         "releases a delayed message early",

@@ -95,6 +95,9 @@ class FakeConsumer:
         self.room -= 1
         self.got.append(entry)
 
+    def demoted(self) -> None:
+        pass
+
     def cancelled(self) -> None:
         self.gone = True
 
@@ -125,6 +128,9 @@ def test_the_consumers_of_a_deleted_queue_are_cancelled_in_several_event_loop_tu
     queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[DEFAULT]))
 
     class SlowConsumer(FakeConsumer):
+        def demoted(self) -> None:
+            pass
+
         def cancelled(self) -> None:
             nonlocal seconds
             seconds += 0.004

@@ -87,33 +87,6 @@ def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tupl
     assert len(queue) == 1
 
 
-def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_active_consumer(vhost: VirtualHost) -> None:
-    """With x-single-active-consumer, only the oldest consumer gets messages, even if it is busy or others have a higher
-    priority. When it is cancelled, the next oldest one becomes active, and immediately gets the messages that are
-    ready.
-    """
-    queue = add_queue(vhost, x_single_active_consumer=True)
-    one, two, three = consumers = [FakeConsumer(room=1, queue=queue, priority=number) for number in range(3)]
-    for consumer in consumers:
-        queue.add_consumer(consumer)
-    assert [*queue.consumers] == consumers
-    publish(queue, b"0", b"1", b"2")
-    assert got(*consumers) == [[b"0"], [], []]
-    assert [queue.consumers.is_active(consumer) for consumer in consumers] == [True, False, False]
-    queue.remove_consumer(three)
-    assert three.asked == 0
-    assert [queue.consumers.is_active(consumer) for consumer in (one, two)] == [True, False]
-    queue.remove_consumer(one)
-    assert got(*consumers) == [[b"0"], [b"1"], []]
-    assert queue.consumers.active is two
-    queue.remove_consumer(two)
-    assert queue.consumers.active is None
-    queue.add_consumer(three)
-    assert queue.consumers.active is three
-    queue.pump()
-    assert got(three) == [[b"2"]]
-
-
 def test_a_queue_informs_a_consumer_that_becomes_active_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
     """When the single active consumer of a queue is cancelled, the queue immediately informs the next consumer that
     it is now active, even if no message is ready. A queue without x-single-active-consumer informs no consumer.
@@ -146,7 +119,7 @@ def test_clear_removes_all_consumers_and_returns_them_in_their_original_order(*,
     """Consumers.clear(), which the broker calls when a queue is deleted, removes all consumers of the queue. It returns
     them in the order in which they were added, so that the broker can cancel them.
     """
-    consumers = Consumers(single_active=single_active)
+    consumers = Consumers(single_active=single_active, unacked=lambda: 0)
     added = [FakeConsumer(priority=number) for number in (0, 2, 1)]
     for consumer in added:
         consumers.add(consumer)

@@ -263,6 +263,12 @@ class OutgoingLink:
         if self.dynamic:
             self.session.vhost.deletions.soon(self.queue)
 
+    def demoted(self) -> None:
+        """Tell the client that it is no longer the active consumer, if it was told that it is."""
+        if self.session.vhost.profile.tells_active and not self._may_tell:
+            self._owes_news, self._stands_by = True, False
+            self.session.connection.call_soon(self._tell_active)
+
     def cancelled(self) -> None:
         """Detach the link because its queue was deleted, unless the client has detached it meanwhile."""
         if not self._is_stopped:

@@ -43,6 +43,9 @@ class QueueConsumer(Protocol):
     def cancelled(self) -> None:
         """Notify the consumer that the queue was deleted."""
 
+    def demoted(self) -> None:
+        """Notify the consumer that another one of higher priority has become the single active one."""
+
 
 def delivery_counts(entry: BacklogEntry, profile: Profile) -> Table:
     """Return the headers or annotations that tell a consumer how often a quorum queue delivered a message before."""
@@ -54,6 +57,45 @@ def delivery_counts(entry: BacklogEntry, profile: Profile) -> Table:
     return counts
 
 
+class _ByPriority:
+    """Consumers by descending priority; those of equal priority in the order in which they were added.
+
+    In an OrderedDict, unlike in a list, deque or dict, each operation used here takes the same time for any size.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, OrderedDict[QueueConsumer, None]] = {}
+        self._descending: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._descending)
+
+    def add(self, consumer: QueueConsumer) -> None:
+        """Add a consumer. No effect if it is there."""
+        priority = consumer.priority
+        if priority not in self._of:
+            self._of[priority] = OrderedDict()
+            insort(self._descending, priority, key=neg)
+        self._of[priority].setdefault(consumer)
+
+    def discard(self, consumer: QueueConsumer) -> None:
+        """Remove a consumer, if it is there."""
+        priority = consumer.priority
+        turns = self._of.get(priority)
+        if turns is not None:
+            turns.pop(consumer, None)
+            if not turns:
+                del self._of[priority]
+                del self._descending[bisect_left(self._descending, -priority, key=neg)]
+
+    def first(self) -> QueueConsumer:
+        return next(iter(self._of[self._descending[0]]))
+
+    def move_to_end(self, consumer: QueueConsumer) -> None:
+        """Let the others of its priority come first."""
+        self._of[consumer.priority].move_to_end(consumer)
+
+
 class Consumers:
     """The consumers of a queue. Those of higher priority (`x-priority`) come first; equal ones take turns.
 
@@ -61,21 +103,31 @@ class Consumers:
     would cost as many questions for each message.
 
     Args:
-        single_active: True if only one consumer, the oldest, gets messages.
+        single_active: True if only one consumer gets messages. The first one does until it is removed; then the oldest
+            one of the highest priority.
+        by_age: True if the oldest one follows, whatever its priority, as in quorum queues up to RabbitMQ 3.13.
+        takes_over: True if a new consumer of higher priority becomes the single active one as soon as no message is
+            unacknowledged, as in quorum queues since RabbitMQ 4.0. Until then, no consumer gets messages.
+        unacked: returns how many messages of the queue are unacknowledged.
 
     Attributes:
         all: the consumers in the order in which they were added. Only for reading.
         active: the single active consumer, if any.
+        is_fading: True while the single active consumer gets no more messages, because another one will take over.
     """
 
-    # In an OrderedDict, unlike in a list, deque or dict, each operation used here takes the same time for any size.
-
-    def __init__(self, *, single_active: bool) -> None:
+    def __init__(
+        self, *, single_active: bool, by_age: bool = False, takes_over: bool = False, unacked: Callable[[], int]
+    ) -> None:
         self._single_active = single_active
+        self._by_age = by_age
+        self._takes_over = single_active and takes_over
+        self._unacked = unacked
         self.all: OrderedDict[QueueConsumer, None] = OrderedDict()
-        self._awake: dict[int, OrderedDict[QueueConsumer, None]] = {}
-        self._descending: list[int] = []
+        self._awake = _ByPriority()
+        self._candidates = _ByPriority()
         self.active: QueueConsumer | None = None
+        self.is_fading = False
         # The one consumer that gets all messages, if any. Asking it alone is the hot path.
         self._only: QueueConsumer | None = None
 
@@ -97,47 +149,43 @@ class Consumers:
     def add(self, consumer: QueueConsumer) -> None:
         self.all[consumer] = None
         self.wake(consumer)
-        if self._single_active and self.active is None:
-            self.active = consumer
+        if self._single_active:
+            self._candidates.add(consumer)
+            if self.active is None:
+                self.active = consumer
         self._choose_only()
 
     def _choose_only(self) -> None:
         self._only = next(iter(self.all)) if len(self.all) == 1 else self.active
+        active = self.active
+        self.is_fading = self._takes_over and active is not None and self._candidates.first().priority > active.priority
+
+    def _successor(self) -> QueueConsumer | None:
+        if self._by_age:
+            return next(iter(self.all), None)
+        return self._candidates.first() if self._candidates else None
 
     def wake(self, consumer: QueueConsumer) -> None:
         """Ask a consumer again from now on: it can take messages. No effect if it does not consume from this queue."""
         if consumer in self.all:
-            priority = consumer.priority
-            if priority not in self._awake:
-                self._awake[priority] = OrderedDict()
-                insort(self._descending, priority, key=neg)
-            self._awake[priority].setdefault(consumer)
-
-    def _rest(self, consumer: QueueConsumer) -> None:
-        """Do not ask a consumer again until wake()."""
-        priority = consumer.priority
-        turns = self._awake.get(priority)
-        if turns is not None:
-            turns.pop(consumer, None)
-            if not turns:
-                del self._awake[priority]
-                del self._descending[bisect_left(self._descending, -priority, key=neg)]
+            self._awake.add(consumer)
 
     def pop_awake(self) -> QueueConsumer | None:
         """Return a consumer that may be able to take a message, and do not return it again until wake()."""
-        if not self._descending:
+        if not self._awake:
             return None
-        consumer = next(iter(self._awake[self._descending[0]]))
-        self._rest(consumer)
+        consumer = self._awake.first()
+        self._awake.discard(consumer)
         return consumer
 
     def remove(self, consumer: QueueConsumer) -> bool:
         """Remove a consumer. Returns True if another one has become the single active one."""
         self.all.pop(consumer, None)
-        self._rest(consumer)
+        self._awake.discard(consumer)
+        self._candidates.discard(consumer)
         is_other = self.active is consumer and bool(self.all)
         if self.active is consumer:
-            self.active = next(iter(self.all), None)
+            self.active = self._successor()
         self._choose_only()
         if is_other and self.active is not None:
             self.active.ready()  # a consumer that has become the active one may tell its client
@@ -147,24 +195,33 @@ class Consumers:
         """Remove all consumers and return them."""
         gone = [*self.all]
         self.all.clear()
-        self._awake.clear()
-        self._descending.clear()
+        self._awake, self._candidates = _ByPriority(), _ByPriority()
         self.active = self._only = None
+        self.is_fading = False
         return gone
 
     def next_ready(self) -> QueueConsumer | None:
         """Choose the consumer for the next message, in turn; return None if no consumer can take one now."""
+        if self.is_fading:
+            self._hand_over()
         only = self._only
         if only is not None:
-            return only if only.ready() else None
-        while self._descending:
-            turns = self._awake[self._descending[0]]
-            consumer = next(iter(turns))
+            return only if not self.is_fading and only.ready() else None
+        awake = self._awake
+        while awake:
+            consumer = awake.first()
             if consumer.ready():
-                turns.move_to_end(consumer)
+                awake.move_to_end(consumer)
                 return consumer
-            self._rest(consumer)
+            awake.discard(consumer)
         return None
+
+    def _hand_over(self) -> None:
+        """Make the consumer of the highest priority the active one, unless messages are unacknowledged."""
+        if not self._unacked() and self.active is not None:
+            former, self.active = self.active, self._candidates.first()
+            self._choose_only()
+            former.demoted()
 
 
 @dataclass(eq=False)

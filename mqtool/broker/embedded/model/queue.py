@@ -143,7 +143,12 @@ class BrokerQueue:
         self.unacked = 0
         self.unacked_bytes = 0
         self.deleted = False
-        self.consumers = Consumers(single_active=self.options.single_active)
+        self.consumers = Consumers(
+            single_active=self.options.single_active,
+            by_age=self.kind == "quorum" and self.profile.quorum_priorities == "none",
+            takes_over=self.kind == "quorum" and self.profile.quorum_priorities != "none",
+            unacked=lambda: self.unacked,
+        )
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
         self.due: Collection[QueueConsumer] = ()
         self.traffic = Traffic()
@@ -363,6 +368,8 @@ class BrokerQueue:
         self.ledger.drop(entry)
         if self.watcher is not None and entry.position in self.watcher.shown:
             self.watcher.acknowledged(self, entry)
+        if self.consumers.is_fading:
+            self.pump()
 
     def reject(self, entry: BacklogEntry) -> None:
         """Dead-letter or drop a message that was rejected without requeueing."""
@@ -372,6 +379,8 @@ class BrokerQueue:
             self.ledger.drop(entry)
         else:
             self._dead_letter(entry, "rejected")
+        if self.consumers.is_fading:
+            self.pump()
 
     def requeue(
         self, entries: Collection[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None
@@ -495,7 +504,8 @@ class BrokerQueue:
         if self.auto_delete and not len(self.consumers):
             self.when_unused(self)
         elif has_new_active and not self.deleted:
-            self.pump()
+            # Later, because what the former one held may be about to be requeued, and comes first.
+            self.clock.take_turn(self.pump)
 
     def purge(self) -> int:
         """Drop the messages that are ready or wait for a delayed retry; return how many there were.

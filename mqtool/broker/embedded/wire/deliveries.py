@@ -104,6 +104,9 @@ class ChannelSubscription:
         """End the consumer: the client has cancelled it, or its channel is closed."""
         self.queue.remove_consumer(self)
 
+    def demoted(self) -> None:
+        """Nothing to do: AMQP 0-9-1 has no way to tell the client."""
+
     def cancelled(self) -> None:
         """End the consumer because its queue was deleted; send basic.cancel if the client supports that."""
         self._deliveries.queue_gone(self)
