@@ -10,6 +10,7 @@ nothing, but may leave the messages that were not yet acknowledged in both queue
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -105,7 +106,8 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         headers.pop(history.RETURNS, None)
         if returns := history.returns_of(delivery):
             headers[history.RETURNS] = returns
-    return _moved(delivery, headers, to)
+    message = _moved(delivery, headers, to)
+    return replace(message, properties={**message.properties, "delivery_mode": PERSISTENT})  # survives a restart
 
 
 def redriven(delivery: Delivery, to: str) -> Message:
@@ -153,10 +155,9 @@ def stays(delivery: Delivery, message: Message, frame_max: int) -> str | None:
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
-    # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
+    # The message must not expire in the other queue. The broker rejects another user's id.
     properties = to_publish_again(delivery.properties, "message_id", "expiration", "user_id")
-    properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
-    return Message(delivery.body, to, "", properties, delivery.message_id)
+    return Message(delivery.body, to, "", {**properties, "headers": headers or None}, delivery.message_id)
 
 
 def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -114,6 +114,17 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
     assert depth(broker, "jobs") == 0
 
 
+@on_any_broker
+@pytest.mark.parametrize("mode", [1, 2])
+def test_dlq_redrive_keeps_the_delivery_mode(shell: Shell, mode: int) -> None:
+    line = json.dumps({"body": "one", "properties": {"delivery_mode": mode}})
+    shell.run("mqtool", "queue", "declare", "modes", "modes.dlq")
+    shell.run("mqtool", "send", "-q", "modes.dlq", "--json", stdin=line + "\n")
+    shell.run("mqtool", "dlq", "redrive", "modes", "--to", "modes")
+    moved = json.loads(shell.run("mqtool", "receive", "-q", "modes", "-c", "1", "--json").stdout)
+    assert moved["properties"]["delivery_mode"] == mode
+
+
 def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
     """`worker` writes the name of the original queue to the headers of each dead letter. If a publisher has forged
     these headers, `dlq redrive` does not move the message to the queue named in them.

@@ -53,15 +53,15 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
     return replace(delivery, properties={**delivery.properties, "headers": headers})
 
 
-def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """When `worker` retries a message, or `dlq redrive` moves one, the message is published as persistent, without an
-    expiration, and without a user id, which the broker could refuse. The message keeps its body, id and other
-    properties.
+def test_a_moved_message_does_not_expire_and_a_retry_is_persistent() -> None:
+    """When `worker` retries a message, or `dlq redrive` moves one, the message is published without an expiration, and
+    without a user id, which the broker could refuse. The message keeps its body, id and other properties. A retry is
+    persistent; a redriven message keeps its delivery mode.
     """
-    for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
+    for message, mode in ((failed(JOB, "exit status 1", "other"), 2), (redriven(JOB, "other"), 1)):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
         assert message.message_id == "a"
-        assert {**message.properties, "headers": None} == {"type": "t", "delivery_mode": 2, "headers": None}
+        assert {**message.properties, "headers": None} == {"type": "t", "delivery_mode": mode, "headers": None}
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
