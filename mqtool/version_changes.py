@@ -5,6 +5,7 @@ The error texts are those of RabbitMQ and of the embedded broker.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -35,8 +36,20 @@ class VersionRefusal(NamedTuple):
         return re.search(self.error.replace(" ", r"\s+"), unquoted)
 
 
-#: Arguments that RabbitMQ 4.3 refuses for a classic queue, besides x-queue-version=1.
-REFUSED_ARGUMENTS = ("x-queue-master-locator", "x-consumer-timeout")
+_FROM_ZERO = range(2**63 - 1)
+#: The values that RabbitMQ 4.3.6 accepts for queue arguments for which 3.10.8 accepts more, by queue type: integers, or
+#: None for any value. Types that are not named refuse the argument. Measured by declaring each argument with values
+#: around its limits on queues of each type; for all other arguments, 4.3.6 accepts the same values or more.
+ARGUMENTS: Mapping[str, Mapping[str, range | None]] = {
+    "x-queue-master-locator": {},
+    "x-queue-version": {"classic": range(2, 3)},
+    "x-consumer-timeout": {"quorum": _FROM_ZERO},
+    "x-consumer-disconnected-timeout": {"quorum": _FROM_ZERO},
+    "x-delayed-retry-type": {"quorum": None},
+    "x-delayed-retry-min": {"quorum": None},
+    "x-delayed-retry-max": {"quorum": None},
+    "x-stream-filter-size-bytes": {"stream": range(16, 256)},
+}
 #: The maximum number of `#` in a topic exchange's binding key, from 4.3.5 on.
 MOST_WILDCARDS = 2
 #: The smallest frame size, in bytes, that AMQP 0-9-1 clients can request from RabbitMQ 4.1 and later.
@@ -44,7 +57,8 @@ SMALLEST_FRAME = 8192
 #: What RabbitMQ 4.0 changed about large messages.
 LARGE_MESSAGES = "messages of more than 16 MiB are refused unless max_message_size allows them"
 
-_OF_CLASSIC_QUEUE = "which RabbitMQ 4.3 refuses for a classic queue"
+_REFUSED = "which RabbitMQ 4.3 refuses for a"
+_OF_CLASSIC_QUEUE = f"{_REFUSED} classic queue"
 
 TRANSIENT = VersionRefusal(
     "declares a queue that is transient and not exclusive,",
@@ -106,6 +120,23 @@ _ALL = (
     *(TRANSIENT, MASTER_LOCATOR, CONSUMER_TIMEOUT, QUEUE_VERSION, WILDCARDS, DELAYED_EXCHANGE),
     *(MIRRORED, POLICY_LOCATOR, LARGE_MESSAGE, SMALL_FRAMES, GLOBAL_PREFETCH),
 )
+
+
+def refused_argument(kind: str, name: str, value: object) -> str | None:
+    """Return the argument of a queue of this type, and that RabbitMQ 4.3 refuses it; None if it does not.
+
+    If other values are accepted, the text contains the value. It is as in "x-queue-version=1, which RabbitMQ …".
+    """
+    if name not in ARGUMENTS:
+        return None
+    verdict = f"{_REFUSED} {kind}{' queue' * (kind != 'stream')}"
+    if kind not in (of_kinds := ARGUMENTS[name]):
+        return f"{name}, {verdict}"
+    accepted = of_kinds[kind]
+    if accepted is None or (type(value) is int and value in accepted):
+        return None
+    limits = "" if len(accepted) == 1 else f" (it must be {accepted[0]} to {accepted[-1]})"
+    return f"{name}={value}, {verdict}{limits}"
 
 
 def cause(text: str) -> str | None:

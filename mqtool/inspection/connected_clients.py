@@ -11,7 +11,17 @@ from typing import NamedTuple
 from mqtool import management
 from mqtool.errors import AccessRefused
 from mqtool.inspection.findings import Finding
-from mqtool.inspection.upgrade import V3_13, V4_0, V4_1, V4_3, UpgradeChange, Version, running, transient
+from mqtool.inspection.upgrade import (
+    ACCEPTS_TRANSIENT,
+    V3_13,
+    V4_0,
+    V4_1,
+    V4_3,
+    UpgradeChange,
+    Version,
+    running,
+    transient,
+)
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted
@@ -87,7 +97,7 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
     """
     present = running(api)
     for change in _changes(api, vhost, present):
-        if present < change.since <= wanted:
+        if present < change.since and change.concerns(wanted):
             yield change.finding
     tags = str(api.get("whoami").get("tags"))
     if "monitoring" not in tags and "administrator" not in tags:
@@ -140,9 +150,8 @@ def _of_connection(connection: Json, present: Version) -> Iterator[UpgradeChange
 def _of_transient(connection: Json, queues: list[str]) -> UpgradeChange:
     named = ", ".join(map(repr, queues[:_NAMED])) + (" and others" if len(queues) > _NAMED else "")
     what = f"consumes from {counted(len(queues), 'transient queue')} ({named}), {TRANSIENT.verdict}"
-    return UpgradeChange(
-        V4_3, _finding(connection, "transient-consumer", what, "have it declare durable or exclusive queues")
-    )
+    finding = _finding(connection, "transient-consumer", what, "have it declare durable or exclusive queues")
+    return UpgradeChange(V4_3, finding, until=ACCEPTS_TRANSIENT)
 
 
 def _of_channel(channel: Json, owner: Json) -> UpgradeChange:

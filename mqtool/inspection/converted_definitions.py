@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mqtool.inspection.findings import Finding
 from mqtool.inspection.upgrade import (
+    ACCEPTS_TRANSIENT,
     V4_0,
     V4_3,
     Version,
@@ -85,7 +86,7 @@ def convert(
         _convert_policies(found, document, to)
         _leave_out_reserved(found)
     if to >= V4_3:
-        _convert_queues(found)
+        _convert_queues(found, to)
         _convert_exchanges(found, delayed, relay_parts)
         _convert_bindings(found)
     return found
@@ -239,14 +240,15 @@ def _name(item: Json) -> tuple[Any, Any]:
     return item.get("vhost"), item["name"]
 
 
-def _convert_queues(found: Converted) -> None:
+def _convert_queues(found: Converted, to: Version) -> None:
     for queue in _items(found.document, "queues"):
-        if any(transient({"vhost": None, **queue})):
+        if to < ACCEPTS_TRANSIENT and any(transient({"vhost": None, **queue})):
             queue["durable"] = True
             why = "RabbitMQ 4.3.0 to 4.3.5 refuse transient queues; clients must declare it durable"
             found.changes.append(_finding("queue", queue, "transient", "becomes durable", why))
-        for told in refused_arguments(queue):
-            del queue["arguments"][told.partition("=")[0]]
+        for name, refused in [*refused_arguments(queue)]:
+            told = refused.partition(",")[0]
+            del queue["arguments"][name]
             why = "RabbitMQ 4.3 refuses it; clients must declare the queue without it"
             found.changes.append(_finding("queue", queue, f"argument-{told}", f"has lost the argument {told}", why))
 

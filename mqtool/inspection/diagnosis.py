@@ -303,11 +303,13 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     queues = [*management.queues(api, vhost, COLUMNS)]
     present = {(queue["vhost"], queue["name"]) for queue in queues}
     expiring: list[Json] = []
+    is_transient_accepted = upgrade.running(api) >= upgrade.ACCEPTS_TRANSIENT
     for queue in queues:
         yield from _without_dead_letter_queue(queue, present)
         yield from surplus(queue)
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
-        yield from upgrade.transient(queue)
+        if not is_transient_accepted:
+            yield from upgrade.transient(queue)
         if expires(queue):
             expiring.append(queue)
     policies = upgrade.visible_policies(api, vhost)

@@ -21,32 +21,32 @@ from mqtool.topology import DELAYED
 from mqtool.version_changes import (
     DELAYED_EXCHANGE,
     LARGE_MESSAGES,
-    MASTER_LOCATOR,
     MIRRORED,
     MOST_WILDCARDS,
     POLICY_LOCATOR,
-    REFUSED_ARGUMENTS,
     TRANSIENT,
     WILDCARDS,
+    refused_argument,
 )
 
 
 class Version(NamedTuple):
-    """A version of RabbitMQ, without its patch level."""
+    """A version of RabbitMQ."""
 
     major: int
     minor: int
+    patch: int = 0
 
     @classmethod
     def of(cls, text: str) -> "Version":
         """Parse a version such as 4.3 or 4.3.1; raise ValueError if the text is not a version."""
-        found = re.match(r"(\d{1,3})(?:\.(\d{1,3}))?(?![\w])", text)
+        found = re.match(r"(\d{1,3})(?:\.(\d{1,3}))?(?:\.(\d{1,3}))?(?![\w])", text)
         if found is None:
             raise ValueError(f"{text!r} is not a version such as 4.3")
-        return cls(int(found[1]), int(found[2] or 0))
+        return cls(*(int(number or 0) for number in found.groups()))
 
     def __str__(self) -> str:
-        return f"{self.major}.{self.minor}"
+        return f"{self.major}.{self.minor}" + f".{self.patch}" * bool(self.patch)
 
 
 class UpgradeChange(NamedTuple):
@@ -54,11 +54,17 @@ class UpgradeChange(NamedTuple):
 
     Attributes:
         is_refused: True if that version refuses the object, or loses it when it imports a definitions file.
+        until: the first version that treats the object as before again, if any.
     """
 
     since: Version
     finding: Finding
     is_refused: bool = True
+    until: Version | None = None
+
+    def concerns(self, wanted: Version) -> bool:
+        """True if version `wanted` treats the object differently."""
+        return self.since <= wanted and (self.until is None or wanted < self.until)
 
 
 class Note(NamedTuple):
@@ -72,6 +78,8 @@ V3_12, V3_13 = Version(3, 12), Version(3, 13)
 V4_0, V4_1, V4_3, V4_4 = Version(4, 0), Version(4, 1), Version(4, 3), Version(4, 4)
 #: The latest known version.
 KNOWN = V4_4
+#: From this version on, transient queues that are not exclusive are accepted again.
+ACCEPTS_TRANSIENT = Version(4, 3, 6)
 NOTES = (
     Note(V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
     Note(V4_0, f"{LARGE_MESSAGES}; it was 128 MiB"),
@@ -124,7 +132,9 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
     )
     for things, changes_of in looks:
         for thing in things:
-            yield from (change.finding for change in changes_of(thing) if present < change.since <= wanted)
+            yield from (
+                change.finding for change in changes_of(thing) if present < change.since and change.concerns(wanted)
+            )
 
 
 def policy_findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
@@ -132,7 +142,8 @@ def policy_findings(api: Management, vhost: str | None, wanted: Version) -> Iter
     present = running(api)
     for operator in (False, True):
         for policy in management.policies(api, vhost, operator=operator):
-            yield from (change.finding for change in _of_policy(policy) if present < change.since <= wanted)
+            changes = _of_policy(policy)
+            yield from (change.finding for change in changes if present < change.since and change.concerns(wanted))
 
 
 def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: Version) -> Iterator[Finding]:
@@ -176,7 +187,7 @@ def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: 
     for section, changes_of in looks:
         for number, thing in enumerate(document.get(section) or []):
             for change in changes_of({"vhost": None, **thing}):
-                if change.since <= wanted and (change.is_refused or present < change.since):
+                if change.concerns(wanted) and (change.is_refused or present < change.since):
                     yield replace(change.finding, line=lines.get((section, number)))
 
 
@@ -283,17 +294,16 @@ def mirrored(policy: Json) -> Iterator[Finding]:
         yield Finding.of("policy", policy, "mirrored", what, "use quorum queues, and delete the policy")
 
 
-def refused_arguments(queue: Json) -> list[str]:
-    """Return a queue's arguments that RabbitMQ 4.3 refuses."""
-    arguments = queue.get("arguments") or {}
-    if type_of(queue) != _CLASSIC:
-        return []
-    found = ["x-queue-version=1"] if arguments.get("x-queue-version") == 1 else []
-    return found + [name for name in arguments if name in REFUSED_ARGUMENTS]
+def refused_arguments(queue: Json) -> Iterator[tuple[str, str]]:
+    """Yield a queue's arguments that RabbitMQ 4.3 refuses: each name, and its value if another value is accepted."""
+    kind = type_of(queue)
+    for name, value in (queue.get("arguments") or {}).items():
+        if (refused := refused_argument(kind, name, value)) is not None:
+            yield name, refused
 
 
 def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[UpgradeChange]:
-    yield from (UpgradeChange(V4_3, finding) for finding in transient(queue))
+    yield from (UpgradeChange(V4_3, finding, until=ACCEPTS_TRANSIENT) for finding in transient(queue))
     arguments = management.with_policy(queue.get("arguments") or {}, policy)
     if queue.get("type") == "quorum" and "x-delivery-limit" not in arguments:
         fate, hint = "becomes a dead letter", "set a delivery limit if 20 is too few"
@@ -307,8 +317,8 @@ def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[UpgradeChange]
         what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
         finding = Finding.of("queue", queue, "lazy", what, "leave the queue mode out")
         yield UpgradeChange(V3_12, finding, is_refused=False)
-    for name in refused_arguments(queue):
-        what = f"has the argument {name}, {MASTER_LOCATOR.verdict}"  # the same for each of them
+    for _, refused in refused_arguments(queue):
+        what = f"has the argument {refused}"
         hint = "leave it out wherever the queue is declared"
         yield UpgradeChange(V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
 

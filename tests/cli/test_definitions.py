@@ -7,10 +7,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import LIKE, TestBroker, large, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -609,6 +610,71 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
     assert old.run("mqtool", "doctor", "old.json").code == 2
     assert old.run("mqtool", "doctor", "-", "--upgrade", "4.3", stdin="[]").code == 65
+
+
+#: Arguments of each queue type, and whether RabbitMQ 4.3 refuses them.
+ARGUMENTS_OF_4_3: list[tuple[str, dict[str, Any], bool]] = [
+    *(("stream", {"x-stream-filter-size-bytes": size}, not 16 <= size <= 255) for size in (0, 15, 16, 255, 256, 300)),
+    ("quorum", {"x-stream-filter-size-bytes": 16}, True),
+    ("classic", {"x-stream-filter-size-bytes": 16}, True),
+    *(("quorum", {"x-consumer-timeout": value}, value != 0) for value in (-1, 0, "5")),
+    *(("quorum", {"x-consumer-disconnected-timeout": value}, value != 0) for value in (-1, 0, True)),
+    *(("stream", {f"x-consumer-{name}timeout": 5}, True) for name in ("", "disconnected-")),
+    *(("classic", {"x-queue-version": value}, value == 1) for value in (1, 2)),
+    *((kind, {"x-delayed-retry-min": 5}, kind != "quorum") for kind in ("classic", "quorum", "stream")),
+    *((kind, {"x-delayed-retry-type": "?"}, kind != "quorum") for kind in ("classic", "quorum", "stream")),
+]
+
+
+@on_any_broker
+def test_doctor_and_convert_know_which_values_of_arguments_rabbitmq_4_3_refuses(
+    lonely_shell: Shell, broker: TestBroker
+) -> None:
+    """`doctor FILE --upgrade 4.3` reports an argument whose value RabbitMQ 4.3 refuses for this type of queue, and
+    `definitions convert --to 4.3` leaves it out. If the tested broker is RabbitMQ 4.3, it refuses the same arguments.
+    """
+    queues = [
+        {"name": f"q{n}", "vhost": "/", "durable": True, "arguments": {"x-queue-type": kind, **argument}}
+        for n, (kind, argument, _) in enumerate(ARGUMENTS_OF_4_3)
+    ]
+    refused = {f"q{n}" for n, (*_, is_refused) in enumerate(ARGUMENTS_OF_4_3) if is_refused}
+    (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": queues}))
+    looked = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", "4.3", "--json")
+    found = [json.loads(line) for line in looked.stdout.splitlines()]
+    assert {each["thing"] for each in found if each["check"] == "queue-argument"} == {f"queue {q!r}" for q in refused}
+    assert any(
+        "x-stream-filter-size-bytes=300, which RabbitMQ 4.3 refuses for a stream (it must be 16 to 255)" in each["what"]
+        for each in found
+    )
+    made = json.loads(lonely_shell.run("mqtool", "definitions", "convert", "old.json", "--to", "4.3").stdout)["queues"]
+    assert {queue["name"] for queue in made if queue["arguments"].keys() == {"x-queue-type"}} == refused
+    if broker.kind != "embedded" and LIKE == "4.3":
+        assert {queue["name"] for queue in queues if not is_declared(broker, queue["arguments"])} == refused
+
+
+def is_declared(broker: TestBroker, arguments: dict[str, Any]) -> bool:
+    """Declare a queue with these arguments; return False if the broker refuses it."""
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        try:
+            channel.queue_declare("arguments", durable=True, arguments=arguments)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        channel.queue_delete("arguments")
+        return True
+
+
+def test_transient_queues_are_refused_only_by_rabbitmq_4_3_0_to_4_3_5(lonely_shell: Shell) -> None:
+    """`doctor FILE --upgrade` reports a transient queue, and `definitions convert` makes it durable, unless the named
+    version accepts it.
+    """
+    queue = {"name": "q", "vhost": "/", "durable": False, "auto_delete": False, "arguments": {}}
+    (lonely_shell.directory / "old.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
+    for version, is_refused in {"4.3": True, "4.3.6": False}.items():
+        looked = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version)
+        assert looked.code == (3 if is_refused else 0), version
+        made = lonely_shell.run("mqtool", "definitions", "convert", "old.json", "--to", version).stdout
+        assert json.loads(made)["queues"][0]["durable"] is is_refused, version
 
 
 def test_doctor_escapes_names_in_sarif_messages(lonely_shell: Shell) -> None:

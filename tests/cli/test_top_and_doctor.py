@@ -1,5 +1,6 @@
 """`top` shows what a broker is doing, and `doctor` what is wrong with it."""
 
+import contextlib
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.commands import doctor
 from mqtool.errors import MqtoolError
 from mqtool.inspection.findings import Unchecked
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import LIKE, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -300,10 +301,12 @@ def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> Non
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
-        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
+        broker.api(
+            "PUT", f"queues/{broker.vhost}/{name}", {"durable": True, "arguments": {"x-dead-letter-exchange": "gone"}}
+        )
     looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
     assert looked.stdout.splitlines()[0].endswith(
-        "is transient and not exclusive, which RabbitMQ 4.3.0 to 4.3.5 refuse (and 39 more: "
+        "has the dead-letter exchange 'gone', which does not exist: its dead letters are lost (and 39 more: "
         + str(many[1:21])[1:-1]
         + " and 19 others)"
     )
@@ -311,6 +314,33 @@ def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> Non
     assert "40 findings" in looked.stderr
     each = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--json").stdout.splitlines()
     assert sorted(json.loads(line)["thing"] for line in each) == [f"queue {name!r}" for name in many]
+
+
+@pytest.mark.parametrize(
+    ("like", "checks"), [("4.2", ["transient"]), ("4.3", []), (None, None)], ids=["4.2", "4.3", "this broker"]
+)
+@on_any_broker
+def test_doctor_reports_transient_queues_unless_the_broker_is_one_that_accepts_them_for_good(
+    lonely_shell: Shell, broker: TestBroker, like: str | None, checks: list[str] | None
+) -> None:
+    """RabbitMQ 4.3.6 accepts transient queues, so `doctor` does not report them there. An older RabbitMQ may be
+    upgraded to a version that refuses them, so `doctor` reports them there.
+    """
+    with contextlib.ExitStack() as stack:
+        url, management = broker.url, broker.management
+        if like is not None:
+            own = stack.enter_context(EmbeddedBroker(like=like, management_port=0))
+            url, management = own.url, str(own.management_url)
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            connection.channel().queue_declare("old")
+            vhost = broker.vhost if like is None else "/"
+            looked = lonely_shell.run(
+                *("mqtool", "doctor", "-u", url, "--management", management),
+                *("--vhost", vhost, "--between", "10ms", "--json"),
+            )
+    found = [json.loads(line)["check"] for line in looked.stdout.splitlines()]
+    assert found == (checks if checks is not None else [] if LIKE == "4.3" else ["transient"]), looked.stderr
+    assert looked.code == (3 if found else 0)
 
 
 def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: TestBroker) -> None:
@@ -460,14 +490,16 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
     assert fine.code == 0
     assert fine.stdout.startswith("RABBITMQ OK - no problems at amqp://")
     assert fine.stdout.endswith(" | critical=0 warning=0\n")
-    broker.api("PUT", f"queues/{broker.vhost}/old%7Cqueue", {"durable": False})
+    broker.api(
+        "PUT", f"queues/{broker.vhost}/old%7Cqueue", {"durable": True, "arguments": {"x-dead-letter-exchange": "gone"}}
+    )
     bad = watcher.run(*check)
     assert bad.code == 1
     first, *rest = bad.stdout.splitlines()
     assert first.startswith("RABBITMQ WARNING - 1 problem at amqp://")
     assert first.endswith(
-        "'old¦queue' in vhost " + f"{broker.vhost!r} is transient and not exclusive, "
-        "which RabbitMQ 4.3.0 to 4.3.5 refuse | critical=0 warning=1"
+        "'old¦queue' in vhost " + f"{broker.vhost!r} has the dead-letter exchange 'gone', "
+        "which does not exist: its dead letters are lost | critical=0 warning=1"
     )
     assert len(rest) == 1
     gone = watcher.run(*check, "--management", "http://127.0.0.1:1")

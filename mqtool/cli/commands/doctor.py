@@ -175,7 +175,7 @@ def _of_file(file: Path, vhost: str | None, wanted: Version) -> Iterator[Finding
 
 
 def _warn_of_unknown(wanted: Version) -> None:
-    if wanted > upgrade.KNOWN:
+    if wanted[:2] > upgrade.KNOWN[:2]:
         output.warning(f"this version of mqtool knows only the changes up to RabbitMQ {upgrade.KNOWN}")
 
 
