@@ -207,6 +207,11 @@ def without_passwords(urls: str) -> str:
     return ",".join(_without_password(url.strip(), mark="") for url in re.split(_BETWEEN_URLS, urls))
 
 
+def hide_passwords(text: str) -> str:
+    """Remove the passwords from the URLs in a text that may contain anything else, too."""
+    return re.sub(r"[a-z]+://[^\s\"']+", lambda found: _without_password(found[0], mark=""), text)
+
+
 def _without_password(url: str, mark: str = ":***") -> str:
     """Replace anything in a URL that may be a password, even if the URL cannot be parsed."""
     url = re.sub(_HIDDEN_PARAMETER, rf"\1{mark[1:]}", url)

@@ -1,12 +1,15 @@
 """The checks of `doctor`: problems with queues, from two snapshots, and exchanges that route nowhere or in cycles."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 from mqtool import management
+from mqtool.address import hide_passwords
 from mqtool.delays import is_wait_queue
+from mqtool.errors import NotFound
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
@@ -419,6 +422,39 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
             what = "has the firehose on: the broker copies each message, whether or not somebody looks"
             hint = "unless somebody does: mqtool tap --firehose-off"
             yield Finding("firehose", f"vhost {view['name']!r}", what, hint)
+
+
+#: The reason that a link to another broker has stopped may be an Erlang term with a login, or very long.
+_SECRET, _LONGEST_REASON = "amqp_params", 200
+
+
+def of_links(api: Management, vhost: str | None) -> Iterator[Finding]:
+    """Find terminated shovels and federation links that do not work.
+
+    Raises:
+        AccessRefused: the user lacks the tag 'monitoring'.
+    """
+    with suppress(NotFound):  # the plugin is not enabled
+        for shovel in management.shovels(api, vhost):
+            if shovel.get("state") == "terminated":
+                what = f"is terminated{_reason(shovel.get('reason'))}"
+                hint = "check the URIs, the users and the queues at both ends; 'mqtool list shovels' shows all shovels"
+                yield Finding("shovel", f"shovel {shovel['name']!r}", what, hint, shovel.get("vhost"))
+    with suppress(NotFound):
+        for link in management.federation_links(api, vhost):
+            if link.get("status") == "error":
+                of = f"{link['type']} {link.get(link['type'])!r}"
+                what = f"does not work{_reason(link.get('error'))}"
+                hint = "check the URI and the user of the upstream; 'mqtool list federation' shows all links"
+                thing = f"federation link of {of} to upstream {link.get('upstream')!r}"
+                yield Finding("federation-link", thing, what, hint, link.get("vhost"))
+
+
+def _reason(said: object) -> str:
+    text = hide_passwords(" ".join(str(said or "").split())).strip('"')
+    if not text or _SECRET in text:
+        return ""
+    return f": {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '…'}"
 
 
 #: Fields of a node that report a problem, each with the check, the finding and the hint.

@@ -12,7 +12,7 @@ from mqtool.spelling import counted
 CRITICAL = ("node-down", "partition", "alarm", "guest")
 _WORST_FIRST = (
     *CRITICAL,
-    *("no-acks", "stands-still", "no-consumer", "surplus"),
+    *("shovel", "federation-link", "no-acks", "stands-still", "no-consumer", "surplus"),
     *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
     *("dead-letter-cycle", "exchange-cycle"),
     *("reader-misses", "reader-behind", "stream-limit"),
@@ -66,6 +66,7 @@ class Finding:
 #: What each check looks at, if the user's tags or permissions may hide it.
 _LOOKS_AT = {
     "nodes": "alarms and nodes",
+    "links": "shovels and federation links",
     "queues": "some queues",
     "readers": "readers of streams",
     "permissions": "permissions",
@@ -76,7 +77,7 @@ _LOOKS_AT = {
     "messages": "messages",
 }
 #: Checks that say nothing about whether the broker works, and need more rights than users have who only monitor it.
-_OPTIONAL = ("readers", "permissions", "guest")
+_OPTIONAL = ("links", "readers", "permissions", "guest")
 
 
 @dataclass(frozen=True, slots=True)

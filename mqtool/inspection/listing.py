@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from mqtool import management
-from mqtool.errors import Unavailable, UsageError
+from mqtool.address import hide_passwords
+from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.spelling import as_text, did_you_mean
 
@@ -246,9 +247,83 @@ PLUGINS = Listing(
     of_vhost=False,
 )
 
+
+def _enabled(plugin: str, items: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the items that a plugin's part of the management API lists.
+
+    Raises:
+        NotFound: the plugin is not enabled.
+    """
+    try:
+        yield from items
+    except NotFound as error:
+        raise NotFound(f"the plugin {plugin} is not enabled", f"mqtool plugin enable {plugin}") from error
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return the value of a parameter without the passwords in its URIs."""
+    if isinstance(value, Mapping):
+        return {name: _without_secrets(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    return hide_passwords(value) if isinstance(value, str) else value
+
+
+def _parameters(api: Management, vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for parameter in management.parameters(api, vhost):
+        yield {**parameter, "value": _without_secrets(parameter.get("value"))}
+
+
+def _deprecated(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    try:
+        used = {feature["name"] for feature in api.items("deprecated-features/used")}
+    except NotFound as error:
+        raise NotFound("this broker has no list of deprecated features", "RabbitMQ 3.13 and later have one") from error
+    for feature in api.items("deprecated-features"):
+        yield {**feature, "in_use": feature["name"] in used}
+
+
+SHOVELS = Listing(
+    "shovels",
+    _columns("""
+        name vhost type state reason node timestamp blocked_status src_protocol src_uri src_address src_queue
+        src_exchange dest_protocol dest_uri dest_address dest_queue dest_exchange remaining forwarded
+    """),
+    ("name", "type", "state", "reason"),
+    lambda api, vhost, _columns: map(
+        _without_secrets, _enabled("rabbitmq_shovel_management", management.shovels(api, vhost))
+    ),
+)
+FEDERATION = Listing(
+    "federation",
+    _columns("upstream vhost type exchange queue upstream_exchange upstream_queue status error uri node timestamp"),
+    ("upstream", "type", "exchange", "queue", "status", "error"),
+    lambda api, vhost, _columns: map(
+        _without_secrets, _enabled("rabbitmq_federation_management", management.federation_links(api, vhost))
+    ),
+)
+PARAMETERS = Listing("parameters", _columns("component name vhost value"), ("component", "name", "value"), _parameters)
+FEATURE_FLAGS = Listing(
+    "feature-flags",
+    _columns("name state stability provided_by description=desc doc_url"),
+    ("name", "state", "stability"),
+    lambda api, _vhost, _columns: api.items("feature-flags"),
+    of_vhost=False,
+)
+DEPRECATED = Listing(
+    "deprecated",
+    _columns("name state in_use deprecation_phase provided_by description=desc doc_url"),
+    ("name", "state", "in_use", "deprecation_phase"),
+    _deprecated,
+    of_vhost=False,
+)
+
 LISTINGS = {
     each.things: each
-    for each in (QUEUES, EXCHANGES, BINDINGS, CONSUMERS, CONNECTIONS, CHANNELS, VHOSTS, USERS, PERMISSIONS, PLUGINS)
+    for each in (
+        *(QUEUES, EXCHANGES, BINDINGS, CONSUMERS, CONNECTIONS, CHANNELS, VHOSTS, USERS, PERMISSIONS, PLUGINS),
+        *(SHOVELS, FEDERATION, PARAMETERS, FEATURE_FLAGS, DEPRECATED),
+    )
 }
 
 

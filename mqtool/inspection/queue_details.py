@@ -105,8 +105,8 @@ class DeadLetterTarget:
 
     Attributes:
         routing_key: the routing key of the dead letters; None if each keeps its own.
-        queues: the queues that receive dead letters, or may receive them if the routing key is None; None if the
-            exchange does not exist.
+        queues: the queues that receive dead letters, or may receive them if the routing key is None or the route
+            depends on the broker; None if the exchange does not exist.
     """
 
     exchange: str
@@ -158,12 +158,11 @@ def _dead_letters(api: Management, vhost: str, view: Json) -> DeadLetterTarget |
     except NotFound:
         return DeadLetterTarget(exchange, key, None)
     bindings = [*definitions.bindings(api, vhost, *exchanges)]
-    if key is None or routing_type(exchanges[exchange]) == "headers":  # the route depends on the message
-        queues = {binding.destination for binding in bindings if not binding.to_exchange}
-    else:
-        known = [Queue(binding.destination) for binding in bindings if not binding.to_exchange]
-        router = Router(Definitions.of(exchanges.values(), known, bindings))
-        queues = {*router.route(exchange, key, near_misses=0).queues}
+    queues = {binding.destination for binding in bindings if not binding.to_exchange}
+    if key is not None and routing_type(exchanges[exchange]) != "headers":  # else the route depends on the message
+        router = Router(Definitions.of(exchanges.values(), map(Queue, queues), bindings))
+        found = router.route(exchange, key, near_misses=0)
+        queues = queues if found.unknown else {*found.queues}
     return DeadLetterTarget(exchange, key, sorted(queues))
 
 

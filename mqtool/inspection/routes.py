@@ -8,7 +8,7 @@ Bindings are matched with the routing tables of `mqtool.routing`, which are test
 This module does no I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,17 @@ from mqtool.errors import BadData
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.near_misses import NearMiss, nearest
 from mqtool.message import COPIES
-from mqtool.routing import TABLES, RoutingTable, delay_of
+from mqtool.routing import TABLES, FanoutTable, RoutingTable, delay_of
 from mqtool.topology import DELAYED, Binding, Exchange
+
+_LOCAL_RANDOM = "x-local-random"
+#: The routing tables of all types whose routes are known. These two route to all bindings, whatever the routing key;
+#: x-local-random then chooses one of the queues.
+_TABLES: Mapping[str, Callable[[], RoutingTable[int]]] = {
+    **TABLES,
+    "x-recent-history": FanoutTable,
+    _LOCAL_RANDOM: FanoutTable,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class DeadLetterRoutes:
             message is lost.
         circular: True if further dead-lettering can bring the message back to this queue. RabbitMQ then drops the
             message, unless a consumer has rejected it on the way: https://www.rabbitmq.com/docs/dlx
+        unknown: exchanges on the path whose type mqtool cannot route: other queues may receive the dead letter, too.
     """
 
     queue: str
@@ -51,6 +61,7 @@ class DeadLetterRoutes:
     routing_key: str
     queues: Sequence[str] | None
     circular: bool = False
+    unknown: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,7 @@ class QueueRoute:
         dead_letters: for each queue with a dead-letter exchange, among `queues` and the queues reached from those.
         delay: how long an x-delayed-message exchange delays the message before routing it, in milliseconds.
         unknown: exchanges on the path whose type mqtool cannot route; only the broker can.
+        one_of: exchanges on the path that choose one of their queues at random; `queues` contains all of these.
     """
 
     exchange: str
@@ -73,6 +85,7 @@ class QueueRoute:
     dead_letters: Sequence[DeadLetterRoutes] = ()
     delay: int = 0
     unknown: Sequence[str] = ()
+    one_of: Sequence[str] = ()
 
 
 @dataclass
@@ -85,6 +98,7 @@ class _Progress:
     queues: dict[str, list[Way]] = field(default_factory=dict)
     matched: set[Binding] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
+    one_of: list[str] = field(default_factory=list)
 
 
 class Router:
@@ -117,6 +131,7 @@ class Router:
             self._dead_letters(found),
             _delay(self.definitions.exchanges[exchange], found.headers),
             found.unknown,
+            found.one_of,
         )
 
     def _follow(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> _Progress:
@@ -142,17 +157,19 @@ class Router:
         name = exchange.name
         if not name:
             return [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in self.definitions.queues]
-        if (routed_as := routing_type(exchange)) not in TABLES:
+        if (routed_as := routing_type(exchange)) not in _TABLES:
             found.unknown.append(name)
             return []
         bindings = self.definitions.bindings.get(name, ())
         if name not in self._tables:
-            self._tables[name] = TABLES[routed_as]()
+            self._tables[name] = _TABLES[routed_as]()
             for number, binding in enumerate(bindings):
                 self._tables[name].add(binding.routing_key, binding.arguments, number)
         numbers = {number for key in found.keys for number in self._tables[name].match(key, found.headers)}
         matched = [bindings[number] for number in sorted(numbers)]
         found.matched.update(matched)
+        if routed_as == _LOCAL_RANDOM and len(matched) > 1:
+            found.one_of.append(name)
         alternate = exchange.arguments.get("alternate-exchange")
         if not matched and isinstance(alternate, str):
             return [Hop(name, alternate, True)]
@@ -187,7 +204,7 @@ class Router:
                 dead[queue, key] = DeadLetterRoutes(queue, exchange, key, None)
                 continue
             further = self._follow(exchange, key, headers)
-            dead[queue, key] = DeadLetterRoutes(queue, exchange, key, sorted(further.queues))
+            dead[queue, key] = DeadLetterRoutes(queue, exchange, key, sorted(further.queues), unknown=further.unknown)
             todo += [(after, further) for after in sorted(further.queues)]
         return [replace(death, circular=_comes_back(death.queue, dead.values())) for death in dead.values()]
 

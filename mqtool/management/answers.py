@@ -48,6 +48,8 @@ def checked(value: Any) -> ApiObject:
         kind = _TYPES.get(key)
         if kind is None or (isinstance(each, kind) and key not in _PARTS):
             continue
+        if key == "queue" and isinstance(each, str) and "upstream" in value:  # the link of a federated queue
+            continue
         if each is None:
             del found[key]
         elif kind is _OBJECT and each == []:

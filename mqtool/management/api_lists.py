@@ -112,6 +112,34 @@ def policies(api: Management, vhost: str | None, *, operator: bool = False) -> I
     return api.items(_in("operator-policies" if operator else "policies", vhost))
 
 
+def shovels(api: Management, vhost: str | None) -> Iterator[Json]:
+    """Return the running and the terminated shovels. The user needs the tag 'monitoring'.
+
+    Raises:
+        NotFound: the broker does not have the plugin rabbitmq_shovel_management.
+    """
+    return _of_vhost(api, "shovels", vhost)
+
+
+def federation_links(api: Management, vhost: str | None) -> Iterator[Json]:
+    """Return the links to the upstreams of federated exchanges and queues. The user needs the tag 'monitoring'.
+
+    Raises:
+        NotFound: the broker does not have the plugin rabbitmq_federation_management.
+    """
+    return _of_vhost(api, "federation-links", vhost)
+
+
+def parameters(api: Management, vhost: str | None) -> Iterator[Json]:
+    """Return the runtime parameters, such as shovels and upstreams. The user needs the tag 'policymaker'."""
+    return _of_vhost(api, "parameters", vhost)
+
+
+def _of_vhost(api: Management, kind: str, vhost: str | None) -> Iterator[Json]:
+    """Yield items of one virtual host. Without the plugin, a path with a vhost is not answered with 404 everywhere."""
+    return (each for each in api.items(kind) if vhost in (None, each.get("vhost")))
+
+
 def _in(kind: str, vhost: str | None) -> str:
     return kind if vhost is None else path(kind, vhost)
 

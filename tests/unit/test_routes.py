@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool import management
+from mqtool.cli.display.layout import plain
+from mqtool.cli.display.topology_text import explained_route
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import QueueRoute, Router
 from mqtool.topology import Binding, Exchange, Queue
@@ -172,10 +174,42 @@ def test_arguments_override_policies_in_routes() -> None:
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
-def test_route_names_an_exchange_of_unknown_type() -> None:
-    """If `route` does not know the type of an exchange, it lists no queues for this exchange, and says that the type is
-    unknown.
+@pytest.mark.parametrize(
+    ("kind", "headline", "explanation"),
+    [
+        *(
+            (kind, "unknown", f"  e is of type {kind}, so only the broker knows the route; it has 2 bindings:")
+            for kind in ("x-consistent-hash", "x-random", "x-modulus-hash", "x-federation-upstream", "x-other")
+        ),
+        (
+            "x-local-random",
+            "one of 2 queues",
+            "  e chooses one of its queues at random, among those on the node of the publisher",
+        ),
+        ("x-recent-history", "2 queues", "  two  e ── '' ──> two"),
+        ("fanout", "2 queues", "  two  e ── '' ──> two"),
+        ("direct", "no queue", "  the broker drops the message, or returns it if it is mandatory"),
+    ],
+)
+def test_route_says_which_queues_get_a_message_for_each_exchange_type(
+    kind: str, headline: str, explanation: str
+) -> None:
+    """`route` does not say "no queue" if only the broker can know the queues, but lists the bindings. An
+    x-recent-history exchange delivers to all bound queues, and an x-local-random exchange to one of them.
     """
-    bound = [Binding("h", "q", "1")]
-    route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
-    assert (dict(route.queues), route.unknown) == ({}, ["h"])
+    known = Definitions.of(
+        [Exchange("e", kind)], [Queue("one"), Queue("two")], [Binding("e", name) for name in ("one", "two")]
+    )
+    lines = [plain(line) for line in explained_route(Router(known).route("e", "k"), known)]
+    assert lines[0] == f"e  'k': {headline}"
+    assert explanation in lines
+    if headline == "unknown":
+        assert lines[2:] == ["    e ── '' ──> one", "    e ── '' ──> two"]
+
+
+def test_route_does_not_call_dead_letters_lost_if_only_the_broker_knows_their_queues() -> None:
+    """If a queue dead-letters to an exchange of a type that only the broker can route, `route` says so."""
+    dying = Queue("q", arguments={"x-dead-letter-exchange": "e"})
+    known = Definitions.of([Exchange("e", "x-random")], [dying, Queue("one")], [Binding("e", "one")])
+    lines = [plain(line) for line in explained_route(Router(known).route("", "q"), known)]
+    assert lines[-1] == "  q ──> e  'q' ──> unknown queues of e"

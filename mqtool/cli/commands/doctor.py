@@ -256,6 +256,7 @@ def _findings(
                 raise KeyboardInterrupt
 
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
+    yield from _tried("links", diagnosis.of_links(api, vhost), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
     yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)

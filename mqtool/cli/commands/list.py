@@ -1,4 +1,4 @@
-"""mqtool list queues, exchanges, bindings, consumers, connections, channels, vhosts, users, permissions, plugins."""
+"""mqtool list queues, exchanges, bindings and the other lists of inspection/listing.py."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +44,8 @@ _FOLDED: dict[str, tuple[Sequence[str], str, str]] = {
 _UNACKNOWLEDGED = {"messages", "messages_unacknowledged"}
 #: Lists of all vhosts in which each row belongs to one.
 _OF_ONE_VHOST = ("connections", "channels")
+#: What a list contains, if its name does not say so.
+_NOUNS = {"federation": "federation links", "feature-flags": "feature flags", "deprecated": "deprecated features"}
 #: The columns that are available over AMQP, without a management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
@@ -298,7 +300,7 @@ class View:
         elif not (count or self._missing) and (self._without_api is None or self._only):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._where or self._only else ""
-            output.status(f"no{such} {things}{where}")
+            output.status(f"no{such} {_NOUNS.get(things, things)}{where}")
         if self._age and count:
             self._notice_once(self._age)
         if (why := self._without_api) is not None:
@@ -371,7 +373,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
         *examples,
         effect=Effect.READS,
         name=things,
-        aliases=(f"{things[:-1]} ls", f"{things[:-1]} list"),
+        aliases=tuple(f"{things.removesuffix('s')} {word}" for word in ("ls", "list")),
         about=text,
         instead={"only": only},
     )
@@ -427,3 +429,23 @@ _add(
     "mqtool list permissions --all-vhosts",
 )
 _add("plugins", "List the enabled plugins and their dependencies.", "mqtool list plugins")
+_add(
+    "shovels",
+    "List shovels, also those that are terminated.",
+    "mqtool list shovels",
+    "mqtool list shovels --all-vhosts --where state=terminated --json",
+)
+_add("federation", "List the links of federated exchanges and queues to their upstreams.", "mqtool list federation")
+_add(
+    "parameters",
+    "List runtime parameters, such as shovels and upstreams, without passwords.",
+    "mqtool list parameters",
+    "mqtool list parameters --where component=shovel --json",
+)
+_add("feature-flags", "List feature flags.", "mqtool list feature-flags --where state=disabled")
+_add(
+    "deprecated",
+    "List deprecated features, and which are in use (RabbitMQ 3.13+).",
+    "mqtool list deprecated",
+    "mqtool list deprecated --where in_use=true",
+)

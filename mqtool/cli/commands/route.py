@@ -17,7 +17,7 @@ from mqtool.cli.options import ManagedBroker
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import header, header_option
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
-from mqtool.inspection.definitions import read
+from mqtool.inspection.definitions import Definitions, read
 from mqtool.inspection.routes import QueueRoute, Router
 from mqtool.spelling import did_you_mean
 
@@ -53,7 +53,8 @@ def route(
     """Explain where a message would go, and why.
 
     Shows the queues that would get the message, the bindings that match or nearly match, and where the message would go
-    if it were dead-lettered. With --test, exits with 3 if any route in the file differs from what is expected.
+    if it were dead-lettered. For an exchange type that only the broker can route, such as x-consistent-hash, shows the
+    bindings. With --test, exits with 3 if any route in the file is unknown or differs from what is expected.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
@@ -70,11 +71,11 @@ def route(
             raise NotFound(f"exchange {name!r} does not exist in vhost {access.vhost!r}", near) from error
 
     if exchange is None:
-        _compare(lines, explain, as_json=as_json)
+        _compare(lines, explain, router.definitions, as_json=as_json)
         return
     found = explain(exchange, routing_key, dict(headers or []))
     if as_json:
-        output.show_json(topology_text.route_as_json(found))
+        output.show_json(topology_text.route_as_json(found, router.definitions))
     else:
         layout.show_lines(topology_text.explained_route(found, router.definitions))
 
@@ -116,17 +117,26 @@ def _expectation(words: list[str]) -> _Expectation:
 
 
 def _compare(
-    lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], QueueRoute], *, as_json: bool
+    lines: list[_Expectation],
+    explain: Callable[[str, str, dict[str, Any]], QueueRoute],
+    known: Definitions,
+    *,
+    as_json: bool,
 ) -> None:
-    failed = 0
+    failed = unknown = 0
     for line in lines:
         found = explain(line.exchange, line.routing_key, line.headers)
-        failed += line.queues not in (None, set(found.queues))
+        if found.unknown:
+            unknown += line.queues is not None
+        else:
+            failed += line.queues not in (None, set(found.queues))
         if as_json:
             expected = {} if line.queues is None else {"expected": sorted(line.queues)}
-            output.show_json(topology_text.route_as_json(found) | expected)
+            output.show_json(topology_text.route_as_json(found, known) | expected)
         else:
             layout.show_lines(topology_text.compared_route(found, line.queues))
-    if failed:
-        raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
+    if failed or unknown:
+        wrong = [f"{failed:,} of {len(lines):,} routes are not as expected"] * bool(failed)
+        wrong += [f"{unknown:,} of {len(lines):,} routes cannot be known"] * bool(unknown)
+        raise SomeFailed(", and ".join(wrong))
     output.status(f"{len(lines):,} routes, all as expected")

@@ -131,7 +131,7 @@ def _consumers(queue: QueueState, wiring: Wiring) -> Iterator[_Branch]:
             [
                 ("──> ", GOOD),
                 (shown(consumer.tag), PLAIN),
-                (f"  {_client(consumer.channel, consumer.user)}  {how}", DIM),
+                (f"  {_client(consumer.channel or consumer.connection, consumer.user)}  {how}", DIM),
             ]
         )
     if queue.consumers > len(known) > 0:
@@ -166,13 +166,15 @@ def _rate(counter: Counter, what: str, *, rates: bool) -> Line:
     return [(f"  {counter.rate:,.{0 if counter.rate >= 10 else 1}f}/s {what}".rstrip(), GOOD)]
 
 
+#: The maximum number of an exchange's bindings to show if its routes are not known.
+_BINDINGS = 10
 #: Names are padded to a common width, up to this one.
 _WIDEST = 30
 
 
 def explained_route(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
     """Explain a route: which queues get the message and why, near misses, and where the message is dead-lettered."""
-    yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
+    yield [*_message(route), ": ", _reached(route, definitions)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
     width = min(max((len(shown(name)) for name in names), default=0), _WIDEST)
     longest = None
@@ -200,6 +202,17 @@ def explained_route(route: QueueRoute, definitions: Definitions) -> Iterator[Lin
             yield ["  ", *_dead_lettering(death)]
 
 
+def _reached(route: QueueRoute, definitions: Definitions) -> tuple[str, str]:
+    """Say how many queues get the message, as far as this is known."""
+    queues = _count(len(route.queues), "queue")
+    if route.unknown:
+        return (f"{queues}, and perhaps others", KEY) if route.queues else ("unknown", KEY)
+    if not route.one_of:
+        return queues, GOOD if route.queues else BAD
+    is_whole = len(route.queues) == len(definitions.bindings[route.one_of[0]])
+    return f"{'one' if len(route.one_of) == 1 and is_whole else 'some'} of {queues}", GOOD
+
+
 def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
     return (name if longest is None else shortened(name, longest)).ljust(width), LABEL
 
@@ -209,6 +222,9 @@ def compared_route(route: QueueRoute, expected: set[str] | None) -> Iterator[Lin
     queues, wanted = set(route.queues), set(route.queues) if expected is None else expected
     ok = queues == wanted
     mark = ("ok    ", GOOD) if ok else ("FAIL  ", BAD)
+    if route.unknown:
+        yield [mark if expected is None else ("?     ", BAD), *_message(route), " -> unknown: ", _of_unknown(route)]
+        return
     yield [mark, *_message(route), " -> ", ", ".join(map(shown, route.queues)) or "no queue"]
     for what, names in (("missing: ", wanted - queues), ("unexpected: ", queues - wanted)):
         if names:
@@ -227,10 +243,19 @@ def _remarks(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
         yield [f"  {_exchange_name(route.exchange)} delays the message by {route.delay:,} ms first"]
     if exchange.internal:
         yield [f"  {_exchange_name(route.exchange)} is internal: no client may publish to it"]
+    for name in route.one_of:
+        yield [f"  {shown(name)} chooses one of its queues at random, among those on the node of the publisher"]
     for name in route.unknown:
-        kind = routing_type(definitions.exchanges[name])
-        bound = _count(len(definitions.bindings.get(name, ())), "binding")
-        yield [f"  {shown(name)} is of type {shown(kind)} and has {bound}: mqtool does not know where it routes to"]
+        kind, bindings = routing_type(definitions.exchanges[name]), definitions.bindings.get(name, ())
+        bound = f"{_count(len(bindings), 'binding')}{':' * bool(bindings)}"
+        yield [f"  {shown(name)} is of type {shown(kind)}, so only the broker knows the route; it has {bound}"]
+        yield from (["    ", *_binding(binding)] for binding in bindings[:_BINDINGS])
+        if len(bindings) > _BINDINGS:
+            yield [f"    … and {len(bindings) - _BINDINGS:,} more"]
+
+
+def _of_unknown(route: QueueRoute) -> str:
+    return f"only the broker knows the routes of {', '.join(map(shown, route.unknown))}"
 
 
 def _message(route: QueueRoute) -> Line:
@@ -275,6 +300,9 @@ def _dead_lettering(death: DeadLetterRoutes) -> Line:
     ]
     if death.queues is None:
         return [*line, (": lost, the exchange does not exist", BAD)]
+    if death.unknown:
+        names = [*map(shown, death.queues), f"unknown queues of {', '.join(map(shown, death.unknown))}"]
+        return [*line, " ──> ", (", ".join(names), KEY)]
     if not death.queues:
         return [*line, (": lost, no queue gets it", BAD)]
     circle = "  in a cycle" if death.circular else ""
@@ -285,8 +313,9 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}" if number else f"no {what}"
 
 
-def route_as_json(route: QueueRoute) -> dict[str, Any]:
-    """Convert a route to a JSON object."""
+def route_as_json(route: QueueRoute, of: Definitions) -> dict[str, Any]:
+    """Convert a route to a JSON object. `bound` has the bindings of exchanges whose routes are unknown."""
+    bound = [definitions.as_json(binding) for name in route.unknown for binding in of.bindings.get(name, ())]
     return {
         "exchange": route.exchange,
         "routing_key": route.routing_key,
@@ -294,10 +323,15 @@ def route_as_json(route: QueueRoute) -> dict[str, Any]:
         "queues": list(route.queues),
         "ways": [[_hop_json(hop) for hop in way] for ways in route.queues.values() for way in ways],
         "near_misses": [{**definitions.as_json(miss.binding), "reason": miss.reason} for miss in route.near_misses],
-        "dead_letters": [asdict(death) for death in route.dead_letters],
+        "dead_letters": [_death_json(death) for death in route.dead_letters],
         **({"delay": route.delay} if route.delay else {}),
-        **({"unknown": list(route.unknown)} if route.unknown else {}),
+        **({"unknown": list(route.unknown), "bound": bound} if route.unknown else {}),
+        **({"one_of": list(route.one_of)} if route.one_of else {}),
     }
+
+
+def _death_json(death: DeadLetterRoutes) -> dict[str, Any]:
+    return {name: value for name, value in asdict(death).items() if value or name != "unknown"}
 
 
 def _hop_json(hop: Hop) -> dict[str, Any]:
