@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
 from mqtool.broker.embedded.settings import Settings
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.management import Management, queue_totals
 from mqtool.stage.stage import Play, Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, QueueDepth, TerminalPlace
@@ -31,6 +31,25 @@ def new_prefix() -> str:
     The prefix is random, so that the play neither uses nor deletes queues and exchanges that are not its own.
     """
     return f"demo.{secrets.token_hex(3)}."
+
+
+def why_not(play: Play, url: str | None) -> Unavailable | None:
+    """Return why a play cannot be performed on the broker at a URL; None if it can.
+
+    Raises:
+        MqtoolError: the broker cannot be reached.
+    """
+    if url is None or not play.protocol:
+        return None
+    from mqtool.amqp10 import LinkSession
+
+    with _connected(url):  # else no play can be performed
+        pass
+    try:
+        LinkSession(parse_addresses(url)).close()
+    except Unavailable as error:  # RabbitMQ speaks AMQP 1.0 from 4.0 on
+        return error
+    return None
 
 
 def perform(

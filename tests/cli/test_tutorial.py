@@ -263,6 +263,25 @@ def test_two_runs_of_a_tutorial_on_one_broker_do_not_disturb_each_other(shell: S
     assert left_behind(broker) == []
 
 
+@on_any_broker
+def test_tutorials_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """On RabbitMQ 3, `tutorial run` skips the tutorials over AMQP 1.0, runs the others, and says at the end which it
+    skipped, and why. If it can run none, it exits with 69.
+    """
+    if LIKE != "3.10":
+        pytest.skip("this broker speaks AMQP 1.0")
+    names = ("amqp10-hello-world", "hello-world", "amqp10-routing")
+    played = shell.run("mqtool", "tutorial", "run", *names, "--no-pause", "--lines", timeout=PLAYING)
+    assert played.code == 0, played.stdout + played.stderr
+    assert "1 tutorial, 1 check passed" in played.stdout
+    assert played.stderr.startswith("skipped amqp10-hello-world, amqp10-routing: ")
+    assert "AMQP 1.0" in played.stderr
+    alone = shell.run("mqtool", "tutorial", "run", "amqp10-hello-world", "--no-pause", "--lines")
+    assert (alone.code, "AMQP 1.0" in alone.stderr, alone.stdout) == (69, True, "")
+
+
 def test_why_queues_shows_that_a_queue_decouples_sender_and_consumers(shell: Shell, broker: TestBroker) -> None:
     """The tutorial `why-queues` measures how long a customer waits: at least 200 ms if the shop waits until the order
     is packed, and less than 200 ms if the shop puts the order into a queue. Orders stay in the queue while a consumer

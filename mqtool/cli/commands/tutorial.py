@@ -25,9 +25,9 @@ from mqtool.cli.display.play_page import Again, Left, PlayPage, ShownBroker
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
-from mqtool.errors import UsageError
+from mqtool.errors import Unavailable, UsageError
 from mqtool.plays.goals import GOALS, repair_programs
-from mqtool.plays.performing import new_prefix, perform
+from mqtool.plays.performing import new_prefix, perform, why_not
 from mqtool.spelling import counted
 from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Guard
@@ -178,10 +178,14 @@ def run(
             raise UsageError(
                 "--ui cannot be combined with --no-pause or --lines", "use --auto to continue without pressing Enter"
             )
-        _run_in_page(chosen if names else [], guard, url, page, auto=auto)
+        possible, skipped = _possible(chosen, url) if names else ([], "")
+        if skipped:
+            output.notice(skipped)
+        _run_in_page(possible, guard, url, page, auto=auto)
         return
     audience = _audience(TypingPace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
     started, checks = time.monotonic(), 0
+    chosen, skipped = _possible(chosen, url)
     for number, name in enumerate(chosen, 1):
         play = plays.PLAYS[name]
         try:
@@ -196,6 +200,28 @@ def run(
         audience.ended(
             f"{counted(len(chosen), 'tutorial')}, {counted(checks, 'check')} passed, {time.monotonic() - started:.0f} s"
         )
+    if skipped:
+        output.notice(skipped)
+
+
+def _possible(names: list[str], url: str | None) -> tuple[list[str], str]:
+    """Return the tutorials that can run on the broker at a URL, and a sentence about the others, if any.
+
+    Raises:
+        Unavailable: none of the tutorials can run.
+    """
+    reasons: dict[str, Unavailable | None] = {}  # by protocol, of which the reason depends
+    for name in names:
+        play = plays.PLAYS[name]
+        if play.protocol not in reasons:
+            reasons[play.protocol] = why_not(play, url)
+    left = [name for name in names if reasons[plays.PLAYS[name].protocol] is None]
+    for reason in filter(None, reasons.values()):
+        if not left:
+            raise Unavailable(str(reason), "without --url and MQTOOL_URL, the tutorial starts a broker for itself")
+        skipped = [name for name in names if name not in left]
+        return left, f"skipped {', '.join(skipped)}: {reason}"
+    return left, ""
 
 
 def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOptions, *, auto: bool) -> None:
