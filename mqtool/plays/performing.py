@@ -46,7 +46,7 @@ def why_not(play: Play, url: str | None) -> Unavailable | None:
     with _connected(url):  # else no play can be performed
         pass
     try:
-        LinkSession(parse_addresses(url)).close()
+        LinkSession(parse_addresses(url)).connection.close()
     except Unavailable as error:  # RabbitMQ speaks AMQP 1.0 from 4.0 on
         return error
     return None

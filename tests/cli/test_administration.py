@@ -522,6 +522,55 @@ def test_plugins_of_the_embedded_broker_cannot_be_changed(lonely_shell: Shell) -
         lonely_shell.run("mqtool", "broker", "down")
 
 
+def test_plugin_commands_act_on_the_broker_that_an_option_or_a_variable_names_or_refuse(
+    lonely_shell: Shell, broker: TestBroker
+) -> None:
+    """`plugin enable` and `plugin disable` act on the broker that -u, MQTOOL_URL or a context names, not on the one
+    that `broker up` started by default. If mqtool did not start that broker, they refuse, and the hint is the
+    command to run on its machine.
+    """
+    shell, management = lonely_shell, "rabbitmq_management"
+    directory = str(shell.directory)
+    shell.environment |= {"XDG_STATE_HOME": directory, "XDG_CONFIG_HOME": directory}
+    ports = {name: str(free_port()) for name in ("default", "second")}
+    for name, port in ports.items():
+        assert shell.run(*f"mqtool broker up --kind embedded --in-memory --port {port} --name {name}".split()).code == 0
+    url = f"amqp://127.0.0.1:{ports['second']}"
+    assert shell.run("mqtool", "context", "add", "own", "--url", url).code == 0
+    assert shell.run("mqtool", "context", "add", "other", "--url", broker.url).code == 0
+    try:
+        for variables, words, expected in (
+            ({}, "", "default"),
+            ({}, f"-u {url}", "second"),
+            ({}, "-C own", "second"),
+            ({"MQTOOL_URL": url}, "", "second"),
+            ({"AMQP_URL": url}, "", "second"),
+            ({"MQTOOL_CONTEXT": "own"}, "", "second"),
+            ({"MQTOOL_URL": broker.url}, "--name second", "second"),
+            ({"MQTOOL_URL": broker.url}, "", 69),
+            ({"AMQP_URL": broker.url}, "", 69),
+            ({"MQTOOL_CONTEXT": "other"}, "", 69),
+            ({}, f"-u {broker.url}", 69),
+            ({}, "-C other", 69),
+            ({}, f"-u {url} --name second", 2),
+        ):
+            shell.environment |= variables
+            done = shell.run("mqtool", "plugin", "enable", management, *words.split())
+            for variable in variables:
+                del shell.environment[variable]
+            if isinstance(expected, str):
+                said = f"enabled {management} on broker {expected!r} at amqp://guest@127.0.0.1:{ports[expected]}\n"
+                assert (done.stderr, done.code) == (said, 0), (variables, words)
+            else:
+                assert (done.code, "enabled" in done.stderr) == (expected, False), (variables, words)
+                assert expected == 2 or f"rabbitmq-plugins enable {management}\n" in done.stderr
+        refused = shell.run("mqtool", "plugin", "disable", "xxx", "--yes", "-u", broker.url)
+        assert refused.stderr.endswith("hint: run on the broker's machine: rabbitmq-plugins disable xxx\n")
+    finally:
+        for name in ports:
+            shell.run("mqtool", "broker", "down", "--name", name)
+
+
 def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shell: Shell) -> None:
     """`list plugins` shows a plugin as running as soon as `plugin enable` has returned, and again after `broker
     restart`.
@@ -537,7 +586,8 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
 
     try:
         assert listed() == ""
-        assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").stderr == "enabled rabbitmq_shovel\n"
+        enabled = lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel")
+        assert enabled.stderr.startswith("enabled rabbitmq_shovel on broker 'default' at amqp://")
         assert listed() == "rabbitmq_shovel\ttrue\n"
         restarted = lonely_shell.run("mqtool", "broker", "restart")
         assert restarted.code == 0, restarted.stderr

@@ -682,6 +682,8 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         "broker fault restart",
         "bench --yes",
         "queue convert jobs --to classic --yes",
+        "plugin enable rabbitmq_shovel",
+        "plugin disable rabbitmq_shovel --yes",
         "queue purge jobs --yes",
         "queue delete jobs --if-unused --if-empty",
         "queue delete --yes jobs",

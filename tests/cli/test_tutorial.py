@@ -20,7 +20,7 @@ from mqtool.amqp import Connection
 from mqtool.plays.goals import GOALS
 from mqtool.topology import Queue
 from mqtool.tutorials import pages
-from tests.brokers import TestBroker, large, only_in_ci, speaks_amqp10
+from tests.brokers import LIKE, TestBroker, large, on_any_broker, only_in_ci, speaks_amqp10
 from tests.cli.shell import PATIENCE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_demo import left_behind
