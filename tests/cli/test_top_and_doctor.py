@@ -26,6 +26,7 @@ from mqtool.inspection.findings import Unchecked
 from tests.brokers import LIKE, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
+from tests.cli.test_wrong_answers import serving
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
 
@@ -662,3 +663,38 @@ def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_na
     assert rows[100][-2:] == rows[80][4:] == rows[60][3:] == ["no", "consumer"]
     assert rows[60][:3] == counts
     assert rates == [["in/s", "out/s", "ack/s"], [], []]
+
+
+def test_doctor_and_list_show_terminated_shovels_and_federation_links(lonely_shell: Shell) -> None:
+    """`doctor` reports shovels that are terminated and federation links that do not work, with the broker's reason but
+    without passwords, and `list` shows them. The answers are those of RabbitMQ 4.3.6.
+    """
+    shovels = [
+        {"name": "dead", "vhost": "/", "type": "dynamic", "state": "terminated", "reason": '"failed to connect"'},
+        {"name": "alive", "vhost": "/", "type": "dynamic", "state": "running", "src_uri": "amqp://ann:s3cr3t@a"},
+    ]
+    link = {"vhost": "/", "upstream": "up", "status": "error", "error": "cannot open amqp://ann:s3cr3t@b"}
+    links = [
+        {**link, "type": "queue", "queue": "q"},
+        {**link, "type": "exchange", "exchange": "e", "status": "running"},
+    ]
+    parameters = [{"vhost": "/", "component": "shovel", "name": "dead", "value": {"src-uri": "amqp://ann:s3cr3t@a"}}]
+    overview = {"rabbitmq_version": "4.3.6", "listeners": []}
+    bodies = {"shovels": shovels, "federation-links": links, "parameters": parameters, "overview": overview}
+    with serving(bodies) as (url, _):
+        broker = ("--management", url, "-u", "amqp://127.0.0.1:1", "--vhost", "/")
+        looked = lonely_shell.run("mqtool", "doctor", "--between", "10ms", "--json", *broker)
+        found = {each["thing"]: each["what"] for each in map(json.loads, looked.stdout.splitlines())}
+        listed = {
+            kind: lonely_shell.run("mqtool", "list", kind, *broker).stdout
+            for kind in ("shovels", "federation", "parameters")
+        }
+        uris = lonely_shell.run("mqtool", "list", "shovels", "name", "src_uri", *broker).stdout
+    assert found == {
+        "shovel 'dead'": "is terminated: failed to connect",
+        "federation link of queue 'q' to upstream 'up'": "does not work: cannot open amqp://ann@b",
+    }
+    assert listed["shovels"].startswith("dead\tdynamic\tterminated\t")
+    assert listed["federation"].splitlines()[0] == "up\tqueue\t\tq\terror\tcannot open amqp://ann@b"
+    assert listed["parameters"] == 'shovel\tdead\t{"src-uri":"amqp://ann@a"}\n'
+    assert "s3cr3t" not in uris

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mqtool import management
 from mqtool.cli.display.layout import plain
-from mqtool.cli.display.topology_text import explained_route
+from mqtool.cli.display.topology_text import explained_route, tree
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import QueueRoute, Router
+from mqtool.inspection.wiring import QueueState, WiredConsumer, WiredNode, Wiring
 from mqtool.topology import Binding, Exchange, Queue
 
 words = st.sampled_from(["a", "b", "c", "*", "#", ""])
@@ -213,3 +214,12 @@ def test_route_does_not_call_dead_letters_lost_if_only_the_broker_knows_their_qu
     known = Definitions.of([Exchange("e", "x-random")], [dying, Queue("one")], [Binding("e", "one")])
     lines = [plain(line) for line in explained_route(Router(known).route("", "q"), known)]
     assert lines[-1] == "  q ──> e  'q' ──> unknown queues of e"
+
+
+def test_topology_shows_the_connection_of_a_consumer_without_a_channel() -> None:
+    """MQTT and stream consumers have no channel on RabbitMQ 4.3. `topology` shows their connection."""
+    consumer = WiredConsumer("mqtt", "", "guest", 10, True, "127.0.0.1:50001 -> 127.0.0.1:1883")
+    node = WiredNode(Exchange("e", "fanout"))
+    node.add(Binding("e", "q"), None)
+    wiring = Wiring("/", {"e": node}, {"q": QueueState("q", "classic", 0, 0, {}, 1)}, {"q": [consumer]})
+    assert "──> mqtt  127.0.0.1:50001  guest  prefetch 10" in "\n".join(map(plain, tree(wiring)))

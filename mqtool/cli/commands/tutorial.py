@@ -184,8 +184,14 @@ def run(
         _run_in_page(possible, guard, url, page, auto=auto)
         return
     audience = _audience(TypingPace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
+    _run_in_terminal(*_possible(chosen, url), audience, guard, url, no_pause=no_pause)
+
+
+def _run_in_terminal(
+    chosen: list[str], skipped: str, audience: PlayLines | Panes, guard: Guard, url: str | None, *, no_pause: bool
+) -> None:
+    """Play these tutorials, and say which were skipped."""
     started, checks = time.monotonic(), 0
-    chosen, skipped = _possible(chosen, url)
     for number, name in enumerate(chosen, 1):
         play = plays.PLAYS[name]
         try:
