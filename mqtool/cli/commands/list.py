@@ -435,7 +435,7 @@ _add(
     "mqtool list shovels",
     "mqtool list shovels --all-vhosts --where state=terminated --json",
 )
-_add("federation", "List the links of federated exchanges and queues to their upstreams.", "mqtool list federation")
+_add("federation", "List the links of federated exchanges and queues.", "mqtool list federation")
 _add(
     "parameters",
     "List runtime parameters, such as shovels and upstreams, without passwords.",
