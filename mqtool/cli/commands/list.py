@@ -438,14 +438,14 @@ _add(
 _add("federation", "List the links of federated exchanges and queues.", "mqtool list federation")
 _add(
     "parameters",
-    "List runtime parameters, such as shovels and upstreams, without passwords.",
+    "List runtime parameters, such as shovels, without passwords.",
     "mqtool list parameters",
     "mqtool list parameters --where component=shovel --json",
 )
 _add("feature-flags", "List feature flags.", "mqtool list feature-flags --where state=disabled")
 _add(
     "deprecated",
-    "List deprecated features, and which are in use (RabbitMQ 3.13+).",
+    "List deprecated features (RabbitMQ 3.13+).",
     "mqtool list deprecated",
     "mqtool list deprecated --where in_use=true",
 )

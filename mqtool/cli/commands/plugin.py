@@ -39,14 +39,20 @@ Plugins = Annotated[
 
 @command(app, "mqtool plugin enable rabbitmq_shovel", effect=Effect.CHANGES)
 def enable(plugin: Plugins, broker: BrokerOptions, name: Name = DEFAULT_NAME) -> None:
-    """Enable plugins and their dependencies, now and at every start, on a broker that mqtool started."""
+    """Enable plugins and their dependencies, now and at every start.
+
+    The broker must be one that mqtool started.
+    """
     started, _ = _started(broker, name, "enable", plugin)
     _change(started, "enable", plugin)
 
 
 @command(app, "mqtool plugin disable rabbitmq_shovel --yes", effect=Effect.CHANGES)
 def disable(plugin: Plugins, broker: BrokerOptions, yes: Yes = False, name: Name = DEFAULT_NAME) -> None:
-    """Disable plugins and the plugins that depend on them, on a broker that mqtool started."""
+    """Disable plugins and the plugins that depend on them.
+
+    The broker must be one that mqtool started.
+    """
     started, access = _started(broker, name, "disable", plugin)
     ask(f"disable {', '.join(plugin)} on {_described(started)}", access, yes=yes)
     _change(started, "disable", plugin)
