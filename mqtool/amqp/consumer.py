@@ -288,8 +288,8 @@ class Consumer(ChannelListener):
     def _consume_again(self) -> None:
         """If the broker has cancelled the consumer, consume again, unless the queue is gone.
 
-        Only once the caller wants more: RabbitMQ 4.3 has requeued what was not acknowledged within the consumer timeout,
-        but accepts a late acknowledgement. A delivery that the caller has just finished does not come again.
+        Only once the caller wants more, so that it does not get a message again while it still handles it. RabbitMQ 4.3
+        has requeued what was not acknowledged within the consumer timeout, and may ignore late acknowledgements.
 
         Raises:
             Unavailable: the queue was deleted, or its node is down.
@@ -310,7 +310,7 @@ class Consumer(ChannelListener):
             return  # the connection is lost as well: try again once it is open
         self._channel.notice(
             f"the broker cancelled the consumer of queue {name!r}, as it does if a message is not acknowledged within "
-            "the consumer timeout (RabbitMQ 4.3): consuming again; messages not acknowledged by now come again"
+            "the consumer timeout (RabbitMQ 4.3): consuming again; messages not acknowledged in time come again"
         )
         with self._subscribing:
             self.start()

@@ -275,6 +275,16 @@ def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
         pika.connection.reader.remove(pika.channel_number, consumer_tag)
 
 
+def cancel_again(pika: PikaChannel, consumer_tag: str) -> None:
+    """Cancel a consumer that the broker has cancelled. Call it on the I/O thread.
+
+    After a consumer timeout, RabbitMQ 4.3.6 otherwise delivers to it again as soon as a late acknowledgement arrives.
+    pika then rejects these deliveries.
+    """
+    if isinstance(pika.connection, FastConnection):
+        pika.connection._send_method(pika.channel_number, spec.Basic.Cancel(consumer_tag, nowait=True))
+
+
 class CertificateFirst(PlainCredentials):
     """Log in with the client's certificate if the broker offers EXTERNAL, otherwise with the default user."""
 

@@ -99,6 +99,7 @@ class Subscription:
         tag, self._consumer_tag, self._is_wanted = self._consumer_tag, None, False
         if tag is not None and (pika := self._channel.requests.pika) is not None:
             pika_private.leave_deliveries(pika, tag)
+            pika_private.cancel_again(pika, tag)
 
     def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
         epoch = self._channel.requests.epoch

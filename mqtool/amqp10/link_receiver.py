@@ -258,10 +258,7 @@ class Receiver:
             if session.stopping:
                 return None
             session.check()
-            if self._was_reopened:
-                self._known_epoch = session.epoch
-                if self._limits.after_reopening is not None:
-                    self._limits.after_reopening(self.address or "")
+            self._tell_if_reopened()
             if not is_flushed:
                 self._settle()
                 is_flushed = True
@@ -275,6 +272,12 @@ class Receiver:
             session.wait(
                 lambda: bool(self._inbox) or session.stopping or self._was_reopened, 1.0 if left is None else left
             )
+
+    def _tell_if_reopened(self) -> None:
+        if self._was_reopened:
+            self._known_epoch = self._session.epoch
+            if self._limits.after_reopening is not None:
+                self._limits.after_reopening(self.address or "")
 
     @property
     def _was_reopened(self) -> bool:
