@@ -20,6 +20,8 @@ _IPV6 = r"(?i)^\[[\da-f:.]+\](?=[:/?#]|$)"
 _WITHOUT_SCHEME = r"(?ia)(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?"
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
+#: The most digits of a number in a URL: a connection_timeout of 115 days.
+_DIGITS = 10
 
 
 def connection_name() -> str:
@@ -177,8 +179,8 @@ def _query_options(query: str, url: str) -> dict[str, str]:
                 f"unknown parameter {name!r}",
                 "known are heartbeat (seconds) and connection_timeout (milliseconds); for TLS files, --tls-ca",
             )
-        if not value.isdecimal():
-            raise _bad(url, f"{name} is {value!r}, not a whole number")
+        if not value.isdecimal() or len(value) > _DIGITS:
+            raise _bad(url, f"{name} is {value!r}, not a whole number of up to {_DIGITS} digits")
     if int(options.get("heartbeat", 0)) > _HEARTBEAT_MAX:
         raise _bad(
             url,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: A hundred years, in seconds. Python's timers refuse more than 292 years.
+_LONGEST = 100 * 365 * 86400.0
 _PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d)"
 
 #: The maximum number of digits in an interval. A number with more digits is treated as 10 to the power of this.
@@ -19,7 +21,15 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         why = ": it has no unit" if re.fullmatch(r"[0-9.]+", text) else ""
         raise ValueError(f"{text!r} is not a duration such as 300ms, 5s, 2m or 1h30m{why}")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds > _LONGEST:
+        raise ValueError(f"{text!r} is too long: at most {compact_duration(_LONGEST)}")
+    return seconds
+
+
+def parse_duration_or_seconds(text: str) -> float:
+    """Parse a duration, or a number of seconds without a unit; return seconds. Raises ValueError otherwise."""
+    return parse_duration(f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else text)
 
 
 def parse_interval(text: str) -> int | None:

@@ -75,7 +75,7 @@ def bare(text: str) -> Literal:
         return Literal(text, _seconds(text), is_time=True)
     try:
         return Literal(text, parse_duration(text))
-    except (ValueError, OverflowError):
+    except ValueError:
         return Literal(text)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
+from mqtool.amqp import pika_private
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
@@ -37,7 +38,7 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Reque
     settings["arguments"] = dict(thing.arguments)
     if isinstance(thing, Queue):
         exclusive = thing.exclusive
-        return lambda pika, done: pika.queue_declare(thing.name, exclusive=exclusive, callback=done, **settings)
+        return lambda pika, done: pika_private.declare_queue(pika, thing.name, done, exclusive=exclusive, **settings)
     internal = thing.internal
     return lambda pika, done: pika.exchange_declare(
         thing.name, thing.type, internal=internal, callback=done, **settings

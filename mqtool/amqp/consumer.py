@@ -77,7 +77,7 @@ class Consumer(ChannelListener):
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
         self._subscription = Subscription(channel, queue, self._inbox.put, position)
-        self._stopping = self._is_late = False
+        self._stopping = self._is_late = self._is_cancelled = False
         self._subscribing = threading.RLock()
 
     # For the caller.
@@ -151,6 +151,7 @@ class Consumer(ChannelListener):
     def arrives(self, within: float) -> bool:
         """Wait up to `within` seconds; return True as soon as deliveries() would yield, or end, without waiting."""
         if not self._batch:
+            self._consume_again()
             try:
                 batch = self._inbox.get(timeout=within) if within else self._inbox.get_nowait()
             except queues.Empty:
@@ -195,13 +196,8 @@ class Consumer(ChannelListener):
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):
-            self._channel.fail(
-                Unavailable(
-                    f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, its node is down, "
-                    "or a message was not acknowledged within the consumer timeout (RabbitMQ 4.3)",
-                    "messages that were not acknowledged yet are lost with it",
-                )
-            )
+            self._subscription.cancelled()
+            self._is_cancelled = True  # the caller's thread consumes again, unlike this one it may block
 
     def failed(self, failure: MqtoolError) -> None:  # noqa: ARG002
         self._inbox.put(None)
@@ -273,6 +269,7 @@ class Consumer(ChannelListener):
     def _wait(self, taken: int, started: float) -> list[Delivery] | None:
         idle_since = time.monotonic()
         while True:
+            self._consume_again()
             now = time.monotonic()
             if self._policy.withholds and now >= idle_since + _SILENCE:
                 self._do(self._policy.silence())
@@ -287,6 +284,37 @@ class Consumer(ChannelListener):
                 return self._inbox.get(timeout=CHECK_INTERVAL if left is None else min(left, CHECK_INTERVAL))
             except queues.Empty:
                 continue
+
+    def _consume_again(self) -> None:
+        """If the broker has cancelled the consumer, consume again, unless the queue is gone.
+
+        Only once the caller wants more, so that it does not get a message again while it still handles it. RabbitMQ 4.3
+        has requeued what was not acknowledged within the consumer timeout, and may ignore late acknowledgements.
+
+        Raises:
+            Unavailable: the queue was deleted, or its node is down.
+        """
+        if not self._is_cancelled or self._stopping:
+            return
+        name = self._channel.journal.current_name(self._queue.name)
+        try:
+            self._channel.requests.make(declare_request(Queue(name), passive=True))  # would not declare it again
+        except exceptions.ChannelClosedByBroker as error:
+            failure = Unavailable(
+                f"the broker cancelled the consumer: queue {name!r} was deleted, or its node is down",
+                "if it was deleted, messages that were not acknowledged yet are lost with it",
+            )
+            self._channel.fail(failure)
+            raise failure from error
+        except exceptions.AMQPError:
+            return  # the connection is lost as well: try again once it is open
+        self._channel.notice(
+            f"the broker cancelled the consumer of queue {name!r}, as it does if a message is not acknowledged within "
+            "the consumer timeout (RabbitMQ 4.3): consuming again; messages not acknowledged in time come again"
+        )
+        with self._subscribing:
+            self.start()
+        self._is_cancelled = False
 
     def _done(self, delivery: Delivery) -> None:
         if delivery.settled or not self._policy.acknowledges:

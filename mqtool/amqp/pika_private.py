@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pika import BasicProperties, PlainCredentials, amqp_object, exceptions
+from pika import BasicProperties, PlainCredentials, amqp_object, exceptions, spec
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.channel import Channel as PikaChannel
 
@@ -44,6 +44,7 @@ _EXPECTED = {
     "_adapter_emit_data": ("data",),
     "_proto_connection_made": ("transport",),
 }
+_RPC = ("method", "callback", "acceptable_replies")
 #: Bytes to read from the socket at once. With pika's 4 KiB, receiving takes 1.4 times the CPU time.
 _READ_SIZE = 1 << 17
 _WRITE_SIZE = 1 << 18
@@ -204,6 +205,18 @@ def writer(pika: PikaChannel, frame_max: int) -> MessageWriter:
     return _FrameWriter(pika, frame_max) if isinstance(pika.connection, FastConnection) else _PublicWriter(pika)
 
 
+def declare_queue(pika: PikaChannel, name: str, done: Callable[..., None], **settings: Any) -> None:
+    """Declare a queue. The broker's reply may bear another name: RabbitMQ's sharding plugin names one of the shards.
+
+    pika's queue_declare() would wait for a reply with the same name, forever.
+    """
+    code = getattr(getattr(PikaChannel, "_rpc", None), "__code__", None)
+    if isinstance(pika.connection, FastConnection) and code and code.co_varnames[1:4] == _RPC:
+        pika._rpc(spec.Queue.Declare(queue=name, **settings), done, [spec.Queue.DeclareOk])
+    else:
+        pika.queue_declare(name, callback=done, **settings)
+
+
 def take_confirms(pika: PikaChannel, on_ack: Callable[..., None]) -> None:
     """With a FastConnection, pass confirms directly to `on_ack`; otherwise do nothing. Call it on the I/O thread."""
     if isinstance(pika.connection, FastConnection):
@@ -260,6 +273,16 @@ def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
     """
     if isinstance(pika.connection, FastConnection):
         pika.connection.reader.remove(pika.channel_number, consumer_tag)
+
+
+def cancel_again(pika: PikaChannel, consumer_tag: str) -> None:
+    """Cancel a consumer that the broker has cancelled. Call it on the I/O thread.
+
+    After a consumer timeout, RabbitMQ 4.3.6 otherwise delivers to it again as soon as a late acknowledgement arrives.
+    pika then rejects these deliveries.
+    """
+    if isinstance(pika.connection, FastConnection):
+        pika.connection._send_method(pika.channel_number, spec.Basic.Cancel(consumer_tag, nowait=True))
 
 
 class CertificateFirst(PlainCredentials):

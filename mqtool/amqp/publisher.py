@@ -152,7 +152,10 @@ class Publisher(ChannelListener):
         def heard(answer: Callable[..., None], tag: int, *, multiple: bool) -> None:
             if self._channel.requests.pika is pika:  # not if it has been replaced in the meantime
                 self._channel.progress()
-                answer(tag, multiple=multiple)
+                try:
+                    answer(tag, multiple=multiple)
+                except MqtoolError as failure:
+                    self._channel.fail(failure)
 
         on_ack, on_nack = (partial(heard, answer) for answer in (self.unconfirmed.on_ack, self.unconfirmed.on_nack))
 

@@ -309,7 +309,8 @@ class ReopeningChannel:
             self.notice(f"using the one that is there: {failure}")
             self.journal.set_differs(thing)
             answer = self.checked(administration.declare_request(thing, passive=True))
-        return thing._replace(name=answer.method.queue) if isinstance(thing, Queue) else thing
+        # The reply for a sharded queue names one shard; the name that was asked for stands for all of them.
+        return thing._replace(name=answer.method.queue) if isinstance(thing, Queue) and not thing.name else thing
 
     def bind(self, binding: Binding) -> None:
         """Bind a queue or an exchange to an exchange."""

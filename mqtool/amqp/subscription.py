@@ -94,6 +94,13 @@ class Subscription:
         if tag is not None:
             self._cancel(tag, takes_rest=takes_rest)
 
+    def cancelled(self) -> None:
+        """Record that the broker has cancelled the consumer; start() starts another. Call it on the I/O thread."""
+        tag, self._consumer_tag, self._is_wanted = self._consumer_tag, None, False
+        if tag is not None and (pika := self._channel.requests.pika) is not None:
+            pika_private.leave_deliveries(pika, tag)
+            pika_private.cancel_again(pika, tag)
+
     def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
         epoch = self._channel.requests.epoch
         self._consumer_tag, self._epoch = self._new_consumer(prefetch, auto_ack=auto_ack), epoch

@@ -131,7 +131,7 @@ class Unconfirmed:
         self._bytes = 0
         self._writer: MessageWriter | None = None  # until restart(), which encodes everything outstanding
         self._outbox: list[Encoded] = []
-        self._outbox_size = 0
+        self._outbox_size = self._unwritten = 0  # bytes, and messages
         self._is_due = self._is_due_now = False  # the I/O thread is going to empty the outbox
         # Delivery tags count from 1 on every channel. _collected: the tag before that of _outstanding[0].
         # _answered: the highest tag up to which the broker has confirmed or rejected all messages.
@@ -171,6 +171,7 @@ class Unconfirmed:
             if self._writer:
                 self._outbox.append(encoded)
                 self._outbox_size += encoded.size
+                self._unwritten += len(messages)
             if self._is_due and self._outbox_size < _BATCH_BYTES:
                 return
             now = (self._outbox_size >= _BATCH_BYTES or self._unanswered() == len(messages)) and not self._is_due_now
@@ -342,7 +343,7 @@ class Unconfirmed:
         self._refused.clear()
         self._again.clear()
         self._outbox.clear()
-        self._outbox_size = 0
+        self._outbox_size = self._unwritten = 0
 
     def set_paused(self, *, is_paused: bool) -> None:
         """Stop the clock of confirm_timeout, or start it again from zero."""
@@ -358,15 +359,26 @@ class Unconfirmed:
             self._changed.notify_all()
 
     def on_ack(self, tag: int, *, multiple: bool) -> None:
-        """Handle basic.ack from the broker. Called on the I/O thread."""
+        """Handle basic.ack from the broker. Called on the I/O thread.
+
+        Raises:
+            NotConfirmed: the broker confirms a message that was not published, so what it confirms is not known.
+        """
         with self._changed:
+            self._check(tag)
             self._answer(tag, multiple=multiple)
 
     def on_nack(self, tag: int, *, multiple: bool) -> None:
-        """Handle basic.nack from the broker. Called on the I/O thread."""
+        """Handle basic.nack from the broker. Raises NotConfirmed as on_ack(). Called on the I/O thread."""
         with self._changed:
+            self._check(tag)
             self._nack([*range(self._answered + 1, tag), tag] if multiple else [tag])
             self._answer(tag, multiple=multiple)
+
+    def _check(self, tag: int) -> None:
+        last = self._collected + len(self._outstanding) - self._unwritten
+        if not 0 < tag <= last:
+            raise NotConfirmed(f"the broker violated the protocol: it confirmed message {tag} of {last}", _FATE)
 
     def _answer(self, tag: int, *, multiple: bool) -> None:
         if multiple:
@@ -375,7 +387,7 @@ class Unconfirmed:
             self._answered = max(self._answered, tag)
         elif tag == self._answered + 1:
             self._answered = tag
-        else:
+        elif tag > self._answered:  # else it was answered before
             self._answered_early.add(tag)
         while self._answered_early and self._answered + 1 in self._answered_early:
             self._answered += 1
@@ -390,7 +402,7 @@ class Unconfirmed:
     def _nack(self, tags: list[int]) -> None:
         now = time.monotonic()
         for tag in tags:
-            if tag in self._answered_early:
+            if tag <= self._answered or tag in self._answered_early:
                 continue
             if now < self._leaderless_until:
                 self._again.add(tag)
@@ -423,7 +435,7 @@ class Unconfirmed:
         """Write the collected messages, then acknowledgements. Call it on the I/O thread."""
         with self._lock:
             self._is_due = self._is_due_now = False
-            ready, self._outbox, self._outbox_size = self._outbox, [], 0
+            ready, self._outbox, self._outbox_size, self._unwritten = self._outbox, [], 0, 0
             writer = self._writer
         if writer:
             writer.write(ready, acks)

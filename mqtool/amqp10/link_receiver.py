@@ -108,6 +108,7 @@ class Receiver:
         self._position = position
         self._asked: list[str] = []  # the names of the requested filters
         self._is_stuck = self._is_over = self.has_stopped = False
+        self._known_epoch = session.epoch
 
     # For the session, under its lock.
 
@@ -257,6 +258,7 @@ class Receiver:
             if session.stopping:
                 return None
             session.check()
+            self._tell_if_reopened()
             if not is_flushed:
                 self._settle()
                 is_flushed = True
@@ -267,7 +269,19 @@ class Receiver:
             left = self._limits.left(self._taken, now - started, now - idle_since)
             if left == 0:
                 return None
-            session.wait(lambda: bool(self._inbox) or session.stopping, 1.0 if left is None else left)
+            session.wait(
+                lambda: bool(self._inbox) or session.stopping or self._was_reopened, 1.0 if left is None else left
+            )
+
+    def _tell_if_reopened(self) -> None:
+        if self._was_reopened:
+            self._known_epoch = self._session.epoch
+            if self._limits.after_reopening is not None:
+                self._limits.after_reopening(self.address or "")
+
+    @property
+    def _was_reopened(self) -> bool:
+        return not self._session.is_lost and self.is_attached and self._session.epoch != self._known_epoch
 
     def _decoded(self, payload: bytes, delivery_id: int, epoch: int) -> Delivery:
         is_settled = self._limits.auto_ack or self._is_dynamic

@@ -10,10 +10,12 @@ from typing import Any
 
 import typer
 
-from mqtool.duration import parse_duration
+from mqtool.duration import parse_duration_or_seconds
 
 #: The maximum length of a stream's filter value, in bytes: its size is a signed 16-bit integer in the stream protocol.
 _LONGEST_FILTER_VALUE = (1 << 15) - 1
+#: A number of more digits does not fit into 64 bits. Python does not convert those of more than 4300 digits.
+_MOST_DIGITS = 20
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -42,14 +44,9 @@ def valid_filter(text: str) -> str:
 
 def time_limit(text: str) -> float:
     """Parse a duration greater than 0 into seconds."""
-    if seconds := duration_or_seconds(text):
+    if seconds := parse_duration_or_seconds(text):
         return seconds
     raise ValueError(f"{text!r} is not greater than 0")
-
-
-def duration_or_seconds(text: str) -> float:
-    """Parse a duration or a number of seconds. Not for delays and TTLs, which RabbitMQ counts in milliseconds."""
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 
 def size(text: str) -> int:
@@ -81,7 +78,13 @@ def header(text: str) -> tuple[str, Any]:
 def argument(text: str) -> tuple[str, Any]:
     """Parse an AMQP argument. It is written like a header, but text that is a whole number becomes an integer."""
     key, value = header(text)
-    return key, int(value) if isinstance(value, str) and value.isdecimal() else value
+    return key, _integer(key, value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _integer(key: str, digits: str) -> int:
+    if len(digits) > _MOST_DIGITS or int(digits) >= 1 << 63:
+        raise ValueError(f"the value of {key!r} is larger than a signed 64-bit integer")
+    return int(digits)
 
 
 def header_option(about: str, **settings: Any) -> Any:
@@ -94,6 +97,7 @@ def argument_option(about: str, **settings: Any) -> Any:
     return typer.Option("--argument", "-a", parser=parsed(argument), metavar="KEY=VALUE", help=about, **settings)
 
 
-#: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
-DURATION = dict[str, Any](parser=parsed(duration_or_seconds), metavar="DURATION")
+#: Settings of an option that takes a duration; TIME_LIMIT does not allow 0. Not for delays and TTLs, where a number
+#: without a unit could be meant as milliseconds, as in RabbitMQ.
+DURATION = dict[str, Any](parser=parsed(parse_duration_or_seconds), metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=parsed(time_limit), metavar="DURATION")

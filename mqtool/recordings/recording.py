@@ -179,7 +179,7 @@ def parse_speed(text: str) -> float:
         speed = math.inf if text == "max" else float(text)
     except ValueError:
         speed = 0.0
-    if not speed > 0:
+    if not speed > 0 or (speed == math.inf and text != "max"):
         raise ValueError(f"{text!r} is not a speed such as 2, 0.5 or max")
     return speed
 

@@ -372,6 +372,24 @@ def test_rpc_client_and_server_can_use_different_protocols(
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
+@pytest.mark.parametrize("direct", [[], ["--direct-reply-to"]])
+def test_rpc_client_asks_again_after_a_lost_connection(lonely_shell: Shell, direct: list[str]) -> None:
+    """If the connection of `rpc-client` over AMQP 1.0 is lost, and a reply with it, the client sends its requests
+    again, with the address at which it now receives.
+    """
+    with EmbeddedBroker(like="4.3") as broker:
+        lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_PROTOCOL": "amqp1.0"}
+        lonely_shell.run("mqtool", "queue", "declare", "rpc_queue")
+        client = lonely_shell.start("mqtool", "rpc-client", "10", "12", "--raw", *direct)
+        taken = lonely_shell.run("mqtool", "receive", "-q", "rpc_queue", "-c", "2", "--raw")  # and never answered
+        assert sorted(taken.stdout.split()) == ["10", "12"]
+        broker.faults.cut_connections()
+        client.wait_for_stderr("connected again")
+        lonely_shell.run("mqtool", "rpc-server", "-c", "2")
+        asked = client.wait()
+    assert (asked.code, asked.stdout) == (0, "55\n144\n")
+
+
 @pytest.mark.parametrize(("program", "code"), [("echo hi", 0), ("exit 3", 3)])
 def test_rpc_client_exits_with_the_exit_status_of_the_servers_program(shell: Shell, program: str, code: int) -> None:
     """Over AMQP 1.0, `rpc-client` exits with the exit status of the program that `rpc-server --exec` ran."""

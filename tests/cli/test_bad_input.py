@@ -110,6 +110,30 @@ COMMAND_LINE = [
     Case(
         "send x --property colour=red", 2, "'colour=red' is not a property", "hint: mqtool send --property NAME=VALUE"
     ),
+    *(
+        Case(f"{command}{digits}{unit}", 2, says)
+        for digits in ("9" * 400, "9" * 5000)
+        for command, unit, says in (
+            ("send x --delay=", "s", "is too long"),
+            ("send x --ttl=", "s", "is too long: at most 36500d"),
+            ("send x --confirm-timeout=", "", "is too long: at most 36500d"),
+            ("send-delayed x --delay=", "s", "is too long"),
+            ("receive --timeout=", "s", "is too long: at most 36500d"),
+            ("receive --idle-timeout=", "", "is too long: at most 36500d"),
+            ("receive --offset=", "s", "is not an offset"),
+            ("top --interval=", "", "is too long: at most 36500d"),
+            ("bench --rate=", "", "is not a rate"),
+            ("recording replay FILE --speed=", "", "is not a speed"),
+            ("send x --property priority=", "", "priority must be a number from 0 to 255"),
+            ("send x --property timestamp=", "", "timestamp must be seconds since 1970"),
+            ("send x --property expiration=", "", "is not a number of milliseconds up to 315360000000"),
+            ("send x --property expiration=", "s", "is too long: at most 36500d"),
+            ("send x --max-length=", "", "Invalid value for '--max-length'"),
+            ("queue declare q -a x-max-length=", "", "is larger than a signed 64-bit integer"),
+            ("send x -u amqp://localhost/?heartbeat=", "", "not a whole number of up to 10 digits"),
+            ("send x -u amqp://localhost/?connection_timeout=", "", "not a whole number of up to 10 digits"),
+        )
+    ),
     Case("send x --property headers=x", 2, "'headers=x' is not a property"),
     Case("send x --property priority=256", 2, "priority must be a number from 0 to 255, not '256'"),
     Case("send x --property delivery-mode=3", 2, "delivery-mode must be a number from 1 to 2, not '3'"),
@@ -269,7 +293,6 @@ BROKER = [
     Case("emit-log fanout x -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout x -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
     # Values.
-    Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
     Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
     # Declarations.
     Case("receive --argument x-queue-type=nonsense", 2, "unsupported queue type 'nonsense'", "see --queue-type"),
@@ -328,6 +351,7 @@ NDJSON = [
     Case("send --json", 65, "line 4 cannot be sent: a name, a key or a header is not valid UTF-8", "any bytes",
          r'{"body": "", "properties": {"type": "\ud800"}}'),
     Case("send --json", 65, "line 4 cannot be sent: a delay of", "at most", '{"body": "", "delay": "60d"}'),
+    Case("send --json", 65, "is too long: at most 36500d", "", '{"body": "", "delay": "' + "9" * 400 + 's"}'),
     Case("send --json", 65, "line 4 cannot be sent: the headers and properties are 131,", "move what is large into",
          json.dumps({"body": "", "headers": {"a": "x" * 131_072}})),
     Case("send --json", 65, 'line 4 has an "at" that is not a time', "",

@@ -6,7 +6,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import impatient_node
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, wait_until
 
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
@@ -43,3 +43,23 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
     assert "the delivery was lost while the program ran: the broker delivers the message again" in result.stderr
     assert "1 done, 0 retries, 0 dead" in result.stderr
     assert result.stdout.startswith("job.0\n")
+
+
+def test_worker_consumes_again_after_rabbitmq_4_3_has_cancelled_its_consumer(lonely_shell: Shell) -> None:
+    """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge in time. `worker` says
+    so, consumes again, and handles the message again, since the broker has requeued it.
+    """
+    shell = lonely_shell
+    with EmbeddedBroker(consumer_timeout=0.5, like="4.3", management_port=0) as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        shell.run("mqtool", "queue", "declare", "jobs")
+        shell.run("mqtool", "send", "-q", "jobs", "job")
+        program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || until [ -e ended ]; do sleep 0.1; done"
+        worker = shell.start("mqtool", "worker", "-q", "jobs", "--shell", "--exec", program).wait_until_ready()
+        worker.wait_for_stdout("job.0")
+        listing = ("mqtool", "list", "queues", "name", "messages_ready", "--management", str(broker.management_url))
+        wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
+        (shell.directory / "ended").touch()
+        worker.wait_for_stdout("job.1")
+        result = worker.interrupt().wait()
+    assert (result.code, result.stderr.count("the broker cancelled the consumer of queue 'jobs'")) == (0, 1)

@@ -1,6 +1,7 @@
-"""Brokers that send malformed frames: commands for streams and for AMQP 1.0 neither crash nor hang."""
+"""Brokers that send malformed frames: commands neither crash nor hang."""
 
 import contextlib
+import json
 import random
 import socket
 import struct
@@ -40,10 +41,10 @@ class Tampering(Proxy):
 
     Args:
         change: called with each frame; returns what to send instead.
-        uncounted: how many bytes at the start of a frame its size field does not count.
+        uncounted: how many bytes at the start of a frame its size field does not count; None for AMQP 0-9-1.
     """
 
-    def __init__(self, target_port: int, change: Change, uncounted: int) -> None:
+    def __init__(self, target_port: int, change: Change, uncounted: int | None) -> None:
         super().__init__(target_port)
         self._change = change
         self._uncounted = uncounted
@@ -63,6 +64,8 @@ class Tampering(Proxy):
             target.shutdown(socket.SHUT_WR)
 
     def _size(self, data: bytes) -> int:
+        if self._uncounted is None:
+            return 8 + int.from_bytes(data[3:7])
         return 8 if data.startswith(b"AMQP") else self._uncounted + int.from_bytes(data[:4])
 
 
@@ -148,6 +151,30 @@ def test_send_stream_reports_a_malformed_confirm_as_a_lost_connection(
     """
     result = run(change, "send-stream", "-q", "send-stream", "--no-reconnect", "x")
     assert (result.code, UNREADABLE in result.stderr) == (75, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "tag", "multiple"),
+    [(80, 4, 0), (80, 2**63, 1), (80, 0, 0), (120, 4, 0), (120, 2**63, 2)],
+    ids=["the next", "up to a later one", "none", "rejects the next", "rejects up to a later one"],
+)
+def test_send_keeps_its_messages_if_the_broker_confirms_one_that_was_not_sent(
+    like_4_3: EmbeddedBroker, lonely_shell: Shell, method: int, tag: int, multiple: int
+) -> None:
+    """If the broker confirms or rejects a message that `send` has not published, what it means is not known. `send`
+    says so, exits with 75, and stores all messages that are unconfirmed in the file of --failed-to.
+    """
+
+    def lie(data: bytes) -> bytes:
+        is_confirm = data[0] == 1 and data[7:11] == struct.pack(">HH", 60, 80)
+        return data[:7] + struct.pack(">HHQBB", 60, method, tag, multiple, 206) if is_confirm else data
+
+    with Tampering(like_4_3.port, lie, None) as proxy:
+        words = ("send", "-q", "send", "-l", "--failed-to", "kept", "--confirm-timeout", "20s")
+        result = lonely_shell.run("mqtool", *words, "-u", f"amqp://127.0.0.1:{proxy.port}", stdin="1\n2\n3\n")
+    assert (result.code, f"violated the protocol: it confirmed message {tag} of 3" in result.stderr) == (75, True)
+    kept = (lonely_shell.directory / "kept").read_text().splitlines()
+    assert [json.loads(line)["body"] for line in kept] == ["1", "2", "3"]
 
 
 def test_receive_stream_gives_up_if_every_connection_fails_with_a_malformed_frame(run: Callable[..., Result]) -> None:

@@ -67,7 +67,8 @@ def _receive(
     ) as (channel, incoming):
         if not is_private:
             if not administration.queue_exists(channel, queue):
-                check_new(queue.name, incoming.access, declares=asked.queue.declare)
+                declares = asked.queue.declare
+                check_new(queue.name, incoming.access, declares=declares, suggests=declares is None)
             accept_existing(queue, channel, incoming.access, declares=asked.queue.declare)
         check_exchange(asked.exchange.of(exchange), channel, incoming.access, declares=asked.queue.declare)
         ask_to_declare(channel, incoming.access, asked.exchange.of(exchange))

@@ -104,5 +104,5 @@ def stream_to_read(options: StreamOptions, default: Stream, channel: "StreamChan
         declares = True
     is_tutorials = declares and stream.name == default.name
     if not (is_tutorials or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):
-        check_new(stream.name, access, declares=declares, kind="stream")
+        check_new(stream.name, access, declares=declares, kind="stream", suggests=options.declare is None)
     return stream

@@ -12,8 +12,8 @@ from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, 
 from mqtool.cli.completion import names_of
 from mqtool.cli.options import RATE
 from mqtool.cli.options.queue_options import StreamPort
-from mqtool.cli.values import DURATION, TIME_LIMIT, duration_or_seconds, parsed, size
-from mqtool.duration import parse_duration
+from mqtool.cli.values import DURATION, TIME_LIMIT, parsed, size
+from mqtool.duration import parse_duration, parse_duration_or_seconds
 from mqtool.errors import UsageError
 
 #: Default seconds to publish in a single run, and in each run of a comparison or of --vary.
@@ -269,7 +269,7 @@ class Runs:
         found = [Timed((plan.duration or SHORT) / 3, self.during)] if self.during is not None else []
         for at, command in self.at or ():
             try:
-                found.append(Timed(duration_or_seconds(at), command))
+                found.append(Timed(parse_duration_or_seconds(at), command))
             except ValueError as error:
                 raise UsageError(f"--at: {error}", "write it like this: --at 5s 'COMMAND'") from error
         return found

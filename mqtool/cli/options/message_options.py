@@ -1,5 +1,6 @@
 """Options for publishing and delaying messages."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from mqtool.cli.values import TIME_LIMIT, header_option, parsed
 from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
-from mqtool.message import CONFIRM_TIMEOUT, PROPERTIES
+from mqtool.message import CONFIRM_TIMEOUT, LONGEST_EXPIRATION, PROPERTIES
 
 
 def _delay(text: str) -> float:
@@ -46,7 +47,7 @@ def _moment(text: str) -> float:
 def rate(text: str) -> float:
     """Parse a rate such as 500, 500/s or 10/m into messages per second."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|m|h))?", text, re.ASCII)
-    if parts is None or not float(parts[1]):
+    if parts is None or not 0 < float(parts[1]) < math.inf:
         raise ValueError(f"{text!r} is not a rate such as 500/s")
     return float(parts[1]) / {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"]
 
@@ -126,7 +127,7 @@ def _short_text(name: str, value: str) -> str:
 
 def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
     def parse(name: str, value: str) -> int:
-        if not value.isdecimal() or not lowest <= int(value) <= highest:
+        if not value.isdecimal() or len(value) > 20 or not lowest <= int(value) <= highest:
             raise ValueError(f"{name.replace('_', '-')} must be a number from {lowest} to {highest}, not {value!r}")
         return int(value)
 
@@ -134,13 +135,19 @@ def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
 
 
 def _expiration(_name: str, value: str) -> str:
-    return value if value.isdecimal() else str(round(parse_duration(value) * 1000))
+    if not value.isdecimal():
+        return str(round(parse_duration(value) * 1000))
+    if len(value) > len(str(LONGEST_EXPIRATION)) or int(value) > LONGEST_EXPIRATION:
+        raise ValueError(f"{value!r} is not a number of milliseconds up to {LONGEST_EXPIRATION}")
+    return value
 
 
-def _timestamp(_name: str, value: str) -> int:
+def _timestamp(name: str, value: str) -> int:
     try:
-        return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
-    except ValueError as error:
+        if value.isdecimal():
+            return _number(0, 2**64 - 1)(name, value)
+        return int(datetime.fromisoformat(value).timestamp())
+    except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"timestamp must be seconds since 1970 or RFC 3339, not {value!r}") from error
 
 

@@ -99,6 +99,7 @@ class QueueOptions:
         int | None,
         typer.Option(
             min=0,
+            max=2**63 - 1,
             help="New queue: keep up to N messages, then drop the oldest",
             rich_help_panel="Topology",
             metavar="N",

@@ -31,24 +31,22 @@ def checked(
     *,
     publishes: bool = False,
 ) -> Queue:
-    """Return the queue if it exists or may be declared; otherwise raise NotFound. On a terminal, say if it is new.
+    """Return the queue if it exists or may be declared; otherwise raise NotFound. Say if it is new; see check_new().
 
     Args:
-        publishes: True for commands that publish to the queue. They declare it even if its name may be a typo, but not
-            in a protected context; see check_new() for commands that receive.
+        publishes: True for commands that publish to the queue. In a script, they do not say that it is new.
     """
     is_tutorials = queue.name in {each.name for each in dialect_names(broker)}
     may_declare = is_tutorials and options.declare is not False
     if not (may_declare or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
-    may_be_new = not access.is_guarded if publishes else is_tutorials or options.has_settings
-    if declares is None and may_be_new:
+    if declares is None and (not access.is_guarded if publishes else is_tutorials or options.has_settings):
         declares = True
     if declares and (is_tutorials or not _tells_of_new()):
         return queue
     if not administration.queue_exists(channel, queue):
-        check_new(queue.name, access, declares=declares, suggests=publishes and options.declare is None)
+        check_new(queue.name, access, declares=declares, suggests=options.declare is None)
         if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
             output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")
     return queue
@@ -74,23 +72,26 @@ def check_vhost(access: Access) -> None:
 def check_new(
     name: str, access: Access | None, *, declares: bool | None, kind: str = "queue", suggests: bool = False
 ) -> None:
-    """Check whether a missing queue may be declared. On a terminal, say that it is new.
+    """Check whether a missing queue may be declared, and say that it is new.
+
+    What other queues are named never decides, so that a script does the same on every broker.
 
     Args:
-        declares: the value of --declare; if None, it may be declared unless the context is protected or the management
-            API lists a name of which this one is probably a misspelling.
+        declares: if None, it may be declared unless the context is protected. Then, a script is told, too, that it is
+            new. Otherwise, only a terminal is.
         kind: "queue" or "stream".
-        suggests: if it is declared although its name may be a typo, say on a terminal which one may be meant.
+        suggests: if its name looks like a misspelling of one that the management API lists, name that on a terminal.
 
     Raises:
         NotFound: it must not be declared.
     """
-    if declares is None and access is not None:
-        declares = access.protected is None and mistyped(name, _names(access, "queues")) is None
-    if declares is False:
+    if declares is False or (declares is None and access is not None and access.protected is not None):
         refuse(name, access, kind=kind)
-    elif _tells_of_new():
-        meant = mistyped(name, _names(access, "queues")) if suggests and access is not None else None
+        return
+    meant = None
+    if suggests and access is not None and _tells_of_new():
+        meant = mistyped(name, _names(access, "queues"))
+    if declares is None or _tells_of_new():
         output.notice(f"{kind} {name!r} is new{'' if meant is None else f'; did you mean {meant!r}?'}")
 
 
