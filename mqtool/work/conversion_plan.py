@@ -66,7 +66,7 @@ _MATTERS = {
 _LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"}
 #: Exchange types for which an additional binding does not change where other bindings route messages.
 _PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
-#: The maximum number of messages in one transaction, and of bytes that the broker may be sending to mqtool.
+#: The maximum number of messages in one batch, and of bytes that the broker may be sending to mqtool.
 _AT_ONCE, _BYTES = 500, 32 << 20
 #: What new arguments do to the messages that are moved back, by their times in milliseconds.
 _EXPIRY = {
@@ -146,7 +146,7 @@ class ConversionPlan:
     Attributes:
         queue: the name of the queue.
         source, target: the queue's definition before and after the conversion.
-        at_once: the number of messages in one transaction. It must be the same for all runs: see queue_conversion.py.
+        at_once: the number of messages in one batch. It must be the same for all runs: see queue_conversion.py.
     """
 
     queue: str

@@ -22,9 +22,8 @@ A conversion can be killed at any moment and continued by any client, because it
     `through` does not lead to jobs   step 2: messages are diverted
     `back` leads to jobs              step 4: jobs has its new definition, and messages are returning
 
-Each step can be repeated. A batch of messages moves in a transaction or, to a queue that may reject messages, with
-confirms: see amqp/transactions.py. Every run uses the same
-prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
+Each step can be repeated. Every run uses the same prefetch, so a quorum queue delivers all messages that a killed run
+had received, in order, before any others. Up to one batch of them may be in both queues: see mover.py.
 """
 
 import time
@@ -35,11 +34,11 @@ from functools import cache, partial
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
-from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
 from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import (
@@ -58,6 +57,7 @@ from mqtool.work.conversion_plan import (
 )
 from mqtool.work.exact_bindings import ExactBindings, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
+from mqtool.work.mover import Mover, NoRoom
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -171,6 +171,7 @@ class ConversionTally:
         absence: the maximum time in seconds that the queue did not exist; None if this run did not replace it.
         overtaken: the number of returned messages that newer ones may have overtaken.
         deleted: the number of messages that arrived too late to be moved, and were deleted with a quorum queue.
+        doubled: the most messages that may be in the queue twice because the run before this one was interrupted.
     """
 
     held: int = 0
@@ -179,6 +180,7 @@ class ConversionTally:
     absence: float | None = None
     overtaken: int = 0
     deleted: int = 0
+    doubled: int = 0
 
     @property
     def total(self) -> int:
@@ -510,12 +512,21 @@ class Conversion:
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
-        moving: Moving = WithConfirms(channel, message_for)
-        if room is None:
-            moving = InTransactions(channel, message_for, self.messages.restored)
+
+        def moved(delivery: Delivery) -> Message:
+            if delivery.redelivered and not self._is_new:  # an interrupted run may have published it
+                if not self.tally.doubled:  # said before it is published again
+                    most = counted(self._plan.at_once)
+                    self._connection.notice(
+                        f"the last run was interrupted: up to {most} may be in {self._plan.queue!r} twice"
+                    )
+                self.tally.doubled = min(self.tally.doubled + 1, self._plan.at_once)
+            message: Message = message_for(delivery)
+            return message
+
         try:
             _check_not_stopped(self._connection)  # stop() may have come while the channel opened
-            for size in Mover(channel, source, self._plan.at_once, moving, room).batches(stop_flow):
+            for size in Mover(channel, source, self._plan.at_once, moved, room).batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
                 if not administration.exists(self._channel, Queue(to)):  # messages went to the alternate exchange

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pika
 import pytest
 
-from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.amqp.consumer import Consumer
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
@@ -29,7 +29,7 @@ from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Binding, Exchange, Queue
-from mqtool.work import conversion_plan, exact_bindings, held_messages, queue_conversion
+from mqtool.work import conversion_plan, exact_bindings, held_messages, mover, queue_conversion
 from mqtool.work.conversion_plan import Refusal
 from mqtool.work.exact_bindings import ExactBindings
 from mqtool.work.held_messages import has_leader, is_empty
@@ -892,10 +892,6 @@ def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) 
     assert tally.overtaken or numbers == sorted(numbers)
 
 
-def _unexpected(delivery: Delivery) -> Message:
-    raise AssertionError(delivery)
-
-
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_a_mover_empties_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
     """`queue convert` moves messages with its class Mover, which this test uses on its own. If clients publish to a
@@ -914,10 +910,9 @@ def test_messages_published_while_a_mover_empties_a_queue_are_moved_in_order(bro
         channel.declare(Queue("held", durable=True, arguments={"x-queue-type": "quorum"}))
         assert len(list(channel.publish(Message(str(number).encode(), "jobs", "") for number in range(300)))) == 300
         moving = connection.channel()
-        in_transactions = transactions.InTransactions(moving, lambda each: Message(each.body, "held", ""), _unexpected)
-        mover = transactions.Mover(moving, "jobs", 100, in_transactions)
+        moving_to_held = mover.Mover(moving, "jobs", 100, lambda each: Message(each.body, "held", ""))
         sizes, sizes_until_stopped = list[int](), list[int]()
-        for size in mover.batches(lambda: sizes_until_stopped.extend(sizes)):
+        for size in moving_to_held.batches(lambda: sizes_until_stopped.extend(sizes)):
             sizes.append(size)
             if not sizes_until_stopped:
                 published += len(list(channel.publish(bodies(size // 2))))
@@ -999,7 +994,7 @@ def test_messages_that_do_not_fit_in_the_converted_queue_are_kept(
     during `queue convert` than the converted queue has room for. The command then stops with an error, but no
     confirmed message is lost. Once enough messages have been consumed, the conversion can be resumed and completed.
     """
-    monkeypatch.setattr(transactions, "_STALLED", 0.3)
+    monkeypatch.setattr(mover, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
     arguments = {} if by_policy else {f"x-{name}": value for name, value in limits.items()}
     api = Management(broker.management, "guest", "guest")
@@ -1064,9 +1059,10 @@ def test_a_mover_loses_no_messages_if_the_converted_queue_fills_up_during_a_batc
             return 10
 
         moving = connection.channel()
-        with_confirms = transactions.WithConfirms(moving, lambda each: Message(each.body, jobs.name, ""))
-        mover = transactions.Mover(moving, held.name, 5, with_confirms, room_of_a_popular_queue)
-        assert sum(mover.batches()) == 10
+        back = mover.Mover(
+            moving, held.name, 5, lambda each: Message(each.body, jobs.name, ""), room_of_a_popular_queue
+        )
+        assert sum(back.batches()) == 10
         moving.close()
     received += [delivery.body for delivery in taken(broker, jobs.name)]
     assert sorted(body for body in received if body != b"live") == bodies
@@ -1092,8 +1088,7 @@ def test_a_mover_moves_messages_that_arrive_after_the_queue_is_reported_as_empty
 
         monkeypatch.setattr(administration, "depth", counted)
         monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(requests) > 1 and arrives(self, within))
-        with_confirms = transactions.WithConfirms(channel, lambda each: Message(each.body, "to", ""))
-        assert sum(transactions.Mover(channel, "from", 5, with_confirms).batches()) == 8
+        assert sum(mover.Mover(channel, "from", 5, lambda each: Message(each.body, "to", "")).batches()) == 8
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["one holding queue", "both holding queues"])

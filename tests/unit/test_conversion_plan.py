@@ -143,8 +143,8 @@ def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_
         (1000, 1000 * (32 << 20) // 100, 100),
     ],
 )
-def test_a_transaction_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction. If the messages are large, it moves only as many as
+def test_a_batch_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
+    """`queue convert` moves up to 500 messages in one batch. If the messages are large, it moves only as many as
     add up to about 32 MiB, but at least one.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
@@ -864,8 +864,8 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 500])
-def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """A stored conversion plan contains how many messages `queue convert` moves in one transaction, from 1 to 500.
+def test_a_stored_plan_keeps_the_size_of_its_batches(at_once: int) -> None:
+    """A stored conversion plan contains how many messages `queue convert` moves in one batch, from 1 to 500.
     Reading the plan returns the same number.
     """
     assert plan(at_once=at_once).at_once == at_once

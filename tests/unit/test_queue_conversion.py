@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.errors import BadData, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.message import Confirmation, Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import Exchange, Queue
-from mqtool.work import conversion_plan, held_messages, queue_conversion
+from mqtool.work import conversion_plan, held_messages, mover, queue_conversion
 from mqtool.work.conversion_plan import ConversionNames, Definition, Refusal
 from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, left_behind, refused_by_broker
 from tests.unit.test_queue_limits import not_counted
@@ -730,7 +730,7 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_temporary
     to continue. It suggests raising the converted queue's limit only if a policy sets this limit, since no policy can
     raise a limit that is set by a queue argument.
     """
-    monkeypatch.setattr(transactions, "_STALLED", 0.3)
+    monkeypatch.setattr(mover, "_STALLED", 0.3)
     limit = {"max-length": COUNT, "overflow": "reject-publish"}
     if by_policy:
         place.api.put(path("policies", place.name, "limit"), {"pattern": "^jobs$", "definition": limit})
