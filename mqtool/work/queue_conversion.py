@@ -33,9 +33,9 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-from mqtool.amqp import Channel, Connection, administration
+from mqtool.amqp import Channel, Connection, administration, pika_errors
 from mqtool.delays.wait_queues import YOUNG
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, InternalError, NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.message import Delivery, Message
@@ -312,11 +312,12 @@ class Conversion:
     def _depth(self, queue: str) -> int:
         return self._channel.depth_of(queue) if administration.exists(self._channel, Queue(queue)) else 0
 
-    def run(self, *, undo: bool = False) -> Iterator[int]:
+    def run(self, *, undo: bool = False, leaves: bool = False) -> Iterator[int]:
         """Carry out the remaining steps; yield the size of each batch of messages when it has been moved.
 
         Args:
             undo: return the messages to the unchanged queue. Possible only until the queue is replaced.
+            leaves: in an undo, do not move the messages that are still in the queue: they end up before the others.
 
         Raises:
             MqtoolError: the conversion cannot continue now. No messages are lost, and it can be run again.
@@ -324,7 +325,7 @@ class Conversion:
         self.has_begun = True
         self._set_up()
         if not self.is_returning():
-            yield from self._take_out(undo=undo)
+            yield from self._take_out(undo=undo, leaves=leaves)
         yield from self._bring_back()
         self._clean_up()
 
@@ -348,7 +349,7 @@ class Conversion:
         for holder in (names.held, names.meanwhile):
             self._check_leader(holder, "convert")
 
-    def _take_out(self, *, undo: bool) -> Iterator[int]:
+    def _take_out(self, *, undo: bool, leaves: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue with one that has the new definition."""
         name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
         uses = _Uses(self._connection, self._channel, name, self._quiet)
@@ -358,6 +359,8 @@ class Conversion:
                 check_depth(name, wanted, is_gone=True)
             else:
                 try:
+                    if leaves:
+                        raise BadData(f"{name!r} has messages that cannot be moved")
                     yield from self._empty(name, undo=undo)
                 except BadData:
                     if not undo:
@@ -512,25 +515,17 @@ class Conversion:
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
-
-        def moved(delivery: Delivery) -> Message:
-            if delivery.redelivered and not self._is_new:  # an interrupted run may have published it
-                if not self.tally.doubled:  # said before it is published again
-                    most = counted(self._plan.at_once)
-                    self._connection.notice(
-                        f"the last run was interrupted: up to {most} may be in {self._plan.queue!r} twice"
-                    )
-                self.tally.doubled = min(self.tally.doubled + 1, self._plan.at_once)
-            message: Message = message_for(delivery)
-            return message
-
         try:
             _check_not_stopped(self._connection)  # stop() may have come while the channel opened
-            for size in Mover(channel, source, self._plan.at_once, moved, room).batches(stop_flow):
+            mover = Mover(channel, source, self._plan.at_once, partial(self._counted, message_for), room)
+            for size in mover.batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
                 if not administration.exists(self._channel, Queue(to)):  # messages went to the alternate exchange
                     raise NotFound(f"queue {to!r} was deleted during the conversion")
+        except InternalError as error:
+            error.hint = pika_errors.undeliverable(source)
+            raise
         except NoRoom:
             # A policy cannot raise a limit that is also set by an argument: the lower one counts.
             arguments = (view_of(self._api, self._vhost, to) or {}).get("arguments") or {}
@@ -543,6 +538,15 @@ class Conversion:
             if channel.is_open:
                 channel.close()
         _check_not_stopped(self._connection)
+
+    def _counted(self, message_for: Callable[[Delivery], Message], delivery: Delivery) -> Message:
+        """Return the message to publish. Count it, and say so, if an interrupted run may have published it."""
+        if delivery.redelivered and not self._is_new:
+            if not self.tally.doubled:  # before it is published again, since this run may be killed, too
+                most, queue = counted(self._plan.at_once), self._plan.queue
+                self._connection.notice(f"the last run was interrupted: up to {most} may be in {queue!r} twice")
+            self.tally.doubled = min(self.tally.doubled + 1, self._plan.at_once)
+        return message_for(delivery)
 
     def _check_leader(self, queue: str, then: str) -> None:
         view = view_of(self._api, self._vhost, queue)

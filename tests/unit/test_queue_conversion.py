@@ -222,6 +222,36 @@ def test_a_conversion_can_be_undone_until_it_has_replaced_the_queue(place: Place
     place.check_converted("classic", COUNT + 1)
 
 
+def test_an_undo_can_leave_messages_that_the_broker_does_not_deliver(place: Place) -> None:
+    """If the broker cannot deliver a message of the queue over AMQP 0-9-1, an undo leaves the messages that are still
+    in the queue, and adds those that were moved out of it behind them.
+    """
+    place.fill()
+    begin_and_stop(place, 1)
+    conversion = place.conversion(plan=place.unfinished())
+    conversion.lock()
+    assert [*conversion.run(undo=True, leaves=True)] == [4]
+    assert (place.view()["type"], place.depths()) == ("classic", {"jobs": COUNT})
+    assert place.bodies() == [*range(4, COUNT), *range(4)]
+    assert conversion.tally.overtaken == 4
+
+
+def test_a_conversion_that_was_interrupted_says_how_many_messages_may_be_doubled(place: Place) -> None:
+    """If a conversion was interrupted, the next run says, before it moves a message, that up to a batch of messages may
+    be in the queue twice. It counts those that the broker delivers again.
+    """
+    place.fill()
+    begin_and_stop(place, 1)
+    notices: list[str] = []
+    conversion = place.conversion(plan=place.unfinished())
+    place.connections[-1].notice = notices.append  # type: ignore[method-assign]
+    conversion.lock()
+    assert len([*conversion.run()]) > 1
+    assert notices == ["the last run was interrupted: up to 4 messages may be in 'jobs' twice"]
+    assert 0 < conversion.tally.doubled <= AT_ONCE
+    place.check_converted("quorum")
+
+
 def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> None:
     """If `queue convert --undo` is stopped while it moves the messages back to the queue, the next run of `queue
     convert --resume` completes the undo, even without --undo.
