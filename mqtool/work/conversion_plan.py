@@ -381,7 +381,7 @@ def check_depth(queue: str, wanted: Definition, *, is_gone: bool = False) -> Non
 def _of_bindings(api: Management, vhost: str, plan: ConversionPlan, bindings: list[Json]) -> Iterator[Refusal]:
     names, to = {each["source"] for each in bindings}, plan.target.type
     kinds = {name: api.get(exchange_path(vhost, name), columns="type")["type"] for name in sorted(names)}
-    for each in sorted(bindings, key=lambda each: (each["source"], each["routing_key"])):
+    for each in sorted(bindings, key=lambda each: str(each["source"])):
         name, kind = each["source"], kinds[each["source"]]
         bound = f"it is bound to {name!r}, an exchange of type {kind}"
         if kind == "x-local-random" and to != "classic":
