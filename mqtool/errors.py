@@ -102,6 +102,13 @@ class NotFound(Unavailable):
     """The broker has no queue, exchange or other object with this name."""
 
 
+class InternalError(Unavailable):
+    """The broker closed the connection with an internal error, as RabbitMQ does at a message that it cannot convert.
+
+    Over AMQP 0-9-1, RabbitMQ 4.3 cannot deliver messages of AMQP 1.0 with properties of certain types.
+    """
+
+
 class GetRefused(Unavailable):
     """A quorum queue with a single active consumer refuses basic.get (405 RESOURCE_LOCKED)."""
 

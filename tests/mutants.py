@@ -78,7 +78,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_channel.py",
     ),
     "mqtool/amqp/replies.py": ("tests/unit/test_replies.py",),
-    "mqtool/amqp/transactions.py": ("tests/unit/test_transactions.py",),
+    "mqtool/work/mover.py": ("tests/unit/test_mover.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
     "mqtool/amqp10/broker_window.py": ("tests/unit/test_link_connection.py",),

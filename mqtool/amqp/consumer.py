@@ -14,13 +14,14 @@ from collections.abc import Callable, Generator, Iterable
 
 from pika import exceptions
 
+from mqtool.amqp import pika_errors
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.consume_policies import ConsumePolicy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, Subscription
-from mqtool.errors import MqtoolError, StoppedWaiting, TimedOut, Unavailable
+from mqtool.errors import InternalError, MqtoolError, StoppedWaiting, TimedOut, Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import StreamPosition
 from mqtool.spelling import pasteable
@@ -259,11 +260,13 @@ class Consumer(ChannelListener):
         return is_due
 
     def _explained(self, failure: MqtoolError) -> MqtoolError:
-        if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
-            failure.hint = (
-                "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
-                f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
-            )
+        if failure.hint is None and isinstance(failure, InternalError):
+            failure.hint = pika_errors.undeliverable(self._queue.name)
+            if self._position is not None:
+                failure.hint = (
+                    "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
+                    f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
+                )
         return failure
 
     def _wait(self, taken: int, started: float) -> list[Delivery] | None:

@@ -19,6 +19,7 @@ from mqtool.errors import (
     DeclaredDifferently,
     GetRefused,
     HeadersTooLarge,
+    InternalError,
     MqtoolError,
     NotFound,
     NothingAnswers,
@@ -281,7 +282,13 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
             first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"
         )
     lost = "the connection was lost" if code is None else "the broker closed the connection"
-    return Unavailable(f"{lost}: {said}")
+    return (InternalError if text == "INTERNAL_ERROR" else Unavailable)(f"{lost}: {said}")
+
+
+def undeliverable(queue: str) -> str:
+    """Return the hint for an InternalError that a message in a queue may have caused."""
+    receive = pasteable("receive --protocol amqp1.0 --json --queue=", queue)
+    return f"if RabbitMQ cannot deliver a message over AMQP 0-9-1, take it out: {receive}"
 
 
 def _hint_for_refused_access(text: str) -> str:

@@ -66,7 +66,7 @@ _MATTERS = {
 _LIMITS = {"message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"}
 #: Exchange types for which an additional binding does not change where other bindings route messages.
 _PLAIN_TYPES = ("direct", "fanout", "topic", "headers", DELAYED)
-#: The maximum number of messages in one transaction, and of bytes that the broker may be sending to mqtool.
+#: The maximum number of messages in one batch, and of bytes that the broker may be sending to mqtool.
 _AT_ONCE, _BYTES = 500, 32 << 20
 #: What new arguments do to the messages that are moved back, by their times in milliseconds.
 _EXPIRY = {
@@ -146,7 +146,7 @@ class ConversionPlan:
     Attributes:
         queue: the name of the queue.
         source, target: the queue's definition before and after the conversion.
-        at_once: the number of messages in one transaction. It must be the same for all runs: see queue_conversion.py.
+        at_once: the number of messages in one batch. It must be the same for all runs: see queue_conversion.py.
     """
 
     queue: str
@@ -311,7 +311,7 @@ def prospect(
     ready = (view.get("messages_ready") or 0) if depth is None else depth.ready
     found = Prospect(plan, messages=ready, bindings=bindings_of(api, vhost, queue))
     found.refusals += _of_queue(view, plan, dropped)
-    found.refusals += _of_bindings(api, vhost, queue, found.bindings)
+    found.refusals += _of_bindings(api, vhost, plan, found.bindings)
     found.refusals += _of_consumers(view)
     found.refusals += _of_channels(api, vhost, view, wanted)
     found.refusals += _of_publishers(view, found.bindings)
@@ -378,13 +378,21 @@ def check_depth(queue: str, wanted: Definition, *, is_gone: bool = False) -> Non
         raise BadData(wrong, None if is_gone else hint)
 
 
-def _of_bindings(api: Management, vhost: str, queue: str, bindings: list[Json]) -> Iterator[Refusal]:
-    for name in sorted({each["source"] for each in bindings}):
-        kind = api.get(exchange_path(vhost, name), columns="type")["type"]
-        if kind not in _PLAIN_TYPES:
+def _of_bindings(api: Management, vhost: str, plan: ConversionPlan, bindings: list[Json]) -> Iterator[Refusal]:
+    names, to = {each["source"] for each in bindings}, plan.target.type
+    kinds = {name: api.get(exchange_path(vhost, name), columns="type")["type"] for name in sorted(names)}
+    for each in sorted(bindings, key=lambda each: str(each["source"])):
+        name, kind = each["source"], kinds[each["source"]]
+        bound = f"it is bound to {name!r}, an exchange of type {kind}"
+        if kind == "x-local-random" and to != "classic":
+            yield Refusal(f"{bound}, which refuses {to} queues", "only a classic queue can be bound to it")
+        elif kind not in _PLAIN_TYPES:
+            arguments = [f" -a {quoted(f'{key}:={json.dumps(value)}')}" for key, value in each["arguments"].items()]
+            keys = [each["routing_key"]] if each["routing_key"] else []
+            unbind = pasteable(f"exchange unbind{''.join(arguments)}", name, plan.queue, *keys)
             yield Refusal(
-                f"it is bound to {name!r}, an exchange of type {kind}: one more binding changes where messages go",
-                f"unbind it first, and bind it again afterwards: {pasteable('exchange unbind', name, queue)}",
+                f"{bound}: one more binding changes where messages go",
+                f"unbind it first, and bind it again afterwards: {unbind}",
             )
 
 

@@ -67,13 +67,19 @@ class HeldMessages:
         Raises:
             HeadersTooLarge: the message could not be returned.
         """
-        headers, body = self._wrapped(delivery)
-        return self._message(delivery, "", self._into, headers, {}, body)
-
-    def restored(self, delivery: Delivery) -> Message:
-        """Return the message with which to put a delivery back into its queue, at its end, and into no other queue."""
-        headers, body = self._wrapped(delivery)
-        return self._message(delivery, delivery.queue, "", headers, delivery.properties, body)
+        headers = _own(delivery.headers)
+        if self._kept(delivery) is not None:  # it is held already
+            headers = {name: value for name, value in headers.items() if name not in COPIES}
+            return self._message(delivery, "", self._into, headers, {}, delivery.body)
+        kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
+        kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
+        table = self._encoded(delivery, headers)
+        names_ours = len(delivery.body) <= _LARGE_BODY and any(name in headers for name in _KEPT)
+        if (names_ours or self._is_large(table)) and _is_sound(table):
+            packed = {_HEADER: {**kept, _PACKED: True}}
+            return self._message(delivery, "", self._into, packed, {}, table + delivery.body)
+        kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
+        return self._message(delivery, "", self._into, {**headers, _HEADER: kept}, {}, delivery.body)
 
     def returned(self, delivery: Delivery) -> Message:
         """Return the message to publish to the queue for a held one, or one that was published meanwhile: as it was.
@@ -88,22 +94,8 @@ class HeldMessages:
             self._encoded(delivery, kept.headers)
         return self._back_to_queue(delivery, kept)
 
-    def _wrapped(self, delivery: Delivery) -> tuple[dict[str, Any], bytes]:
-        """Return the headers and the body of a held message."""
-        headers = _own(delivery.headers)
-        if self._kept(delivery) is not None:  # it is held already
-            return {name: value for name, value in headers.items() if name not in COPIES}, delivery.body
-        kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
-        table = self._encoded(delivery, headers)
-        names_ours = len(delivery.body) <= _LARGE_BODY and any(name in headers for name in _KEPT)
-        if (names_ours or self._is_large(table)) and _is_sound(table):
-            return {_HEADER: {**kept, _PACKED: True}}, table + delivery.body
-        kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
-        return {**headers, _HEADER: kept}, delivery.body
-
     def _kept(self, delivery: Delivery) -> "_Kept | None":
-        """Return what held() or restored() has kept in a message; None if neither has published the message.
+        """Return what held() has kept in a message; None if held() has not made the message.
 
         Anyone who may publish to the default exchange can forge it. The message goes to the queue in any case. A header
         with which the message could not be published is left as it is: it would stop the conversion for good.

@@ -22,9 +22,8 @@ A conversion can be killed at any moment and continued by any client, because it
     `through` does not lead to jobs   step 2: messages are diverted
     `back` leads to jobs              step 4: jobs has its new definition, and messages are returning
 
-Each step can be repeated. A batch of messages moves in a transaction or, to a queue that may reject messages, with
-confirms: see amqp/transactions.py. Every run uses the same
-prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
+Each step can be repeated. Every run uses the same prefetch, so a quorum queue delivers all messages that a killed run
+had received, in order, before any others. Up to one batch of them may be in both queues: see mover.py.
 """
 
 import time
@@ -34,12 +33,12 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-from mqtool.amqp import Channel, Connection, administration
-from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
+from mqtool.amqp import Channel, Connection, administration, pika_errors
 from mqtool.delays.wait_queues import YOUNG
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, InternalError, NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work.conversion_plan import (
@@ -58,6 +57,7 @@ from mqtool.work.conversion_plan import (
 )
 from mqtool.work.exact_bindings import ExactBindings, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
+from mqtool.work.mover import Mover, NoRoom
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -171,6 +171,7 @@ class ConversionTally:
         absence: the maximum time in seconds that the queue did not exist; None if this run did not replace it.
         overtaken: the number of returned messages that newer ones may have overtaken.
         deleted: the number of messages that arrived too late to be moved, and were deleted with a quorum queue.
+        doubled: the most messages that may be in the queue twice because the run before this one was interrupted.
     """
 
     held: int = 0
@@ -179,6 +180,7 @@ class ConversionTally:
     absence: float | None = None
     overtaken: int = 0
     deleted: int = 0
+    doubled: int = 0
 
     @property
     def total(self) -> int:
@@ -310,11 +312,12 @@ class Conversion:
     def _depth(self, queue: str) -> int:
         return self._channel.depth_of(queue) if administration.exists(self._channel, Queue(queue)) else 0
 
-    def run(self, *, undo: bool = False) -> Iterator[int]:
+    def run(self, *, undo: bool = False, leaves: bool = False) -> Iterator[int]:
         """Carry out the remaining steps; yield the size of each batch of messages when it has been moved.
 
         Args:
             undo: return the messages to the unchanged queue. Possible only until the queue is replaced.
+            leaves: in an undo, do not move the messages that are still in the queue: they end up before the others.
 
         Raises:
             MqtoolError: the conversion cannot continue now. No messages are lost, and it can be run again.
@@ -322,7 +325,7 @@ class Conversion:
         self.has_begun = True
         self._set_up()
         if not self.is_returning():
-            yield from self._take_out(undo=undo)
+            yield from self._take_out(undo=undo, leaves=leaves)
         yield from self._bring_back()
         self._clean_up()
 
@@ -346,7 +349,7 @@ class Conversion:
         for holder in (names.held, names.meanwhile):
             self._check_leader(holder, "convert")
 
-    def _take_out(self, *, undo: bool) -> Iterator[int]:
+    def _take_out(self, *, undo: bool, leaves: bool) -> Iterator[int]:
         """Move all messages to the holding queue, and replace the queue with one that has the new definition."""
         name, wanted = self._plan.queue, self._plan.source if undo else self._plan.target
         uses = _Uses(self._connection, self._channel, name, self._quiet)
@@ -356,6 +359,8 @@ class Conversion:
                 check_depth(name, wanted, is_gone=True)
             else:
                 try:
+                    if leaves:
+                        raise BadData(f"{name!r} has messages that cannot be moved")
                     yield from self._empty(name, undo=undo)
                 except BadData:
                     if not undo:
@@ -510,16 +515,17 @@ class Conversion:
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
-        moving: Moving = WithConfirms(channel, message_for)
-        if room is None:
-            moving = InTransactions(channel, message_for, self.messages.restored)
         try:
             _check_not_stopped(self._connection)  # stop() may have come while the channel opened
-            for size in Mover(channel, source, self._plan.at_once, moving, room).batches(stop_flow):
+            mover = Mover(channel, source, self._plan.at_once, partial(self._counted, message_for), room)
+            for size in mover.batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
                 if not administration.exists(self._channel, Queue(to)):  # messages went to the alternate exchange
                     raise NotFound(f"queue {to!r} was deleted during the conversion")
+        except InternalError as error:
+            error.hint = pika_errors.undeliverable(source)
+            raise
         except NoRoom:
             # A policy cannot raise a limit that is also set by an argument: the lower one counts.
             arguments = (view_of(self._api, self._vhost, to) or {}).get("arguments") or {}
@@ -532,6 +538,15 @@ class Conversion:
             if channel.is_open:
                 channel.close()
         _check_not_stopped(self._connection)
+
+    def _counted(self, message_for: Callable[[Delivery], Message], delivery: Delivery) -> Message:
+        """Return the message to publish. Count it, and say so, if an interrupted run may have published it."""
+        if delivery.redelivered and not self._is_new:
+            if not self.tally.doubled:  # before it is published again, since this run may be killed, too
+                most, queue = counted(self._plan.at_once), self._plan.queue
+                self._connection.notice(f"the last run was interrupted: up to {most} may be in {queue!r} twice")
+            self.tally.doubled = min(self.tally.doubled + 1, self._plan.at_once)
+        return message_for(delivery)
 
     def _check_leader(self, queue: str, then: str) -> None:
         view = view_of(self._api, self._vhost, queue)

@@ -187,6 +187,7 @@ class QueueTransfer:
     """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
     Attributes:
+        queue: the queue's name.
         kept: the number of messages received but not chosen.
 
     Args:
@@ -216,7 +217,7 @@ class QueueTransfer:
         self.kept = 0
         self._source = source
         self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
-        self._queue = queue
+        self.queue = queue
         self._gets = gets
         self._message_for = message_for
         self._until = until
@@ -259,8 +260,8 @@ class QueueTransfer:
 
     def _consume(self, count: int | None = None) -> Consumer | Getter:
         if self._gets:
-            return Getter(self._source, self._queue)
-        return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
+            return Getter(self._source, self.queue)
+        return self._source.consumer(Queue(self.queue), Receiving(AT_ONCE, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()
@@ -338,12 +339,12 @@ class QueueTransfer:
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
-        ready = administration.ready_after_deliveries(self._source, self._queue)
+        ready = administration.ready_after_deliveries(self._source, self.queue)
         if not ready or self._consumer.arrives(_LOOK):
             return not self._consumer.arrives(0)
         if silence > _STALLED:
             raise Unavailable(
-                f"{self._queue!r} has {ready:,} more, but the broker delivers none",
+                f"{self.queue!r} has {ready:,} more, but the broker delivers none",
                 "it is a stream, or another consumer has a higher priority or is the single active one",
             )
         return False
@@ -369,9 +370,9 @@ class QueueTransfer:
         """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more at once."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
-            before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]
+            before, batches = self._source.depth_of(self.queue), self._batches[start : start + _BATCHES]
             self._consumer.give_back(batches)
-            wait_for(self._source, self._queue, before + len(batches) * _TOGETHER)
+            wait_for(self._source, self.queue, before + len(batches) * _TOGETHER)
         last = self._last_held
         self._consumer.give_back([last] if last is not None and self._is_further(last) else ())
 

@@ -143,8 +143,8 @@ def test_a_transient_queue_becomes_durable_if_it_is_converted_to_a_quorum_queue_
         (1000, 1000 * (32 << 20) // 100, 100),
     ],
 )
-def test_a_transaction_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
-    """`queue convert` moves up to 500 messages in one transaction. If the messages are large, it moves only as many as
+def test_a_batch_contains_up_to_500_messages_or_about_32_mib(count: int, size: int, at_once: int) -> None:
+    """`queue convert` moves up to 500 messages in one batch. If the messages are large, it moves only as many as
     add up to about 32 MiB, but at least one.
     """
     assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
@@ -317,16 +317,33 @@ def test_a_queue_bound_to_a_consistent_hash_exchange_cannot_be_converted(kind: s
     differently. Bindings to exchanges of the types direct, fanout, topic, headers and x-delayed-message do not prevent
     a conversion.
     """
-    bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
+    bindings = [{"source": "logs", "routing_key": key, "arguments": {"a": 1} if key else {}} for key in ("", "3")]
     api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
     it = prospect(api, "v", "jobs", "quorum", {}, not_counted)
     assert it.bindings == bindings
     assert cast(Any, api).columns == {"exchanges/v/logs": "type"}
-    refused = Refusal(
-        "it is bound to 'logs', an exchange of type x-consistent-hash: one more binding changes where messages go",
-        "unbind it first, and bind it again afterwards: mqtool exchange unbind logs jobs",
-    )
-    assert it.refusals == ([refused] if kind == "x-consistent-hash" else [])
+    refused = [
+        Refusal(
+            "it is bound to 'logs', an exchange of type x-consistent-hash: one more binding changes where messages go",
+            f"unbind it first, and bind it again afterwards: mqtool exchange unbind {unbind}",
+        )
+        for unbind in ("logs jobs", "-a a:=1 logs jobs 3")
+    ]
+    assert it.refusals == (refused if kind == "x-consistent-hash" else [])
+
+
+def test_a_queue_bound_to_a_local_random_exchange_stays_classic() -> None:
+    """`queue convert` does not suggest to bind the queue again to an x-local-random exchange, because RabbitMQ binds
+    only classic queues to it.
+    """
+    bindings = [{"source": "near", "routing_key": "", "arguments": {}}]
+    api = api_with(bindings=bindings, **{"exchanges/v/near": {"type": "x-local-random"}})
+    assert prospect(api, "v", "jobs", "quorum", {}, not_counted).refusals == [
+        Refusal(
+            "it is bound to 'near', an exchange of type x-local-random, which refuses quorum queues",
+            "only a classic queue can be bound to it",
+        )
+    ]
 
 
 def consumer(tag: str, *, exclusive: bool = False, channel: str = "c") -> dict[str, Any]:
@@ -864,8 +881,8 @@ def test_a_plan_that_is_stored_as_json_is_read_unchanged() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 500])
-def test_a_stored_plan_keeps_the_size_of_its_transactions(at_once: int) -> None:
-    """A stored conversion plan contains how many messages `queue convert` moves in one transaction, from 1 to 500.
+def test_a_stored_plan_keeps_the_size_of_its_batches(at_once: int) -> None:
+    """A stored conversion plan contains how many messages `queue convert` moves in one batch, from 1 to 500.
     Reading the plan returns the same number.
     """
     assert plan(at_once=at_once).at_once == at_once

@@ -176,13 +176,12 @@ def test_a_conversion_stops_at_a_message_whose_headers_no_client_can_publish() -
     fits = delivery(large(most - besides), type="t")
     assert set_ones(conversion.returned(taken(conversion.held(fits)))) == {"type": "t", **fits.properties}
     too_large = delivery(large(most - besides + 1), type="t")
-    for publish in (conversion.held, conversion.restored):
-        with pytest.raises(HeadersTooLarge) as refused:
-            publish(too_large)
-        assert str(refused.value) == (
-            "a message in 'jobs' has headers and properties of 131,065 bytes: clients can publish up to 131,064"
-        )
-        assert refused.value.hint == "take it out: mqtool receive -c 1 --queue=jobs"
+    with pytest.raises(HeadersTooLarge) as refused:
+        conversion.held(too_large)
+    assert str(refused.value) == (
+        "a message in 'jobs' has headers and properties of 131,065 bytes: clients can publish up to 131,064"
+    )
+    assert refused.value.hint == "take it out: mqtool receive -c 1 --queue=jobs"
     with pytest.raises(HeadersTooLarge):
         conversion.returned(too_large)
 
@@ -234,26 +233,6 @@ def test_a_message_returns_to_its_queue_with_its_own_routing_key(
     conversion = converting()
     back = conversion.returned(taken(conversion.held(delivery(headers, exchange=exchange, key=key))))
     assert (back.exchange, back.routing_key) == (through, key)
-
-
-def test_a_message_that_is_put_back_keeps_its_expiration_and_priority() -> None:
-    """If a conversion is not complete, `queue convert` can put a message back into its original queue. The message is
-    published only to this queue, with the message's expiration and priority. If the conversion is resumed and moves
-    the message again, the message reaches the converted queue unchanged.
-    """
-    conversion = converting()
-    restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
-    assert (restored.exchange, restored.routing_key, restored.message_id) == ("", "jobs", "m")
-    assert (restored.properties["expiration"], restored.properties["priority"]) == ("60000", 7)
-    assert HEADER in restored.properties["headers"]
-    again = conversion.held(taken(restored, "jobs"))
-    assert again.exchange == "into"
-    assert again.body == restored.body
-    assert again.properties["headers"] == restored.properties["headers"]
-    assert (again.properties["expiration"], again.properties["priority"]) == (None, None)
-    back = conversion.returned(taken(again))
-    wanted = {name: value for name, value in ALL.items() if name != "message_id"}
-    assert set_ones(back) == {**wanted, "headers": {"a": 1, "CC": ["x"]}}
 
 
 def test_headers_that_request_copies_are_removed_from_a_held_message() -> None:
@@ -388,22 +367,6 @@ def test_a_conversion_removes_the_user_id_of_another_user(user: str | None, user
     assert conversion.users == (0 if kept else 1)
     conversion.held(delivery(user_id=user_id))
     assert conversion.users == (0 if kept else 2)
-
-
-def test_a_dead_letter_that_a_conversion_puts_back_and_holds_again_keeps_its_headers() -> None:
-    """If `queue convert` puts a held dead letter back into its original queue, and later holds it again, the dead
-    letter reaches the converted queue with its own headers, including x-death. Until then, these headers are stored
-    at the start of its body, because mqtool does not trust the header mqtool-convert of a message with the header
-    x-death.
-    """
-    headers = {"a": 1, "x-death": [{"queue": "other", "reason": "rejected", "exchange": "logs"}]}
-    held = converting().held(delivery(headers))
-    again = converting().restored(taken(held))
-    back = converting().returned(taken(again, "jobs.held"))
-    assert set_ones(back) == {"headers": headers}
-    found = delivery(headers, exchange="", key="jobs")
-    restored = taken(converting().restored(found), "jobs")
-    assert set_ones(converting().returned(taken(converting().held(restored)))) == {"headers": headers}
 
 
 def test_a_conversion_does_not_trust_the_header_mqtool_convert_of_a_dead_letter() -> None:

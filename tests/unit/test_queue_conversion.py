@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.errors import BadData, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.message import Confirmation, Message
 from mqtool.testing import EmbeddedBroker, Vhost
 from mqtool.topology import Exchange, Queue
-from mqtool.work import conversion_plan, held_messages, queue_conversion
+from mqtool.work import conversion_plan, held_messages, mover, queue_conversion
 from mqtool.work.conversion_plan import ConversionNames, Definition, Refusal
 from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, left_behind, refused_by_broker
 from tests.unit.test_queue_limits import not_counted
@@ -220,6 +220,36 @@ def test_a_conversion_can_be_undone_until_it_has_replaced_the_queue(place: Place
     assert not place.conversion(plan=place.unfinished()).is_replaced()
     place.resume(undo=True)
     place.check_converted("classic", COUNT + 1)
+
+
+def test_an_undo_can_leave_messages_that_the_broker_does_not_deliver(place: Place) -> None:
+    """If the broker cannot deliver a message of the queue over AMQP 0-9-1, an undo leaves the messages that are still
+    in the queue, and adds those that were moved out of it behind them.
+    """
+    place.fill()
+    begin_and_stop(place, 1)
+    conversion = place.conversion(plan=place.unfinished())
+    conversion.lock()
+    assert [*conversion.run(undo=True, leaves=True)] == [4]
+    assert (place.view()["type"], place.depths()) == ("classic", {"jobs": COUNT})
+    assert place.bodies() == [*range(4, COUNT), *range(4)]
+    assert conversion.tally.overtaken == 4
+
+
+def test_a_conversion_that_was_interrupted_says_how_many_messages_may_be_doubled(place: Place) -> None:
+    """If a conversion was interrupted, the next run says, before it moves a message, that up to a batch of messages may
+    be in the queue twice. It counts those that the broker delivers again.
+    """
+    place.fill()
+    begin_and_stop(place, 1)
+    notices: list[str] = []
+    conversion = place.conversion(plan=place.unfinished())
+    place.connections[-1].notice = notices.append  # type: ignore[method-assign]
+    conversion.lock()
+    assert len([*conversion.run()]) > 1
+    assert notices == ["the last run was interrupted: up to 4 messages may be in 'jobs' twice"]
+    assert 0 < conversion.tally.doubled <= AT_ONCE
+    place.check_converted("quorum")
 
 
 def test_an_undo_that_was_stopped_is_completed_by_the_next_run(place: Place) -> None:
@@ -730,7 +760,7 @@ def test_messages_that_do_not_fit_into_the_converted_queue_stay_in_the_temporary
     to continue. It suggests raising the converted queue's limit only if a policy sets this limit, since no policy can
     raise a limit that is set by a queue argument.
     """
-    monkeypatch.setattr(transactions, "_STALLED", 0.3)
+    monkeypatch.setattr(mover, "_STALLED", 0.3)
     limit = {"max-length": COUNT, "overflow": "reject-publish"}
     if by_policy:
         place.api.put(path("policies", place.name, "limit"), {"pattern": "^jobs$", "definition": limit})

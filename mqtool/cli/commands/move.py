@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mqtool.amqp import Channel, administration
+from mqtool.amqp import Channel, administration, pika_errors
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to, access_to_destination
@@ -24,7 +24,7 @@ from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.pipe.waiting import check_source
 from mqtool.cli.values import DURATION
-from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
+from mqtool.errors import InternalError, NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
 from mqtool.spelling import counted, pasteable, quoted
 from mqtool.where import of_delivery
@@ -158,7 +158,9 @@ def _show(transfer: QueueTransfer, there: int, count: int | None, between: str, 
             raise SomeFailed(str(error), error.hint) from error
         raise
     except (NotConfirmed, Unavailable) as error:
-        if isinstance(error, NotConfirmed) or error.hint is None:
+        if isinstance(error, InternalError):
+            error.hint = f"{pika_errors.undeliverable(transfer.queue)}; {RUN_AGAIN}"
+        elif isinstance(error, NotConfirmed) or error.hint is None:
             error.hint = RUN_AGAIN
         raise
     finally:

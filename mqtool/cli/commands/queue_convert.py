@@ -23,7 +23,7 @@ from mqtool.cli.message_counts import counting
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.values import argument_option, parsed
 from mqtool.duration import compact_duration
-from mqtool.errors import MqtoolError, SomeFailed, Unavailable, UsageError
+from mqtool.errors import InternalError, MqtoolError, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.message import DIRECT_REPLY_TO
@@ -93,7 +93,8 @@ def convert(
 
     The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. They must
     fit within the new queue's max-length. Clients that publish to exchanges can keep running. If the command is killed,
-    no message is lost. You can then continue the conversion with --resume, from any machine, or revert it with --undo.
+    no message is lost, but up to 500 may be in the queue twice. You can then continue the conversion with --resume,
+    from any machine, or revert it with --undo.
     """
     access = access_to(broker, reconnects=False)
     api = access.management()
@@ -269,6 +270,7 @@ def _carry_out(
     force: bool,
     as_json: bool,
     undo: bool = False,
+    leaves: bool = False,
 ) -> None:
     keeps_user = "impersonator" in str(api.get("whoami").get("tags"))
     with access.connect() as connection:
@@ -283,13 +285,17 @@ def _carry_out(
                     conversion.lock()
                 expected = conversion.remaining()
                 is_too_late = undo and conversion.is_replaced()
-                advance(conversion.run(undo=undo and not is_too_late), expected)
+                advance(conversion.run(undo=undo and not is_too_late, leaves=leaves), expected)
         except Stopped:
             go_on = f"to continue: {pasteable('queue convert --resume', plan.queue)}"
             output.status(f"stopped; {go_on if conversion.has_begun else 'nothing was changed'}")
             stopping.exit_if_requested()
             raise
         except MqtoolError as error:
+            if undo and not leaves and isinstance(error, InternalError):
+                output.warning(f"{error}; {error.hint}")
+                _carry_out(access, api, plan, is_new=False, undo=True, leaves=True, force=force, as_json=as_json)
+                return
             if conversion.has_begun:
                 error.hint = _hint(conversion, plan, error.hint)
             raise

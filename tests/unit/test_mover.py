@@ -1,224 +1,25 @@
 """`queue convert` moves messages in batches: what it sends for each batch, when it ends, and what stops it."""
 
-import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pika import spec
 
-from mqtool.amqp import Receiving, transactions
-from mqtool.amqp.channel import Channel
-from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
+from mqtool.amqp import Channel, Receiving
 from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
-from tests.unit.scripted_broker import ScriptedBroker
+from mqtool.work import mover
+from mqtool.work.mover import Mover, NoRoom
 
 
-def delivery(body: bytes, tag: int = 1) -> Delivery:
-    return Delivery(body, "", "jobs", "jobs", False, {}, tag)
-
-
-def batch(*bodies: bytes) -> list[Delivery]:
-    """Deliveries with delivery tags from 5 on."""
-    return [delivery(body, tag) for tag, body in enumerate(bodies, 5)]
-
-
-def message_for(moved: Delivery) -> Message:
-    if moved.body == b"large":
+def message_for(delivery: Delivery) -> Message:
+    if delivery.body == b"large":
         raise HeadersTooLarge("too large")
-    return Message(moved.body, "other", "x")
-
-
-def restored(moved: Delivery) -> Message:
-    return Message(moved.body, "jobs", "back")
-
-
-class TransactionalBroker(ScriptedBroker):
-    """A broker with transactions.
-
-    Attributes:
-        unroutable: for each transaction, the bodies of the unroutable messages, in the order of their return.
-        committed: the messages and acknowledgements of each transaction.
-        selected: called when a channel has become transactional.
-        commits: False if it never replies to tx.commit.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.confirms = False
-        self.unroutable: list[list[bytes]] = []
-        self.committed: list[tuple[list[Message], list[tuple[int, bool]]]] = []
-        self.selected: Callable[[], None] = lambda: None
-        self.commits = True
-
-    def _answer(self, method: Any, number: int) -> None:
-        if isinstance(method, spec.Tx.Select):
-            self.send(spec.Tx.SelectOk(), number)
-            self.selected()
-        elif isinstance(method, spec.Tx.Commit):
-            assert all(each.mandatory for each, _ in self.published)
-            self.committed.append(([message for _, message in self.published], [*self.acks]))
-            for body in self.unroutable.pop(0) if self.unroutable else []:
-                sent = next((message for _, message in self.published if message.body == body), Message(body, "k", "x"))
-                returned = spec.Basic.Return(312, "NO_ROUTE", sent.exchange, sent.routing_key)
-                self.send(returned, number, Message(body, properties=sent.properties))
-            self.published.clear()
-            self.acks.clear()
-            if self.commits:
-                self.send(spec.Tx.CommitOk(), number)
-        else:
-            super()._answer(method, number)
-
-
-@pytest.fixture
-def broker() -> Iterator[TransactionalBroker]:
-    broker = TransactionalBroker()
-    yield broker
-    broker.close()
-
-
-def messages(*bodies: bytes) -> list[Message]:
-    return [Message(body, "other", "x") for body in bodies]
-
-
-def test_a_batch_is_published_and_acknowledged_in_one_transaction(broker: TransactionalBroker) -> None:
-    """`queue convert` moves a batch of messages in one transaction. It publishes the messages with the flag
-    `mandatory`, acknowledges all their deliveries with one basic.ack, and then commits.
-    """
-    moving = InTransactions(broker.channel(), message_for, restored)
-    large = bytes(70_000)  # needs two frames
-    assert moving.move(batch(b"1", large, b"3")) == []
-    assert broker.committed == [(messages(b"1", large, b"3"), [(7, True)])]
-    assert broker.largest_frame == broker.frame_max
-    assert broker.writes[-2:] == [["Basic.Publish"] * 3 + ["Basic.Ack"], ["Tx.Commit"]]
-
-
-def test_queue_convert_ends_with_an_error_if_the_broker_does_not_commit_in_time(
-    broker: TransactionalBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the broker does not reply to tx.commit, `queue convert` does not hang: it raises NotConfirmed after the
-    confirm timeout. RabbitMQ 3.10 never replies if the destination is a quorum queue that another client deletes at the
-    same time.
-    """
-    monkeypatch.setattr(transactions, "CONFIRM_TIMEOUT", 0.1)
-    moving = InTransactions(broker.channel(), message_for, restored)
-    broker.commits = False
-    with pytest.raises(NotConfirmed, match=re.escape("the broker did not reply within 0.1 s")):
-        moving.move(batch(b"1"))
-
-
-@pytest.mark.parametrize(
-    ("unroutable", "back"),
-    [
-        ([b"2"], [b"2"]),
-        ([b"3", b"1"], [b"1", b"3"]),
-        ([b"same", b"same"], [b"same", b"same"]),
-        ([b"changed"], [b"1", b"2", b"3", b"same", b"same"]),
-    ],
-)
-def test_unroutable_messages_are_put_back_into_the_source_queue(
-    broker: TransactionalBroker, unroutable: list[bytes], back: list[bytes]
-) -> None:
-    """If messages of a batch are unroutable, `queue convert` publishes them to the end of the source queue, and
-    raises NotConfirmed. The other messages of the batch have been moved. If mqtool cannot recognize a returned
-    message because the broker has changed it, the command publishes the whole batch to the source queue, so messages
-    may be duplicated.
-    """
-    broker.unroutable = [unroutable]
-    moving = InTransactions(broker.channel(), message_for, restored)
-    with pytest.raises(NotConfirmed) as error:
-        moving.move(batch(b"1", b"2", b"3", b"same", b"same"))
-    assert str(error.value) == "no queue took messages from 'jobs': NO_ROUTE"
-    count = f"{len(back)} messages" if len(back) > 1 else "1 message"
-    assert error.value.hint == f"{count} went back to the end of 'jobs'"
-    assert broker.committed[1] == ([Message(body, "jobs", "back") for body in back], [])
-    assert moving.move(batch(b"4")) == []
-
-
-def test_unroutable_messages_that_cannot_be_put_back_are_reported_as_lost(broker: TransactionalBroker) -> None:
-    """If messages that `queue convert` moves are unroutable, and cannot be published to the source queue again
-    either, the error says how many messages are lost, and why.
-    """
-    broker.unroutable = [[b"1"], [b"1"]]
-    moving = InTransactions(broker.channel(), message_for, restored)
-    with pytest.raises(NotConfirmed, match=r"^1 message of 'jobs' lost: no queue takes them \(NO_ROUTE\)$"):
-        moving.move(batch(b"1"))
-
-
-def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(broker: TransactionalBroker) -> None:
-    """If a message of a batch cannot be published because its headers are too large, `queue convert` moves the
-    messages before it, and raises HeadersTooLarge. This message and those after it stay in their queue.
-    """
-    moving = InTransactions(broker.channel(), message_for, restored)
-    with pytest.raises(HeadersTooLarge):
-        moving.move(batch(b"1", b"2", b"large", b"4"))
-    assert broker.committed == [(messages(b"1", b"2"), [(6, True)])]
-    with pytest.raises(HeadersTooLarge):
-        moving.move(batch(b"large", b"4"))
-    assert len(broker.committed) == 1
-
-
-def test_a_connection_that_is_lost_before_the_first_transaction_raises_unavailable(broker: TransactionalBroker) -> None:
-    """If the connection is lost just after the broker has made a channel of `queue convert` transactional, Unavailable
-    is raised before any message is moved.
-    """
-    channel = broker.channel()
-    broker.selected = channel.reopening.lost
-    with pytest.raises(Unavailable, match=r"^the connection was lost$"):
-        InTransactions(channel, message_for, restored)
-
-
-class ConfirmingChannel:
-    """A channel whose broker confirms, rejects or returns each message, depending on its body."""
-
-    def __init__(self) -> None:
-        self.published: list[Message] = []
-        self.acknowledged: list[int] = []
-
-    def publish(self, messages: Sequence[Message], *, mandatory: bool) -> Iterator[Receipt]:
-        assert mandatory
-        for sequence, message in enumerate(messages, 1):
-            self.published.append(message)
-            answers = {b"rejected": Confirmation.NACKED, b"returned": Confirmation.RETURNED}
-            yield Receipt(message, answers.get(message.body, Confirmation.CONFIRMED), "NO_ROUTE", sequence)
-
-    def acknowledge(self, moved: Delivery) -> None:
-        self.acknowledged.append(moved.delivery_tag)
-
-
-def test_with_confirms_only_confirmed_messages_are_acknowledged() -> None:
-    """With publisher confirms, `queue convert` acknowledges a message of a batch only if the broker has confirmed it.
-    Messages that the destination rejects because it is full stay unacknowledged, and can be published again.
-    """
-    channel = ConfirmingChannel()
-    moving, lot = WithConfirms(cast(Channel, channel), message_for), batch(b"1", b"rejected", b"3")
-    assert moving.move(lot) == lot[1:2]
-    assert channel.published == messages(b"1", b"rejected", b"3")
-    assert channel.acknowledged == [5, 7]
-
-
-def test_with_confirms_messages_that_are_not_moved_stay_in_their_queue() -> None:
-    """If `queue convert` moves a batch with publisher confirms, and a message is unroutable, the message stays in its
-    queue, and NotConfirmed is raised. If a message cannot be published because its headers are too large,
-    HeadersTooLarge is raised, and this message and those after it stay in their queue.
-    """
-    channel = ConfirmingChannel()
-    moving = WithConfirms(cast(Channel, channel), message_for)
-    with pytest.raises(NotConfirmed) as error:
-        moving.move(batch(b"1", b"returned", b"3", b"large"))
-    assert str(error.value) == "no queue took messages from 'jobs': NO_ROUTE"
-    assert error.value.hint == "they are still in 'jobs'"
-    with pytest.raises(NotConfirmed, match="NO_ROUTE"):
-        moving.move(batch(b"returned"))
-    with pytest.raises(HeadersTooLarge):
-        moving.move(batch(b"4", b"large", b"6"))
-    assert channel.acknowledged == [5, 7, 5]
-    assert channel.published[3:] == messages(b"returned", b"4")
+    return Message(delivery.body, "other", "x")
 
 
 class FakeQueue:
@@ -231,6 +32,7 @@ class FakeQueue:
         events: called at each wait for a delivery or for room, one after another.
         published: the number of messages that are published while each batch is moved.
         rejected: for each batch, the numbers of the messages that the destination rejects.
+        acknowledged: the bodies of the acknowledged messages.
         pace: the seconds that each batch takes.
         log: the numbers of the messages of each batch, and other events.
     """
@@ -242,15 +44,16 @@ class FakeQueue:
         self.events: list[Callable[[], None]] = []
         self.published: list[int] = []
         self.rejected: list[set[int]] = []
+        self.acknowledged: list[bytes] = []
         self.pace = 0.0
         self.log: list[Any] = []
-        monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        monkeypatch.setattr(mover, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
 
     def mover(self, at_once: int, room: Callable[[], int] | None = None) -> Mover:
         self.prefetch = 2 * at_once
-        return Mover(cast(Channel, self), "jobs", at_once, cast(Moving, self), room)
+        return Mover(cast(Channel, self), "jobs", at_once, message_for, room)
 
-    def publish(self, count: int) -> None:
+    def add(self, count: int) -> None:
         self.ready.extend(b"%d" % number for number in range(self.count, self.count + count))
         self.count += count
 
@@ -289,7 +92,7 @@ class FakeQueue:
 
     def deliveries(self) -> Iterator[Delivery]:
         while not self.stopping:
-            yield delivery(self.arrived.popleft())
+            yield Delivery(self.arrived.popleft(), "", "jobs", "jobs", False, {}, 1)
 
     def arrives(self, within: float) -> bool:
         if not self._has_delivered() and within:
@@ -307,17 +110,23 @@ class FakeQueue:
         self.prefetch = 0
         self.log.append("cancelled")
 
-    # The way to move.
-
-    def move(self, moved: Sequence[Delivery]) -> list[Delivery]:
+    def publish(self, messages: Iterable[Message], *, mandatory: bool) -> Iterator[Receipt]:
+        """Reject a message with a number in `rejected`; return one with the body "returned"; confirm any other."""
+        assert mandatory
         assert self.now < 1100, "moving never ends"
-        self.log.append([int(each.body[:9]) for each in moved])
         self.now += self.pace
-        numbers = self.rejected.pop(0) if self.rejected else set[int]()
-        rejected = [each for each in moved if int(each.body[:9]) in numbers]
-        self.unacknowledged -= len(moved) - len(rejected)
-        self.publish(self.published.pop(0) if self.published else 0)
-        return rejected
+        numbers, batch = self.rejected.pop(0) if self.rejected else set[int](), list[Any]()
+        self.log.append(batch)
+        for sequence, message in enumerate(messages, 1):
+            batch.append(int(message.body[:9]) if message.body[:1].isdigit() else message.body)
+            confirmation = Confirmation.NACKED if batch[-1] in numbers else Confirmation.CONFIRMED
+            returned = message.body == b"returned"
+            yield Receipt(message, Confirmation.RETURNED if returned else confirmation, "NO_ROUTE", sequence)
+        self.add(self.published.pop(0) if self.published else 0)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self.acknowledged.append(delivery.body)
+        self.unacknowledged -= 1
 
 
 @pytest.fixture
@@ -329,11 +138,39 @@ def test_the_messages_of_a_queue_are_moved_in_order_in_batches(queue: FakeQueue)
     """`queue convert` moves the messages of a queue in order, in batches of the given size, until the queue is empty.
     Its consumer prefetches two batches.
     """
-    queue.publish(10)
+    queue.add(10)
     assert [*queue.mover(4).batches()] == [4, 4, 2]
     assert queue.log == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], "cancelled"]
     assert [*queue.mover(4).batches()] == []
     assert queue.now == pytest.approx(1000.1)
+
+
+def test_only_confirmed_messages_are_acknowledged(queue: FakeQueue) -> None:
+    """`queue convert` acknowledges a message only once the broker has confirmed it in the other queue. If the
+    destination rejects a message, it is acknowledged once it has been published again. If a message is unroutable, it
+    stays in its queue, and NotConfirmed is raised.
+    """
+    queue.ready.extend([b"1", b"2", b"3"])
+    queue.rejected = [{2}]
+    running = queue.mover(4).batches()
+    assert next(running) == 2
+    assert queue.acknowledged == [b"1", b"3"]
+    queue.ready.extend([b"returned", b"5"])
+    with pytest.raises(NotConfirmed) as error:
+        next(running)
+    assert str(error.value) == "no queue took messages from 'jobs': NO_ROUTE"
+    assert error.value.hint == "they are still in 'jobs'"
+    assert queue.acknowledged == [b"1", b"3", b"2", b"5"]
+
+
+def test_a_batch_is_moved_up_to_a_message_that_cannot_be_published(queue: FakeQueue) -> None:
+    """If a message cannot be published because its headers are too large, `queue convert` moves the messages before it,
+    and raises HeadersTooLarge. This message and those after it stay in their queue.
+    """
+    queue.ready.extend([b"1", b"2", b"large", b"4"])
+    with pytest.raises(HeadersTooLarge):
+        next(queue.mover(4).batches())
+    assert queue.acknowledged == [b"1", b"2"]
 
 
 def test_a_batch_ends_when_its_bodies_reach_16_mib(queue: FakeQueue) -> None:
@@ -348,7 +185,7 @@ def test_messages_delivered_after_the_broker_has_reported_the_queue_as_empty_are
     """RabbitMQ can report a queue as empty before it has sent the last deliveries to the consumer. `queue convert`
     also moves the messages of these deliveries.
     """
-    queue.publish(2)
+    queue.add(2)
     queue.late.append(b"9")
     assert [*queue.mover(4).batches()] == [2, 1]
     assert queue.log == [[0, 1], [9], "cancelled"]
@@ -359,17 +196,17 @@ def test_one_consumer_moves_all_messages_that_arrive_until_publishers_are_cut_of
     queue. The consumer that has moved the messages so far also moves those that reached the queue before the cut-off.
     It is then cancelled. Deliveries that arrive during the cancellation are moved last.
     """
-    queue.publish(3)
+    queue.add(3)
 
     def stop_flow() -> None:
         queue.log.append("stopped")
-        queue.publish(5)
-        queue.events = [lambda: None, lambda: queue.publish(1)]
+        queue.add(5)
+        queue.events = [lambda: None, lambda: queue.add(1)]
 
     cancel = queue.cancel
 
     def publish_and_cancel() -> None:
-        queue.publish(2)
+        queue.add(2)
         queue.arrives(0)
         cancel()
 
@@ -395,10 +232,10 @@ def test_publishers_are_cut_off_when_the_queue_no_longer_shrinks(
     within three counts, the command cuts off the publishers, so that new messages no longer reach the queue. It still
     moves all messages that reached the queue before.
     """
-    queue.publish(ready)
+    queue.add(ready)
     queue.published = published
     if not ready:
-        queue.events = [lambda: queue.publish(1)]
+        queue.events = [lambda: queue.add(1)]
     sizes = list[int]()
     until_stopped = list[int]()
     for size in queue.mover(100).batches(lambda: until_stopped.extend(sizes)):
@@ -421,7 +258,7 @@ def test_rejected_messages_are_published_again_in_order(queue: FakeQueue) -> Non
     """If the destination of `queue convert` rejects messages, the command republishes these messages in order before it
     moves any others, even if the destination has room for only some of them.
     """
-    queue.publish(6)
+    queue.add(6)
     queue.rejected = [{1, 2, 3}, {1}, {2}]
     rooms = [4, 1, 2, 1, 9, 9]
     assert [*queue.mover(4, lambda: rooms.pop(0)).batches()] == [1, 0, 1, 1, 3]
@@ -433,14 +270,14 @@ def test_a_queue_that_delivers_nothing_raises_unavailable(queue: FakeQueue) -> N
     raises Unavailable. The error says how many messages the queue has, and the hint names possible reasons. If the
     broker delivers a message before the 15 seconds are over, the command continues.
     """
-    queue.publish(1)
+    queue.add(1)
     queue.is_stuck = True
 
     def deliver() -> None:
         queue.is_stuck = False
         queue.arrives(0)
         queue.is_stuck = True
-        queue.publish(1234)
+        queue.add(1234)
 
     queue.events = [*[lambda: None] * 290, deliver]
     running = queue.mover(4).batches()
@@ -457,7 +294,7 @@ def test_queue_convert_waits_for_room_in_the_destination(queue: FakeQueue) -> No
     """Each batch of `queue convert` has no more messages than the destination has room for. If the destination has no
     room, the command waits. If there is still no room after 15 seconds, the command raises NoRoom.
     """
-    queue.publish(9)
+    queue.add(9)
     rooms = [*[0] * 200, 2, 1, 9]
     running = queue.mover(4, lambda: rooms.pop(0) if rooms else 0).batches()
     assert [*islice(running, 3)] == [2, 1, 4]
@@ -472,7 +309,7 @@ def test_a_destination_that_keeps_rejecting_messages_raises_no_room(queue: FakeQ
     because of a limit in bytes, the command raises NoRoom. The 15 seconds start again whenever the destination
     accepts a message.
     """
-    queue.publish(9)
+    queue.add(9)
     queue.pace = 4
     queue.rejected = [{0, 1}] * 3 + [{1}] + [{1, 2}] * 9
     running = queue.mover(2, lambda: 5).batches()
@@ -485,7 +322,7 @@ def test_a_stopped_conversion_begins_no_further_batch(queue: FakeQueue) -> None:
     """If `queue convert` is stopped after it has moved a batch of messages, it begins no further batch, and cancels
     its consumer. It does not cut off publishers: new messages still reach the queue.
     """
-    queue.publish(9)
+    queue.add(9)
     running = queue.mover(4).batches(lambda: queue.log.append("stopped"))
     assert next(running) == 4
     queue.stopping = True
@@ -497,7 +334,7 @@ def test_a_stopped_conversion_does_not_wait_for_room(queue: FakeQueue) -> None:
     """If `queue convert` is stopped while it waits for room in the destination, it stops waiting, cancels its
     consumer, and ends without an error.
     """
-    queue.publish(9)
+    queue.add(9)
     queue.events = [lambda: setattr(queue, "stopping", True)]
     assert [*queue.mover(4, lambda: 0).batches()] == []
     assert queue.log == ["cancelled"]
