@@ -336,7 +336,7 @@ def _of_unmovable(view: Json) -> list[Refusal]:
     """
     found = []
     if waiting := view.get("messages_delayed") or 0:
-        hint = "lower the policy's delayed-retry-min and -max (or wait), and consume them or convert once they are ready"
+        hint = "convert it when their delays are over and they are ready again"
         found.append(Refusal(f"{counted(waiting)} waiting for a delayed retry would be lost", hint))
     if held := view.get("messages_dlx") or 0:
         hint = "declare or bind the target of its dead letters, or make room there: RabbitMQ then delivers them"
