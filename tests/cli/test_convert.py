@@ -1237,7 +1237,7 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
 @on_any_broker
 def test_queue_convert_refuses_a_queue_that_still_holds_dead_letters(shell: Shell, broker: TestBroker) -> None:
     """A quorum queue with at-least-once dead-lettering holds dead letters whose target is missing. They would be lost
-    with the queue, so `queue convert` exits with 2, changes nothing, and says how many there are; --force does not help.
+    with the queue, so `queue convert` exits with 2 and says how many there are; --force does not help.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
