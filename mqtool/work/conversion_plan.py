@@ -311,6 +311,7 @@ def prospect(
     ready = (view.get("messages_ready") or 0) if depth is None else depth.ready
     found = Prospect(plan, messages=ready, bindings=bindings_of(api, vhost, queue))
     found.refusals += _of_queue(view, plan, dropped)
+    found.refusals += _of_unmovable(view)
     found.refusals += _of_bindings(api, vhost, plan, found.bindings)
     found.refusals += _of_consumers(view)
     found.refusals += _of_channels(api, vhost, view, wanted)
@@ -325,6 +326,21 @@ def prospect(
             "whether clients publish to it through the default exchange cannot be known in advance "
             "(that takes management.rates_mode = detailed): if they do, it is not replaced without --force"
         )
+    return found
+
+
+def _of_unmovable(view: Json) -> list[Refusal]:
+    """Refuse a quorum queue with messages that no consumer can get: they would be lost with the queue.
+
+    queue.declare-ok does not count them. The API does, in statistics that are up to 5 s old.
+    """
+    found = []
+    if waiting := view.get("messages_delayed") or 0:
+        hint = "convert it when their delays are over and they are ready again"
+        found.append(Refusal(f"{counted(waiting)} waiting for a delayed retry would be lost", hint))
+    if held := view.get("messages_dlx") or 0:
+        hint = "declare or bind the target of its dead letters, or make room there: RabbitMQ then delivers them"
+        found.append(Refusal(f"{counted(held, 'dead letter')} that it still holds would be lost", hint))
     return found
 
 

@@ -1241,6 +1241,34 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     assert (set(numbers), len(numbers)) == (expected, len(expected))
 
 
+@on_any_broker
+def test_queue_convert_refuses_a_queue_that_still_holds_dead_letters(shell: Shell, broker: TestBroker) -> None:
+    """A quorum queue with at-least-once dead-lettering holds dead letters whose target is missing. They would be lost
+    with the queue, so `queue convert` exits with 2 and says how many there are; --force does not help.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    target = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "missing"}
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", **strategy, **target})
+        channel.confirm_delivery()
+        channel.basic_publish("", "jobs", b"dead")
+        method, _, _ = channel.basic_get("jobs")
+        channel.basic_reject(method.delivery_tag, requeue=False)
+    plan = ("mqtool", "queue", "convert", "jobs", "--to", "classic")
+    refused = Result(b"", "", 0)
+
+    def is_refused() -> bool:
+        nonlocal refused
+        refused = shell.run(*plan, "--dry-run")
+        return "1 dead letter that it still holds would be lost" in refused.stderr
+
+    wait_until(is_refused, "the refusal")
+    assert refused.code == 2
+    assert shell.run(*plan, "--force", "--yes").code == 2
+
+
 @large
 def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
