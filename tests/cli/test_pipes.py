@@ -1,5 +1,6 @@
 """Commands in pipelines: bytes arrive unchanged, readers may exit early, and input is sent as it arrives."""
 
+import json
 import os
 import random
 import re
@@ -246,10 +247,35 @@ def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell)
 
 
 def _without_place(path: Path) -> list[dict[str, object]]:
-    import json
-
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if key not in ("timestamp", "queue", "routing_key")} for line in lines]
+
+
+@pytest.mark.parametrize("command", ["send --json -q copy", "recording replay --to-queue copy"])
+def test_a_copy_has_no_headers_that_the_broker_has_set(shell: Shell, command: str) -> None:
+    """A quorum queue counts in headers how often it has delivered a message. `receive --json` shows these headers. They
+    are not part of a copy, in contrast to the headers of the publisher and to x-death, unless --keep-broker-headers is
+    given.
+    """
+    shell.script(
+        "mqtool queue declare jobs; mqtool queue declare copy;"
+        """ mqtool send -q jobs -H tenant=acme -H 'x-death:=[{"queue":"q"}]' -- one; mqtool send -q jobs two;"""
+        " mqtool peek jobs; mqtool peek jobs"
+    )
+    lines = shell.script("mqtool receive -q jobs -c 2 --json").stdout
+    counts = [set(json.loads(line)["headers"]) - {"tenant", "x-death"} for line in lines.splitlines()]
+    assert counts[0]
+    assert counts[0] <= {"x-delivery-count", "x-acquired-count"}
+
+    copied = shell.run("mqtool", *command.split(), stdin=lines)
+    kept = shell.run("mqtool", *command.split(), "--keep-broker-headers", stdin=lines)
+
+    assert (copied.code, kept.code) == (0, 0), copied.stderr + kept.stderr
+    first, second, *with_counts = [
+        json.loads(line)["headers"] for line in shell.script("mqtool receive -q copy -c 4 --json").stdout.splitlines()
+    ]
+    assert (first, second) == ({"tenant": "acme", "x-death": [{"queue": "q"}]}, None)
+    assert all(counts[0] <= set(headers) for headers in with_counts)
 
 
 @on_any_broker

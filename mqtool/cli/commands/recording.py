@@ -242,6 +242,9 @@ class Changing:
     trust_streams: Annotated[
         bool, typer.Option("--trust-streams", help="Use the exchange, keys, CC and BCC of messages from streams")
     ] = False
+    keep_broker_headers: Annotated[
+        bool, typer.Option("--keep-broker-headers", help="Send x-delivery-count, x-acquired-count and x-stream-offset")
+    ] = False
 
     def changes(self) -> Changes:
         """Return the changes to make to each message.
@@ -262,7 +265,7 @@ class Changing:
         # If the user chooses the destination, the message must not add others.
         copies = () if exchange is None and key is None else COPIES
         dropped = (*copies, *(self.drop_header or ()))
-        return Changes(exchange, key, dropped, headers, self.trust_streams)
+        return Changes(exchange, key, dropped, headers, self.trust_streams, self.keep_broker_headers)
 
 
 @command(

@@ -199,6 +199,14 @@ class MessageOptions:
             rich_help_panel="Messages",
         ),
     ] = False
+    keep_broker_headers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-broker-headers",
+            help="Send x-delivery-count, x-acquired-count and x-stream-offset",
+            rich_help_panel="Messages",
+        ),
+    ] = False
     key_pattern: Annotated[
         Any | None,
         typer.Option(
