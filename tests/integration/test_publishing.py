@@ -86,9 +86,12 @@ def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> No
     list(channel.publish([message, message], routing_key=QUEUE.name))
     [returned] = channel.publish([message], routing_key="no-queue", mandatory=True)
 
-    assert (got := channel.get(QUEUE.name)) is not None and (got.headers, got.message_id) == (headers, "1")
+    got = channel.get(QUEUE.name)
+    assert got is not None
+    assert (got.headers, got.message_id) == (headers, "1")
     assert next(channel.consume(QUEUE)).headers == headers
-    assert returned.confirmation is Confirmation.RETURNED and returned.message.properties["headers"] == headers
+    assert returned.confirmation is Confirmation.RETURNED
+    assert returned.message.properties["headers"] == headers
 
 
 def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> None:
