@@ -4,19 +4,24 @@ import json
 import os
 import random
 import re
+import struct
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
+from pamqp import commands
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
-from mqtool.topology import Queue
+from mqtool.topology import Binding, Queue
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
+from tests.corpus.frames import messages_091, recorded
+from tests.protocol.raw_client import RawClient, raw_frame
 
 
 def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
@@ -249,6 +254,36 @@ def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell)
 def _without_place(path: Path) -> list[dict[str, object]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if key not in ("timestamp", "queue", "routing_key")} for line in lines]
+
+
+def test_messages_of_real_clients_are_copied_byte_for_byte(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """tests/corpus has what clients in several languages publish, with the types that each of them uses in headers.
+    `receive --json | send --json` copies each of these messages: properties, headers and bodies have the same bytes.
+    """
+    messages = recorded("amqp091")
+    channel = connection.channel()
+    for name in ("source", "observed"):
+        queue = channel.declare(Queue(name, durable=True, arguments={"x-queue-type": "classic"}))
+        administration.bind(channel, Binding("amq.fanout", queue.name))
+    with RawClient(broker.url) as client:
+        for message in messages:
+            client.send(commands.Basic.Publish(exchange="amq.fanout", routing_key=message["routing_key"]))
+            size = struct.pack(">HHQ", 60, 0, len(message["body"]))
+            client.socket.sendall(raw_frame(2, 1, size + message["properties"]))
+            client.socket.sendall(raw_frame(3, 1, message["body"]) if message["body"] else b"")
+
+        copied = shell.script(f"mqtool receive -q source -c {len(messages)} --json | mqtool send --json")
+
+        assert copied.code == 0, copied.stderr
+        client.send(commands.Basic.Consume(queue="observed", no_ack=True))
+        data, found = b"", list[dict[str, Any]]()
+        while len(found) < 2 * len(messages):
+            data += client.socket.recv(65536)
+            found = list(messages_091(data))
+    pairs = zip(messages, found[: len(messages)], found[len(messages) :], strict=True)
+    assert [(message["client"], before, after) for message, before, after in pairs if before != after] == []
 
 
 @pytest.mark.parametrize("command", ["send --json -q copy", "recording replay --to-queue copy"])

@@ -26,6 +26,7 @@ from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, large, on_any_broker, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_tutorial import Watched
+from tests.corpus.frames import recorded, sections
 from tests.protocol.raw_stream import DECLARE_PUBLISHER, OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
@@ -884,3 +885,30 @@ def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shel
     assert shell.run(*read).stdout == numbers(0, 199)
     large = shell.run(*send, stdin="x" * ((1 << 20) - 20_000) + "\n")
     assert (large.code, "it is larger than a frame may be" in large.stderr) == (75, True)
+
+
+def test_messages_of_real_stream_clients_are_copied(shell: Shell, broker: TestBroker) -> None:
+    """tests/corpus has what clients of the stream protocol publish. `receive-stream --json | send-stream --json` copies
+    each of these messages: all sections have the same values, of the same types.
+    """
+    messages = recorded("streams")
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    for name in ("source", "copy"):
+        assert client.create(name) == 1
+    assert client.declare_publisher(1, "source") == 1
+    client.publish(1, 1, *(message["message"] for message in messages))
+    client.confirmed(len(messages))
+
+    copied = shell.script(
+        f"mqtool receive-stream -q source -c {len(messages)} --json | mqtool send-stream -q copy --json"
+    )
+
+    assert copied.code == 0, copied.stderr
+    assert client.subscribe(1, "copy") == 1
+    pairs = zip(messages, client.entries(len(messages)), strict=True)
+    client.close()
+    wrong = [(message, after) for message, after in pairs if sections(message["message"]) != sections(after)]
+    assert wrong == []
