@@ -69,7 +69,9 @@ def test_messages_of_real_clients_are_copied_over_amqp_1_0(shell: Shell, broker:
         for number, message in enumerate(messages):
             assert client.published(number, message["message"]).descriptor == ACCEPTED
 
-        copied = shell.script(f"mqtool receive -q source -c {len(messages)} --json | mqtool send --json")
+        # To one exchange with one key; with the messages' own, each copy would also have the property `to`.
+        copying = f"mqtool receive -q source -c {len(messages)} --json | mqtool send --json -e amq.fanout -r corpus"
+        copied = shell.script(copying)
 
         assert copied.code == 0, copied.stderr
         client.attach_receiver("/queues/observed", handle=1)

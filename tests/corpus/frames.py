@@ -73,7 +73,7 @@ def messages_10(data: bytes) -> Iterator[bytes]:
 
 
 def sections(message: bytes) -> list[bytes]:
-    """Return the sections of an AMQP 1.0 message, each value encoded as short as its type allows."""
+    """Return the sections of an AMQP 1.0 message but for empty ones, each value encoded as short as its type allows."""
     found, position = [], 0
     while position < len(message):
         section, position = decode(message, position)
@@ -81,5 +81,6 @@ def sections(message: bytes) -> list[bytes]:
         if section.descriptor in (_HEADER, _PROPERTIES):
             while section.value and section.value[-1] is None:
                 section.value.pop()
-        found.append(encode(section))
+        if section.value:
+            found.append(encode(section))
     return found
