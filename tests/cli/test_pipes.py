@@ -1,11 +1,13 @@
 """Commands in pipelines: bytes arrive unchanged, readers may exit early, and input is sent as it arrives."""
 
+import gzip
 import json
 import os
 import random
 import re
 import struct
 import sys
+import zlib
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -326,6 +328,54 @@ def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
     assert f" [x] Received {start}… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
     assert "é" * 300 in shell.run("mqtool", "send", "-f", "body").stderr
     assert "é" * 300 in on_terminal(shell, "mqtool", "receive", "-c", "1", "--raw").stdout
+
+
+@on_any_broker
+def test_a_terminal_shows_binary_bodies_in_short_and_headers_of_messages_without_a_body(shell: Shell) -> None:
+    """On a terminal, `peek` shows the start of a binary body, its size and its type; the headers of a message without a
+    body, such as an event of RabbitMQ's event exchange; and with --decompress, what a gzip or zlib body contains. In a
+    pipe, bodies are unchanged.
+    """
+    order = b'{"order": 4711}' * 20
+    bodies = [msgpack := b"\x82\xa5order\xcd\x12g\n" + bytes(999), gzip.compress(order), zlib.compress(order)]
+    send = ("mqtool", "send", "-q", "q")
+    shell.run(*send, "--property", "content-type=application/msgpack", stdin=msgpack)
+    shell.run(*send, "--property", "content-encoding=gzip", stdin=bodies[1])
+    shell.run(*send, "-H", "compression=application/x-gzip", stdin=bodies[2])  # as kombu does
+    shell.run(*send, "-H", "name=jobs", "-H", "durable:=true", "--", "")
+    shell.run(*send, "grün\x1b[31m")
+
+    plain, opened = (on_terminal(shell, "mqtool", "peek", "q", *option) for option in ((), ("--decompress",)))
+    piped = shell.run("mqtool", "peek", "q", "--format", "%b")
+
+    start = r"q: \x82\xa5order\xcd\x12g\n" + r"\x00" * 37 + "… (1,010 bytes, application/msgpack)"
+    lines = plain.stdout.splitlines()
+    assert lines[0] == start
+    assert [line.rpartition(" (")[2] for line in lines[1:3]] == [
+        f"{len(bodies[1])} bytes, gzip)",
+        f"{len(bodies[2])} bytes, application/x-gzip)",
+    ]
+    assert lines[3:5] == ['q: {"name":"jobs","durable":true}', r"q: grün\x1b[31m"]
+    assert opened.stdout.splitlines()[1:3] == [f"q: {(order.decode() * 2)[:200]}… (300 bytes)"] * 2
+    assert piped.stdout_bytes == b"\n".join([*bodies, b"", "grün\x1b[31m\n".encode()])
+
+
+@on_any_broker
+def test_decompress_leaves_bodies_that_are_too_large_or_not_compressed(shell: Shell) -> None:
+    """With --decompress, a body that would have more than 64 MiB is printed as it is, after a warning, and so is one
+    that is not what its properties say. --json refuses --decompress, because it would change copies of messages.
+    """
+    bomb, broken = zlib.compress(bytes((64 << 20) + 1)), gzip.compress(b"hello")[:-4]
+    for body in (bomb, broken, b"plain", gzip.compress(b"one ") + gzip.compress(b"two")):
+        shell.run("mqtool", "send", "-q", "q", "--property", "content-encoding=gzip", stdin=body)
+
+    refused = shell.run("mqtool", "receive", "-q", "q", "-c", "1", "--json", "--decompress")
+    printed = shell.run("mqtool", "receive", "-q", "q", "-c", "4", "--raw", "--decompress")
+
+    assert (refused.code, "cannot be combined" in refused.stderr) == (2, True)
+    assert printed.stdout_bytes == b"\n".join([bomb, broken, b"plain", b"one two", b""])
+    assert "a body would have more than 64 MiB without its compression (gzip)" in printed.stderr
+    assert printed.stderr.count("a body is not gzip, although its properties say so") == 1
 
 
 @on_any_broker
