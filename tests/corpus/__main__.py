@@ -25,8 +25,7 @@ from tests.corpus.frames import messages_091, messages_10
 from tests.protocol.raw_stream import RawStream
 
 HERE = Path(__file__).parent
-#: The packages of Debian that contain clients, by the command that runs each client's program.
-JAVA = "/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar"
+_JAVA = "/usr/share/java/amqp-client.jar:/usr/share/java/slf4j-api.jar"
 RABBITMQ = ("3.10", "4.3")
 #: The number of messages that each client of streams publishes.
 _IN_A_STREAM = 2
@@ -66,10 +65,10 @@ def run(client: Client, **environment: object) -> None:
     subprocess.run(client.command, env={**os.environ, **settings}, check=True, timeout=180)
 
 
-def recorded_091(client: Client, port: int, **environment: object) -> list[dict[str, Any]]:
+def recorded_091(client: Client, port: int) -> list[dict[str, Any]]:
     """Run a client's program on the broker at a port; return the messages that passed, in both directions."""
     with Wire(port) as wire:
-        run(client, AMQP_URL=f"amqp://guest:guest@127.0.0.1:{wire.port}/%2F", **environment)
+        run(client, AMQP_URL=f"amqp://guest:guest@127.0.0.1:{wire.port}/%2F")
         return [message for data in wire.passed for message in messages_091(bytes(data))]
 
 
@@ -97,12 +96,12 @@ def clients(scratch: Path) -> dict[str, list[Client]]:
         "ruby-bunny": ["ruby", "publish.rb"],
         "php-amqplib": ["php", "publish.php"],
         "golang-github-rabbitmq-amqp091-go-dev": ["go", "run", "publish.go"],
-        "librabbitmq-client-java": ["java", "-cp", os.environ.get("CORPUS_CLASSPATH", JAVA), "Publish.java"],
+        "librabbitmq-client-java": ["java", "-cp", _JAVA, "Publish.java"],
     }.items():
         version = subprocess.run(
             ["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True, check=False
         ).stdout
-        if version or (command[0] == "java" and "CORPUS_CLASSPATH" in os.environ):
+        if version:
             command[-1] = str(scratch / command[-1])
             found.append(Client(f"{package} {version} (Debian)", command))
         else:
