@@ -891,6 +891,8 @@ def test_messages_of_real_stream_clients_are_copied(shell: Shell, broker: TestBr
     """tests/corpus has what clients of the stream protocol publish. `receive-stream --json | send-stream --json` copies
     each of these messages: all sections have the same values, of the same types.
     """
+    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "AMQP clients see annotations and app-id"):
+        pytest.skip("send-stream stores messages as AMQP 0-9-1 clients of this version can read them")
     messages = recorded("streams")
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)

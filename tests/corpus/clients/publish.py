@@ -264,7 +264,6 @@ def with_rstream() -> None:
         ) as producer:
             properties = rstream.Properties(
                 message_id="m-1",
-                user_id=b"guest",
                 to="there",
                 subject="about",
                 reply_to="replies",
