@@ -243,7 +243,7 @@ class Changing:
         bool, typer.Option("--trust-streams", help="Use the exchange, keys, CC and BCC of messages from streams")
     ] = False
     keep_broker_headers: Annotated[
-        bool, typer.Option("--keep-broker-headers", help="Send x-delivery-count, x-acquired-count and x-stream-offset")
+        bool, typer.Option("--keep-broker-headers", help="Also send headers that the queue has set")
     ] = False
 
     def changes(self) -> Changes:
@@ -285,9 +285,7 @@ def replay(
         list[Path] | None,
         typer.Argument(help="Recordings, played in the order given (default: stdin)", metavar="FILE..."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be sent, where and when; send nothing")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; send nothing")] = False,
     mandatory: Annotated[
         bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
     ] = True,

@@ -202,9 +202,7 @@ class MessageOptions:
     keep_broker_headers: Annotated[
         bool,
         typer.Option(
-            "--keep-broker-headers",
-            help="Send x-delivery-count, x-acquired-count and x-stream-offset",
-            rich_help_panel="Messages",
+            "--keep-broker-headers", help="Also send headers that the queue has set", rich_help_panel="Messages"
         ),
     ] = False
     key_pattern: Annotated[
