@@ -289,9 +289,7 @@ def replay(
     mandatory: Annotated[
         bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
     ] = True,
-    failed_to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save unconfirmed messages to FILE, as NDJSON")
-    ] = None,
+    failed_to: Annotated[Path | None, typer.Option(metavar="FILE", help="Save unconfirmed messages as NDJSON")] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish the messages of a recording, at their original pace.
