@@ -43,6 +43,35 @@ def numbers(first: int, last: int) -> str:
     return "".join(f"{number}\n" for number in range(first, last + 1))
 
 
+def test_messages_of_real_stream_clients_are_copied(shell: Shell, broker: TestBroker) -> None:
+    """tests/corpus has what clients of the stream protocol publish. `receive-stream --json | send-stream --json` copies
+    each of these messages: all sections have the same values, of the same types.
+    """
+    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "AMQP clients see annotations and app-id"):
+        pytest.skip("send-stream stores messages as AMQP 0-9-1 clients of this version can read them")
+    messages = recorded("streams")
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    for name in ("source", "copy"):
+        assert client.create(name) == 1
+    assert client.declare_publisher(1, "source") == 1
+    client.publish(1, 1, *(message["message"] for message in messages))
+    client.confirmed(len(messages))
+
+    copied = shell.script(
+        f"mqtool receive-stream -q source -c {len(messages)} --json | mqtool send-stream -q copy --json"
+    )
+
+    assert copied.code == 0, copied.stderr
+    assert client.subscribe(1, "copy") == 1
+    pairs = zip(messages, client.entries(len(messages)), strict=True)
+    client.close()
+    wrong = [(message, after) for message, after in pairs if sections(message["message"]) != sections(after)]
+    assert wrong == []
+
+
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
     """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader receives messages
     that were sent before it started, and these messages stay in the stream for the next reader.
@@ -885,32 +914,3 @@ def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shel
     assert shell.run(*read).stdout == numbers(0, 199)
     large = shell.run(*send, stdin="x" * ((1 << 20) - 20_000) + "\n")
     assert (large.code, "it is larger than a frame may be" in large.stderr) == (75, True)
-
-
-def test_messages_of_real_stream_clients_are_copied(shell: Shell, broker: TestBroker) -> None:
-    """tests/corpus has what clients of the stream protocol publish. `receive-stream --json | send-stream --json` copies
-    each of these messages: all sections have the same values, of the same types.
-    """
-    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "AMQP clients see annotations and app-id"):
-        pytest.skip("send-stream stores messages as AMQP 0-9-1 clients of this version can read them")
-    messages = recorded("streams")
-    place = urlsplit(broker.streams)
-    client = RawStream(place.hostname or "", place.port or 0)
-    client.log_in()
-    assert client.request(OPEN, string(broker.vhost)).code == 1
-    for name in ("source", "copy"):
-        assert client.create(name) == 1
-    assert client.declare_publisher(1, "source") == 1
-    client.publish(1, 1, *(message["message"] for message in messages))
-    client.confirmed(len(messages))
-
-    copied = shell.script(
-        f"mqtool receive-stream -q source -c {len(messages)} --json | mqtool send-stream -q copy --json"
-    )
-
-    assert copied.code == 0, copied.stderr
-    assert client.subscribe(1, "copy") == 1
-    pairs = zip(messages, client.entries(len(messages)), strict=True)
-    client.close()
-    wrong = [(message, after) for message, after in pairs if sections(message["message"]) != sections(after)]
-    assert wrong == []
