@@ -31,6 +31,10 @@ from tests.protocol.raw_stream import DECLARE_PUBLISHER, OPEN, PUBLISH, RawStrea
 from tests.proxy import Proxy
 
 
+#: How annotations of a message start.
+ANNOTATED = bytes((0, 0x53, 0x72))
+
+
 @pytest.fixture
 def shell(shell: Shell, broker: TestBroker) -> Shell:
     """A shell whose broker has a port for streams."""
@@ -47,9 +51,10 @@ def test_messages_of_real_stream_clients_are_copied(shell: Shell, broker: TestBr
     """tests/corpus has what clients of the stream protocol publish. `receive-stream --json | send-stream --json` copies
     each of these messages: all sections have the same values, of the same types.
     """
-    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "AMQP clients see annotations and app-id"):
-        pytest.skip("send-stream stores messages as AMQP 0-9-1 clients of this version can read them")
     messages = recorded("streams")
+    if not broker.differs_since("3.13", "AMQP 0-9-1 clients see annotations"):
+        # For older versions, send-stream stores what 0-9-1 clients see as headers in application properties.
+        messages = [message for message in messages if ANNOTATED not in message["message"]]
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
     client.log_in()
