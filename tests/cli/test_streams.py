@@ -30,7 +30,6 @@ from tests.corpus.frames import recorded, sections
 from tests.protocol.raw_stream import DECLARE_PUBLISHER, OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
-
 #: How annotations of a message start.
 ANNOTATED = bytes((0, 0x53, 0x72))
 
