@@ -15,7 +15,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate record mutants conformance lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate record mutants conformance corpus lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -158,6 +158,9 @@ mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/ro
 
 conformance: .venv/installed-dev  ## run the client libraries' own tests on both brokers, and write docs/reference/conformance.md (SUITES="kombu aiormq" runs only these)
 	$(BIN)/python -m tests.conformance $(SUITES)
+
+corpus: .venv/installed-dev  ## record again what other clients publish (see tests/corpus/README.md)
+	GO111MODULE=off GOPATH=/usr/share/gocode $(BIN)/python -m tests.corpus
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

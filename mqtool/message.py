@@ -25,6 +25,10 @@ LONGEST_EXPIRATION = 315_360_000_000
 #: The headers with more routing keys. Over AMQP 1.0, mqtool reads the annotation x-cc as CC, and writes CC as x-cc.
 COPIES = ("CC", "BCC")
 
+#: Headers that the broker sets in a delivery, and that belong to the queue from which it was read: how often a quorum
+#: queue has delivered the message (x-acquired-count: from RabbitMQ 4.3 on), and its offset in a stream.
+QUEUE_HEADERS = ("x-delivery-count", "x-acquired-count", "x-stream-offset")
+
 #: As reply_to of a request, it asks for direct replies to the channel that publishes the request.
 #: https://www.rabbitmq.com/docs/direct-reply-to
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
@@ -135,6 +139,20 @@ def to_publish_again(properties: Mapping[str, Any], *left_out: str) -> dict[str,
     if properties.get("reply_to") == DIRECT_REPLY_TO:
         left_out = (*left_out, "reply_to")
     return {name: value for name, value in properties.items() if name not in left_out}
+
+
+def prepare_copy(message: Message, *, keeps_queue_headers: bool = False) -> None:
+    """Remove from a message that was read from NDJSON what a publisher must not set, in place.
+
+    That is the user_id, since the broker accepts only the name of the user who publishes, a reply_to for direct
+    replies, and, unless they are to be kept, QUEUE_HEADERS.
+    """
+    if not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
+        message.properties = to_publish_again(message.properties, "user_id")
+    headers = message.properties.get("headers")
+    if headers and not keeps_queue_headers and not headers.keys().isdisjoint(QUEUE_HEADERS):
+        left = {name: value for name, value in headers.items() if name not in QUEUE_HEADERS}
+        message.properties = {**message.properties, "headers": left or None}
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
-from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
@@ -260,19 +259,3 @@ def unbind(channel: Asks, binding: Binding) -> None:
 def prefetch_request(count: int) -> Request[object]:
     """Build basic.qos."""
     return lambda pika, done: pika.basic_qos(prefetch_count=count, callback=done)
-
-
-def delivery_from(
-    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
-) -> Delivery:
-    """Convert a delivery that pika has decoded to a Delivery."""
-    return Delivery(
-        body,
-        method.exchange,
-        method.routing_key,
-        queue,
-        method.redelivered,
-        vars(properties),
-        method.delivery_tag,
-        epoch,
-    )

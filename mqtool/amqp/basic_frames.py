@@ -44,6 +44,9 @@ _REMEMBERED = 4096
 #: Bodies of more bytes than this are left to pika: waiting here for all of their bytes would copy them too often.
 _LARGE = 1 << 20
 
+#: The name of the only header of a message whose properties pika leaves encoded, as bytes.
+_ENCODED = ""
+
 #: What the codec raises for values that AMQP cannot express.
 _NOT_ENCODED = ValueError, TypeError, ArithmeticError, AttributeError, struct.error
 
@@ -411,10 +414,8 @@ def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
     """
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:
-        (size,) = struct.unpack_from(">Q", data, 11)
-        if size > LARGEST_MESSAGE:
-            raise pika_errors.message_too_large()
-        return frame.Header(channel, size, spec.BasicProperties(**decode_properties(data[19:-1])))
+        size, encoded = _content(data)
+        return frame.Header(channel, size, spec.BasicProperties(headers={_ENCODED: encoded}))
     if kind != spec.FRAME_METHOD or data[7:11] not in _METHODS:
         return None
     method, fields = _METHODS[data[7:11]]
@@ -427,3 +428,62 @@ def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
             (value,), position = struct.unpack_from(f">{field}", data, position), position + struct.calcsize(field)
         values.append(value)
     return frame.Method(channel, method(*values))
+
+
+def left_encoded(data: bytes) -> bytes:
+    """Rewrite a content header for pika: the message's properties become one header, of type byte array, which
+    delivery_from() and returned_message() decode. Returns other frames unchanged.
+
+    Raises:
+        Unavailable: the header announces a larger body than any that RabbitMQ accepts.
+    """
+    if data[0] != spec.FRAME_HEADER:
+        return data
+    size, encoded = _content(data)
+    table = encode_property("headers", {_ENCODED: encoded})
+    start = (spec.FRAME_HEADER, *Struct(">H").unpack_from(data, 1), 14 + len(table), spec.Basic.INDEX, 0)
+    return _HEADER.pack(*start, size, _FLAGS["headers"]) + table + _FRAME_END
+
+
+def _content(data: bytes) -> tuple[int, bytes]:
+    (size,) = struct.unpack_from(">Q", data, 11)
+    if size > LARGEST_MESSAGE:
+        raise pika_errors.message_too_large()
+    return size, data[19:-1]
+
+
+def properties_of(content: spec.BasicProperties) -> dict[str, Any]:
+    """Decode the properties of a message that pika has received: they were left encoded."""
+    return decode_properties(content.headers[_ENCODED])
+
+
+def delivery_from(
+    method: spec.Basic.Deliver | spec.Basic.GetOk, content: spec.BasicProperties, body: bytes, queue: str, epoch: int
+) -> Delivery:
+    """Convert a delivery that pika has received to a Delivery."""
+    properties = properties_of(content)
+    tag = method.delivery_tag
+    return Delivery(body, method.exchange, method.routing_key, queue, method.redelivered, properties, tag, epoch)
+
+
+def returned_message(method: spec.Basic.Return, content: spec.BasicProperties, body: bytes) -> Message:
+    """Return the message that the broker has returned with basic.return."""
+    properties = properties_of(content)
+    message_id = properties.pop("message_id", None)
+    return Message(body, method.routing_key, method.exchange, properties, message_id)
+
+
+class EncodedProperties(spec.BasicProperties):
+    """Properties for pika to send, encoded by mqtool's codec. Raises the errors of PublishEncoder."""
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        given = {name: properties[name] for name in PROPERTIES if properties.get(name) is not None}
+        try:
+            fields = [encode_property(name, value) for name, value in given.items()]
+        except _NOT_ENCODED as error:
+            raise pika_errors.cannot_encode(error) from error
+        self._encoded = [Struct(">H").pack(sum(_FLAGS[name] for name in given)), *fields]
+
+    def encode(self) -> list[bytes]:
+        return self._encoded

@@ -16,7 +16,8 @@ from pika import spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import administration
-from mqtool.amqp.administration import Reply, Request, delivery_from
+from mqtool.amqp.administration import Reply, Request
+from mqtool.amqp.basic_frames import delivery_from
 from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
 from mqtool.amqp.receive_settings import STREAMING, Receiving
 from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel, Thing

@@ -1,9 +1,10 @@
 """Everything that uses pika's private methods, with a fallback to its public ones. pika itself is not modified.
 
 FastConnection overrides five methods of pika's connection. They are looked up once, at import; if one of them is
-missing or takes other arguments, or MQTOOL_PIKA=public is set, connections are pika's own SelectConnection, messages go
-through Channel.basic_publish, and pika decodes deliveries. Everything still works, with two differences: it is slower,
-and pika's own codec rejects some headers and names (such as names that are not UTF-8).
+missing or takes other arguments, or MQTOOL_PIKA=public is set, connections use only what pika documents: messages go
+through Channel.basic_publish, and pika receives deliveries. Everything still works, with two differences: it is slower,
+and pika rejects exchanges and routing keys that are not UTF-8, and some arguments of declarations. Headers and
+properties pass pika encoded, in both directions, because pika 1.4.4 decodes floats to integers and sends none.
 
 tests/integration/test_pika_paths.py tests both variants.
 """
@@ -17,18 +18,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pika import BasicProperties, PlainCredentials, amqp_object, exceptions, spec
+from pika import PlainCredentials, amqp_object, spec
 from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils import nbio_interface
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors
 from mqtool.amqp.basic_frames import (
     ConsumerFrames,
+    EncodedProperties,
     FrameReader,
     PublishEncoder,
     acknowledgements,
     decode_frame,
     encode_names,
+    left_encoded,
 )
 from mqtool.amqp.unconfirmed import Encoded, MessageWriter, PublishCall, Route, addressed
 from mqtool.codecs.field_tables import CLIENT
@@ -178,25 +183,77 @@ class _PublicWriter:
 
 
 def _publish_call(message: Message, route: Route) -> PublishCall:
-    given = {name: value for name, value in message.properties.items() if value is not None}
-    if message.message_id is not None:
-        given["message_id"] = message.message_id
-    if route.persistent:
-        given.setdefault("delivery_mode", PERSISTENT)
-    properties = BasicProperties(**given)
+    properties = {**message.properties, "message_id": message.message_id}
+    if route.persistent and properties.get("delivery_mode") is None:
+        properties["delivery_mode"] = PERSISTENT
     exchange, routing_key = message.exchange or "", message.routing_key or ""
+    encode_names(exchange, routing_key)
     try:
         f"{exchange}{routing_key}".encode()  # pika sends only UTF-8
-        encode_names(exchange, routing_key)
-        properties.encode()
-    except (exceptions.AMQPError, ValueError, TypeError, ArithmeticError, AssertionError, RecursionError) as error:
+    except UnicodeEncodeError as error:
         raise pika_errors.cannot_encode(error) from error
-    return PublishCall(exchange, routing_key, message.body, properties, route.mandatory)
+    return PublishCall(exchange, routing_key, message.body, EncodedProperties(properties), route.mandatory)
+
+
+class _HeadersLeftEncoded(nbio_interface.AbstractStreamProtocol):
+    """Passes received frames on to pika, with the properties of messages left encoded."""
+
+    def __init__(self, pika: nbio_interface.AbstractStreamProtocol, on_failure: Callable[[Unavailable], None]) -> None:
+        self.pika = pika
+        self._on_failure = on_failure
+        self._reader = FrameReader(lambda data: pika.data_received(left_encoded(data)))
+
+    def connection_made(self, transport: Any) -> None:
+        self.pika.connection_made(transport)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self.pika.connection_lost(error)
+
+    def eof_received(self) -> bool | None:
+        return self.pika.eof_received()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.receive(data)
+        except Unavailable as error:  # pika reports only that the connection is lost
+            self._on_failure(error)
+            raise
+
+
+class _Services(SelectorIOServicesAdapter):
+    failure: Unavailable | None = None
+
+    def _failed(self, error: Unavailable) -> None:
+        self.failure = error
+
+    def create_streaming_connection(
+        self, protocol_factory: Callable[[], Any], sock: Any, on_done: Callable[[Any], None], *tls: Any, **options: Any
+    ) -> Any:
+        def done(result: Any) -> None:
+            on_done(result if isinstance(result, BaseException) else (result[0], result[1].pika))
+
+        def protocol() -> _HeadersLeftEncoded:
+            return _HeadersLeftEncoded(protocol_factory(), self._failed)
+
+        return super().create_streaming_connection(protocol, sock, done, *tls, **options)
+
+
+class _PublicConnection(SelectConnection):
+    """A connection that uses only pika's public interface. mqtool decodes headers: pika cuts floats to integers."""
+
+    def __init__(self, parameters: Any, *, custom_ioloop: IOLoop, **options: Any) -> None:
+        self._services = _Services(custom_ioloop)
+        super().__init__(parameters, custom_ioloop=self._services, **options)
+
+    @property
+    def failure(self) -> Unavailable | None:
+        """Why received data was refused, which closes the connection; None if it was not."""
+        return self._services.failure
 
 
 #: The class of all connections.
 CONNECTION: type[SelectConnection] = (
-    FastConnection if is_as_expected() and os.environ.get("MQTOOL_PIKA") != "public" else SelectConnection
+    FastConnection if is_as_expected() and os.environ.get("MQTOOL_PIKA") != "public" else _PublicConnection
 )
 
 
@@ -230,8 +287,8 @@ def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
 
 
 def failure_of(pika: object) -> Unavailable | None:
-    """Why the connection was closed, if it was because of data too large; without FastConnection, None."""
-    return pika.failure if isinstance(pika, FastConnection) else None
+    """Why the connection was closed, if it was because of data too large."""
+    return pika.failure if isinstance(pika, FastConnection | _PublicConnection) else None
 
 
 def received_at(pika: SelectConnection) -> int:

@@ -9,11 +9,12 @@ from pika import frame, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
+from mqtool.amqp.basic_frames import returned_message
 from mqtool.amqp.io_thread import IoThread
 from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel
 from mqtool.amqp.unconfirmed import WINDOW, MessageWriter, Route, Unconfirmed
 from mqtool.errors import MqtoolError
-from mqtool.message import PROPERTIES, Delivery, InBatches, Message, Receipt
+from mqtool.message import Delivery, InBatches, Message, Receipt
 
 #: The number of a list's messages to publish together: the broker handles them while the next ones are encoded.
 _BATCH_SIZE = 256
@@ -174,12 +175,6 @@ class Publisher(ChannelListener):
     ) -> None:
         reason = f"{method.reply_text} ({method.reply_code})"
         self.unconfirmed.on_return(returned_message(method, properties, body), reason)
-
-
-def returned_message(method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes) -> Message:
-    """Return the message that the broker has returned with basic.return."""
-    given = {name: getattr(properties, name) for name in PROPERTIES if name != "message_id"}
-    return Message(body, method.routing_key, method.exchange, given, properties.message_id)
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:

@@ -17,8 +17,8 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.address import Address, TlsFiles, connection_name
 from mqtool.amqp import pika_errors, pika_private
-from mqtool.amqp.administration import Reply, Request, delivery_from, prefetch_request
-from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
+from mqtool.amqp.administration import Reply, Request, prefetch_request
+from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch, delivery_from
 from mqtool.amqp.connection import parameters_for
 from mqtool.amqp.unconfirmed import Route
 from mqtool.errors import MqtoolError, Unavailable

@@ -9,8 +9,8 @@ from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
-from mqtool.amqp.administration import delivery_from, prefetch_request
-from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
+from mqtool.amqp.administration import prefetch_request
+from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch, delivery_from
 from mqtool.amqp.io_thread import CONNECTION_LOST
 from mqtool.amqp.reopening_channel import ReopeningChannel
 from mqtool.errors import NotConfirmed, StoppedWaiting

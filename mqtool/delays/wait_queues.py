@@ -27,7 +27,7 @@ from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
-from mqtool.message import COPIES, DUE, END_OF_TIME, Delivery, Message, time_to_live, to_publish_again
+from mqtool.message import COPIES, DUE, END_OF_TIME, QUEUE_HEADERS, Delivery, Message, time_to_live, to_publish_again
 from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -325,7 +325,7 @@ RELAY = "x-mqtool-relay"
 #: can write any number into the header.
 _LATEST = (END_OF_TIME - 86_400) * 1000
 #: Headers that the broker or this module has added.
-_NOT_THEIRS = {"x-delivery-count", "x-acquired-count", _THEN}
+_NOT_THEIRS = {*QUEUE_HEADERS, _THEN}
 
 
 class WaitQueue(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mqtool import ndjson
 from mqtool.duration import parse_duration
 from mqtool.errors import BadData
-from mqtool.message import Message, to_publish_again
+from mqtool.message import Message, prepare_copy
 from mqtool.where import Where
 
 
@@ -24,6 +24,7 @@ class Changes:
         exchange, routing_key: replace the message's exchange and routing key; None keeps its own.
         dropped_headers: names of headers to remove, before `headers` are added.
         trusts_streams: see ndjson.message_of(), which is applied first.
+        keeps_queue_headers: see prepare_copy(), which is applied second.
     """
 
     exchange: str | None = None
@@ -31,6 +32,7 @@ class Changes:
     dropped_headers: Sequence[str] = ()
     headers: Mapping[str, Any] = field(default_factory=dict)
     trusts_streams: bool = False
+    keeps_queue_headers: bool = False
 
     def apply(self, message: Message) -> None:
         """Change a message in place."""
@@ -38,11 +40,10 @@ class Changes:
             message.exchange = self.exchange
         if self.routing_key is not None:
             message.routing_key = self.routing_key
-        if self.headers or self.dropped_headers:
-            headers = dict(message.properties.get("headers") or {})
-            for name in self.dropped_headers:
-                headers.pop(name, None)
-            message.properties = {**message.properties, "headers": {**headers, **self.headers}}
+        headers = message.properties.get("headers") or {}
+        if self.headers or not headers.keys().isdisjoint(self.dropped_headers):
+            left = {name: value for name, value in headers.items() if name not in self.dropped_headers}
+            message.properties = {**message.properties, "headers": {**left, **self.headers}}
 
 
 @dataclass(slots=True)
@@ -122,8 +123,7 @@ def recorded(
     """Yield the selected messages of one file, with `changes` applied.
 
     A message without an exchange goes to its original queue, and so does one that was read from a stream. A line
-    without a timestamp gets the timestamp of the previous line. The property user_id is removed, since a broker accepts
-    only the name of the user who publishes, and so is a reply_to for direct replies.
+    without a timestamp gets the timestamp of the previous line.
 
     Args:
         lines: lines of the file. None means that no line is available right now; a None is then yielded.
@@ -150,11 +150,10 @@ def recorded(
             queue = said.get("queue")
             if isinstance(queue, str) and queue:
                 message.exchange, message.routing_key = "", queue
+        prepare_copy(message, keeps_queue_headers=changes.keeps_queue_headers)
         changes.apply(message)
         if message.exchange is None or not (message.exchange or message.routing_key):
             raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
-        if not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
-            message.properties = to_publish_again(message.properties, "user_id")
         yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
             message.delay, message.due, message.received, moment=moment, opens=opens, place=place,

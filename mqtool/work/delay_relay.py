@@ -43,7 +43,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.field_values import FieldValue
-from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt, to_publish_again
+from mqtool.message import DUE, QUEUE_HEADERS, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.routing import checked_delay_of
 from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
@@ -70,7 +70,7 @@ _X_DELAY = "x-delay"
 #: The header in which RabbitMQ's interceptor stores the time of publication, in milliseconds since 1970.
 _PUBLISHED = "timestamp_in_ms"
 #: Headers that the broker or mqtool added if the message has been delayed before.
-_NOT_THEIRS = {"x-delivery-count", "x-acquired-count", DUE, "mqtool-then"}
+_NOT_THEIRS = {*QUEUE_HEADERS, DUE, "mqtool-then"}
 #: Milliseconds until a message is retried after a queue has rejected it, for example because the queue is full.
 _AGAIN = 1000
 

@@ -11,7 +11,7 @@ from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_paylo
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
-from mqtool.message import COPIES, Delivery, Message, to_publish_again
+from mqtool.message import COPIES, QUEUE_HEADERS, Delivery, Message, to_publish_again
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -26,8 +26,6 @@ _SETTINGS = ("expiration", "priority")
 #: CC and BCC are kept because the broker made the copies when the message was first published; and x-death, because
 #: nothing proves the header of a dead letter.
 _KEPT = (*COPIES, history.EXCHANGE, history.ROUTING_KEY, "x-death", _HEADER)
-#: Headers that the broker adds to a delivery.
-_COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
 _BESIDES = 4000
 #: Headers are added to a larger body only if they have to be: the broker limits its size, by default to 16 MiB.
@@ -170,7 +168,7 @@ class _Kept(NamedTuple):
 
 def _own(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message's headers without those that the broker has added to the delivery."""
-    return {name: value for name, value in headers.items() if name not in _COUNTS}
+    return {name: value for name, value in headers.items() if name not in QUEUE_HEADERS}
 
 
 def _is_sound(data: bytes) -> bool:

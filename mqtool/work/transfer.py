@@ -21,7 +21,7 @@ from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import COPIES, PERSISTENT, Confirmation, Delivery, Message, Receipt, to_publish_again
+from mqtool.message import COPIES, PERSISTENT, QUEUE_HEADERS, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.topology import Queue
 from mqtool.work import history
 
@@ -42,10 +42,8 @@ _TOGETHER, _BATCHES, _REQUEUED = 25, 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
 ADDED_BY_BROKER = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
-#: Headers that the broker adds to a delivery, with the number of times that the queue has delivered the message.
-_COUNTS = {"x-delivery-count", "x-acquired-count"}
 #: CC and BCC are removed because the broker made the copies when the message was first published.
-_COPIES = {*COPIES}
+_LEFT_OUT = {*QUEUE_HEADERS, *COPIES}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE, history.RETURNS}
 
 
@@ -92,7 +90,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
-    headers = _without(history.headers_with_origin(delivery, to), ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery, to), ADDED_BY_BROKER | _LEFT_OUT)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
@@ -115,7 +113,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
     A header counts how many times it has been moved back.
     """
-    headers = _without(history.headers_with_origin(delivery, to), _OURS | ADDED_BY_BROKER | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery, to), _OURS | ADDED_BY_BROKER | _LEFT_OUT)
     headers[history.RETURNS] = history.next_return(delivery)
     return _moved(delivery, headers, to)
 
@@ -130,7 +128,7 @@ def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Mes
         properties["user_id"] = None
     message = Message(delivery.body, to, "", properties, delivery.message_id)
     if delivery.headers:
-        properties["headers"] = _without(history.headers_with_origin(delivery, to), _COUNTS | _COPIES)
+        properties["headers"] = _without(history.headers_with_origin(delivery, to), _LEFT_OUT)
         if history.EXCHANGE in properties["headers"] and not fits(message, frame_max):
             properties["headers"] = _without(properties["headers"], {history.EXCHANGE, history.ROUTING_KEY})
     return message

@@ -22,7 +22,8 @@ from mqtool.topology import Queue
 from tests.brokers import TestBroker, large, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth, lose_replies
-from tests.protocol.raw_amqp10 import ACCEPTED, RawAmqp10
+from tests.corpus.frames import recorded, sections
+from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -54,6 +55,29 @@ def through(proxy: Proxy, broker: TestBroker) -> str:
 def skip_before_4_2(broker: TestBroker, what: str) -> None:
     if broker.differs_since("4.0", what) and not broker.differs_since("4.2", what):
         pytest.skip(f"{what} from RabbitMQ 4.2 on")
+
+
+def test_messages_of_real_clients_are_copied_over_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
+    """tests/corpus has what AMQP 1.0 clients publish. `receive --json | send --json` copies each of these messages: all
+    sections have the same values, of the same types.
+    """
+    messages = recorded("amqp10")
+    for name in ("source", "observed"):
+        shell.script(f"mqtool queue declare {name} --queue-type classic; mqtool exchange bind amq.fanout {name}")
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/exchanges/amq.fanout/corpus")
+        for number, message in enumerate(messages):
+            assert client.published(number, message["message"]).descriptor == ACCEPTED
+
+        # To one exchange with one key; with the messages' own, each copy would also have the property `to`.
+        copying = f"mqtool receive -q source -c {len(messages)} --json | mqtool send --json -e amq.fanout -r corpus"
+        copied = shell.script(copying)
+
+        assert copied.code == 0, copied.stderr
+        client.attach_receiver("/queues/observed", handle=1)
+        found = [sections(client.expect(TRANSFER).payload) for _ in range(2 * len(messages))]
+    pairs = zip(messages, found[: len(messages)], found[len(messages) :], strict=True)
+    assert [(message["client"], before, after) for message, before, after in pairs if before != after] == []
 
 
 def test_send_and_receive_print_the_same_lines_over_amqp_1_0(shell: Shell) -> None:

@@ -1,21 +1,29 @@
 """Commands in pipelines: bytes arrive unchanged, readers may exit early, and input is sent as it arrives."""
 
+import gzip
+import json
 import os
 import random
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
+from pamqp import commands
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
-from mqtool.topology import Queue
+from mqtool.topology import Binding, Queue
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
+from tests.corpus.frames import messages_091, recorded
+from tests.protocol.raw_client import RawClient, raw_frame
 
 
 def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
@@ -246,10 +254,67 @@ def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell)
 
 
 def _without_place(path: Path) -> list[dict[str, object]]:
-    import json
-
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if key not in ("timestamp", "queue", "routing_key")} for line in lines]
+
+
+def test_messages_of_real_clients_are_copied_byte_for_byte(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """tests/corpus has what clients in several languages publish, with the types that each of them uses in headers.
+    `receive --json | send --json` copies each of these messages: properties, headers and bodies have the same bytes.
+    """
+    messages = recorded("amqp091")
+    channel = connection.channel()
+    for name in ("source", "observed"):
+        queue = channel.declare(Queue(name, durable=True, arguments={"x-queue-type": "classic"}))
+        administration.bind(channel, Binding("amq.fanout", queue.name))
+    with RawClient(broker.url) as client:
+        for message in messages:
+            client.send(commands.Basic.Publish(exchange="amq.fanout", routing_key=message["routing_key"]))
+            size = struct.pack(">HHQ", 60, 0, len(message["body"]))
+            client.socket.sendall(raw_frame(2, 1, size + message["properties"]))
+            client.socket.sendall(raw_frame(3, 1, message["body"]) if message["body"] else b"")
+
+        copied = shell.script(f"mqtool receive -q source -c {len(messages)} --json | mqtool send --json")
+
+        assert copied.code == 0, copied.stderr
+        client.send(commands.Basic.Consume(queue="observed", no_ack=True))
+        data, found = b"", list[dict[str, Any]]()
+        while len(found) < 2 * len(messages):
+            data += client.socket.recv(65536)
+            found = list(messages_091(data))
+    pairs = zip(messages, found[: len(messages)], found[len(messages) :], strict=True)
+    assert [(message["client"], before, after) for message, before, after in pairs if before != after] == []
+
+
+@pytest.mark.parametrize("command", ["send --json -q copy", "recording replay --to-queue copy"])
+def test_a_copy_has_no_headers_that_the_broker_has_set(shell: Shell, connection: Connection, command: str) -> None:
+    """A quorum queue counts in headers how often it has delivered a message. `receive --json` shows these headers. They
+    are not part of a copy, in contrast to the publisher's headers, unless --keep-broker-headers is given.
+    """
+    shell.script(
+        "mqtool queue declare jobs; mqtool queue declare copy;"
+        "mqtool send -q jobs -H tenant=acme one; mqtool send -q jobs two"
+    )
+    channel = connection.channel()
+    assert channel.get("jobs")
+    assert channel.get("jobs")
+    channel.close()
+    lines = shell.script("mqtool receive -q jobs -c 2 --json").stdout
+    counts = [set(json.loads(line)["headers"]) - {"tenant"} for line in lines.splitlines()]
+    assert counts[0]
+    assert counts[0] <= {"x-delivery-count", "x-acquired-count"}
+
+    copied = shell.run("mqtool", *command.split(), stdin=lines)
+    kept = shell.run("mqtool", *command.split(), "--keep-broker-headers", stdin=lines)
+
+    assert (copied.code, kept.code) == (0, 0), copied.stderr + kept.stderr
+    first, second, *with_counts = [
+        json.loads(line)["headers"] for line in shell.script("mqtool receive -q copy -c 4 --json").stdout.splitlines()
+    ]
+    assert (first, second) == ({"tenant": "acme"}, None)
+    assert all(counts[0] <= set(headers) for headers in with_counts)
 
 
 @on_any_broker
@@ -263,6 +328,54 @@ def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
     assert f" [x] Received {start}… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
     assert "é" * 300 in shell.run("mqtool", "send", "-f", "body").stderr
     assert "é" * 300 in on_terminal(shell, "mqtool", "receive", "-c", "1", "--raw").stdout
+
+
+@on_any_broker
+def test_a_terminal_shows_binary_bodies_in_short_and_headers_of_messages_without_a_body(shell: Shell) -> None:
+    """On a terminal, `peek` shows the start of a binary body, its size and its type; the headers of a message without a
+    body, such as an event of RabbitMQ's event exchange; and with --decompress, what a gzip or zlib body contains. In a
+    pipe, bodies are unchanged.
+    """
+    order = b'{"order": 4711}' * 20
+    bodies = [msgpack := b"\x82\xa5order\xcd\x12g\n" + bytes(999), gzip.compress(order), zlib.compress(order)]
+    send = ("mqtool", "send", "-q", "q")
+    shell.run(*send, "--property", "content-type=application/msgpack", stdin=msgpack)
+    shell.run(*send, "--property", "content-encoding=gzip", stdin=bodies[1])
+    shell.run(*send, "-H", "compression=application/x-gzip", stdin=bodies[2])  # as kombu does
+    shell.run(*send, "-H", "name=jobs", "-H", "durable:=true", "--", "")
+    shell.run(*send, "grün\x1b[31m")
+
+    plain, opened = (on_terminal(shell, "mqtool", "peek", "q", *option) for option in ((), ("--decompress",)))
+    piped = shell.run("mqtool", "peek", "q", "--format", "%b")
+
+    start = r"q: \x82\xa5order\xcd\x12g\n" + r"\x00" * 37 + "… (1,010 bytes, application/msgpack)"
+    lines = plain.stdout.splitlines()
+    assert lines[0] == start
+    assert [line.rpartition(" (")[2] for line in lines[1:3]] == [
+        f"{len(bodies[1])} bytes, gzip)",
+        f"{len(bodies[2])} bytes, application/x-gzip)",
+    ]
+    assert lines[3:5] == ['q: {"name":"jobs","durable":true}', r"q: grün\x1b[31m"]
+    assert opened.stdout.splitlines()[1:3] == [f"q: {(order.decode() * 2)[:200]}… (300 bytes)"] * 2
+    assert piped.stdout_bytes == b"\n".join([*bodies, b"", "grün\x1b[31m\n".encode()])
+
+
+@on_any_broker
+def test_decompress_leaves_bodies_that_are_too_large_or_not_compressed(shell: Shell) -> None:
+    """With --decompress, a body that would have more than 64 MiB is printed as it is, after a warning, and so is one
+    that is not what its properties say. --json refuses --decompress, because it would change copies of messages.
+    """
+    bomb, broken = zlib.compress(bytes((64 << 20) + 1)), gzip.compress(b"hello")[:-4]
+    for body in (bomb, broken, b"plain", gzip.compress(b"one ") + gzip.compress(b"two")):
+        shell.run("mqtool", "send", "-q", "q", "--property", "content-encoding=gzip", stdin=body)
+
+    refused = shell.run("mqtool", "receive", "-q", "q", "-c", "1", "--json", "--decompress")
+    printed = shell.run("mqtool", "receive", "-q", "q", "-c", "4", "--raw", "--decompress")
+
+    assert (refused.code, "cannot be combined" in refused.stderr) == (2, True)
+    assert printed.stdout_bytes == b"\n".join([bomb, broken, b"plain", b"one two", b""])
+    assert "a body would have more than 64 MiB without its compression (gzip)" in printed.stderr
+    assert printed.stderr.count("a body is not gzip, although its properties say so") == 1
 
 
 @on_any_broker

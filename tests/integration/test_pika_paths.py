@@ -23,7 +23,7 @@ USE = """
     with EmbeddedBroker() as broker, Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         queue = channel.declare(Queue("q", arguments={"x-max-length": 100}))
-        headers = {"text": "grün", "number": 1}
+        headers = {"text": "grün", "number": 1, "price": 0.99, "nested": [{"deep": -1.5}], "raw": b"\\xff"}
         messages = [Message(b"%d" % number, properties={"headers": headers}) for number in range(10)]
         assert len(list(channel.publish(messages, routing_key="q"))) == 10
         deliveries = list(channel.consume(queue, Receiving(count=10, timeout=20)))
@@ -118,7 +118,7 @@ def test_mqtool_uses_pikas_public_methods_if_private_names_have_changed() -> Non
     Connection._process_frame = lambda self, frame, now=None: self.process_frame(frame)
     """
     public = """
-    from pika.adapters.select_connection import SelectConnection
-    assert CONNECTION is SelectConnection
+    from mqtool.amqp.pika_private import FastConnection
+    assert not issubclass(CONNECTION, FastConnection)
     """
     run(rename, USE, public)

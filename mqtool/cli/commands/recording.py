@@ -242,6 +242,9 @@ class Changing:
     trust_streams: Annotated[
         bool, typer.Option("--trust-streams", help="Use the exchange, keys, CC and BCC of messages from streams")
     ] = False
+    keep_broker_headers: Annotated[
+        bool, typer.Option("--keep-broker-headers", help="Also send headers that the queue has set")
+    ] = False
 
     def changes(self) -> Changes:
         """Return the changes to make to each message.
@@ -262,7 +265,7 @@ class Changing:
         # If the user chooses the destination, the message must not add others.
         copies = () if exchange is None and key is None else COPIES
         dropped = (*copies, *(self.drop_header or ()))
-        return Changes(exchange, key, dropped, headers, self.trust_streams)
+        return Changes(exchange, key, dropped, headers, self.trust_streams, self.keep_broker_headers)
 
 
 @command(
@@ -282,15 +285,11 @@ def replay(
         list[Path] | None,
         typer.Argument(help="Recordings, played in the order given (default: stdin)", metavar="FILE..."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be sent, where and when; send nothing")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent; send nothing")] = False,
     mandatory: Annotated[
         bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
     ] = True,
-    failed_to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save unconfirmed messages to FILE, as NDJSON")
-    ] = None,
+    failed_to: Annotated[Path | None, typer.Option(metavar="FILE", help="Save unconfirmed messages as NDJSON")] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish the messages of a recording, at their original pace.

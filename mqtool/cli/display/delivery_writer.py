@@ -12,14 +12,15 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from mqtool.cli import stopping
-from mqtool.cli.display import output
+from mqtool.cli.display import bodies, output
 from mqtool.cli.display.output import STDOUT
-from mqtool.errors import UsageError
+from mqtool.errors import BadData, UsageError
 from mqtool.message import Delivery
 from mqtool.spelling import counted
 
@@ -77,6 +78,7 @@ class DeliveryWriter:
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
         wait_for_reader: if stdout is a pipe, return from each call only after the pipe's reader has read the delivery,
             so that no unread message is acknowledged.
+        decompress: show bodies without their compression; see bodies.py.
         marks_redelivered: on a terminal, end the default line of a redelivered message with a mark, except where only
             the lines of a tutorial's script are printed.
     """
@@ -89,11 +91,17 @@ class DeliveryWriter:
         as_json: bool = False,
         template: str | None = None,
         pretty: bool = False,
+        decompress: bool = False,
         wait_for_reader: bool = False,
         marks_redelivered: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
+        if as_json and decompress:
+            raise UsageError(
+                "--json and --decompress cannot be combined: 'send --json' would publish other bytes",
+                "to print decompressed bodies: --raw --decompress",
+            )
         if as_json and pretty:
             raise UsageError("--json and --pretty cannot be combined", "for indented JSON: --json | jq")
         before, _, after = line.partition("{body") if isinstance(line, str) else ("", "", "")
@@ -104,6 +112,8 @@ class DeliveryWriter:
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._marks_redelivered = marks_redelivered and self._escape and not output.speaks_as_script()
         self._pretty = pretty
+        self._decompress = decompress
+        self._warned: set[str] = set()
         self._wait_for_reader = wait_for_reader and output.is_pipe()
         self.batched = BatchedOutput()
         self.flush = self.batched.flush
@@ -115,6 +125,9 @@ class DeliveryWriter:
         elif template is not None:
             parts = parse_template(template, escape=self._escape)
             self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
+        if decompress:
+            render = self.render
+            self.render = lambda delivery: render(self._decompressed(delivery))
 
     def __call__(self, delivery: Delivery) -> None:
         output.write(self.render(delivery))
@@ -128,6 +141,15 @@ class DeliveryWriter:
             return
         self.batched.add(self.render(delivery))
 
+    def _decompressed(self, delivery: Delivery) -> Delivery:
+        try:
+            return replace(delivery, body=bodies.decompressed(delivery))
+        except BadData as error:
+            if (why := str(error)) not in self._warned:
+                self._warned.add(why)
+                output.warning(f"{why}; such bodies are shown as they are")
+            return delivery
+
     def _json(self, delivery: Delivery) -> bytes:
         from mqtool import ndjson
 
@@ -137,13 +159,18 @@ class DeliveryWriter:
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
         cut = self._escape and not self._pretty
-        data, rest = output.excerpt(delivery.body) if cut else (delivery.body, "")
+        data, rest = bodies.excerpt(delivery, is_decompressed=self._decompress) if cut else (delivery.body, "")
         body = self._in_quotes(data) if self._quote else self._body(data)
-        body = output.continued(body) if self._escape else body
+        if self._escape:
+            body = (
+                output.one_line(body.decode()).encode() if rest and bodies.is_binary(data) else output.continued(body)
+            )
         text = line.encode("utf-8", "surrogateescape") + body + rest.encode()
         if self._after is not None:
             after = self._after(delivery)
             text += (output.visible(after) if self._escape else after).encode("utf-8", "surrogateescape")
+        if self._escape and not output.speaks_as_script() and (headers := bodies.headers_instead(delivery)):
+            text += f"{' ' * bool(self._quote)}{headers}".encode()
         if self._marks_redelivered and delivery.redelivered:
             text += _REDELIVERED
         if self._has_styles and output.is_coloured(STDOUT) and (style := _style_of(delivery.routing_key)):

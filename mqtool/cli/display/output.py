@@ -213,13 +213,13 @@ def continued(body: bytes) -> bytes:
     return body.replace(b"\n", b"\n    ")
 
 
-def excerpt(body: bytes) -> tuple[bytes, str]:
-    """Shorten a body for display. Return its beginning, and if it was shortened, its size as text."""
-    start = body[: _EXCERPT * 4]  # a character takes up to four bytes
+def excerpt(body: bytes, most: int = _EXCERPT) -> tuple[bytes, str]:
+    """Shorten a body for display. Return at most its first `most` characters, and if it was shortened, its size."""
+    start = body[: most * 4]  # a character takes up to four bytes
     text = start.decode("utf-8", "surrogateescape")
-    if len(text) <= _EXCERPT and start == body:
+    if len(text) <= most and start == body:
         return body, ""
-    return text[:_EXCERPT].encode("utf-8", "surrogateescape"), f"… ({len(body):,} bytes)"
+    return text[:most].encode("utf-8", "surrogateescape"), f"… ({len(body):,} bytes)"
 
 
 def write(data: bytes) -> None:

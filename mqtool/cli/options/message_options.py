@@ -199,6 +199,12 @@ class MessageOptions:
             rich_help_panel="Messages",
         ),
     ] = False
+    keep_broker_headers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-broker-headers", help="Also send headers that the queue has set", rich_help_panel="Messages"
+        ),
+    ] = False
     key_pattern: Annotated[
         Any | None,
         typer.Option(

@@ -82,6 +82,9 @@ class PrintingOptions:
         ),
     ] = None
     pretty: Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")] = False
+    decompress: Annotated[
+        bool, typer.Option("--decompress", help="Print gzip and zlib bodies decompressed", rich_help_panel="Printing")
+    ] = False
     into: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +115,7 @@ class PrintingOptions:
             as_json=self.as_json,
             template=self.template,
             pretty=self.pretty,
+            decompress=self.decompress,
             wait_for_reader=wait_for_reader,
             marks_redelivered=marks_redelivered,
         )

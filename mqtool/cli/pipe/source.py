@@ -17,7 +17,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, MqtoolError, UsageError
-from mqtool.message import InBatches, Message, new_message_id, new_message_ids, to_publish_again
+from mqtool.message import InBatches, Message, new_message_id, new_message_ids, prepare_copy
 from mqtool.spelling import counted
 
 Thing = TypeVar("Thing")
@@ -370,6 +370,8 @@ def read_messages(
     asked.delays.check(mandatory=options.mandatory)
     if options.trust_streams and not options.as_json:
         raise UsageError("--trust-streams needs --json", "only an NDJSON line says that its message is from a stream")
+    if options.keep_broker_headers and not options.as_json:
+        raise UsageError("--keep-broker-headers needs --json", "only an NDJSON line has headers that a broker has set")
     making = _Making(options, addressing, asked.delays, with_ids=with_ids)
     delimiter = _delimiter(options)
     if said is not None:
@@ -478,6 +480,7 @@ class _Making:
         self._unmatched = 0
         self._latest: tuple[Message, bytes, str] | None = None
         self._trusts_streams = options.trust_streams
+        self._keeps_queue_headers = options.keep_broker_headers
         is_addressed = None not in addressing
         self._streams = StreamNotice(is_wanted=not (options.trust_streams or is_addressed))
         if self._pattern is None and self._places and options.is_stream and not options.as_json:
@@ -531,9 +534,8 @@ class _Making:
             self._streams.see(leads_elsewhere=ndjson.leads_elsewhere(said))
             if self._exchange is not None or self._routing_key is not None:
                 message.properties = ndjson.without_copies(message.properties)
-            if message.received and not message.properties.keys().isdisjoint({"user_id", "reply_to"}):
-                # user_id names who published the original
-                message.properties = to_publish_again(message.properties, "user_id")
+            if message.received:
+                prepare_copy(message, keeps_queue_headers=self._keeps_queue_headers)
             self._overrule(message, has_properties=b'"properties"' in line)
             self._latest = message, line, place
             yield [message]
