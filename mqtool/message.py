@@ -14,6 +14,9 @@ PROPERTIES = (
     *("expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id"),
 )
 
+#: The properties that only AMQP 1.0 has. Times are in seconds since 1970. The footer is a section of its own.
+ONLY_10 = ("to", "subject", "absolute_expiry_time", "group_sequence", "reply_to_group_id", "footer")
+
 PERSISTENT = 2
 
 #: The largest message that RabbitMQ accepts, in bytes, whatever its max_message_size is.
@@ -50,6 +53,8 @@ END_OF_TIME = 253_402_300_799
 
 class Undecoded(bytes):
     """A header's value left in AMQP's encoding: a type byte, then the value."""
+
+    wire_type = "$encoded"
 
 
 class Timestamp(int):

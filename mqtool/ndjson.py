@@ -2,10 +2,12 @@
 
 Each line names the version of this format; a line without it, such as one written by hand, is of version 1.
 
-JSON lacks some AMQP types. A header of such a type is an object with one key: {"$bytes": base64}, {"$decimal": "1.5"},
-{"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, or {"$encoded": base64} for
-a value left in AMQP's encoding. A table that looks like one of these is written as {"$table": table}. In text, bytes
-that are not UTF-8 are written as the escapes \\udc80 to \\udcff.
+Values are plain JSON. A header that JSON cannot express is an object with one key: {"$bytes": base64},
+{"$decimal": "1.5"}, {"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC},
+{"$milliseconds": number} for a time that Python lacks, or {"$encoded": base64} and {"$amqp10": base64} for a value left
+in the encoding of AMQP 0-9-1 or 1.0. A table that looks like one of these is written as {"$table": table}. In text,
+bytes that are not UTF-8 are written as the escapes \\udc80 to \\udcff. The line's "types" (see wire_types.py) names the
+types that the values would not get by themselves.
 """
 
 import base64
@@ -19,6 +21,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from mqtool import wire_types
 from mqtool.claims import Claimed
 from mqtool.codecs.field_tables import EXACT
 from mqtool.duration import compact_duration, parse_duration
@@ -27,6 +30,7 @@ from mqtool.message import (
     COPIES,
     END_OF_TIME,
     MAX_DEPTH,
+    ONLY_10,
     PROPERTIES,
     Delivery,
     Message,
@@ -42,16 +46,19 @@ OF_A_DELIVERY = frozenset(
     {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
 )
 #: With several brokers, 'mqtool tap' adds "broker", which is not part of the message.
-_KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64"}
+_KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64", "types", "footer"}
 #: RabbitMQ sets this header in each message that it delivers from a stream, whatever the publisher wrote.
 _OFFSET = "x-stream-offset"
-_TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
+#: Properties in the order in which they are written.
+_PROPERTIES = tuple(name for name in PROPERTIES + ONLY_10 if name not in ("headers", "footer"))
+_TIMES = frozenset({"timestamp", "absolute_expiry_time"})
+_TEXT = frozenset(_PROPERTIES) - _TIMES - {"delivery_mode", "priority", "group_sequence"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: The number of bytes of a body that abridged() shows.
 _START = 1_000
 #: The `$double` of each float that JSON lacks, by Python's name of the float.
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-_WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
+_WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "group_sequence": 2**32 - 1}
 
 
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
@@ -79,10 +86,15 @@ def from_message(message: Message) -> bytes:
 
 
 def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
-    properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
-    headers = given.get("headers")
+    given = dict(given.items())
+    properties = {name: value for name in _PROPERTIES if (value := given.get(name)) is not None}
+    headers, footer = given.get("headers"), given.get("footer")
     line["headers"] = None if headers is None else _table_to_json(headers)
     line["properties"] = properties
+    if footer:
+        line["footer"] = _table_to_json(footer)
+    if types := wire_types.of_message(headers, properties, footer, body):
+        line["types"] = types
     try:
         line["body"] = body.decode()
     except UnicodeDecodeError:
@@ -168,7 +180,9 @@ def message_of(value: Mapping[str, Any], where: str, *, trusts_streams: bool = F
     """
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
-    properties = _properties(value, where)
+    properties, body = _properties(value, where), _body(value, where)
+    if (types := value.get("types")) is not None:
+        body = wire_types.give(types, properties, body, where)
     message_id = properties.pop("message_id", None)
     routing_key, exchange = _text(value, "routing_key", where), _text(value, "exchange", where)
     if (stream := _stream(value)) is not None:
@@ -176,8 +190,7 @@ def message_of(value: Mapping[str, Any], where: str, *, trusts_streams: bool = F
         if not trusts_streams:
             properties = without_copies(properties)
     delay, due = _delay(value, where), _due(value, where)
-    body, received = _body(value, where), "redelivered" in value
-    return Message(body, routing_key, exchange, properties, message_id, delay, due, received)
+    return Message(body, routing_key, exchange, properties, message_id, delay, due, "redelivered" in value)
 
 
 def _stream(value: Mapping[str, Any]) -> str | None:
@@ -252,23 +265,15 @@ def _due(value: Mapping[str, Any], where: str) -> float | None:
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    given, headers = value.get("properties"), value.get("headers")
+    given, headers, footer = value.get("properties"), value.get("headers"), value.get("footer")
     given = {} if given is None else given
     if not isinstance(given, dict) or not isinstance(headers, dict | None):
         raise BadData(f'{where} has "properties" or "headers" that are not objects')
-    properties = {}
+    if not isinstance(footer, dict | None):
+        raise BadData(f'{where} has a "footer" that is not an object')
     for name, raw in given.items():
-        if name in _TEXT:
-            if not isinstance(raw, str):
-                raise BadData(f"{where} has a property {name!r} that is not text: {raw!r}")
-        elif name in _WHOLE_NUMBERS:
-            most = _WHOLE_NUMBERS[name]
-            if type(raw) is not int or not 0 <= raw <= most:
-                raise BadData(f"{where} has a property {name!r} that is not a number up to {most}: {raw!r}")
-        else:
-            known = ", ".join(known for known in PROPERTIES if known != "headers")
-            raise BadData(f"{where} has an unknown property {name!r}", f"one of {known}")
-        properties[name] = raw
+        _check_property(name, raw, where)
+    properties = dict(given)
     if "expiration" in properties:
         try:
             time_to_live(properties["expiration"])
@@ -276,7 +281,25 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise BadData(f'{where} has an "expiration" that is {error}') from error
     if headers is not None:
         properties["headers"] = _table_from_json(headers, where, MAX_DEPTH)
+    if footer:
+        properties["footer"] = _table_from_json(footer, where, MAX_DEPTH)
     return properties
+
+
+def _check_property(name: str, value: Any, where: str) -> None:
+    what = f"{where} has a property {name!r} that is not"
+    if name in _TEXT:
+        if not isinstance(value, str):
+            raise BadData(f"{what} text: {value!r}")
+    elif name in _WHOLE_NUMBERS:
+        most = _WHOLE_NUMBERS[name]
+        if type(value) is not int or not 0 <= value <= most:
+            raise BadData(f"{what} a number up to {most}: {value!r}")
+    elif name in _TIMES:
+        if type(value) not in (int, float) or not -(1 << 63) <= value < 1 << 64:
+            raise BadData(f"{what} a time in seconds since 1970: {value!r}")
+    else:
+        raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(_PROPERTIES)}")
 
 
 def _table_to_json(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,21 +307,24 @@ def _table_to_json(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
+    if type(value) in wire_types.AS_THEY_ARE:
+        return value
     if isinstance(value, Mapping):
         table = _table_to_json(value)
         return {"$table": table} if len(table) == 1 and not _TYPES.isdisjoint(table) else table
     if isinstance(value, list | tuple):
         return [_to_json(entry) for entry in value]
-    if isinstance(value, Undecoded):
-        return {"$encoded": base64.b64encode(value).decode()}
     if isinstance(value, bytes | bytearray):
-        return {"$bytes": base64.b64encode(value).decode()}
+        return {getattr(value, "wire_type", "$bytes"): base64.b64encode(value).decode()}
     if isinstance(value, Decimal):
         return {"$decimal": str(value)}
     if isinstance(value, datetime):
-        return {"$timestamp": int(value.replace(tzinfo=value.tzinfo or UTC).timestamp())}
+        seconds = value.replace(tzinfo=value.tzinfo or UTC).timestamp()
+        return {"$timestamp": round(seconds, 3) if value.microsecond else int(seconds)}
     if isinstance(value, Timestamp):
         return {"$timestamp": int(value)}
+    if isinstance(value, int) and getattr(value, "wire_type", "") == "$milliseconds":
+        return {"$milliseconds": int(value)}
     if isinstance(value, float) and not math.isfinite(value):
         return {"$double": NOT_FINITE[str(value)]}
     return value
@@ -337,16 +363,35 @@ def _undecoded(text: Any) -> Undecoded:
     return Undecoded(encoded)
 
 
+def _amqp10(text: Any) -> Any:
+    from mqtool.codecs.amqp10_values import Encoded, decode
+
+    encoded = _bytes(text)
+    if decode(encoded)[1] != len(encoded):
+        raise ValueError("not a value in the encoding of AMQP 1.0")
+    return Encoded(encoded)
+
+
+def _milliseconds(number: Any) -> Any:
+    from mqtool.codecs.amqp10_values import Milliseconds
+
+    if type(number) is not int or not -(1 << 63) <= number < 1 << 63:
+        raise ValueError("not a 64-bit integer")
+    return Milliseconds(number)
+
+
 def _time(seconds: Any) -> datetime | Timestamp:
     is_beyond = type(seconds) is int and END_OF_TIME < seconds < 2**64
     return Timestamp(seconds) if is_beyond else datetime.fromtimestamp(seconds, UTC)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
+    "$amqp10": _amqp10,
     "$bytes": _bytes,
     "$decimal": Decimal,
     "$double": {shown: float(name) for name, shown in NOT_FINITE.items()}.__getitem__,
     "$encoded": _undecoded,
+    "$milliseconds": _milliseconds,
     "$timestamp": _time,
 }
 _TYPES = {*_READ, "$table"}

@@ -148,6 +148,8 @@ class PublishEncoder:
         if persistent:
             given.setdefault("delivery_mode", PERSISTENT)
         try:
+            for name in given.keys() - _FLAGS.keys():
+                encode_property(name, given[name])  # raises an error: the property is AMQP 1.0's
             self._before_id, self._after_id = (
                 b"".join([encode_property(name, given[name]) for name in names if name in given])
                 for names in (_BEFORE_ID, _AFTER_ID)

@@ -402,7 +402,14 @@ def cannot_encode(error: Exception) -> MqtoolError:
     """Translate an error that occurred while encoding a name, header, property or argument."""
     if isinstance(error, exceptions.ShortStringTooLong | NameTooLong):
         return too_long("name or key", error.args[0])
-    if isinstance(error, exceptions.UnsupportedAMQPFieldException | NoFieldType):
+    if isinstance(error, NoFieldType):
+        value, *header = error.args
+        what = f"the header {header[0]!r}" if header else "a header or an argument"
+        if isinstance(value, float):
+            return BadData(f"{what} is not a finite number: {value}", "RabbitMQ closes a connection that sends one")
+        kind = getattr(value, "wire_type", type(value).__name__)
+        return BadData(f"{what} has a value of type {kind}, which AMQP 0-9-1 lacks: {value!r}", "write it as text")
+    if isinstance(error, exceptions.UnsupportedAMQPFieldException):
         return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
     if isinstance(error, struct.error | OverflowError):
         return BadData(

@@ -7,4 +7,4 @@ https://www.rabbitmq.com/docs/amqp
 """
 
 from mqtool.amqp10.link_session import LinkSession
-from mqtool.amqp10.sections import exchange_address, queue_address
+from mqtool.codecs.sections import exchange_address, queue_address

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mqtool.amqp import Receiving, pika_errors
-from mqtool.amqp10 import sections
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import SETTLED, UNSETTLED, Accepted, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
 from mqtool.message import LARGEST_MESSAGE, Delivery

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from mqtool.amqp import pika_errors
-from mqtool.amqp10 import sections
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import (
     UNSETTLED,
     Accepted,

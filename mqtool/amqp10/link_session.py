@@ -16,8 +16,8 @@ from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.link_receiver import Receiver, stream_filters
 from mqtool.amqp10.link_sender import WINDOW, Sender
 from mqtool.amqp10.management_node import ManagedTopology
-from mqtool.amqp10.sections import exchange_address, exchange_and_key, queue_address
 from mqtool.codecs.amqp10_frames import Accepted
+from mqtool.codecs.sections import exchange_address, exchange_and_key, queue_address
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Delivery, LostReplies, Message, Receipt, error_reply
 from mqtool.offsets import StreamPosition

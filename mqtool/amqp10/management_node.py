@@ -16,10 +16,10 @@ from mqtool.amqp.pika_errors import RESOURCE_LOCKED
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
 from mqtool.amqp10.reopening_transport import PATIENCE
-from mqtool.amqp10.sections import exchange_address, queue_address
 from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
 from mqtool.codecs.amqp10_values import Symbol
+from mqtool.codecs.sections import exchange_address, queue_address
 from mqtool.errors import NotFound, Unavailable
 from mqtool.field_values import FieldValue
 from mqtool.topology import Binding, Exchange, Queue

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Address, Receiving, TlsFiles
-from mqtool.amqp10 import sections
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.link_receiver import OFFSET, Receiver, offset_filter
 from mqtool.amqp10.link_sender import OutgoingTransfer, SendingLink
 from mqtool.amqp10.refusals import ClosedByBroker
 from mqtool.amqp10.reopening_transport import LOST
 from mqtool.benching.wire import Take, Wire, ignore
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import Accepted
 from mqtool.message import Delivery, Message
 from mqtool.offsets import Offset, Start

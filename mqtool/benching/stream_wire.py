@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 
 from mqtool.amqp import Address, TlsFiles
 from mqtool.benching.wire import Take, Wire, ignore
+from mqtool.codecs.sections import encode
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message
 from mqtool.offsets import Offset, Start
-from mqtool.streams.entries import encode, parse_chunk
+from mqtool.streams.entries import parse_chunk
 from mqtool.streams.rstream_private import CONFIRM, DELIVER, ERROR, METADATA_UPDATE
 from mqtool.streams.session import Inbox, StreamSession, in_words
 from mqtool.streams.stream_consumer import Reading

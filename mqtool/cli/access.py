@@ -14,7 +14,7 @@ from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.duration import Backoff
 from mqtool.errors import Difference, MqtoolError, Unavailable, UsageError
-from mqtool.message import CONFIRM_TIMEOUT, Message
+from mqtool.message import CONFIRM_TIMEOUT
 from mqtool.spelling import pasteable
 from mqtool.tutorials.dialects import declaring_like
 
@@ -216,7 +216,7 @@ class Access(NamedTuple):
         *,
         any_settings: bool = False,
         confirm_timeout: float = CONFIRM_TIMEOUT,
-        encode: Callable[[Message], bytes] | None = None,
+        stores_bodies: bool = False,
         filters: Sequence[str] = (),
         single_active: bool = False,
     ) -> "Iterator[StreamChannel]":
@@ -225,10 +225,9 @@ class Access(NamedTuple):
         Args:
             port: the broker's stream port; None for the port of a broker started by mqtool, or that the management API
                 lists, otherwise the default port.
-            any_settings, confirm_timeout, filters, single_active: see StreamChannel.
-            encode: converts a message to the bytes to store; None for AMQP 1.0.
+            any_settings, confirm_timeout, stores_bodies, filters, single_active: see StreamChannel.
         """
-        from mqtool.streams import StreamChannel, entries
+        from mqtool.streams import StreamChannel
 
         self._check_tls()
         if self.ignores_stream_variable:
@@ -244,7 +243,7 @@ class Access(NamedTuple):
                 strict=self.strict,
                 any_settings=any_settings,
                 confirm_timeout=confirm_timeout,
-                encode=encode or entries.encode,
+                stores_bodies=stores_bodies,
                 filters=filters,
                 single_active=single_active,
                 by_amqp=self.channel,

@@ -14,13 +14,16 @@ from mqtool.codecs.amqp10_spans import end_of, find
 from mqtool.codecs.amqp10_values import (
     Any10,
     Array,
-    Char,
     Described,
+    Encoded,
     Map,
     Milliseconds,
+    RawDecimal,
     Room,
     Symbol,
+    TextMap,
     ULong,
+    UuidText,
     decode,
     encode,
     first_values,
@@ -34,7 +37,7 @@ HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPE
 DATA, SEQUENCE, VALUE, FOOTER = range(0x75, 0x79)
 
 _T = TypeVar("_T")
-_COMPOUND = (list, dict)
+_COMPOUND = (list, dict, Described)
 _CODES = {
     "amqp:header:list": HEADER,
     "amqp:delivery-annotations:map": DELIVERY_ANNOTATIONS,
@@ -218,7 +221,7 @@ def body_bytes(body: bytes) -> bytes | None:
 
 
 def encode_header(value: Any) -> bytes | None:
-    """Encode a header's value; return None for a type that headers cannot have: a list, a map or a decimal."""
+    """Encode a header of the broker's; return None for a type that headers cannot have: a list, a map or a decimal."""
     if isinstance(value, list | tuple | Mapping):
         return None
     try:
@@ -228,7 +231,10 @@ def encode_header(value: Any) -> bytes | None:
 
 
 def plain(value: Any10) -> Any:
-    """Convert a decoded value to Python's own types. A time out of datetime's range becomes None."""
+    """Convert a decoded value to the types of the client: text, numbers, datetime, lists and dictionaries.
+
+    A type of AMQP 1.0's own stays, as a subclass; see `wire_type`. A value for which Python has no type stays encoded.
+    """
     convert = _PLAIN.get(type(value))
     return value if convert is None else convert(value)
 
@@ -268,9 +274,8 @@ def plain_map(data: bytes, *, is_simple: bool = False) -> dict[str, Any]:
     else:
         if not isinstance(value, dict):
             raise ValueError("not a map")
-        found = _plain_items(value)
-        if not (is_simple and any(isinstance(each, _COMPOUND) for each in found.values())):
-            return found
+        if not (is_simple and any(isinstance(each, _COMPOUND) for each in value.values())):
+            return _plain_items(value)
     parts = _one_by_one(data, 0xC1, is_simple=is_simple)
     return first_values((str(key), each) for key, each in zip(parts[::2], parts[1::2], strict=True))
 
@@ -299,10 +304,10 @@ def _one_by_one(data: bytes, kind: int, *, is_simple: bool = False) -> list[Any]
     for _ in range(count):
         after = end_of(data, start, for_descriptors)
         try:
-            value = plain(decode(data, start, MAX_DEPTH - 1, room)[0])
+            value = decode(data, start, MAX_DEPTH - 1, room)[0]
         except ValueError:
             value = data[start:after]
-        values.append(data[start:after] if is_simple and isinstance(value, _COMPOUND) else value)
+        values.append(data[start:after] if is_simple and isinstance(value, _COMPOUND) else plain(value))
         start = after
     if start != end:
         raise ValueError("wrong number of items")
@@ -315,15 +320,27 @@ def _plain_items(value: Map) -> dict[str, Any]:
     return first_values(pairs) if len(found) < len(pairs) else found  # such as 1 and "1"
 
 
-def _plain_time(value: Milliseconds) -> datetime | None:
-    return datetime.fromtimestamp(value / 1000, UTC) if 0 <= value / 1000 <= END_OF_TIME else None
+def _plain_map(value: Map) -> dict[str, Any] | Encoded:
+    kinds = {*map(type, value)}
+    if not kinds <= {Symbol} and kinds != {str}:
+        return Encoded(encode(value))
+    return _plain_items(value) if kinds <= {Symbol} else TextMap(_plain_items(value))
+
+
+def _plain_array(value: Array) -> Array | Encoded:
+    found = Array(plain(each) for each in value)
+    return Encoded(encode(value)) if any(isinstance(each, Encoded) for each in found) else found
+
+
+def _plain_time(value: Milliseconds) -> datetime | Milliseconds:
+    return datetime.fromtimestamp(value / 1000, UTC) if 0 <= value / 1000 <= END_OF_TIME else value
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {
-    dict: _plain_items,
+    dict: _plain_map,
     list: lambda value: [plain(each) for each in value],
-    Array: lambda value: [plain(each) for each in value],
+    Array: _plain_array,
     Milliseconds: _plain_time,
-    Described: lambda value: plain(value.value),
-    **dict.fromkeys((Symbol, Char, uuid.UUID), str),
+    uuid.UUID: lambda value: UuidText(value),
+    **dict.fromkeys((Described, RawDecimal), lambda value: Encoded(encode(value))),
 }

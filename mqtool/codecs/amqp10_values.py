@@ -23,21 +23,34 @@ Map: TypeAlias = dict[Any10, Any10]
 class ULong(int):
     """An unsigned long, which AMQP 0-9-1 does not have."""
 
+    wire_type = "uint64"
+
 
 class Symbol(str):
     """A symbol: ASCII text with a type of its own."""
 
     __slots__ = ()
+    wire_type = "symbol"
 
 
 class Milliseconds(int):
     """A timestamp: milliseconds since 1970."""
+
+    wire_type = "$milliseconds"
 
 
 class Char(str):
     """One character."""
 
     __slots__ = ()
+    wire_type = "char"
+
+
+class UuidText(str):
+    """A UUID as text, in which the client has it."""
+
+    __slots__ = ()
+    wire_type = "uuid"
 
 
 class RawDecimal(bytes):
@@ -46,6 +59,20 @@ class RawDecimal(bytes):
 
 class Array(list[Any10]):
     """An array: a list whose items have one type."""
+
+    wire_type = "array"
+
+
+class TextMap(dict[str, Any10]):
+    """A map whose keys are strings. In the client's other maps, they are symbols, as in RabbitMQ's."""
+
+    wire_type = "map"
+
+
+class Encoded(bytes):
+    """A value that is left in the encoding of AMQP 1.0."""
+
+    wire_type = "$amqp10"
 
 
 class Described(NamedTuple):
@@ -239,6 +266,24 @@ def _array(data: bytes, start: int, end: int, count: int, depth: int, room: Room
     return values
 
 
+#: What the client has of types that AMQP 0-9-1 lacks, by their names in NDJSON: a function that converts a plain value.
+#: It raises ValueError or TypeError if the value does not fit.
+OF_CLIENT: dict[str, Callable[[Any], Any]] = {
+    "uint64": lambda value: ULong(_checked(value, isinstance(value, int) and 0 <= value <= UINT64)),
+    "symbol": lambda value: Symbol(_checked(value, isinstance(value, str))),
+    "char": lambda value: Char(_checked(value, isinstance(value, str) and len(value) == 1 and value.isprintable())),
+    "uuid": lambda value: UuidText(uuid.UUID(_checked(value, isinstance(value, str)))),
+    "array": lambda value: Array(_checked(value, isinstance(value, list))),
+    "map": lambda value: TextMap(_checked(value, isinstance(value, dict))),
+}
+
+
+def _checked(value: Any, is_valid: bool) -> Any:
+    if not is_valid:
+        raise ValueError("a value of another type")
+    return value
+
+
 # Encoding.
 
 
@@ -340,7 +385,7 @@ def _encode_wide(value: Any10) -> bytes:
             return b"\x56" + bytes((value,))
         case Described():
             return b"\0" + encode(value.descriptor) + _encode_wide(value.value)
-        case Char() | RawDecimal() | uuid.UUID():
+        case Char() | RawDecimal() | uuid.UUID() | UuidText() | Encoded():
             return encode(value)
         case str() | bytes():
             raw = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
@@ -376,6 +421,8 @@ _ENCODERS: dict[type, _Encoder] = {
     **dict.fromkeys((list, tuple), _encode_list),
     dict: lambda value: compound(0xC1, [encode(part) for pair in value.items() for part in pair]),
     uuid.UUID: lambda value: b"\x98" + value.bytes,
+    UuidText: lambda value: b"\x98" + uuid.UUID(value).bytes,
+    Encoded: bytes,
     datetime: lambda value: _WIDE[Milliseconds](round(value.timestamp() * 1000)),
     Timestamp: lambda value: b"\x83" + struct.pack(">Q", value * 1000 & UINT64),
     UInt32: _unsigned(UInt32, 0x52, b"\x43"),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
 
-from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, UNREADABLE, Undecoded
+from mqtool.message import END_OF_TIME, MAX_DEPTH, ONLY_10, PROPERTIES, UNREADABLE, Undecoded
 from mqtool.message import Timestamp as Timestamp
 
 Value: TypeAlias = "bool | int | float | str | bytes | Decimal | list[Value] | dict[str, Value] | None"
@@ -28,39 +28,65 @@ class NameTooLong(ValueError):
 
 
 class NoFieldType(TypeError):
-    """AMQP has no type for a value. The exception's argument is the value."""
+    """AMQP has no type for a value. The exception's arguments are the value, and the name of its header, if known."""
+
+
+class UnknownValue(ValueError):
+    """A value that no RabbitMQ can decode: of an unknown type, or a number that is not finite."""
 
 
 class Int8(int):
     """`b`, a signed byte."""
 
+    wire_type = "int8"
+
 
 class UInt8(int):
     """`B`, an unsigned byte."""
+
+    wire_type = "uint8"
 
 
 class Int16(int):
     """`s`, a signed 16-bit integer."""
 
+    wire_type = "int16"
+
 
 class UInt16(int):
     """`u`, an unsigned 16-bit integer."""
+
+    wire_type = "uint16"
 
 
 class Int32(int):
     """`I`, a signed 32-bit integer."""
 
+    wire_type = "int32"
+
 
 class UInt32(int):
     """`i`, an unsigned 32-bit integer."""
+
+    wire_type = "uint32"
 
 
 class Int64(int):
     """`l`, a signed 64-bit integer."""
 
+    wire_type = "int64"
+
+
+class Int64L(Int64):
+    """`L`, which py-amqp and kombu write for a signed 64-bit integer."""
+
+    wire_type = "int64L"
+
 
 class Float32(float):
     """`f`, a single-precision float."""
+
+    wire_type = "float32"
 
 
 class ByteArray(bytes):
@@ -82,7 +108,7 @@ _FIXED: _Fixed = {
     ord("u"): (struct.Struct(">H"), UInt16),
     ord("I"): (struct.Struct(">i"), Int32),
     ord("i"): (struct.Struct(">I"), UInt32),
-    ord("L"): (struct.Struct(">q"), Int64),  # sent by kombu and py-amqp; encoded as `l`
+    ord("L"): (struct.Struct(">q"), Int64),  # the broker encodes it as `l`
     ord("l"): (struct.Struct(">q"), Int64),
     ord("T"): (struct.Struct(">Q"), Timestamp),
     ord("f"): (struct.Struct(">f"), Float32),
@@ -91,6 +117,14 @@ _FIXED: _Fixed = {
 _LETTERS: dict[Any, tuple[bytes, struct.Struct]] = {
     kind: (bytes([letter]), packing) for letter, (packing, kind) in _FIXED.items()
 }
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UnknownValue(f"a number that is not finite: {value}")
+    return value
+
+
 _SIZE = struct.Struct(">I")
 _VOID, _BOOL, _DECIMAL, _TEXT, _BYTES, _ARRAY, _TABLE = b"VtDSxAF"
 
@@ -136,10 +170,18 @@ def text(raw: bytes) -> str | bytes:
         return raw
 
 
+_EXACT_FIXED: _Fixed = {
+    **_FIXED,
+    ord("f"): (struct.Struct(">f"), lambda value: Float32(_finite(value))),
+    ord("d"): (struct.Struct(">d"), _finite),
+}
+
+
 class FieldTables:
     """The codec of the embedded broker: every value keeps its wire type, and a damaged table is an error."""
 
-    _fixed = _FIXED
+    _fixed = _EXACT_FIXED
+    _letters = _LETTERS
     #: True to decode a damaged table inside another one to Undecoded, instead of rejecting the outer table.
     _keeps_damage = False
     #: The maximum depth of a table that is encoded. The broker needs none: it encodes what it has decoded before.
@@ -167,12 +209,12 @@ class FieldTables:
 
     def encode_value(self, value: Any, depth: int = 0) -> bytes:  # noqa: C901 - one case per type
         """Encode one value, preceded by the letter of its type. Raises the same errors as encode_table()."""
-        fixed = _LETTERS.get(type(value))
+        fixed = self._letters.get(type(value))
         if fixed is not None:
             letter, packing = fixed
             return letter + packing.pack(value)
         if isinstance(value, str):
-            return b"S" + _sized(value.encode("utf-8", "surrogateescape"))
+            return self._string(value)
         if value is None:
             return b"V"
         if isinstance(value, bool):
@@ -208,6 +250,9 @@ class FieldTables:
         for name, value in table.items():
             parts += (encode_short_string(name), self.encode_value(value, depth))
         return _sized(b"".join(parts))
+
+    def _string(self, value: str) -> bytes:
+        return b"S" + _sized(value.encode("utf-8", "surrogateescape"))
 
     def _integer(self, value: int) -> bytes:
         return b"l" + struct.pack(">q", value)
@@ -258,7 +303,7 @@ class FieldTables:
         if letter == _DECIMAL:
             return self._decimal(data, start), start + 5
         if letter not in (_TEXT, _BYTES, _ARRAY, _TABLE):
-            raise ValueError(f"unknown field type {letter}")
+            raise UnknownValue(f"unknown field type {letter}")
         end = self._end(data, start, limit)
         if letter == _TEXT:
             return self._text(data[start + 4 : end]), end
@@ -289,6 +334,7 @@ _CLIENT_FIXED: _Fixed = {
     **_FIXED,
     ord("U"): (struct.Struct(">h"), Int16),  # RabbitMQ has `s` instead
     ord("I"): (struct.Struct(">i"), int),
+    ord("L"): (struct.Struct(">q"), Int64L),
     ord("T"): (struct.Struct(">Q"), _time),
 }
 
@@ -300,6 +346,9 @@ class _ClientTables(FieldTables):
     """
 
     _fixed = _CLIENT_FIXED
+    _letters = {kind: each for kind, each in _LETTERS.items() if kind not in (float, Float32)} | {
+        Int64L: (b"L", struct.Struct(">q"))
+    }
     _keeps_damage = True
     _deepest = MAX_DEPTH
 
@@ -311,10 +360,21 @@ class _ClientTables(FieldTables):
         except (ValueError, struct.error, IndexError):
             return {UNREADABLE: data[offset:end]}, end
 
+    def _string(self, value: str) -> bytes:
+        if getattr(value, "wire_type", "") in ("char", "uuid"):
+            raise NoFieldType(value)
+        return super()._string(value)
+
     def _integer(self, value: int) -> bytes:
-        return struct.pack(">ci", b"I", value) if -(2**31) <= value < 2**31 else struct.pack(">cq", b"l", value)
+        kind = getattr(value, "wire_type", None)  # one of AMQP 1.0's types
+        if kind == "$milliseconds" or (kind is not None and value >= 1 << 63):
+            raise NoFieldType(value)
+        is_short = kind is None and -(2**31) <= value < 2**31
+        return struct.pack(">ci", b"I", value) if is_short else struct.pack(">cq", b"l", value)
 
     def _bytes(self, value: bytes) -> bytes:
+        if getattr(value, "wire_type", None) is not None:
+            raise NoFieldType(value)
         return b"x" + _sized(value)
 
     def _text(self, raw: bytes) -> str:
@@ -325,6 +385,9 @@ class _ClientTables(FieldTables):
         return decimal.Decimal(digits).scaleb(-scale)
 
     def _other(self, value: Any) -> bytes:
+        if isinstance(value, float) and math.isfinite(value):  # RabbitMQ closes the connection for any other
+            letter, packing = _LETTERS[Float32 if isinstance(value, Float32) else float]
+            return letter + packing.pack(value)
         if isinstance(value, decimal.Decimal):
             return b"D" + _packed_decimal(value)
         if isinstance(value, datetime):
@@ -341,11 +404,16 @@ def _sized(raw: bytes) -> bytes:
 
 
 def _packed_decimal(value: decimal.Decimal) -> bytes:
-    """Encode a decimal as a one-byte scale and a 32-bit integer. Raises an error if it is too large or NaN."""
+    """Encode a decimal as a one-byte scale and a 32-bit integer. Raises an error if it is too large or NaN.
+
+    Zeros at its end are kept if there is room for them.
+    """
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
         raise ValueError(f"AMQP has no decimal {value}")
     shown = "".join(map(str, digits))
+    if -256 < exponent <= 0 and len(shown) <= 10 and (whole := int(shown)) < (1 << 31) + sign:
+        return struct.pack(">Bi", -exponent, -whole if sign else whole)
     zeros = min(len(shown) - len(shown.rstrip("0")), max(-exponent, 0))
     shown, exponent = shown[: len(shown) - zeros] or "0", exponent + zeros
     if shown.strip("0") and len(shown) + max(exponent, 0) > 10:
@@ -380,12 +448,32 @@ _FORMS = {"delivery_mode": ">B", "priority": ">B", "timestamp": ">Q"}
 def encode_property(name: str, value: Any) -> bytes:
     """Encode one property of a message with the client's codec. Raises the same errors as encode_table()."""
     if name == "headers":
-        return CLIENT.encode_table(value)
+        return _encode_headers(value)
     if name in _FORMS:
-        return struct.pack(_FORMS[name], value)
+        return struct.pack(_FORMS[name], int(value))  # AMQP 1.0 has fractions of seconds
+    if name == "to":
+        return b""  # the exchange and the routing key say where the message goes
+    if name in ONLY_10:
+        raise ValueError(f"only AMQP 1.0 has the property {name}")
     if not isinstance(value, str | bytes):
         raise ValueError(f"the property {name} is not text: {value!r}")
     return encode_short_string(value)
+
+
+def _encode_headers(headers: Mapping[str, Any]) -> bytes:
+    try:
+        return CLIENT.encode_table(headers)
+    except NoFieldType as error:
+        name = next(name for name, value in headers.items() if not _has_type(value))
+        raise NoFieldType(error.args[0], name) from error
+
+
+def _has_type(value: Any) -> bool:
+    try:
+        CLIENT.encode_value(value)
+    except NoFieldType:
+        return False
+    return True
 
 
 def largest_payload(frame_max: int | None) -> int:

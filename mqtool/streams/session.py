@@ -259,10 +259,18 @@ class StreamSession:
             self._inbox.put(frame)
         return found
 
+    def is_before(self, version: tuple[int, int]) -> bool:
+        """True if the broker's version of RabbitMQ is older."""
+        return tuple(int(number) for number in re.findall(r"\d+", self._version)[:2]) < version
+
+    @property
+    def _version(self) -> str:
+        return str((self.client.server_properties or {}).get("version", ""))
+
     def check_version(self, wanted: tuple[int, int], what: str) -> None:
         """Raise UsageError if the broker is too old for a feature. `what` names the feature in the plural."""
-        version = (self.client.server_properties or {}).get("version", "")
-        if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
+        version = self._version
+        if self.is_before(wanted):
             raise UsageError(
                 f"the broker (RabbitMQ {version}) has no {what}", "they need RabbitMQ {}.{}".format(*wanted)
             )

@@ -7,16 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from types import TracebackType
 from typing import Self
 
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Receiving
 from mqtool.amqp.administration import check_lines
+from mqtool.codecs.sections import encode, for_old_streams
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
-from mqtool.streams.entries import encode
 from mqtool.streams.session import NOWHERE, Inbox, StreamSession, in_words
 from mqtool.streams.stream_consumer import StreamConsumer
 from mqtool.streams.stream_publisher import StreamPublisher, create_super_stream, is_super_stream
@@ -41,7 +40,7 @@ class StreamChannel:
         backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a stream exists with different settings.
         any_settings: give no notice when using a stream with different settings.
-        encode: converts a message to the bytes to store: in AMQP 1.0, except in some tutorials.
+        stores_bodies: store only the body of a message without properties, as some tutorials do.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
         single_active: only one of the consumers with the same offset name gets messages (RabbitMQ 3.11 and later).
@@ -64,7 +63,7 @@ class StreamChannel:
         strict: bool = False,
         any_settings: bool = False,
         confirm_timeout: float = CONFIRM_TIMEOUT,
-        encode: Callable[[Message], bytes] = encode,
+        stores_bodies: bool = False,
         filters: Sequence[str] = (),
         single_active: bool = False,
         by_amqp: Callable[[], AbstractContextManager[Channel]],
@@ -81,7 +80,7 @@ class StreamChannel:
         self._strict = strict
         self._any_settings = any_settings
         self._confirm_timeout = confirm_timeout
-        self._encode = encode
+        self._stores_bodies = stores_bodies
         self._filters = filters
         self._is_single_active = single_active
         self._by_amqp = by_amqp
@@ -193,7 +192,14 @@ class StreamChannel:
         """
         filter_value = next(iter(self._filters), None)
         streams = stream.partitions or [stream.name]
-        encoded = partial(encode, exchange=stream.name) if stream.partitions else self._encode
+        exchange = stream.name if stream.partitions else ""
+        is_old = self.session.is_before((3, 13))
+
+        def encoded(message: Message) -> bytes:
+            if self._stores_bodies and not message.properties and message.message_id is None:
+                return message.body
+            return encode(for_old_streams(message) if is_old and message.properties else message, exchange=exchange)
+
         self._publisher = StreamPublisher(self, streams, self._confirm_timeout, encoded, filter_value)
         return self._publisher.publish(messages)
 

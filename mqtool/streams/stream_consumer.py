@@ -11,11 +11,12 @@ from rstream import schema
 from rstream.constants import OffsetType
 
 from mqtool.amqp import Receiving
+from mqtool.codecs.sections import decode
 from mqtool.errors import Unavailable, UsageError
 from mqtool.message import Delivery
 from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start
 from mqtool.spelling import pasteable
-from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
+from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, parse_chunk
 from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 from mqtool.streams.session import SessionOwner, StreamSession
 from mqtool.topology import Stream
@@ -108,10 +109,13 @@ class Reading:
             elif (body := body_alone(record)) is not None:
                 yield Delivery(body, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset)
             else:
-                body, properties, exchange, routing_key = decode(record)
-                properties["headers"] = {**properties.get("headers", {}), "x-stream-offset": offset}
-                key = stream if routing_key is None else routing_key
-                yield Delivery(body, exchange, key, stream, False, properties, offset)
+                delivery = decode(record, stream, offset, 0)
+                delivery.properties = {
+                    **delivery.properties,
+                    "headers": {**delivery.headers, "x-stream-offset": offset},
+                }
+                delivery.redelivered = False
+                yield delivery
         self._has_received = True
         end = chunk.first_offset + chunk.records
         self.reached, self.next = max(self.reached, end), max(wanted, end)

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from mqtool.amqp10 import sections
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_message import (
     Amqp10Message,
     BareProperties,

@@ -16,16 +16,16 @@ import pytest
 from mqtool.amqp import Address, TlsFiles
 from mqtool.amqp.single_thread import SingleThreadConnection
 from mqtool.amqp.unconfirmed import Route
-from mqtool.amqp10 import sections
 from mqtool.benching import amqp10_wire, stream_wire, wire
 from mqtool.benching.amqp10_wire import Amqp10Wire
 from mqtool.benching.stream_wire import StreamWire
 from mqtool.benching.wire import AmqpWire
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import Accepted, Close, Detach, Disposition, Error, Flow, Rejected, Transfer
 from mqtool.codecs.amqp10_values import Described, Symbol
+from mqtool.codecs.sections import encode
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message
-from mqtool.streams.entries import encode
 from mqtool.streams.rstream_private import CONFIRM, DELIVER, ERROR, METADATA_UPDATE
 from tests.unit.test_link_connection import Broker
 from tests.unit.test_link_connection import broker as broker  # a fixture

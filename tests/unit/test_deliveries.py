@@ -220,7 +220,7 @@ def test_messages_with_the_same_properties_are_sent_with_the_delivery_mode_of_th
         (Message(b"", message_id="\ud800"), "a name, a key or a header is not valid UTF-8"),
         (Message(b"", "\ud800"), "a name, a key or a header is not valid UTF-8"),
         (Message(b"", properties={"headers": {"a": 1 << 70}}), "is out of range"),
-        (Message(b"", properties={"headers": {"a": object()}}), "AMQP has no type for the value"),
+        (Message(b"", properties={"headers": {"a": object()}}), "has a value of type object, which AMQP 0-9-1 lacks"),
         (
             Message(b"", properties={"headers": {"a": "x" * 4000}}, message_id="id"),
             "the headers and properties are 4,028 bytes long; the broker takes up to 4,000",

@@ -8,11 +8,12 @@ import pytest
 
 from mqtool import silence
 from mqtool.amqp import Receiving, parse_addresses
-from mqtool.amqp10 import link_connection, reopening_transport, sections
+from mqtool.amqp10 import link_connection, reopening_transport
 from mqtool.amqp10.link_connection import LinkConnection, new_name
 from mqtool.amqp10.link_receiver import Receiver
 from mqtool.amqp10.link_sender import Sender
 from mqtool.amqp10.refusals import ClosedByBroker, Lost
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import (
     Accepted,
     Attach,

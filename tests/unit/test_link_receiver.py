@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Receiving
-from mqtool.amqp10 import link_receiver, sections
+from mqtool.amqp10 import link_receiver
 from mqtool.amqp10.link_receiver import Receiver, offset_filter, ranges, stream_filters
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import SETTLED, Accepted, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol, ULong
 from mqtool.errors import MqtoolError, TimedOut, Unavailable

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mqtool.amqp10 import link_sender, sections
+from mqtool.amqp10 import link_sender
 from mqtool.amqp10.link_sender import WINDOW, OutgoingTransfer, Sender, SendingLink, addressed, is_unavailable
+from mqtool.codecs import sections
 from mqtool.codecs.amqp10_frames import (
     Accepted,
     Attach,

@@ -8,7 +8,6 @@ from mqtool.cli import stopping
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.receive_stream import stream_to_read
-from mqtool.cli.commands.send_stream import body_alone
 from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -99,9 +98,8 @@ def send(stream: StreamOptions, broker: PublishingBroker) -> None:
     tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
-    encode = body_alone if tutorial.stores_bodies else None
     access, target = access_to(broker), stream.of(tutorial.stream)
-    with access.stream_channel(stream.port, encode=encode) as channel:
+    with access.stream_channel(stream.port, stores_bodies=tutorial.stores_bodies) as channel:
         ask_to_declare_stream(channel, access, target)
         output.status(tutorial.publishing)
         receipts = lesson.send(channel, target, (Message(body.encode()) for body in bodies))

@@ -14,8 +14,6 @@ from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, d
 from mqtool.cli.pipe.existence import ask_to_declare_stream
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.values import parsed, valid_filter
-from mqtool.message import Message
-from mqtool.streams.entries import encode
 from mqtool.tutorials import stream_hello_world
 from mqtool.tutorials.stream_dialects import HELLO
 
@@ -70,7 +68,7 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
         port=stream.port,
         any_settings=stream.uses_any_settings,
         confirm_timeout=publishing.options.confirm_timeout,
-        encode=body_alone if tutorial.stores_bodies and stream.queue is None else None,
+        stores_bodies=tutorial.stores_bodies and stream.queue is None,
         filters=[appending.filter_value] if appending.filter_value else [],
     )
     key = appending.routing_key
@@ -80,10 +78,3 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
         ask_to_declare_stream(channel, outgoing.access, target)
         receipts = stream_hello_world.send(channel, target, outgoing.messages)
         outgoing.report(receipts, tutorial.sent)
-
-
-def body_alone(message: Message) -> bytes:
-    """Encode a message for tutorials that store only bodies. A message with properties is stored as AMQP 1.0."""
-    if not message.properties and message.message_id is None:
-        return message.body
-    return encode(message)

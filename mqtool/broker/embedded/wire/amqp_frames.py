@@ -11,9 +11,9 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.model.amqp_errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
+from mqtool.broker.embedded.model.amqp_errors import COMMAND_INVALID, FRAME_ERROR, INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
-from mqtool.codecs.field_tables import Table, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, UnknownValue, decode_table, encode_table
 
 METHOD = 1
 HEADER = 2
@@ -174,7 +174,7 @@ def decode_method(payload: bytes) -> Frame:
     """Decode the payload of a method frame.
 
     Raises:
-        ConnectionException: 503 for an unknown method, 501 for one that cannot be decoded.
+        ConnectionException: 503 for an unknown method, 501 for one that cannot be decoded; 541 for an unknown value.
     """
     if len(payload) < 4:
         raise malformed(FRAME_ERROR, 1, payload, "unknown_frame")
@@ -186,6 +186,8 @@ def decode_method(payload: bytes) -> Frame:
     try:
         if _decode_fields(method, payload) != len(payload):
             raise ValueError("octets after the last field")
+    except UnknownValue as error:
+        raise ConnectionException(INTERNAL_ERROR) from error
     except (struct.error, IndexError, ValueError) as error:
         raise frame_error(f"cannot decode <<{','.join(map(str, payload[4:_QUOTED_BYTES]))}>>") from error
     return method

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mqtool.broker.embedded.model.amqp_errors import (
     FRAME_ERROR,
+    INTERNAL_ERROR,
     UNEXPECTED_FRAME,
     ConnectionException,
     precondition_failed,
@@ -13,6 +14,7 @@ from mqtool.broker.embedded.model.amqp_message import BASIC_CLASS, BrokerMessage
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import BETWEEN, BODY, HEADER, frame_error, malformed
+from mqtool.codecs.field_tables import UnknownValue
 
 _MANDATORY = 1
 _IMMEDIATE = 2
@@ -123,6 +125,8 @@ class Content:
             raise malformed(FRAME_ERROR, 2, payload, "unknown_frame")
         try:
             header = self._headers.read(payload)
+        except UnknownValue as error:
+            raise ConnectionException(INTERNAL_ERROR) from error
         except ValueError as error:
             raise frame_error(f"cannot decode content header: {error}") from error
         if header.class_id != BASIC_CLASS:
