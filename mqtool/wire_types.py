@@ -18,6 +18,10 @@ _MEMBERS = ("headers", "properties", "application_properties", "footer", "body")
 AS_THEY_ARE = frozenset({str, int, bool, type(None)})
 _INTEGERS = {kind.wire_type: kind for kind in (Int8, UInt8, Int16, UInt16, Int32, UInt32, Int64, Int64L)}
 _FLOATS = {"float32": Float32, "float64": float}
+#: The names of all types: of numbers, of what only AMQP 1.0 has, and of properties and bodies.
+NAMES = frozenset(
+    (*_INTEGERS, *_FLOATS, "uint64", "symbol", "char", "uuid", "array", "map", "binary", "string", "address")
+)
 
 
 def of_message(headers: Any, properties: Mapping[str, Any], footer: Any, body: bytes) -> dict[str, Any]:

@@ -510,14 +510,18 @@ def _annotations(raw: bytes) -> dict[str, Any]:
         return known
     pairs = plain_map(raw)
     # A publisher can write a value of any type. It must not prove anything: see _UNKNOWN.
-    are_texts = all(isinstance(pairs.get(where, ""), str) for where in (_EXCHANGE, _KEY))
+    are_texts = all(_is_name(pairs.get(where, "")) for where in (_EXCHANGE, _KEY))
     exchange, key, kind = (pairs.pop(where, None) for where in (_EXCHANGE, _KEY, _TYPE))
-    older = {name: pairs.pop(where) for where, name in _AS_ANNOTATIONS.items() if _is_property(name, pairs.get(where))}
+    older = {name: pairs.pop(where, None) for where, name in _AS_ANNOTATIONS.items()}
     decoded: dict[str, Any] = {
-        "exchange": exchange if isinstance(exchange, str) else "",
+        "exchange": exchange if _is_name(exchange) else "",
         "key": key if are_texts else "",
         "type": kind if isinstance(kind, str) else None,
-        "properties": {name: value if isinstance(value, str) else int(value) for name, value in older.items()},
+        "properties": {
+            name: value if isinstance(value, str) else int(value)
+            for name, value in older.items()
+            if _is_property(name, value)
+        },
     }
     deaths, received, copies = (pairs.pop(where, None) for where in (_DEATHS, _RECEIVED, _COPIES))
     headers = {name: value for name, value in pairs.items() if name.startswith("x-")}
@@ -541,6 +545,10 @@ def _application_properties(raw: bytes) -> dict[str, Any]:
 def _property_name(name: str) -> str:
     valid = name if name.isascii() else name.encode("utf-8", "replace").decode()
     return ApplicationProperty(valid) if _is_annotation(valid) else valid
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) < 256
 
 
 def _is_property(name: str, value: Any) -> bool:

@@ -7,18 +7,20 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Collection
+import struct
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache, partial
 from json.encoder import encode_basestring
 from typing import Any
 
-from mqtool import ndjson
+from mqtool import ndjson, wire_types
 from mqtool.errors import BadData, UsageError
 from mqtool.message import PROPERTIES
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.spelling import did_you_mean
 
 _INTEGER, _STRING = re.compile("-?[0-9]+"), re.compile('".*"', re.DOTALL)
+_SECONDS = re.compile("-?[0-9]+([.][0-9]{1,3})?")
 _REASON = re.compile('"(?:delivery_limit|expired|maxlen|rejected)"')
 _ENCODING = (
     "aes128gcm|ascii|base64|binary|br|brotli|bzip2|compress|deflate|gzip|identity|iso-8859-[0-9]{1,2}|lz4|lzma|snappy"
@@ -35,7 +37,8 @@ _MEDIA_TYPE = re.compile(
 _ALWAYS = {
     **{(1, name): _STRING for name in ("timestamp", "delay", "at")},
     (1, "version"): _INTEGER,
-    **{(2, f"properties.{name}"): _INTEGER for name in ("delivery_mode", "priority", "timestamp")},
+    **{(2, f"properties.{name}"): _INTEGER for name in ("delivery_mode", "priority")},
+    **{(2, f"properties.{name}"): _SECONDS for name in ("timestamp", "absolute_expiry_time")},
     (2, "properties.expiration"): re.compile('"[0-9]+"'),
     (2, "properties.content_encoding"): re.compile(f'"(?:{_ENCODING})(?:[,:] ?(?:{_ENCODING}))*"', re.IGNORECASE),
 }
@@ -50,12 +53,15 @@ _USUALLY = {
     (4, "headers.x-death.reason"): _REASON,
     (5, "headers.x-death.time.$timestamp"): _INTEGER,
 }
-_TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
+_TOP = ("exchange", "routing_key", "queue", "headers", "properties", "footer", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
 #: Keys whose values are bytes, written as Base64.
-_BYTES = (".$bytes", ".$encoded")
+_BYTES = (".$bytes", ".$encoded", ".$amqp10")
+#: How the id of a message begins that is a UUID over AMQP 1.0.
+_URN = "urn:uuid:"
 #: The key that marks a table, but is not in it. Directly in `headers`, it is the name of a header.
-_TABLE = re.compile(r"(?<!^headers)\.\$table(?=\.|$)")
+_TABLES = ("headers.", "footer.")
+_TABLE = re.compile(r"(?<!^headers)(?<!^footer)\.\$table(?=\.|$)")
 _DECIMAL = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 
 _INT32 = (1 << 31) - 1
@@ -101,6 +107,10 @@ class Scrubber:
         self._keep = frozenset(keep)
         self._only = frozenset(only)
         self._is_unsearched = False
+        # What "types" says of the numbers of the current line, by their paths.
+        self._types: dict[str, set[str]] = {}
+        # Header names that "types" lists.
+        self._names: Collection[str] = ()
         self._kept = {place: shape for place, shape in _USUALLY.items() if not _is_in(place[1], self._only)} | _ALWAYS
         self._treatment: Callable[[str], _Treatment] = lru_cache(4096)(self._chosen)
         self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._chosen_for_replacement)
@@ -120,9 +130,19 @@ class Scrubber:
             name = None if (1, "queue") in self._kept else self._treatment("queue")
             key = partial(self._noting, "routing_key", name) if name is not None else None
         self._is_unsearched = False
+        self._types = {}
+        if isinstance(types := said.get("types"), dict):
+            self._note_types(types, said)
         scrubbed = ndjson.escaped(self._walked(text, "", key)).encode()
         self.unsearched += self._is_unsearched
         return scrubbed
+
+    def _note_types(self, types: dict[str, Any], said: dict[str, Any]) -> None:
+        headers = said.get("headers")
+        self._names = headers.keys() if isinstance(headers, dict) else ()
+        for name in ("headers", "footer"):
+            for path, kind in _types_by_path(types.get(name), said.get(name), name):
+                self._types.setdefault(path, set()).add(kind)
 
     def _chosen_for_replacement(self, path: str) -> bool:
         path = _named(path)
@@ -156,6 +176,8 @@ class Scrubber:
         """Return the function that replaces a string at this path, which is not the body's."""
         if path == "properties.content_type":
             return self._content_type
+        if path in ("properties.message_id", "properties.correlation_id"):
+            return self._id
         if path == "body_base64":
             return self._base64
         if _header_of_bytes(path) is not None:
@@ -165,7 +187,24 @@ class Scrubber:
             return self._double
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
+    def _id(self, text: str) -> str:
+        start = _URN if text.startswith(_URN) else ""
+        return start + self._pseudonyms.text(text.removeprefix(start))
+
+    def _number(self, path: str, token: str) -> str:
+        """Replace a number. If the old one fits the type that the line names, so does the new one."""
+        found = self._pseudonyms.number(token)
+        kinds = self._types.get(_named(path), ()) if self._types else ()
+        kinds = {"uint32"} if path == "properties.group_sequence" else kinds
+        if kinds and _fits(token, kinds):
+            while not _fits(found, kinds):  # the replacements of a number are a circle
+                found = self._pseudonyms.number(found)
+        return found
+
     def _is_kept(self, depth: int, path: str, token: str) -> bool:
+        if path.startswith("types."):
+            named = self._names if path == "types.application_properties" else wire_types.NAMES
+            return token[0] == '"' and _text(token) in named
         shape = self._kept.get((depth, path))
         return shape is not None and shape.fullmatch(token) is not None
 
@@ -173,7 +212,7 @@ class Scrubber:
         """Replace the values in a JSON text, whose path in the line is `root`. `key` is applied to the routing key."""
         around: list[str] = []
         path = root
-        treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number
+        treatment, is_replaced, number = self._treatment, self._is_replaced, self._number
 
         def replaced(match: re.Match[str]) -> str:
             nonlocal path
@@ -183,7 +222,11 @@ class Scrubber:
                 if match[2] is not None:
                     name = _text(match[1])
                     path = f"{around[-1]}.{name}" if around[-1] else name
-                    if name == "$encoded" and _header_of_bytes(path) is not None and treatment(path) is not None:
+                    if (
+                        name in ("$encoded", "$amqp10")
+                        and _header_of_bytes(path) is not None
+                        and treatment(path) is not None
+                    ):
                         return token.replace(name, "$bytes")  # the replaced bytes are not a valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
@@ -195,7 +238,7 @@ class Scrubber:
             elif first in "}]":
                 path = around.pop()
             elif is_replaced(path) and not self._is_kept(len(around), path, token):
-                if (found := number(token)) != token:
+                if (found := number(path, token)) != token:
                     self._note(path)
                 return found
             return token
@@ -256,7 +299,7 @@ def _named(path: str) -> str:
     """Return the name that --keep and --field have for a path within a line."""
     if path == "body_base64":
         return "body"
-    return _TABLE.sub("", path) if path.startswith("headers.") else path
+    return _TABLE.sub("", path) if path.startswith(_TABLES) else path
 
 
 def _header_of_bytes(path: str) -> str | None:
@@ -265,7 +308,36 @@ def _header_of_bytes(path: str) -> str | None:
     A table can contain the same keys. The path shows this only if the table is marked with $table.
     """
     header = next((path.removesuffix(key) for key in _BYTES if path.endswith(key)), "")
-    return header if header.startswith("headers.") and not header.endswith(".$table") else None
+    return header if header.startswith(_TABLES) and not header.endswith(".$table") else None
+
+
+def _types_by_path(types: Any, value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths of values, and what a line's "types" says of them. The items of a list have the list's path."""
+    if isinstance(types, list) and len(types) == 2:
+        types = types[1]
+    if isinstance(types, str):
+        yield path, types
+    if not isinstance(types, dict):
+        return
+    if isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _types_by_path(types.get(str(index)), each, path)
+    elif isinstance(value, dict):
+        inside = value["$table"] if value.keys() == {"$table"} else value
+        for key, each in inside.items() if isinstance(inside, dict) else ():
+            yield from _types_by_path(types.get(key), each, f"{path}.{key}")
+
+
+def _fits(token: str, kinds: Collection[str]) -> bool:
+    value = json.loads(token)
+    try:
+        for kind in kinds:
+            wire_types.of_type(kind, value)
+    except LookupError:
+        return True
+    except (ValueError, OverflowError, struct.error):
+        return False
+    return True
 
 
 def _text(token: str) -> str:

@@ -12,6 +12,7 @@ from pika.adapters.utils import connection_workflow as workflow
 
 from mqtool.address import Address, parse_address
 from mqtool.amqp import pika_errors
+from mqtool.codecs.amqp10_values import Char
 from mqtool.codecs.field_tables import NoFieldType
 from mqtool.errors import (
     AccessRefused,
@@ -404,7 +405,12 @@ def test_channel_errors_after_which_mqtool_can_continue_are_recognized(
          "the name or key is 300 bytes long; AMQP allows 255", f"it starts with '{'x' * 40}'"),
         (exceptions.UnsupportedAMQPFieldException([], 1j), BadData, "AMQP has no type for the value 1j",
          "write it as text"),
-        (NoFieldType(1j), BadData, "AMQP has no type for the value 1j", "write it as text"),
+        (NoFieldType(1j), BadData,
+         "a header or an argument has a value of type complex, which AMQP 0-9-1 lacks: 1j", "write it as text"),
+        (NoFieldType(Char("x"), "h"), BadData,
+         "the header 'h' has a value of type char, which AMQP 0-9-1 lacks: 'x'", "write it as text"),
+        (NoFieldType(float("-inf"), "h"), BadData, "the header 'h' is not a finite number: -inf",
+         "RabbitMQ closes a connection that sends one"),
         (struct.error("x"), BadData, "a number in a header, a property or an argument is out of range",
          "AMQP's integers have 64 bits, and its times start in 1970"),
         (OverflowError("x"), BadData, "a number in a header, a property or an argument is out of range",
