@@ -85,6 +85,8 @@ def give(types: Any, properties: dict[str, Any], body: bytes, where: str) -> byt
 
     _give_properties(types.get("properties", {}), properties, where)
     if names := types.get("application_properties"):
+        if not isinstance(names, list):
+            raise BadData(f'{where} has "types" whose "application_properties" are not a list')
         headers = properties.get("headers") or {}
         properties["headers"] = {
             sections.ApplicationProperty(name) if name in names else name: value for name, value in headers.items()
@@ -92,7 +94,7 @@ def give(types: Any, properties: dict[str, Any], body: bytes, where: str) -> byt
     kind = types.get("body")
     if kind is None:
         return body
-    if kind not in ("string", "binary"):
+    if kind not in ["string", "binary"]:
         raise BadData(f"{where} has a body of an unknown type: {kind!r}")
     return sections.TYPES_OF_BODIES[kind](body)
 

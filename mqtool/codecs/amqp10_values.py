@@ -271,7 +271,9 @@ def _array(data: bytes, start: int, end: int, count: int, depth: int, room: Room
 OF_CLIENT: dict[str, Callable[[Any], Any]] = {
     "uint64": lambda value: ULong(_checked(value, isinstance(value, int) and 0 <= value <= UINT64)),
     "symbol": lambda value: Symbol(_checked(value, isinstance(value, str))),
-    "char": lambda value: Char(_checked(value, isinstance(value, str) and len(value) == 1 and value.isprintable())),
+    "char": lambda value: Char(
+        _checked(value, isinstance(value, str) and len(value) == 1 and not "\ud800" <= value <= "\udfff")
+    ),
     "uuid": lambda value: UuidText(uuid.UUID(_checked(value, isinstance(value, str)))),
     "array": lambda value: Array(_checked(value, isinstance(value, list))),
     "map": lambda value: TextMap(_checked(value, isinstance(value, dict))),

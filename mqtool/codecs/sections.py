@@ -43,7 +43,7 @@ from mqtool.codecs.amqp10_values import (
     variable,
 )
 from mqtool.codecs.amqp10_values import encode as encode_any
-from mqtool.codecs.field_tables import Int32, Int64, UInt8
+from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
 from mqtool.errors import BadData
 from mqtool.message import PERSISTENT, UNREADABLE, Delivery, Message, Undecoded, time_to_live
 
@@ -272,7 +272,7 @@ def _header_section(given: Mapping[str, Any], *, persistent: bool) -> bytes:
     if not durable and priority is None and expiration is None:
         return b""
     try:
-        lasts = NULL if expiration is None else b"\x70" + struct.pack(">I", time_to_live(str(expiration)))
+        lasts = NULL if expiration is None else encode_any(UInt32(time_to_live(str(expiration))))
         rank = NULL if priority is None else b"\x50" + struct.pack(">B", priority)
     except (ValueError, struct.error) as error:
         raise BadData(
@@ -301,7 +301,7 @@ def _field(name: str, value: Any) -> bytes:
     if name in _IDS:
         return _id(value)
     if name == "group_sequence":
-        return b"\x70" + struct.pack(">I", value)
+        return encode_any(UInt32(value))
     if name in _TIMES:
         return _time(name, value)
     text = str(value)

@@ -1,19 +1,38 @@
 """Messages as JSON lines: a message that was written can be read again unchanged."""
 
 import json
+import math
+import struct
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqtool import ndjson
+from mqtool.codecs import sections
+from mqtool.codecs.amqp10_message import DATA, Amqp10Message, BareProperties, MessageHeader
+from mqtool.codecs.amqp10_values import Array, Char, Described, Milliseconds, RawDecimal, Symbol, ULong, section
+from mqtool.codecs.amqp10_values import encode as encode_value
+from mqtool.codecs.field_tables import (
+    Float32,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    UInt8,
+    UInt16,
+    UInt32,
+    decode_properties,
+    encode_property,
+)
 from mqtool.errors import BadData
-from mqtool.message import LONGEST_EXPIRATION, Delivery, Timestamp, Undecoded
+from mqtool.message import LONGEST_EXPIRATION, Delivery, Message, Timestamp, Undecoded
 from mqtool.message import PROPERTIES as NAMES
+from tests.hostile import short, sized
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -217,3 +236,235 @@ def test_the_hint_for_an_unknown_property_does_not_list_headers() -> None:
         ndjson.to_message('{"body": "", "properties": {"headers": {}}}', "line 1")
     assert "message_id" in str(error.value.hint)
     assert "headers" not in str(error.value.hint)
+
+
+def packed(letter: str, form: str) -> st.SearchStrategy[bytes]:
+    """Return values of a field type, encoded: any bits, but only finite numbers."""
+    size = struct.calcsize(form)
+    bits = st.binary(min_size=size, max_size=size)
+    if form in (">f", ">d"):
+        bits = bits.filter(lambda raw: math.isfinite(struct.unpack(form, raw)[0]))
+    return bits.map(lambda raw: letter.encode() + raw)
+
+
+FORMS = {"b": ">b", "B": ">B", "s": ">h", "u": ">H", "I": ">i", "i": ">I", "l": ">q", "L": ">q", "f": ">f", "d": ">d"}
+WIRE_NAMES = st.binary(max_size=9) | names.map(str.encode)
+#: Numbers that a smaller type could hold, too, and floats without a fraction.
+SMALL = st.sampled_from(sorted(FORMS.items())).flatmap(
+    lambda form: st.integers(0, 3).map(lambda number: form[0].encode() + struct.pack(form[1], number))
+)
+WIRE_SCALARS = st.one_of(
+    SMALL,
+    *(packed(letter, form) for letter, form in FORMS.items()),
+    packed("T", ">Q"),
+    packed("D", ">BI"),
+    st.sampled_from([b"V", b"t\0", b"t\1"]),
+    st.binary(max_size=9).map(lambda raw: b"S" + sized(raw)),
+    st.binary(max_size=9).map(lambda raw: b"x" + sized(raw)),
+)
+
+
+def fields_of(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    pairs = st.lists(st.tuples(WIRE_NAMES, values), max_size=4, unique_by=lambda pair: pair[0])
+    return pairs.map(lambda found: b"".join(short(name) + value for name, value in found))
+
+
+WIRE_VALUES = st.recursive(
+    WIRE_SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: b"A" + sized(b"".join(items)))
+        | fields_of(inner).map(lambda fields: b"F" + sized(fields))
+    ),
+    max_leaves=12,
+)
+
+
+def strict(line: bytes) -> Any:
+    """Parse JSON as strictly as other programs do."""
+
+    def refused(name: str) -> None:
+        raise AssertionError(name)
+
+    return json.loads(line, parse_constant=refused)
+
+
+def copied(delivery: Delivery) -> Message:
+    """Return the message that `send --json` publishes for a delivery that `receive --json` prints."""
+    line = ndjson.from_delivery(delivery, NOW)
+    strict(line)
+    assert (
+        ndjson.from_message(ndjson.to_message(line, "line 1")).partition(b'"headers"')[2]
+        == (line.partition(b'"headers"')[2])
+    )
+    return ndjson.to_message(line, "line 1")
+
+
+@given(fields_of(WIRE_VALUES))
+@example(short(b"n") + b"b\5" + short(b"$type") + b"A" + sized(b"l" + bytes(8) + b"f" + bytes(4)))
+def test_headers_of_every_type_have_the_same_bytes_after_receive_json_and_send_json(fields: bytes) -> None:
+    """A message over AMQP 0-9-1 with headers of any types, at any depth, is published again with exactly the same
+    bytes.
+    """
+    properties = decode_properties(struct.pack(">H", 1 << 13) + sized(fields))
+    message = copied(Delivery(b"", "", "k", "q", False, properties, 1))
+    assert encode_property("headers", message.properties["headers"]) == sized(fields)
+
+
+EXACT_NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+SCALARS_10 = st.one_of(
+    st.none(),
+    st.booleans(),
+    *(
+        st.integers(low, high).map(kind)
+        for kind, low, high in (
+            (UInt8, 0, 255), (UInt16, 0, 65_535), (UInt32, 0, 2**32 - 1), (ULong, 0, 2**64 - 1), (ULong, 0, 9),
+            (Int8, -128, 127), (Int16, -32_768, 32_767), (Int32, -(2**31), 2**31 - 1), (Int64, -(2**63), 2**63 - 1),
+            (Int64, 0, 9), (Milliseconds, -(2**63), 2**63 - 1), (Milliseconds, 0, 2 * 10**12),
+        )
+    ),
+    st.floats(width=32, allow_nan=False).map(Float32),
+    st.floats(allow_nan=False),
+    EXACT_NAMES,
+    EXACT_NAMES.map(Symbol),
+    st.characters(exclude_categories=["Cs"]).map(Char),
+    st.binary(max_size=9),
+    st.uuids(),
+    *(st.binary(min_size=size, max_size=size).map(RawDecimal) for size in (4, 8, 16)),
+)  # fmt: skip
+VALUES_10 = st.recursive(
+    SCALARS_10 | st.builds(Described, st.just(ULong(3)), SCALARS_10),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(st.integers(0, 9).map(UInt8), max_size=3).map(Array),
+        st.lists(EXACT_NAMES.map(Symbol), max_size=3).map(Array),
+        *(st.dictionaries(EXACT_NAMES.map(key), inner, max_size=3) for key in (str, Symbol)),
+        st.dictionaries(st.integers(0, 9).map(UInt8), inner, min_size=1, max_size=3),
+    ),
+    max_leaves=8,
+)
+IDS = (
+    EXACT_NAMES
+    | st.uuids()
+    | st.integers(0, 2**64 - 1).map(ULong)
+    | st.binary(max_size=9)
+    | st.uuids().map(lambda u: u.urn)
+)
+TIMES = st.integers(-(2**50), 2**50).map(Milliseconds)
+ADDRESSES = EXACT_NAMES | st.sampled_from(
+    ["/queues/a%20b", "/queues/%2Fqueues%2F", "/exchanges/a%2Fb/c", "a%20b", "/queues/urn", "/topic/x"]
+)
+MESSAGES_10 = st.builds(
+    Amqp10Message,
+    header=st.sampled_from([MessageHeader(), MessageHeader(True, UInt8(3), UInt32(5))]),
+    message_annotations=st.dictionaries(EXACT_NAMES.map(lambda name: Symbol(f"x-a{name}")), VALUES_10, max_size=3),
+    properties=st.builds(
+        BareProperties,
+        message_id=IDS | st.none(),
+        user_id=st.binary(max_size=9) | st.none(),
+        to=st.none() | EXACT_NAMES,
+        subject=st.none() | EXACT_NAMES,
+        reply_to=st.none() | ADDRESSES,
+        correlation_id=IDS | st.none(),
+        content_type=st.none() | EXACT_NAMES.map(Symbol),
+        content_encoding=st.none() | EXACT_NAMES.map(Symbol),
+        absolute_expiry_time=st.none() | TIMES,
+        creation_time=st.none() | TIMES,
+        group_id=st.none() | EXACT_NAMES,
+        group_sequence=st.none() | st.integers(0, 2**32 - 1).map(UInt32),
+        reply_to_group_id=st.none() | EXACT_NAMES,
+    ),
+    application_properties=st.dictionaries(
+        EXACT_NAMES | EXACT_NAMES.map(lambda name: f"x-b{name}"),
+        SCALARS_10.filter(lambda value: not isinstance(value, RawDecimal)),
+        max_size=3,
+    ),
+    body=st.binary(max_size=9).map(lambda body: section(DATA, encode_value(body)))
+    | (EXACT_NAMES | VALUES_10).map(lambda value: section(0x77, encode_value(value))),
+    footer=st.dictionaries(EXACT_NAMES.map(lambda name: Symbol(f"x-f{name}")), VALUES_10, max_size=2),
+)
+
+
+@given(MESSAGES_10)
+def test_an_amqp_1_0_message_has_the_same_bytes_after_receive_json_and_send_json(sent: Amqp10Message) -> None:
+    """A message over AMQP 1.0 or of a stream, with values of any types in all its sections, is published again with
+    exactly the same bytes.
+    """
+    data = sent.encode()
+    copy = sections.encode(copied(sections.decode(data, "q", 1, 1)))
+    assert copy == data
+
+
+@pytest.mark.parametrize(
+    ("headers", "types", "reason"),
+    [
+        ({"n": 300}, {"n": "int8"}, "line 1 has a header 'n' that does not fit its type int8: 300"),
+        ({"n": -1}, {"n": "uint64"}, "line 1 has a header 'n' that does not fit its type uint64: -1"),
+        ({"n": 1.5}, {"n": "int64"}, "line 1 has a header 'n' that does not fit its type int64: 1.5"),
+        ({"n": "5"}, {"n": "int16"}, "line 1 has a header 'n' that does not fit its type int16: \"5\""),
+        ({"n": True}, {"n": "int16"}, "line 1 has a header 'n' that does not fit its type int16: true"),
+        ({"n": 1e300}, {"n": "float32"}, "line 1 has a header 'n' that does not fit its type float32: 1e+300"),
+        ({"n": 5}, {"n": "symbol"}, "line 1 has a header 'n' that does not fit its type symbol: 5"),
+        ({"n": "no"}, {"n": "uuid"}, "line 1 has a header 'n' that does not fit its type uuid: \"no\""),
+        ({"a": [{"b": 5}, 1000]}, {"a": {"1": "uint8"}},
+         "line 1 has a header 'a.1' that does not fit its type uint8: 1000"),
+        ({"n": 5}, {"n": "int7"}, "line 1 has a header 'n' of an unknown type: 'int7'"),
+        ({"n": 5}, {"n": 5}, "line 1 has a header 'n' whose \"types\" are neither a name nor an object: 5"),
+        ({"n": 5}, 5, "line 1 has a header whose \"types\" are neither a name nor an object: 5"),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_its_type_is_bad_data(headers: Any, types: Any, reason: str) -> None:
+    """If the value of a header has been changed so that it does not fit the type that the line names, the error names
+    the header and the type.
+    """
+    line = json.dumps({"body": "", "headers": headers, "types": {"headers": types}}).encode()
+    with pytest.raises(BadData) as raised:
+        ndjson.to_message(line, "line 1")
+    assert str(raised.value) == reason
+
+
+def test_a_changed_value_keeps_its_type_and_the_type_of_a_removed_header_is_ignored() -> None:
+    """In a line of NDJSON, values may be changed with other programs: those that fit keep their types. Types of values
+    that are no longer there are ignored, and new values get the types that they would get without "types".
+    """
+    types = {"n": "int8", "gone": "int16", "list": {"0": "uint8", "7": "uint8"}, "now text": {"inner": "int8"}}
+    headers = {"n": 7.0, "list": [5, 6], "new": 1, "now text": "text"}
+    line = json.dumps({"body": "", "headers": headers, "types": {"headers": types}}).encode()
+    found = ndjson.to_message(line, "line 1").properties["headers"]
+    assert found == headers
+    assert [type(value) for value in (found["n"], *found["list"], found["new"])] == [Int8, UInt8, int, int]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"types": []}, 'line 1 has "types" that are not an object with'),
+        ({"types": {"header": {}}}, 'line 1 has "types" that are not an object with'),
+        ({"types": {"properties": 5}}, 'line 1 has "types" whose "properties" are not an object'),
+        ({"types": {"properties": {"message_id": "uuid"}}, "properties": {"message_id": "m"}},
+         "line 1 has a property 'message_id' of an unknown type: 'uuid'"),
+        ({"types": {"properties": {"message_id": "uint64"}}, "properties": {"message_id": "m"}},
+         "line 1 has a property 'message_id' that does not fit its type uint64"),
+        ({"types": {"body": "text"}}, "line 1 has a body of an unknown type: 'text'"),
+        ({"types": {"body": []}}, "line 1 has a body of an unknown type: []"),
+        ({"types": {"application_properties": 5}, "headers": {"n": 1}}, 'line 1 has "types" whose'),
+        ({"footer": 5}, 'line 1 has a "footer" that is not an object'),
+        ({"headers": {"h": {"$amqp10": "QEA="}}}, "line 1 has a header with a bad $amqp10"),
+        ({"headers": {"h": {"$milliseconds": 1.5}}}, "line 1 has a header with a bad $milliseconds"),
+    ],
+)  # fmt: skip
+def test_damaged_types_are_bad_data(line: dict[str, Any], reason: str) -> None:
+    """A line of NDJSON whose "types" are not as mqtool writes them is refused with the reason."""
+    with pytest.raises(BadData) as raised:
+        ndjson.to_message(json.dumps({"body": "", **line}).encode(), "line 1")
+    assert reason in str(raised.value)
+
+
+def test_a_message_with_usual_types_has_no_types() -> None:
+    """Numbers of the types that `send` chooses need no "types" in NDJSON. A float without a fraction does, because many
+    programs write 1.0 as 1.
+    """
+    headers = {"a": 1, "b": 2**40, "c": 0.5, "d": [True, None, {"e": "text"}], "f": b"bytes", "g": Decimal("1.50")}
+    properties = {"headers": headers, "message_id": "m"}
+    assert b"types" not in ndjson.from_delivery(Delivery(b"", "", "", "", False, properties, 1), NOW)
+    line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"one": 1.0, "n": [Int8(1)]}}, 1), NOW)
+    assert json.loads(line)["types"] == {"headers": {"one": "float64", "n": {"0": "int8"}}}
