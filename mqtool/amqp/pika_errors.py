@@ -406,7 +406,10 @@ def cannot_encode(error: Exception) -> MqtoolError:
         value, *header = error.args
         what = f"the header {header[0]!r}" if header else "a header or an argument"
         if isinstance(value, float):
-            return BadData(f"{what} is not a finite number: {value}", "RabbitMQ closes a connection that sends one")
+            return BadData(
+                f"{what} has a value that is not a finite number: {value}",
+                "RabbitMQ closes a connection that sends one",
+            )
         kind = getattr(value, "wire_type", type(value).__name__)
         return BadData(f"{what} has a value of type {kind}, which AMQP 0-9-1 lacks: {value!r}", "write it as text")
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):

@@ -61,7 +61,7 @@ _URN = "urn:uuid:"
 _IS_URN = re.compile(rf"{_URN}[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 _IN_HEADER = ("delivery_mode", "priority", "expiration")
 _EXCHANGE, _KEY, _TYPE = "x-exchange", "x-routing-key", "x-basic-type"
-#: How RabbitMQ stored properties in streams before 3.13: as application properties, and as annotations.
+#: How RabbitMQ stored properties in streams before 4.0: as application properties, and as annotations.
 _AS_HEADERS = {"x-basic-type": "type", "x-basic-app-id": "app_id"}
 _AS_ANNOTATIONS = {f"x-basic-{name.replace('_', '-')}": name for name in _IN_HEADER}
 _RECEIVED, _DEATHS, _COPIES = "x-opt-rabbitmq-received-time", "x-opt-deaths", "x-cc"
@@ -214,7 +214,7 @@ def _data(body: bytes) -> bytes:
 
 
 def for_old_streams(message: Message) -> Message:
-    """Convert a message to the form in which RabbitMQ before 3.13 stores messages of AMQP 0-9-1 clients in streams."""
+    """Convert a message to the form in which RabbitMQ before 4.0 stores messages of AMQP 0-9-1 clients in streams."""
     properties = dict(message.properties)
     headers: dict[str, Any] = {
         ApplicationProperty(name): value for name, value in (properties.get("headers") or {}).items()

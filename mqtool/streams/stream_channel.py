@@ -193,7 +193,7 @@ class StreamChannel:
         filter_value = next(iter(self._filters), None)
         streams = stream.partitions or [stream.name]
         exchange = stream.name if stream.partitions else ""
-        is_old = self.session.is_before((3, 13))
+        is_old = self.session.is_before((4, 0))
 
         def encoded(message: Message) -> bytes:
             if self._stores_bodies and not message.properties and message.message_id is None:

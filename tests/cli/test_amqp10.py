@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -15,15 +16,24 @@ import pytest
 from mqtool.address import parse_addresses
 from mqtool.amqp10.link_session import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.codecs.amqp10_message import APPLICATION_PROPERTIES, MESSAGE_ANNOTATIONS, Amqp10Message, data_section
-from mqtool.codecs.amqp10_values import Symbol, compound, encode, section
+from mqtool.codecs.amqp10_message import (
+    APPLICATION_PROPERTIES,
+    MESSAGE_ANNOTATIONS,
+    Amqp10Message,
+    BareProperties,
+    MessageHeader,
+    data_section,
+    value_section,
+)
+from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong, compound, encode, section
+from mqtool.codecs.field_tables import Float32, Int8, Int16, UInt8, UInt16, UInt32
 from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, large, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth, lose_replies
 from tests.corpus.frames import recorded, sections
-from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10
+from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10, described
 from tests.proxy import Proxy
 
 OVER_1_0 = ("--protocol", "amqp1.0")
@@ -820,3 +830,51 @@ def test_receive_ends_if_rabbitmq_cannot_convert_a_message_to_amqp_1_0(shell: Sh
         assert result.stderr.endswith(": try --protocol amqp0.9.1\n")
     over = ("--protocol", "amqp0.9.1") if broker.kind == "rabbitmq" else OVER_1_0
     assert shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *over).stdout == " [x] Received x\n"
+
+
+#: A message with values of the types that AMQP 1.0 has, in all of its sections.
+TYPED = Amqp10Message(
+    message_annotations={
+        Symbol("x-map"): {Symbol("a"): UInt8(1)},
+        Symbol("x-array"): Array([Int16(1), Int16(2)]),
+        Symbol("x-text-map"): {"b": 1.0},
+    },
+    properties=BareProperties(
+        message_id=ULong((1 << 63) + 5), subject="s", reply_to="/queues/rq", correlation_id=b"\xff",
+        content_type=Symbol("text/plain"), absolute_expiry_time=Milliseconds(1_900_000_000_001),
+        creation_time=Milliseconds(1_700_000_000_123), group_id="g", group_sequence=UInt32(7), reply_to_group_id="r",
+    ),
+    application_properties={
+        "ulong": ULong((1 << 63) + 5), "small": ULong(1), "byte": Int8(-1), "float": Float32(0.5), "one": 1.0,
+        "symbol": Symbol("s"), "binary": b"\xff", "time": Milliseconds(1_700_000_000_123), "x-own": "no annotation",
+    },
+    body=value_section("text"),
+    footer={Symbol("x-sum"): UInt16(3)},
+)  # fmt: skip
+
+
+def test_an_amqp_1_0_message_is_the_same_after_receive_json_and_send_json(shell: Shell, broker: TestBroker) -> None:
+    """A message with values of all types of AMQP 1.0 has the same bytes after `receive --json | send --json`. Over AMQP
+    0-9-1, `send` exits with 65, and names what AMQP 0-9-1 cannot carry.
+    """
+    for queue in ("src", "copy"):
+        assert shell.run("mqtool", "queue", "declare", queue).code == 0
+    with RawAmqp10(broker.url) as client:
+        client.attach_sender("/queues/src")
+        assert client.published(0, TYPED.encode()).descriptor == ACCEPTED
+    copied = shell.script("mqtool receive -q src -c 1 --json > line; mqtool send --json -q copy < line")
+    assert copied.code == 0, copied.stderr
+    with RawAmqp10(broker.url) as client:
+        client.attach_receiver("/queues/copy")
+        found = client.expect(TRANSFER).message
+        client.settle(0, described(ACCEPTED))
+    own = {name: value for name, value in found.message_annotations.items() if name in TYPED.message_annotations}
+    assert Amqp10Message(message_annotations=own) == Amqp10Message(message_annotations=TYPED.message_annotations)
+    bare = [
+        replace(each, header=MessageHeader(), message_annotations={}, delivery_annotations={}).encode()
+        for each in (found, TYPED)
+    ]
+    assert bare[0] == bare[1]
+    refused = shell.script("mqtool send --json -q copy --protocol amqp0.9.1 < line")
+    assert (refused.code, depth(broker, "copy")) == (65, 0)
+    assert re.search("only AMQP 1.0 has the property (subject|group_sequence|absolute_expiry_time)", refused.stderr)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 from tests.corpus.frames import messages_091, recorded
+from tests.hostile import VALUES, short, sized
 from tests.protocol.raw_client import RawClient, raw_frame
 
 
@@ -626,3 +628,68 @@ def test_send_and_receive_succeed_with_several_closed_standard_descriptors(shell
     assert (sent.code, "Error" in sent.stderr) == (0, False), sent.stderr
     assert shell.script(f"mqtool receive -c 1 --raw -o kept.out {closed}", timeout=30).code == 0
     assert (shell.directory / "kept.out").read_text() == "kept\n"
+
+
+def is_finite(value: bytes) -> bool:
+    return value[:1] not in b"fd" or math.isfinite(struct.unpack(">" + value[:1].decode(), value[1:])[0])
+
+
+#: Headers of all field types, alone, in a list and in a table.
+TYPED = [value for value in VALUES if is_finite(value) and len(value) < 1000]
+HEADERS = b"".join(short(b"h%03d" % number) + value for number, value in enumerate(TYPED))
+HEADERS += short(b"list") + b"A" + sized(b"".join(TYPED)) + short(b"table") + b"F" + sized(HEADERS)
+
+
+def publish_raw(client: RawClient, queue: str, headers: bytes) -> None:
+    client.send(commands.Basic.Publish(routing_key=queue))
+    properties = struct.pack(">H", 1 << 13) + sized(headers)
+    client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQ", 60, 0, 1) + properties) + raw_frame(3, 1, b"x"))
+
+
+def got_raw(client: RawClient, queue: str) -> bytes:
+    """Get a message, and return its encoded properties."""
+    client.send(commands.Basic.Get(queue=queue, no_ack=True))
+    client.expect(commands.Basic.GetOk)
+    head = client.read(7)
+    header = client.read(struct.unpack(">I", head[3:])[0] + 1)[:-1]
+    client.receive()
+    return header[12:]
+
+
+@pytest.mark.parametrize("reader", ["receive -q", "peek"])
+def test_headers_of_all_types_are_the_same_after_receive_json_and_send_json(
+    shell: Shell, broker: TestBroker, reader: str
+) -> None:
+    """A message with headers of all of AMQP's types, also in lists and tables, has the same bytes after
+    `receive --json | send --json`. If a header no longer fits its type, `send` exits with 65, and sends nothing.
+    """
+    assert shell.run("mqtool", "queue", "declare", "src").code == 0
+    with RawClient(broker.url) as client:
+        for _ in range(2):
+            publish_raw(client, "src", HEADERS)
+        wait_until(lambda: depth(broker, "src") == 2, "both messages are in the queue")
+        expected = got_raw(client, "src")
+        copied = shell.script(f"mqtool {reader} src -c 1 --json > line; mqtool send --json -q copy < line")
+        assert copied.code == 0, copied.stderr
+        assert got_raw(client, "copy") == expected
+    line = json.loads(shell.script("cat line").stdout)
+    name = next(name for name, kind in line["types"]["headers"].items() if kind == "int8")
+    line["headers"][name] = 1000
+    refused = shell.run("mqtool", "send", "--json", "-q", "copy", stdin=json.dumps(line))
+    assert (refused.code, depth(broker, "copy")) == (65, 0)
+    assert f"a header {name!r} that does not fit its type int8: 1000" in refused.stderr
+
+
+def test_rabbitmq_closes_the_connection_for_a_number_that_is_not_finite_and_send_refuses_it(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """The broker closes a connection that publishes a header with an infinite number. `send --json` refuses such a
+    header, and exits with 65.
+    """
+    with RawClient(broker.url) as client:
+        publish_raw(client, "nowhere", short(b"h") + b"d" + struct.pack(">d", math.inf))
+        assert client.closed_with().startswith("541 INTERNAL_ERROR")
+    line = {"body": "", "headers": {"a": [{"$double": "Infinity"}]}}
+    refused = shell.run("mqtool", "send", "--json", "-q", "q", stdin=json.dumps(line))
+    assert refused.code == 65
+    assert "the header 'a' has a value that is not a finite number" in refused.stderr

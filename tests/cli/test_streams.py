@@ -918,3 +918,35 @@ def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shel
     assert shell.run(*read).stdout == numbers(0, 199)
     large = shell.run(*send, stdin="x" * ((1 << 20) - 20_000) + "\n")
     assert (large.code, "it is larger than a frame may be" in large.stderr) == (75, True)
+
+
+def test_a_stream_message_keeps_its_properties_and_types(shell: Shell, broker: TestBroker) -> None:
+    """A message sent with `send-stream --json` is received over the stream protocol, and over AMQP 0-9-1, with the same
+    properties, headers and types. Sent again with `receive-stream --json | send-stream --json`, it is the same.
+    """
+    properties = {"content_type": "text/plain", "delivery_mode": 2, "priority": 3, "correlation_id": "c",
+                  "reply_to": "rq", "expiration": "60000", "message_id": "m", "timestamp": 1700000000, "type": "order",
+                  "app_id": "me"}  # fmt: skip
+    headers = {"n": 5, "big": 2**40, "one": 1.0, "x-text": "t"}
+    types = {"headers": {"n": "int8", "one": "float64"}}
+    line = json.dumps({"body": "b", "properties": properties, "headers": headers, "types": types})
+    assert shell.run("mqtool", "send-stream", "-q", "s", "--json", stdin=line).code == 0
+    copied = shell.script(
+        "mqtool receive-stream -q s -c 1 --json | mqtool send-stream --json -q copy && "
+        "mqtool receive-stream -q s -c 1 --json && mqtool receive-stream -q copy -c 1 --json && "
+        "mqtool receive -q copy --queue-type stream --offset first -c 1 --json"
+    )
+    assert copied.code == 0, copied.stderr
+    for each in map(json.loads, copied.stdout.splitlines()):
+        assert each["properties"].items() >= properties.items()
+        assert {name: each["headers"][name] for name in headers} == headers
+        assert each["types"]["headers"].items() >= types["headers"].items()
+
+
+def test_send_stream_refuses_headers_that_amqp_1_0_cannot_carry(shell: Shell) -> None:
+    """A stream stores AMQP 1.0 messages. `send-stream` refuses a header that AMQP 1.0 cannot carry, such as a list, and
+    exits with 65.
+    """
+    refused = shell.run("mqtool", "send-stream", "-q", "s", "-H", "h:=[1]", "body")
+    assert refused.code == 65
+    assert "the header 'h' is a list, which AMQP 1.0 does not allow" in refused.stderr

@@ -409,7 +409,7 @@ def test_channel_errors_after_which_mqtool_can_continue_are_recognized(
          "a header or an argument has a value of type complex, which AMQP 0-9-1 lacks: 1j", "write it as text"),
         (NoFieldType(Char("x"), "h"), BadData,
          "the header 'h' has a value of type char, which AMQP 0-9-1 lacks: 'x'", "write it as text"),
-        (NoFieldType(float("-inf"), "h"), BadData, "the header 'h' is not a finite number: -inf",
+        (NoFieldType(float("-inf"), "h"), BadData, "the header 'h' has a value that is not a finite number: -inf",
          "RabbitMQ closes a connection that sends one"),
         (struct.error("x"), BadData, "a number in a header, a property or an argument is out of range",
          "AMQP's integers have 64 bits, and its times start in 1970"),

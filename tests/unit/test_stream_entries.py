@@ -47,7 +47,7 @@ def test_encoding_and_decoding_does_not_change_a_stream_message(
     body: bytes, properties: dict[str, Any], message_id: str | None
 ) -> None:
     """After encoding and decoding, a stream message has the same body, properties, headers and message id, also in the
-    form in which RabbitMQ before 3.13 stores messages in streams.
+    form in which RabbitMQ before 4.0 stores messages in streams.
     """
     message = Message(body, properties=properties, message_id=message_id)
     expected = properties if message_id is None else {**properties, "message_id": message_id}
@@ -82,8 +82,8 @@ def test_sections_are_decoded_unless_a_short_body_is_the_only_section() -> None:
         assert entries.body_alone(other) is None
 
 
-def test_a_message_for_an_old_stream_is_encoded_as_rabbitmq_stored_it_before_3_13() -> None:
-    """For a RabbitMQ before 3.13, mqtool encodes stream messages as that version does for AMQP 0-9-1 clients: the
+def test_a_message_for_an_old_stream_is_encoded_as_rabbitmq_stored_it_before_4_0() -> None:
+    """For a RabbitMQ before 4.0, mqtool encodes stream messages as that version does for AMQP 0-9-1 clients: the
     priority, delivery mode and expiration as annotations, and the type, the app id and all headers as application
     properties. The reply-to is not an address.
     """
@@ -136,7 +136,7 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
     ],
 )
 def test_annotations_that_amqp_0_9_1_cannot_carry_are_ignored_in_a_stream_message(value: bytes) -> None:
-    """RabbitMQ before 3.13 stores a message's priority, delivery mode and expiration in AMQP 1.0 annotations. A
+    """RabbitMQ before 4.0 stores a message's priority, delivery mode and expiration in AMQP 1.0 annotations. A
     publisher can write any value into them. mqtool ignores a value that AMQP 0-9-1 cannot carry, such as a boolean, a
     priority of 256 or the expiration `soon`. The message is then received without this property.
     """
