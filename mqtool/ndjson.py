@@ -272,7 +272,8 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(footer, dict | None):
         raise BadData(f'{where} has a "footer" that is not an object')
     for name, raw in given.items():
-        _check_property(name, raw, where)
+        if not (name in _TEXT and isinstance(raw, str)):
+            _check_property(name, raw, where)
     properties = dict(given)
     if "expiration" in properties:
         try:

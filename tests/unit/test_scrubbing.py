@@ -3,7 +3,7 @@
 import json
 import re
 import uuid
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool import ndjson
+from mqtool.codecs.amqp10_values import Symbol, UuidText
+from mqtool.codecs.field_tables import Int8, UInt16
+from mqtool.codecs.sections import NumberId
 from mqtool.errors import BadData, UsageError
-from mqtool.message import Message, Undecoded
+from mqtool.message import Delivery, Message, Undecoded
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 
@@ -444,3 +447,28 @@ def test_scrub_replaces_text_in_the_properties_that_it_usually_keeps(name: str, 
     """
     after = scrubbed({"properties": {name: text}, "body": ""})["properties"][name]
     assert after == start + PSEUDONYMS.text(text.removeprefix(start)) != text
+
+
+def test_scrubbed_values_keep_their_types() -> None:
+    """`recording scrub` keeps the types that a line names, and replaces the values with others that fit them. Anything
+    else in "types" is replaced like other text.
+    """
+    headers = {
+        "int8": Int8(120),
+        "list": [UInt16(60_000), UuidText("f81d4fae-7dec-11d0-a765-00a0c91e6bf6")],
+        "table": {"symbol": Symbol("secretive"), "deep": [{"float": 1.0}]},
+    }
+    properties = {"headers": headers, "message_id": NumberId("18446744073709551000"), "subject": "confidential"}
+    line = ndjson.from_delivery(Delivery(b"", "", "q", "q", False, properties, 1), datetime.now(UTC)).strip()
+    for seed in range(20):
+        replaced = Scrubber(Pseudonyms(b"%d" % seed)).line(line, "line 1")
+        assert json.loads(replaced)["types"] == json.loads(line)["types"]
+        found = ndjson.to_message(replaced, "line 1")
+        values = [found.properties["headers"]["int8"], *found.properties["headers"]["list"]]
+        assert [type(value) for value in values] == [Int8, UInt16, UuidText]
+        assert values[0] != 120
+        assert type(found.message_id) is NumberId
+        assert b"secretive" not in replaced
+        assert b"confidential" not in replaced
+    forged = b'{"body": "", "headers": {"n": 5}, "types": {"headers": {"n": "my password"}}}'
+    assert b"password" not in Scrubber(Pseudonyms(b"seed")).line(forged, "line 1")
