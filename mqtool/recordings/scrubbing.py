@@ -199,6 +199,8 @@ class Scrubber:
         if kinds and _fits(token, kinds):
             while not _fits(found, kinds):  # the replacements of a number are a circle
                 found = self._pseudonyms.number(found)
+            if found == token and len(token) > 1:  # no other number of its length on the circle fits
+                found = self._pseudonyms.number(token[:-1])
         return found
 
     def _is_kept(self, depth: int, path: str, token: str) -> bool:
