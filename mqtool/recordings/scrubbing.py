@@ -194,13 +194,13 @@ class Scrubber:
     def _number(self, path: str, token: str) -> str:
         """Replace a number. If the old one fits the type that the line names, so does the new one."""
         found = self._pseudonyms.number(token)
-        kinds = self._types.get(_named(path), ()) if self._types else ()
-        kinds = {"uint32"} if path == "properties.group_sequence" else kinds
-        if kinds and _fits(token, kinds):
-            while not _fits(found, kinds):  # the replacements of a number are a circle
-                found = self._pseudonyms.number(found)
-            if found == token and len(token) > 1:  # no other number of its length on the circle fits
-                found = self._pseudonyms.number(token[:-1])
+        named = {"uint32"} if path == "properties.group_sequence" else self._types.get(_named(path), ())
+        if not (kinds := [kind for kind in named if _fits(token, kind)]):
+            return found
+        while not all(_fits(found, kind) for kind in kinds):  # the replacements of a number are a circle
+            found = self._pseudonyms.number(found)
+        if found == token and len(token) > 1:  # no other number of its length on the circle fits
+            found = self._pseudonyms.number(token[:-1])
         return found
 
     def _is_kept(self, depth: int, path: str, token: str) -> bool:
@@ -330,14 +330,10 @@ def _types_by_path(types: Any, value: Any, path: str) -> Iterator[tuple[str, str
             yield from _types_by_path(types.get(key), each, f"{path}.{key}")
 
 
-def _fits(token: str, kinds: Collection[str]) -> bool:
-    value = json.loads(token)
+def _fits(token: str, kind: str) -> bool:
     try:
-        for kind in kinds:
-            wire_types.of_type(kind, value)
-    except LookupError:
-        return True
-    except (ValueError, OverflowError, struct.error):
+        wire_types.of_type(kind, json.loads(token))
+    except (LookupError, ValueError, OverflowError, struct.error):
         return False
     return True
 
