@@ -118,10 +118,15 @@ def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroke
 @pytest.mark.parametrize("mode", [1, 2])
 def test_dlq_redrive_keeps_the_delivery_mode(shell: Shell, mode: int) -> None:
     line = json.dumps({"body": "one", "properties": {"delivery_mode": mode}})
-    shell.run("mqtool", "queue", "declare", "modes", "modes.dlq")
-    shell.run("mqtool", "send", "-q", "modes.dlq", "--json", stdin=line + "\n")
-    shell.run("mqtool", "dlq", "redrive", "modes", "--to", "modes")
-    moved = json.loads(shell.run("mqtool", "receive", "-q", "modes", "-c", "1", "--json").stdout)
+    for name in ("modes.dlq", "back"):
+        shell.run("mqtool", "queue", "declare", name)
+    expiring = ("--ttl=1ms", "--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=modes.dlq")
+    shell.run("mqtool", "queue", "declare", "modes", *expiring)
+    shell.run("mqtool", "send", "-q", "modes", "--no-declare", "--json", stdin=line + "\n")
+    wait_until(lambda: "1 expired" in shell.run("mqtool", "dlq", "ls").stdout, "the dead letter")
+    redriven = shell.run("mqtool", "dlq", "redrive", "modes", "--to", "back", "--yes")
+    assert redriven.code == 0, redriven.stderr
+    moved = json.loads(shell.run("mqtool", "receive", "-q", "back", "-c", "1", "--json").stdout)
     assert moved["properties"]["delivery_mode"] == mode
 
 
