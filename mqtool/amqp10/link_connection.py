@@ -393,6 +393,8 @@ class LinkConnection(ReopeningTransport):
         kept = [link for link in self._links.values() if link.is_attached]
         for link in self._links.values():
             link.is_attached = False
+            if isinstance(link, Receiver):
+                link.lost()
         self.due_at = None
         _requeue([*self._refused, *self._sent.values()], self._senders)
         self._refused.clear()

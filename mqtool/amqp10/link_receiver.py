@@ -52,6 +52,7 @@ class ReceiverOwner(Protocol):
     changed: threading.Condition
     epoch: int
     stopping: bool
+    has_crashed: bool
     is_lost: bool
     unsettled: dict[int, "Receiver"]
 
@@ -179,6 +180,11 @@ class Receiver:
             self._unsettled += 1
         self._inbox.append((payload, self._partial_id, self._session.epoch))
 
+    def lost(self) -> None:
+        """Drop the deliveries that the caller has not received; the broker sends them again."""
+        if not self._limits.auto_ack:
+            self._inbox.clear()
+
     def settled(self, count: int) -> None:
         """Record that this many deliveries have been settled, which makes room for more."""
         self._unsettled -= count
@@ -186,12 +192,13 @@ class Receiver:
     def wanted_credit(self) -> int | None:
         """The credit to give now; None if the broker still has enough."""
         held = len(self._inbox) if self._limits.auto_ack or self._is_dynamic else self._unsettled
-        credit = self._prefetch - held
+        prefetch = 1 if self._session.has_crashed else self._prefetch
+        credit = prefetch - held
         if self._limits.count is not None:
             credit = min(credit, self._limits.count - self._taken - len(self._inbox))
         has = self._limit - self._received
         credit = max(0, credit)
-        if self._is_over or not self.is_attached or credit <= has or (has and credit - has < self._prefetch // 2):
+        if self._is_over or not self.is_attached or credit <= has or (has and credit - has < prefetch // 2):
             return None
         self._limit = self._received + credit
         return credit
@@ -219,7 +226,9 @@ class Receiver:
                 yield delivery
                 if self._settles and not delivery.settled:
                     self._handled.append(delivery)
-                    is_due = len(self._handled) * 4 >= self._prefetch or self._limits.is_output_full()
+                    is_due = (
+                        session.has_crashed or len(self._handled) * 4 >= self._prefetch or self._limits.is_output_full()
+                    )
                     if is_due or time.monotonic() - self._settled_at > _TOGETHER:
                         self._settle()
         finally:
@@ -250,8 +259,10 @@ class Receiver:
                 return None
             if not self._limits.auto_ack and self._limits.is_over(time.monotonic() - started):
                 raise self._limits.timed_out(self._taken)
-            if self._inbox:
-                payload, delivery_id, epoch = self._inbox.popleft()
+            with session.changed:
+                first = self._inbox.popleft() if self._inbox else None
+            if first is not None:
+                payload, delivery_id, epoch = first
                 if epoch == session.epoch or self._limits.auto_ack:
                     return self._decoded(payload, delivery_id, epoch)
                 continue

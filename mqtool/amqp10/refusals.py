@@ -22,6 +22,7 @@ _LOCKED = "cannot obtain exclusive access to locked queue "
 _FORCED = ("amqp:connection:forced", "amqp:internal-error")
 #: The beginning of the reason, with amqp:internal-error, for closing a connection whose session has crashed.
 _CRASH = "Session error: "
+_INTERNAL = "amqp:internal-error"
 #: The reason, with amqp:resource-limit-exceeded, for closing the connection of a client that has missed heartbeats.
 _SILENT = "no frame received from client within idle timeout threshold"
 
@@ -65,7 +66,7 @@ class ClosedByBroker(Exception):
     @property
     def has_crashed(self) -> bool:
         """True if the broker's session has ended because of a fault in the broker."""
-        return self.reply_text.startswith(_CRASH)
+        return self.condition == _INTERNAL or self.reply_text.startswith(_CRASH)
 
     @property
     def is_of_deleted_vhost(self) -> bool:
@@ -88,11 +89,16 @@ class ClosedByBroker(Exception):
         return Unavailable(f"the broker closed the connection: {self}" if self.condition else str(self))
 
 
-def crashed(error: ClosedByBroker) -> MqtoolError:
+#: What to say of a crashed session. RabbitMQ's own description is an Erlang term.
+CRASHED = "the broker ended the session because of an internal error"
+
+
+def crashed() -> MqtoolError:
     """The error for a session that has crashed several times in a row, because of a fault in the broker."""
     return Unavailable(
-        f"the broker's session has crashed several times in a row: {error}",
-        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
+        f"{CRASHED}, several times in a row",
+        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1, "
+        "or for a stream, mqtool receive-stream",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mqtool.address import connection_name
 from mqtool.amqp import Address, Backoff
-from mqtool.amqp10.refusals import ClosedByBroker, Lost, crashed, too_old
+from mqtool.amqp10.refusals import CRASHED, ClosedByBroker, Lost, crashed, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 from mqtool.silence import Silence
@@ -48,6 +48,8 @@ class ReopeningTransport:
         stopping: True if the command must stop.
         deadline: the time (`time.monotonic()`) from which on waiting calls end as if the command had to stop.
         is_lost: True until a lost connection is open again.
+        has_crashed: True once the broker's session has crashed. Receivers then ask for one delivery at a time, so that
+            those before one that the broker cannot convert are settled.
         has_progressed: True if an outcome was received or a delivery settled since the connection was opened.
         lacks_a_node: True if a node could not be reached when the connection was opened.
         due_at: the time (`time.monotonic()`) at which to call taken() even if no frame has arrived; None for no time.
@@ -67,6 +69,7 @@ class ReopeningTransport:
         self.failure: MqtoolError | None = None
         self.refused = self.stopping = self.is_lost = False
         self.has_progressed = True
+        self.has_crashed = False
         self.lacks_a_node = False
         self.deadline = math.inf
         self.due_at: float | None = None
@@ -267,9 +270,10 @@ class ReopeningTransport:
         """
         if not error.is_temporary:
             return error.translated()
+        self.has_crashed |= error.has_crashed
         was_of_use = self.has_progressed or time.monotonic() - self._opened_at >= _STEADY
         self._crashes = (0 if was_of_use else self._crashes) + 1 if error.has_crashed else 0
-        return crashed(error) if self._crashes == _CRASHES else None
+        return crashed() if self._crashes == _CRASHES else None
 
     # Reconnecting.
 
@@ -365,6 +369,8 @@ def _is_of_deleted_vhost(error: BaseException) -> bool:
 
 def _in_words(error: BaseException) -> str:
     """Describe why a connection was lost."""
+    if isinstance(error, ClosedByBroker) and error.has_crashed:
+        return CRASHED
     if isinstance(error, MqtoolError | ClosedByBroker):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -6,6 +6,7 @@ allow a read and a write at the same time.
 """
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -62,11 +63,13 @@ class Transport:
         self, address: Address, context: ssl.SSLContext | None, name: str, *, logged_in_before: bool = False
     ) -> None:
         self._is_past_login = False
+        self._login_ends = math.inf
         self._heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
         try:
             self._socket = self._connect(address, context)
         except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
             raise pika_errors.connecting(error, address) from error
+        self._login_ends = time.monotonic() + 2 * address.connection_timeout  # as over AMQP 0-9-1
         try:
             opened = self._log_in(address, name)
         except MqtoolError:
@@ -156,6 +159,8 @@ class Transport:
     def _read_exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
+            if time.monotonic() > self._login_ends:  # each recv() has only a limit of its own
+                raise TimeoutError(0, "the login takes too long")
             piece = self._socket.recv(size - len(data))
             if not piece:  # in the middle of an answer: a TLS alert is shorter than AMQP's header
                 raise ConnectionError("another protocol") if data else EOFError

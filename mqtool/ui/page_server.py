@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             try:
                 wanted = json.loads(self.rfile.read(int(size)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 wanted = None
             if isinstance(wanted, dict):
                 self._send_from(self.server.answering, lambda: answer(wanted))

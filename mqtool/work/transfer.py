@@ -20,7 +20,7 @@ from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.getter import Getter
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size, largest_payload
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
 from mqtool.message import COPIES, PERSISTENT, QUEUE_HEADERS, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -31,6 +31,8 @@ AT_ONCE = 100
 RUN_AGAIN = f"run it again to move the rest; up to {AT_ONCE} messages may be in both queues"
 #: Seconds without a delivery after which a queue that has messages is considered blocked.
 _STALLED = 10.0
+#: Seconds to wait for a sign of life from a broker that has not confirmed in time.
+_LIFE = 4.0
 #: Seconds between checks of a queue that delivers nothing.
 _LOOK = 0.1
 #: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
@@ -241,6 +243,7 @@ class QueueTransfer:
                 published after it was either confirmed or left in the queue.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
+        replies = True
         try:
             for receipt in self._publish(self._messages()):
                 delivery = self._on_their_way.pop(receipt.sequence)
@@ -249,10 +252,14 @@ class QueueTransfer:
                     yield delivery
                 else:
                     self._refused(delivery, receipt)
+        except NotConfirmed:
+            replies = self._replies()
+            raise
         finally:
             self._settle()
             self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
-            self._give_back()
+            if replies:  # if not, the broker requeues the rest when the connection ends
+                self._give_back()
         if self._refusal is not None:
             raise self._refusal
 
@@ -323,6 +330,14 @@ class QueueTransfer:
                     deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
                 return
+
+    def _replies(self) -> bool:
+        """True if the broker of the source replies; if not, each request would wait until heartbeats are missed."""
+        try:
+            administration.depth(self._source, self._queue, _LIFE)
+        except MqtoolError:
+            return False
+        return True
 
     def _is_used_up(self) -> bool:
         """True if held messages use up the consumer's prefetch, or part of its limit: the broker may send no more."""

@@ -8,6 +8,8 @@ command that needs it holds a lock on that file; a file that nobody locks was le
 import fcntl
 import hashlib
 import json
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -266,6 +268,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
         else:
             held = _open_state(file)
             fcntl.flock(held, fcntl.LOCK_SH)
+    _warn_of_amqp10(channel.connection.broker_to_show)
     if held is None:
         yield
         return
@@ -275,6 +278,15 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
         yield
     finally:
         _let_go(access, held)
+
+
+def _warn_of_amqp10(broker: str) -> None:
+    """On a terminal, warn that RabbitMQ 4's firehose ends sessions of AMQP 1.0 publishers."""
+    if sys.stderr.isatty() and re.match(r"RabbitMQ (?!3\.)", broker):
+        output.warning(
+            "while the firehose is on, AMQP 1.0 publishers fail if their messages have properties that AMQP 0-9-1 "
+            "cannot carry"
+        )
 
 
 def _let_go(access: Access, held: IO[str]) -> None:
