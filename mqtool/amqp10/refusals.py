@@ -23,6 +23,8 @@ _FORCED = ("amqp:connection:forced", "amqp:internal-error")
 #: The beginning of the reason, with amqp:internal-error, for closing a connection whose session has crashed.
 _CRASH = "Session error: "
 _INTERNAL = "amqp:internal-error"
+#: The beginning of the reason, with the same condition, if an operator closes the connection.
+_BY_OPERATOR = "Connection forced"
 #: The reason, with amqp:resource-limit-exceeded, for closing the connection of a client that has missed heartbeats.
 _SILENT = "no frame received from client within idle timeout threshold"
 
@@ -66,7 +68,8 @@ class ClosedByBroker(Exception):
     @property
     def has_crashed(self) -> bool:
         """True if the broker's session has ended because of a fault in the broker."""
-        return self.condition == _INTERNAL or self.reply_text.startswith(_CRASH)
+        is_ended = self.condition == _INTERNAL and not self.reply_text.startswith(_BY_OPERATOR)
+        return is_ended or self.reply_text.startswith(_CRASH)
 
     @property
     def is_of_deleted_vhost(self) -> bool:

@@ -815,18 +815,21 @@ def test_republishing_a_message_with_a_forged_type_amqp_1_0_sends_no_copy_to_ano
 
 def test_receive_ends_if_rabbitmq_cannot_convert_a_message_to_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
     """In RabbitMQ 4, an AMQP 1.0 session crashes when RabbitMQ cannot convert a message to AMQP 1.0, such as one of
-    the type amqp-1.0 with an undecodable body. After three crashes, `receive` exits with 69, and its hint suggests
-    AMQP 0-9-1, over which `receive` gets the message. The embedded broker delivers the message over AMQP 1.0.
+    the type amqp-1.0 with an undecodable body. `receive` prints the messages before it once, and exits with 69. Its
+    hint suggests AMQP 0-9-1, over which `receive` gets the message. The embedded broker delivers it over AMQP 1.0.
     """
     shell.run("mqtool", "queue", "declare", "inbox")
+    if broker.kind == "rabbitmq":
+        shell.run("mqtool", "send", "-q", "inbox", "--lines", "--protocol", "amqp0.9.1", stdin="good\nfine\n")
     line = {"body": "x", "exchange": "", "routing_key": "inbox", "properties": {"type": "amqp-1.0"}}
     shell.run("mqtool", "send", "--json", "--protocol", "amqp0.9.1", stdin=json.dumps(line) + "\n")
 
     if broker.kind == "rabbitmq":
-        result = shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *OVER_1_0)
-        assert result.code == 69
+        result = shell.run("mqtool", "receive", "-q", "inbox", *OVER_1_0)
+        assert (result.code, result.stdout) == (69, " [x] Received good\n [x] Received fine\n")
+        assert "Session error" not in result.stderr
         assert "the broker ended the session because of an internal error, several times in a row" in result.stderr
-        assert result.stderr.count("lost the connection to ") == 2
+        assert result.stderr.count("lost the connection to ") in (2, 3, 4)
         assert result.stderr.endswith("or for a stream, mqtool receive-stream\n")
     over = ("--protocol", "amqp0.9.1") if broker.kind == "rabbitmq" else OVER_1_0
     assert shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *over).stdout == " [x] Received x\n"

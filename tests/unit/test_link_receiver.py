@@ -38,7 +38,7 @@ class Broker:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.epoch = 3
-        self.stopping = self.is_lost = False
+        self.stopping = self.is_lost = self.has_crashed = False
         self.failure: MqtoolError | None = None
         self.unsettled: dict[int, Receiver] = {}
         self.now = 1000.0

@@ -109,21 +109,21 @@ def test_mqtool_connects_again_over_amqp_1_0_only_after_a_temporary_refusal(
     assert refusal.is_temporary is is_temporary
 
 
-def test_only_rabbitmqs_session_error_is_a_crash_of_the_session() -> None:
-    """If RabbitMQ closes an AMQP 1.0 connection with amqp:internal-error, mqtool assumes a crash of the session only
-    if the error's description begins with "Session error". An operator, for example, can close a connection with the
-    same condition. If a session has crashed several times in a row, mqtool's error contains the broker's description,
-    and the hint names the usual cause and suggests AMQP 0-9-1.
+def test_an_internal_error_of_the_broker_is_a_crash_unless_an_operator_closed_the_connection() -> None:
+    """If RabbitMQ ends an AMQP 1.0 session with amqp:internal-error, mqtool assumes a crash of the session, unless the
+    description says that an operator closed the connection. If a session has crashed several times in a row, mqtool's
+    error says so without the broker's description, and the hint names the usual cause and suggests other protocols.
     """
     refusal = ClosedByBroker.from_error(told("amqp:internal-error", "Session error: why"))
     operator = ClosedByBroker.from_error(told("amqp:internal-error", 'Connection forced: "Session error: why"'))
     assert (refusal.has_crashed, refusal.is_temporary) == (True, True)
     assert (operator.has_crashed, operator.is_temporary) == (False, True)
-    error = crashed(refusal)
+    error = crashed()
     assert (type(error), str(error), error.hint) == (
         Unavailable,
-        "the broker's session has crashed several times in a row: Session error: why",
-        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1",
+        "the broker ended the session because of an internal error, several times in a row",
+        "a message that it cannot convert to AMQP 1.0 would do this: try --protocol amqp0.9.1, "
+        "or for a stream, mqtool receive-stream",
     )
 
 
