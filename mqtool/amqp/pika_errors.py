@@ -196,6 +196,15 @@ def not_amqp(address: Address, version: str = "0-9-1") -> MqtoolError:
 _OTHER_PORTS = {15672: "the management API", 15671: "the management API", 5552: "streams", 5551: "streams"}
 
 
+def login_too_slow(address: Address, version: str, seconds: float) -> MqtoolError:
+    """The error for a server that has not completed the login in time."""
+    return Unavailable(
+        f"{address.host}:{address.port} accepted the connection, but did not complete the login of AMQP {version} "
+        f"within {seconds:g} s",
+        _SILENT[1],
+    )
+
+
 def closed_early(address: Address) -> MqtoolError:
     """The error for a connection that the other end closes during the handshake, without a reason."""
     closed = f"{address.host}:{address.port} closed the connection during the handshake"

@@ -6,7 +6,6 @@ allow a read and a write at the same time.
 """
 
 import contextlib
-import math
 import os
 import select
 import socket
@@ -39,6 +38,8 @@ from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 _FRAME_MAX, _FRAME_MIN = 1 << 17, 512
 _READ = 1 << 18
 _HEARTBEAT = 60
+#: The login may take this many connection timeouts in all, as over AMQP 0-9-1.
+_LOGIN = 2
 #: Seconds to wait for the broker's reply to Close.
 _GOODBYE = 1.0
 
@@ -63,13 +64,12 @@ class Transport:
         self, address: Address, context: ssl.SSLContext | None, name: str, *, logged_in_before: bool = False
     ) -> None:
         self._is_past_login = False
-        self._login_ends = math.inf
         self._heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
         try:
             self._socket = self._connect(address, context)
         except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
             raise pika_errors.connecting(error, address) from error
-        self._login_ends = time.monotonic() + 2 * address.connection_timeout  # as over AMQP 0-9-1
+        self._login_ends = time.monotonic() + _LOGIN * address.connection_timeout
         try:
             opened = self._log_in(address, name)
         except MqtoolError:
@@ -77,6 +77,8 @@ class Transport:
             raise
         except (OSError, EOFError, ValueError) as error:
             self._socket.close()
+            if isinstance(error, TimeoutError):
+                raise pika_errors.login_too_slow(address, "1.0", _LOGIN * address.connection_timeout) from error
             # With TLS 1.3, a broker refuses a certificate after the handshake.
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
                 raise pika_errors.connecting(error, address) from error
@@ -159,8 +161,10 @@ class Transport:
     def _read_exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            if time.monotonic() > self._login_ends:  # each recv() has only a limit of its own
-                raise TimeoutError(0, "the login takes too long")
+            left = self._login_ends - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)  # for this recv() alone
             piece = self._socket.recv(size - len(data))
             if not piece:  # in the middle of an answer: a TLS alert is shorter than AMQP's header
                 raise ConnectionError("another protocol") if data else EOFError

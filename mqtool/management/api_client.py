@@ -350,6 +350,8 @@ class Management:
         if self._opened is None:
             import urllib3
 
+            from mqtool.management.response_head import limit
+
             login = base64.b64encode(f"{self.user}:{self._password}".encode()).decode()
             settings: dict[str, Any] = {
                 "headers": {"Content-Type": "application/json", "Authorization": f"Basic {login}"},
@@ -365,6 +367,7 @@ class Management:
                 given = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
                 headers = urllib3.make_headers(proxy_basic_auth=given)
                 self._opened = urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
+            limit(self._opened)
         return self._opened
 
     def _request(

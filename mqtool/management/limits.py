@@ -8,6 +8,8 @@ LARGEST_VALUE = 32 << 20
 LARGEST_LIST, MOST_OBJECTS = 1 << 30, 10_000_000
 #: Seconds to wait in all for the parts of one response. Pauses of the program that reads the response do not count.
 LONGEST = 600.0
+#: Seconds for the rest of a response's status line and headers once its first byte has arrived.
+HEAD = 10.0
 
 HINT = "is it the management API of a broker? --management names its URL"
 

@@ -1,6 +1,7 @@
 """Web servers at the address of the management API that do not answer as the API of a broker does."""
 
 import json
+import select
 import socket
 import struct
 import threading
@@ -109,6 +110,36 @@ def test_a_server_at_the_management_apis_address_that_does_not_speak_http_is_rep
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert (result.code, result.stderr.partition(";")[0]) == (69, f"mqtool: no management API answers at {url}: {says}")
+
+
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nServer: "])
+@on_any_broker
+def test_a_nagios_check_ends_if_the_management_api_sends_its_headers_byte_by_byte(
+    shell: Shell, beginning: bytes
+) -> None:
+    """If the server at the management API's address never completes the status line or the headers, but keeps sending
+    bytes of them, `doctor --format nagios` ends with CRITICAL.
+    """
+
+    def drip(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed: the test is over, or the client has gone
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(ConnectionError):
+                    connection.recv(65536)
+                    connection.sendall(beginning)
+                    while not select.select([connection], [], [], 0.1)[0]:  # until the client closes it
+                        connection.sendall(b"0")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        result = shell.run("mqtool", "doctor", "--format", "nagios", "--management", url)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    says = f"RABBITMQ CRITICAL - no management API answers at {url}: it takes too long\n"
+    assert (result.code, result.stdout) == (2, says)
 
 
 def refused(result: Result, code: int = 69) -> str:
