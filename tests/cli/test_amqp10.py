@@ -829,7 +829,6 @@ def test_receive_ends_if_rabbitmq_cannot_convert_a_message_to_amqp_1_0(shell: Sh
         assert (result.code, result.stdout) == (69, " [x] Received good\n [x] Received fine\n")
         assert "Session error" not in result.stderr
         assert "the broker ended the session because of an internal error, several times in a row" in result.stderr
-        assert result.stderr.count("lost the connection to ") in (2, 3, 4)
         assert result.stderr.endswith("or for a stream, mqtool receive-stream\n")
     over = ("--protocol", "amqp0.9.1") if broker.kind == "rabbitmq" else OVER_1_0
     assert shell.run("mqtool", "receive", "-q", "inbox", "-c", "1", *over).stdout == " [x] Received x\n"

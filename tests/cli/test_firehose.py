@@ -14,6 +14,7 @@ from mqtool.taps import FIREHOSE_EXCHANGE
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_tap import publish
 
 
@@ -84,6 +85,19 @@ def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connectio
     queue.wait()
     assert queue.stdout == "jobs jobs 0 jobs\n"
     assert not is_on(broker)
+
+
+def test_tap_warns_on_a_terminal_that_the_firehose_of_rabbitmq_4_disturbs_amqp_1_0_publishers(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """On a terminal, `tap --firehose` warns that AMQP 1.0 publishers may fail meanwhile, if the broker is RabbitMQ 4.
+    Otherwise, it prints no such warning.
+    """
+    words = ("mqtool", "tap", "--all", "--firehose", "--timeout", "100ms")
+    is_affected = broker.kind == "rabbitmq" and broker.differs_since("4.0", "AMQP 1.0 without a plugin")
+    warning = "while the firehose is on, AMQP 1.0 publishers fail"
+    assert (warning in on_terminal(shell, *words, columns=200).stdout) == is_affected
+    assert warning not in shell.run(*words).stderr
 
 
 @pytest.mark.once_on_rabbitmq

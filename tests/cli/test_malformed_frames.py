@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.codecs.amqp10_frames import Accepted, Disposition, Received, Transfer, decode_performative, frame
+from mqtool.codecs.amqp10_frames import (
+    Accepted,
+    Close,
+    Disposition,
+    Error,
+    Received,
+    Transfer,
+    decode_performative,
+    frame,
+)
+from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import ExitCode
 from tests.brokers import IN_CI
 from tests.cli.shell import Result, Shell
@@ -244,6 +254,27 @@ def test_send_waits_for_an_outcome_if_the_broker_first_sends_the_state_received(
         change_performatives(is_disposition, received), "send", "-q", "send", "--confirm-timeout", "200ms", "x"
     )
     assert (unconfirmed.code, "did not confirm 1 message within 0.2 s" in unconfirmed.stderr) == (75, True)
+
+
+def test_receive_prints_the_messages_before_one_that_ends_each_session_once(run: Callable[..., Result]) -> None:
+    """If the broker's AMQP 1.0 session crashes each time it delivers a certain message, `receive` prints the messages
+    before it once, also if the first session crashed before it delivered anything. `receive` then exits with 69; the
+    error does not contain the broker's Erlang term, and the hint suggests other protocols.
+    """
+    crash = frame(0, Close(Error(Symbol("amqp:internal-error"), "Session error: {{badmatch,x},[{rabbit,y}]}")))
+    seen: list[bytes] = []
+
+    def crashing(data: bytes) -> bytes:
+        seen.append(data)
+        return crash if len(seen) == 1 or b"bad" in data else data
+
+    for body in ("good", "fine", "bad"):
+        assert run(bytes, "send", "-q", "crashing", body).code == 0
+    result = run(change_performatives(is_delivery, crashing), "receive", "-q", "crashing", "--timeout", "30s")
+    assert (result.code, result.stdout) == (69, " [x] Received good\n [x] Received fine\n"), result.stderr
+    assert result.stderr.count("lost the connection to ") == 3  # and the fourth crash was the third in a row
+    assert "badmatch" not in result.stderr
+    assert result.stderr.endswith("try --protocol amqp0.9.1, or for a stream, mqtool receive-stream\n")
 
 
 def mutate(data: bytes, chance: random.Random, uncounted: int) -> bytes:

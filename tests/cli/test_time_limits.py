@@ -1,9 +1,10 @@
 """`--timeout` as a total time limit: it holds whatever a command waits for."""
 
+import select
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from pika import frame, spec
@@ -35,6 +36,16 @@ class _SilentOnceOpen(_Silent):
         self.request.recv(1 << 12)
         self.request.sendall(_OPEN)
         super().handle()
+
+
+class _ByteByByte(socketserver.BaseRequestHandler):
+    """Sends the first frame of an AMQP 1.0 login byte by byte, until the client gives up."""
+
+    def handle(self) -> None:
+        self.request.sendall(self.request.recv(8) + b"\0\1\0\0\2\1\0\0")
+        with suppress(ConnectionError):
+            while not select.select([self.request], [], [], 0.02)[0]:
+                self.request.sendall(b"\0")
 
 
 @contextmanager
@@ -91,6 +102,19 @@ def test_a_command_times_out_while_the_broker_does_not_open_a_channel(lonely_she
         url = f"amqp://127.0.0.1:{port}"
         result = lonely_shell.run("mqtool", *command.split(), "--timeout", "100ms", "--url", url)
     assert (result.code, "mqtool: timed out after 0.1 s" in result.stderr) == (124, True), result.stderr
+
+
+def test_a_login_over_amqp_1_0_that_arrives_byte_by_byte_has_a_time_limit(lonely_shell: Shell) -> None:
+    """If the broker's part of an AMQP 1.0 login arrives byte by byte, and is not complete after twice the
+    connection_timeout in the URL, `receive` exits with 69 and says so.
+    """
+    with serving(_ByteByByte) as port:
+        url = f"amqp://127.0.0.1:{port}/?connection_timeout=150"
+        result = lonely_shell.run("mqtool", "receive", "--protocol", "amqp1.0", "--url", url)
+    assert (result.code, result.stderr.partition("\n")[0]) == (
+        69,
+        f"mqtool: 127.0.0.1:{port} accepted the connection, but did not complete the login of AMQP 1.0 within 0.3 s",
+    )
 
 
 @on_any_broker

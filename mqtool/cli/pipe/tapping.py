@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -282,7 +281,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
 
 def _warn_of_amqp10(broker: str) -> None:
     """On a terminal, warn that RabbitMQ 4's firehose ends sessions of AMQP 1.0 publishers."""
-    if sys.stderr.isatty() and re.match(r"RabbitMQ (?!3\.)", broker):
+    if output.is_terminal(2) and re.match(r"RabbitMQ (?!3\.)", broker):
         output.warning(
             "while the firehose is on, AMQP 1.0 publishers fail if their messages have properties that AMQP 0-9-1 "
             "cannot carry"
