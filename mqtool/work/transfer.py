@@ -334,7 +334,7 @@ class QueueTransfer:
     def _replies(self) -> bool:
         """True if the broker of the source replies; if not, each request would wait until heartbeats are missed."""
         try:
-            administration.depth(self._source, self._queue, _LIFE)
+            administration.depth(self._source, self.queue, _LIFE)
         except MqtoolError:
             return False
         return True
