@@ -375,6 +375,39 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     assert channel.queue_purge(queue).method.message_count == 1
 
 
+def test_messages_that_wait_for_a_delayed_retry_count_in_the_api_towards_the_limit_and_in_a_purge(
+    broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str, quorum: Callable[..., str]
+) -> None:
+    """From RabbitMQ 4.3 on, messages that wait for a delayed retry count as `messages` and `messages_delayed` in the
+    management API, and towards the queue's x-max-length. queue.purge removes and counts them. queue.declare and
+    queue.delete do not count them.
+    """
+    if not broker.differs_since("4.3", "it is held back"):
+        pytest.skip("RabbitMQ delays no retries before 4.3")
+    queue = quorum(**{"x-delayed-retry-type": "all", "x-delayed-retry-min": 600_000, "x-max-length": 2})
+
+    def there(**wanted: int) -> bool:
+        view = api("GET", f"queues/{vhost}/{queue}")[1]
+        return {name: view.get(name) for name in wanted} == wanted
+
+    def ready() -> int:
+        return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+    channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag)
+    take.until(lambda: there(messages=1, messages_ready=0, messages_delayed=1))
+    assert ready() == 0
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", queue, body)
+    take.until(lambda: there(messages=2, messages_ready=1, messages_delayed=1))
+    assert ready() == 1
+    assert channel.queue_purge(queue).method.message_count == 2
+    channel.basic_publish("", queue, b"4")
+    channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag)
+    channel.basic_publish("", queue, b"5")
+    take.until(lambda: there(messages=2, messages_ready=1, messages_delayed=1))
+    assert channel.queue_delete(queue).method.message_count == 1
+
+
 def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:

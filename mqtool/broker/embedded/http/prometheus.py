@@ -75,7 +75,7 @@ _OF_QUEUES: tuple[tuple[Metric, Callable[[BrokerQueue], Number | None]], ...] = 
     (Metric("queue_messages_unacked", "gauge", "Messages delivered but not acknowledged"), lambda each: each.unacked),
     (
         Metric("queue_messages", "gauge", "Ready and unacknowledged messages"),
-        lambda each: len(each) + each.unacked + len(each.dead_letters),
+        lambda each: len(each) + each.unacked + each.delayed + len(each.dead_letters),
     ),
     (Metric("queue_consumers", "gauge", "Consumers of a queue"), _consumers_of),
     (

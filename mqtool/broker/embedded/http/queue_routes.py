@@ -96,18 +96,19 @@ def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
         "consumer_utilisation": 1.0 if consumers else 0,
         "exclusive_consumer_tag": next((consumer.tag for consumer in consumers if consumer.exclusive), None),
         "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
-        "messages": ready + unacked + len(queue.dead_letters),
+        "messages": ready + unacked + queue.delayed + len(queue.dead_letters),
         "messages_ready": ready,
         "messages_unacknowledged": unacked,
-        "message_bytes": queue.backlog.body_bytes + queue.unacked_bytes,
-        "message_bytes_ready": queue.backlog.body_bytes,
+        "message_bytes": queue.backlog.body_bytes + queue.delayed_bytes + queue.unacked_bytes + queue.dead_letter_bytes,
+        "message_bytes_ready": queue.backlog.body_bytes + queue.delayed_bytes,
         "message_bytes_unacknowledged": queue.unacked_bytes,
         "message_stats": rates.of(queue.traffic),
     }
     if queue.kind == "quorum":
         view["messages_dlx"] = len(queue.dead_letters)
-        view["message_bytes_dlx"] = sum(len(entry.message.body) for entry, _ in queue.dead_letters)
-        view["message_bytes"] += view["message_bytes_dlx"]
+        view["message_bytes_dlx"] = queue.dead_letter_bytes
+        if queue.profile.delayed_retry:
+            view["messages_delayed"] = queue.delayed
     if isinstance(queue, StreamQueue):
         view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
         readers = len(consumers) + queue.log.subscriptions

@@ -181,6 +181,10 @@ class Timetable(Generic[Item]):
         self._numbers = count()
         self._waits = False
 
+    def __len__(self) -> int:
+        """Return the number of items that have not been passed yet."""
+        return len(self._heap)
+
     def add(self, due: int, item: Item) -> None:
         """Add an item that is due at this time (milliseconds since 1970)."""
         heappush(self._heap, (due, next(self._numbers), item))

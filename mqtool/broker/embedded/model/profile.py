@@ -40,6 +40,7 @@ class Profile(NamedTuple):
         quorum_priorities: the priorities of quorum queues: `none`, `two` (delivered at a ratio of 2:1), or `all` 32.
         policy_expires: True if a policy's `expires` overrides that of a quorum queue. If not, the lower value applies.
         delayed_retry: True if quorum queues can hold requeued messages back (`x-delayed-retry-type`).
+        purges_dead_letters: True if a purge removes the dead letters that an at-least-once quorum queue still holds.
         transient_queues: True if a queue may be neither durable nor exclusive.
         master_locator: True if `x-queue-master-locator` is accepted.
         lists_type: True if every queue has the argument `x-queue-type`, even if it was declared without one.
@@ -105,6 +106,7 @@ class Profile(NamedTuple):
     quorum_priorities: Literal["none", "two", "all"] = "none"
     policy_expires: bool = True
     delayed_retry: bool = False
+    purges_dead_letters: bool = False
     transient_queues: bool = True
     master_locator: bool = True
     lists_type: bool = False
@@ -201,6 +203,7 @@ _4_3 = _4_2._replace(
     unlimited_last=False,
     quorum_priorities="all",
     delayed_retry=True,
+    purges_dead_letters=True,
     master_locator=False,
     checks_queue_mode=False,
     oldest_queue_version=2,

@@ -115,6 +115,7 @@ class BrokerQueue:
         trimming: True while a classic queue drops the messages beyond its limits, whatever its overflow behaviour.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies. While a message is
             in line, it counts as ready, and its body as unacknowledged.
+        delayed_bytes: the size of the bodies of messages that wait for a delayed retry.
     """
 
     destination_type: ClassVar[str] = "queue"
@@ -159,7 +160,8 @@ class BrokerQueue:
         self._expiry = Alarm(self.clock, self.pump)
         self.dead_letters: list[tuple[BacklogEntry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
-        self._retries: Timetable[BacklogEntry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
+        self._retries: Timetable[BacklogEntry] = Timetable(self.clock, self._end_delay, lambda: self.requeue(()))
+        self.delayed_bytes = 0
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
@@ -170,6 +172,22 @@ class BrokerQueue:
 
     def __bool__(self) -> bool:
         return True  # even if the queue is empty
+
+    @property
+    def delayed(self) -> int:
+        """The number of messages that wait for a delayed retry."""
+        return len(self._retries)
+
+    @property
+    def dead_letter_bytes(self) -> int:
+        """The size of the bodies of the dead letters that no queue has accepted yet."""
+        return sum(len(entry.message.body) for entry, _ in self.dead_letters)
+
+    def exceeds(self, more: int = 0, more_bytes: int = 0) -> bool:
+        """True if the queue would be over its limits with more messages. Delayed messages and dead letters count."""
+        messages = len(self) + len(self._retries) + len(self.dead_letters) + more
+        size = self.backlog.body_bytes + self.delayed_bytes + more_bytes
+        return self.options.exceeded(messages, size + (self.dead_letter_bytes if self.dead_letters else 0))
 
     def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
         """Add a message, unless the queue is full and rejects it.
@@ -255,7 +273,7 @@ class BrokerQueue:
             return
         backlog, most = self.backlog, _EXPIRED_AT_ONCE
         if self.trimming or self.options.overflow == "drop-head":
-            while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
+            while len(backlog) and self.exceeds():
                 if not most:
                     if not self._dropping:
                         self._dropping = True
@@ -442,12 +460,17 @@ class BrokerQueue:
         elif self.deleted:
             self.ledger.drop(entry)
         elif (delay := _delay(self, entry, not_before, failed=failed)) is not None:
+            self.delayed_bytes += len(entry.message.body)
             self._retries.add(self.clock.now() + delay, entry)
         elif limit is None and not why.is_end and self.profile.unlimited_last:
             # Without a delivery limit, RabbitMQ up to 4.2 puts messages that a client requeues behind all others.
             self.backlog.append(entry)
         else:
             self.backlog.put_back(entry)
+
+    def _end_delay(self, entry: BacklogEntry) -> None:
+        self.delayed_bytes -= len(entry.message.body)
+        self.backlog.put_back(entry)
 
     def drop_expired(self) -> bool:
         """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them.
@@ -510,12 +533,18 @@ class BrokerQueue:
     def purge(self) -> int:
         """Drop the messages that are ready or wait for a delayed retry; return how many there were.
 
+        From RabbitMQ 4.3 on, dead letters that no queue has accepted yet are among them.
+
         If there are many, this takes several turns, but they are no longer in the queue. Messages in line are put back
         at once before, which takes long, unless work_some() has been called in steps.
         """
         if not self.deleted:
             put_back_all(self)
         dropped = [*self.backlog.clear(), *self._retries.clear()]
+        self.delayed_bytes = 0
+        if self.profile.purges_dead_letters or self.deleted:
+            dropped += [entry for entry, _ in self.dead_letters]
+            self.dead_letters.clear()
         self._leaving.extend(dropped)
         self.work_soon(self)
         if self.watcher is not None:
@@ -523,25 +552,23 @@ class BrokerQueue:
         return len(dropped)
 
     def delete(self) -> int:
-        """Drop the messages and cancel the consumers. Returns the number of messages that were ready or delayed.
+        """Drop the messages and cancel the consumers. Returns the number of messages that were ready.
 
         If there are many messages, this takes several turns.
         """
         self.deleted = True
-        count = len(self.line) + self.purge()
+        count = len(self)
+        self.purge()
         self._expiry.cancel()
         self._unused.cancel()
         self._retry.cancel()
-        for entry, _ in self.dead_letters:
-            self.ledger.drop(entry)
-        self.dead_letters.clear()
         cancel_links(self)
         return count
 
 
 def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
     """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`."""
-    is_full = queue.options.exceeded(len(queue) + 1, queue.backlog.body_bytes + len(message.body))
+    is_full = queue.exceeds(1, len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", lambda _: None)
     return is_full
