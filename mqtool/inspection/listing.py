@@ -14,6 +14,7 @@ from mqtool import management
 from mqtool.address import hide_passwords
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.management import Management
+from mqtool.management.queue_contents import uncounted
 from mqtool.spelling import as_text, did_you_mean
 
 Row = dict[str, Any]
@@ -109,7 +110,8 @@ def refresh(row: Row, ready: int, consumers: int) -> bool:
     For classic queues, whose counts in the API are always current, it returns False.
     """
     is_old: bool = row["messages_ready"] != ready and row["type"] != "classic"
-    row |= {"messages_ready": ready, "messages": ready + (row["messages_unacknowledged"] or 0), "consumers": consumers}
+    others = (row["messages_unacknowledged"] or 0) + uncounted(row)
+    row |= {"messages_ready": ready, "messages": ready + others, "consumers": consumers}
     return is_old
 
 
@@ -160,7 +162,8 @@ QUEUES = Listing(
     _columns("""
         name vhost type durable auto_delete exclusive arguments policy operator_policy effective_policy_definition
         state node leader members online consumers consumer_capacity consumer_utilisation exclusive_consumer_tag
-        single_active_consumer_tag messages messages_ready messages_unacknowledged messages_ram messages_persistent
+        single_active_consumer_tag messages messages_ready messages_unacknowledged messages_delayed messages_dlx
+        messages_ram messages_persistent
         messages_ready_ram messages_unacknowledged_ram message_bytes message_bytes_ready message_bytes_unacknowledged
         message_bytes_ram message_bytes_persistent memory head_message_timestamp idle_since segments
         publish_rate=message_stats.publish_details.rate deliver_rate=message_stats.deliver_get_details.rate

@@ -17,6 +17,7 @@ from mqtool.errors import AccessRefused, BadData, NotFound
 from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json, is_incomplete
 from mqtool.management.overflow import overflow_of, rejects_beyond
+from mqtool.management.queue_contents import unmovable
 from mqtool.spelling import counted, did_you_mean, pasteable, quoted
 from mqtool.topology import DELAYED, Queue
 from mqtool.work.policy_losses import Counts, losses_by_converting
@@ -311,7 +312,7 @@ def prospect(
     ready = (view.get("messages_ready") or 0) if depth is None else depth.ready
     found = Prospect(plan, messages=ready, bindings=bindings_of(api, vhost, queue))
     found.refusals += _of_queue(view, plan, dropped)
-    found.refusals += _of_unmovable(view)
+    found.refusals += of_unmovable(*unmovable(view, is_current=True))
     found.refusals += _of_bindings(api, vhost, plan, found.bindings)
     found.refusals += _of_consumers(view)
     found.refusals += _of_channels(api, vhost, view, wanted)
@@ -329,19 +330,22 @@ def prospect(
     return found
 
 
-def _of_unmovable(view: Json) -> list[Refusal]:
-    """Refuse a quorum queue with messages that no consumer can get: they would be lost with the queue.
+def of_unmovable(delayed: int | None, held: int | None) -> Iterator[Refusal]:
+    """Yield refusals because of messages that no consumer can get: they would be lost with the queue.
 
-    queue.declare-ok does not count them. The API does, in statistics that are up to 5 s old.
+    Args:
+        delayed, held: how many wait for a delayed retry, and how many dead letters the queue holds; None if not known.
     """
-    found = []
-    if waiting := view.get("messages_delayed") or 0:
+    if delayed:
         hint = "convert it when their delays are over and they are ready again"
-        found.append(Refusal(f"{counted(waiting)} waiting for a delayed retry would be lost", hint))
-    if held := view.get("messages_dlx") or 0:
+        yield Refusal(f"{counted(delayed)} waiting for a delayed retry would be lost", hint)
+    if held:
         hint = "declare or bind the target of its dead letters, or make room there: RabbitMQ then delivers them"
-        found.append(Refusal(f"{counted(held, 'dead letter')} that it still holds would be lost", hint))
-    return found
+        yield Refusal(f"{counted(held, 'dead letter')} that it still holds would be lost", hint)
+    for number, what in ((delayed, "messages wait for a delayed retry"), (held, "dead letters it still holds")):
+        if number is None:
+            hint = "have the management plugin collect metrics, and try again"
+            yield Refusal(f"the broker does not say how many {what}, which would be lost", hint)
 
 
 def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[Refusal]:

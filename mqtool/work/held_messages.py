@@ -10,7 +10,8 @@ from mqtool.amqp import Channel, ChannelOwner, Connection, Receiving, administra
 from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
-from mqtool.management import Management, path
+from mqtool.management import Management
+from mqtool.management.queue_contents import views
 from mqtool.message import COPIES, QUEUE_HEADERS, Delivery, Message, to_publish_again
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
@@ -32,8 +33,8 @@ _BESIDES = 4000
 _LARGE_BODY = 8 << 20
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
-#: Seconds to wait for a new count of unacknowledged messages; for any count; for a count of 0; and between checks.
-_NEW, _ANY, _PATIENCE, _LOOK = 180.0, 30.0, 20.0, 0.25
+#: Seconds to wait for a new count of unacknowledged messages; for any count; and for a count of 0.
+_NEW, _ANY, _PATIENCE = 180.0, 30.0, 20.0
 
 
 class HeldMessages:
@@ -269,30 +270,20 @@ def check_acknowledged(
 ) -> None:
     """Wait until a queue has no unacknowledged messages, which would be lost if the queue were deleted.
 
-    RabbitMQ counts them every few seconds, and shows each count a moment later. Each count comes with the number of
-    `reductions`, which grows whenever the queue does work. When this number has changed twice, the count is current.
-    A count of a new queue may be shown before its `reductions`. The embedded broker's counts are always current.
-
     Args:
-        ask: sends a request to the queue, so that it does work. Called before each look at the count.
+        ask, is_embedded: see queue_contents.views().
         then: the command with which to continue.
         notice: called once if the first count is not current, with a sentence for the user.
-        is_embedded: True for the embedded broker.
         patience: seconds to wait for a count of 0; None for the default.
 
     Raises:
         Unavailable: there are unacknowledged messages, or the broker does not report their number.
     """
     began = time.monotonic()
-    seen: list[object] = []
     notice_once = cache(notice)
-    while True:
-        ask()
-        view: Any = api.get(path("queues", vhost, queue))
-        count, work = view.get("messages_unacknowledged"), view.get("reductions")
-        if work is not None and (not seen or work != seen[-1]):
-            seen.append(work)
-        is_new = count is not None and (is_embedded or (work is not None and len(seen) > 2))
+    for view, is_current in views(api, vhost, queue, ask, is_embedded=is_embedded):
+        count = view.get("messages_unacknowledged")
+        is_new = count is not None and is_current
         if is_new and not count:
             return
         waited = time.monotonic() - began
@@ -307,4 +298,3 @@ def check_acknowledged(
                 "have its management plugin collect metrics",
             )
         notice_once(f"waiting until the broker reports that no messages of {queue!r} are unacknowledged, up to 3 min")
-        time.sleep(_LOOK)

@@ -38,6 +38,7 @@ from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, InternalError, NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.management.queue_contents import contents, unmovable
 from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
@@ -53,6 +54,7 @@ from mqtool.work.conversion_plan import (
     by_policies,
     check_depth,
     dead_letters,
+    of_unmovable,
     view_of,
 )
 from mqtool.work.exact_bindings import ExactBindings, described, is_large
@@ -62,6 +64,8 @@ from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
 _PATIENCE, _LOOK = 20.0, 0.05
+#: Seconds to wait for current statistics of a queue.
+_STATISTICS = 60.0
 #: Seconds without new messages after which nobody is expected to publish to the queue through the default exchange.
 _QUIET = 3.0
 #: How many times clients may subscribe to the queue, and end, before it is replaced. Each time, it is emptied again.
@@ -104,6 +108,19 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     finally:
         channel.close()
     return None
+
+
+def hidden_messages(connection: Connection, api: Management, vhost: str, queue: str) -> Refusal | None:
+    """Return a refusal if a queue holds messages that no consumer can get now, which would be lost with it."""
+    with closing(connection.channel(strict=True)) as channel:
+
+        def ready() -> int:
+            _check_not_stopped(connection)
+            return channel.depth_of(queue)
+
+        is_embedded = connection.broker_to_show == "the embedded broker"
+        found = contents(api, vhost, queue, ready, is_embedded=is_embedded, patience=_STATISTICS)
+    return next(of_unmovable(found.delayed, found.dead_letters), None)
 
 
 def unconfirmed(connection: Connection, definition: Definition, queue: str) -> Refusal | None:
@@ -366,6 +383,9 @@ class Conversion:
                     if not undo:
                         raise
                     self._was_left = True  # a message that cannot be moved, and those after it
+                if not undo and (refusal := hidden_messages(self._connection, self._api, self._vhost, name)):
+                    go_on = pasteable("queue convert --resume", name)
+                    raise Unavailable(f"{name!r} cannot be replaced: {refusal.what}", f"{refusal.hint}; then: {go_on}")
                 if not (undo or self._force) and not uses.are_over(is_quorum=view.get("type") == "quorum"):
                     continue
             if self._replace(wanted, view, undo=undo):
@@ -590,7 +610,8 @@ class Conversion:
 def _check_limits(channel: Channel, api: Management, vhost: str, plan: ConversionPlan) -> None:
     """Count again: messages may have come since the plan was made. A plan to convert back was not checked before."""
     view, depth = view_of(api, vhost, plan.queue) or {}, administration.depth(channel, plan.queue)
-    for refusal in (*beyond_limits(api, vhost, view, plan, depth), *by_policies(api, vhost, plan)):
+    hidden = of_unmovable(*unmovable(view, is_current=True))
+    for refusal in (*hidden, *beyond_limits(api, vhost, view, plan, depth), *by_policies(api, vhost, plan)):
         raise Unavailable(f"{plan.queue!r} cannot be converted: {refusal.what}", refusal.hint)
 
 

@@ -35,6 +35,7 @@ from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospec
 from mqtool.work.queue_conversion import (
     Conversion,
     Stopped,
+    hidden_messages,
     inexact_binding,
     left_behind,
     refused_by_broker,
@@ -164,6 +165,7 @@ def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Pro
             refusal = (
                 refused_by_broker(connection, each.plan)
                 or unconfirmed(connection, each.plan.source, each.plan.queue)
+                or hidden_messages(connection, api, access.vhost, each.plan.queue)
                 or inexact_binding(connection, api, access.vhost, each)
             )
             if refusal is not None:
