@@ -35,13 +35,13 @@ class Contents(NamedTuple):
 
     def as_text(self) -> str:
         """Return the numbers in words."""
-        parts = [counted(self.ready)]
+        parts = [counted(self.ready, "ready message" if self.delayed != 0 or self.dead_letters != 0 else "message")]
         if self.delayed:
-            parts.append(f"{counted(self.delayed)} waiting for a delayed retry")
+            parts.append(f"{self.delayed:,} waiting for a delayed retry")
         if self.dead_letters:
             parts.append(f"{counted(self.dead_letters, 'dead letter')} that it still holds")
         if self.delayed is None:
-            parts.append("an unknown number of messages waiting for a delayed retry")
+            parts.append("an unknown number waiting for a delayed retry")
         if self.dead_letters is None:
             parts.append("an unknown number of dead letters that it still holds")
         return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

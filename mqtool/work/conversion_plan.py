@@ -337,7 +337,7 @@ def of_unmovable(delayed: int | None, held: int | None) -> Iterator[Refusal]:
         delayed, held: how many wait for a delayed retry, and how many dead letters the queue holds; None if not known.
     """
     if delayed:
-        hint = "convert it when their delays are over and they are ready again"
+        hint = "convert it when they are ready again; a policy with a lower delay applies only to later retries"
         yield Refusal(f"{counted(delayed)} waiting for a delayed retry would be lost", hint)
     if held:
         hint = "declare or bind the target of its dead letters, or make room there: RabbitMQ then delivers them"

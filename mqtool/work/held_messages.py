@@ -282,7 +282,7 @@ def check_acknowledged(
     began = time.monotonic()
     notice_once = cache(notice)
     for view, is_current in views(api, vhost, queue, ask, is_embedded=is_embedded):
-        count = view.get("messages_unacknowledged")
+        count: Any = view.get("messages_unacknowledged")
         is_new = count is not None and is_current
         if is_new and not count:
             return

@@ -1,5 +1,6 @@
 """mqtool queue declare, show, delete, purge; see queue_convert.py for queue convert."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,8 +22,18 @@ from mqtool.cli.options import BrokerOptions, ManagedBroker, QueueOptions
 from mqtool.cli.options.broker_options import IfExists, ShownDialect, Yes
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.existence import LISTED, missing, refuse
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, UsageError
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    MqtoolError,
+    NotFound,
+    SomeFailed,
+    Unavailable,
+    UsageError,
+)
 from mqtool.inspection.listing import refresh
+from mqtool.management.queue_contents import Contents, contents
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange, Queue
 from mqtool.work import peeking
@@ -30,6 +41,9 @@ from mqtool.work.held_messages import check_acknowledged
 
 app = group("queue", "Declare, show, convert, delete and purge queues.", heading="Manage")
 app.add_typer(queue_convert.part)
+
+#: Seconds to wait for current statistics of a queue before the user is asked.
+_STATISTICS = 20.0
 
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue", autocompletion=names_of("queues"))]
@@ -197,7 +211,7 @@ def delete_queue(
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
             ready, consumers = administration.depth(channel, name)
             # RabbitMQ treats every stream as empty, and deletes it despite --if-empty and --if-unused.
-            is_stream = _is_stream(channel, name, access.vhost)
+            found, is_stream = _contents(channel, name, access, yes=yes)
             if is_stream and (if_empty or if_unused):
                 raise MqtoolError(
                     f"queue {name!r} was not deleted: RabbitMQ does not check --if-empty or --if-unused for streams",
@@ -213,13 +227,14 @@ def delete_queue(
                     output.warning(str(error))
                     is_safe, special = False, "its unacknowledged messages"
                     hint = f"{hint}, or {error.hint}" if error.hint else hint
-            ask(f"delete queue {name!r} with {special or counted(ready)}", access, yes=yes, is_safe=is_safe, hint=hint)
+            what = special or found.as_text()
+            ask(f"delete queue {name!r} with {what}", access, yes=yes, is_safe=is_safe, hint=hint)
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
                 raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
             deleted.append(name)
-            output.status(f"deleted queue {name!r}, with {special or counted(gone)}")
+            output.status(f"deleted queue {name!r}, with {special or found._replace(ready=gone).as_text()}")
 
 
 def _check_acknowledged(channel: Channel, queue: str, access: Access) -> None:
@@ -241,23 +256,54 @@ def _check_acknowledged(channel: Channel, queue: str, access: Access) -> None:
     )
 
 
-def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
-    return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
+def _contents(channel: Channel, queue: str, access: Access, *, yes: bool) -> tuple[Contents, bool]:
+    """Return what a queue holds, and True if it is a stream.
+
+    Args:
+        yes: nobody is asked, so do not wait for current counts.
+    """
+    kind, ready = peeking.kind_of(channel, queue, None, access.vhost), administration.depth(channel, queue).ready
+    if kind.how is not peeking.How.IN_TURN:
+        return Contents(ready, 0, 0), kind.how is peeking.How.STREAM
+
+    def ask_queue() -> int:
+        stopping.exit_if_requested()
+        return administration.depth(channel, queue).ready
+
+    is_embedded = channel.connection.broker_to_show == "the embedded broker"
+    try:
+        api, patience = access.management(), 0.0 if yes else _STATISTICS
+        found = contents(api, access.vhost, queue, ask_queue, is_embedded=is_embedded, patience=patience)
+    except (Unavailable, AccessRefused) as error:
+        output.notice(f"messages of quorum queues that are not ready cannot be counted: {error}")
+        found = Contents(ready, None if _is_since_4_3(channel) else 0, None)
+    return found, False
+
+
+def _is_since_4_3(channel: Channel) -> bool:
+    version = re.match(r"RabbitMQ (\d+)\.(\d+)", channel.connection.broker)
+    return version is not None and (int(version[1]), int(version[2])) >= (4, 3)
 
 
 @command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
-def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists: IfExists = False) -> None:
-    """Remove all ready messages from queues."""
+def purge(queue: QueueNames, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
+    """Remove all ready messages from queues.
+
+    From RabbitMQ 4.3 on, this also removes messages that wait for a delayed retry, and dead letters that an
+    at-least-once queue still holds.
+    """
     access = access_to(broker)
     with access.channel() as channel, one_by_one(queue, "purged") as purged:
         for name in existing(channel, map(Queue, queue), access, if_exists=if_exists):
-            if _is_stream(channel, name, access.vhost):
+            found, is_stream = _contents(channel, name, access, yes=yes)
+            if is_stream:
                 raise MqtoolError(
                     f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
                     f"to delete it with its messages: {pasteable('queue delete', name)}",
                 )
-            ready = administration.depth(channel, name).ready
-            ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)
+            if not _is_since_4_3(channel):  # then it keeps its dead letters
+                found = found._replace(dead_letters=0)
+            ask(f"remove {found.as_text()} from queue {name!r} for good", access, yes=yes)
             gone = administration.purge(channel, name)
             purged.append(name)
             output.status(f"removed {counted(gone)} from queue {name!r}")

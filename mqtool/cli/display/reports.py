@@ -67,9 +67,9 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     if row["effective_policy_definition"]:
         yield from _fact("by policy", _table(row["effective_policy_definition"]), columns)
     size = "" if row["message_bytes"] is None else f", {counted(row['message_bytes'], 'byte')}"
-    counts = (("ready", row["messages_ready"]), ("unacknowledged", row["messages_unacknowledged"]))
+    counts = [("ready", row["messages_ready"]), ("unacknowledged", row["messages_unacknowledged"])]
     others = (("waiting for a delayed retry", row["messages_delayed"]), ("dead letters held", row["messages_dlx"]))
-    counts += tuple((what, count) for what, count in others if count)
+    counts += [(what, count) for what, count in others if count]
     yield from _fact("messages", ", ".join(f"{_number(count)} {what}" for what, count in counts) + size, columns)
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
