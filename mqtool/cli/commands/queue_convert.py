@@ -95,7 +95,8 @@ def convert(
     The queue keeps its name, bindings and messages. The messages move to another queue and back, in order. They must
     fit within the new queue's max-length. Clients that publish to exchanges can keep running. If the command is killed,
     no message is lost, but up to 500 may be in the queue twice. You can then continue the conversion with --resume,
-    from any machine, or revert it with --undo.
+    from any machine, or revert it with --undo. A queue is not converted while messages of it wait for a delayed retry,
+    or while it holds dead letters that no queue has accepted (x-dead-letter-strategy: at-least-once).
     """
     access = access_to(broker, reconnects=False)
     api = access.management()
