@@ -361,6 +361,14 @@ class BrokerQueue:
             self.unacked_bytes += len(entry.message.body)
         return entry
 
+    def in_exclusive_use(self, *, wanted: bool = False) -> bool:
+        """Return True if a new consumer is refused because it, or another one, is exclusive: only by a classic queue.
+
+        Args:
+            wanted: True if the new consumer is exclusive.
+        """
+        return self.kind == "classic" and (self.consumers.exclusive or (wanted and bool(len(self.consumers))))
+
     def acknowledge(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)

@@ -333,9 +333,7 @@ def consume(channel: BrokerChannel, method: Basic.Consume) -> None:
         raise ConnectionException(
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
-    in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
-    # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect the others.
-    if in_use and queue.kind != "stream":
+    if queue.in_exclusive_use(wanted=method.exclusive):
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = ChannelSubscription(
         deliveries, queue, tag, no_ack=method.no_ack, exclusive=method.exclusive, arguments=arguments
