@@ -7,7 +7,7 @@ import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import NackError, UnroutableError
+from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError
 
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Take
@@ -214,6 +214,38 @@ def test_a_message_can_be_acknowledged_again_after_tx_rollback(
     other.close()
     assert take.bodies("q", 1) == [b"2"]
     assert channel.queue_declare("q", passive=True).method.message_count == 0
+
+
+@pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
+def test_tx_commit_fails_if_a_full_classic_queue_refuses_a_message(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, overflow: str
+) -> None:
+    """If a full classic queue with x-overflow reject-publish or reject-publish-dlx refuses a message of a transaction,
+    the broker answers tx.commit by closing the channel with 406. The rest of the transaction takes effect.
+    """
+    channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": overflow})
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"acknowledged")
+    other = connection.channel()
+    other.tx_select()
+    other.basic_ack(Take(other).one("q", auto_ack=False)[0].delivery_tag)
+    for queue, body in (("full", b"1"), ("full", b"2"), ("q", b"last")):
+        other.basic_publish("", queue, body)
+    with pytest.raises(ChannelClosedByBroker, match="PRECONDITION_FAILED - partial tx completion") as refused:
+        other.tx_commit()
+    assert refused.value.reply_code == 406
+    assert take.bodies("full", 1) + take.bodies("q", 1) == [b"1", b"last"]
+    assert [channel.basic_get(queue)[0] for queue in ("full", "q")] == [None, None]
+
+
+def test_tx_commit_succeeds_if_a_full_quorum_queue_refuses_a_message(channel: BlockingChannel) -> None:
+    """The broker answers tx.commit with commit-ok although a full quorum queue refuses a message of the transaction."""
+    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, arguments=arguments)
+    channel.tx_select()
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "full", body)
+        channel.tx_commit()
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])

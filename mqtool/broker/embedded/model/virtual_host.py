@@ -96,11 +96,13 @@ class Publication(NamedTuple):
         routed: True if the message was routed to at least one queue.
         accepted: True if no queue refused the message.
         stored: True if the message is being written to disk. Its confirm must wait until this is done.
+        is_partial: True if a classic queue refused the message, so that a transaction with it fails.
     """
 
     routed: bool
     accepted: bool
     stored: bool
+    is_partial: bool = False
 
 
 #: What almost all publishes result in. Making a tuple for each message would take 4 % of the time to publish it.
@@ -517,13 +519,18 @@ def enqueue_in_steps(vhost: VirtualHost, routing: Routing) -> Generator[None, No
     if not routing.takes_turns:
         return vhost.enqueue(routing)
     _report_published(vhost.watcher, routing)
-    routed, accepted, stored = False, True, routing.stored
+    whole = Publication(routed=False, accepted=True, stored=routing.stored)
     queues = iter(routing.queues)
     while some := [*islice(queues, _QUEUES_AT_ONCE)]:
         part = _add(vhost.watcher, routing.message, some, stored=False)
-        routed, accepted, stored = routed or part.routed, accepted and part.accepted, stored or part.stored
+        whole = Publication(
+            whole.routed or part.routed,
+            whole.accepted and part.accepted,
+            whole.stored or part.stored,
+            whole.is_partial or part.is_partial,
+        )
         yield
-    return Publication(routed, accepted, stored)
+    return whole
 
 
 def _report_published(watcher: Watcher | None, routing: Routing) -> None:
@@ -534,17 +541,19 @@ def _report_published(watcher: Watcher | None, routing: Routing) -> None:
 def _add(
     watcher: Watcher | None, message: BrokerMessage, queues: Iterable[BrokerQueue], *, stored: bool
 ) -> Publication:
-    routed, accepted = False, True
+    routed, accepted, is_partial = False, True, False
     for queue in queues:
         if not queue.deleted:
             routed = True
             taken, written = queue.publish(message)
-            if not taken and watcher is not None:
-                watcher.refused(queue, message)
+            if not taken:
+                is_partial |= queue.kind == "classic"
+                if watcher is not None:
+                    watcher.refused(queue, message)
             accepted, stored = accepted and taken, stored or written
     if routed and accepted:
         return _STORED if stored else _IN_MEMORY
-    return Publication(routed, accepted, stored)
+    return Publication(routed, accepted, stored, is_partial)
 
 
 def check_room(ledger: Ledger, what: str) -> None:

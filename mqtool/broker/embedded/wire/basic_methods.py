@@ -237,20 +237,23 @@ def tx_select(channel: BrokerChannel, method: Tx.Select) -> None:  # noqa: ARG00
 def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # noqa: ARG001
     """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk.
 
-    As in RabbitMQ, the other clients can see a part of a long transaction before the rest.
+    As in RabbitMQ, the other clients can see a part of a long transaction before the rest, and if a classic queue
+    refuses a message, everything else is still carried out.
     """
     transaction = _end_transaction(channel)
-    stored, lost = False, None
+    stored, is_partial, lost = False, False, None
     for publish in transaction.publishes:
         lost = lost or _deleted_queue(publish)
         publication = yield from _perform_in_steps(channel, publish)
-        stored |= publication.stored
+        stored, is_partial = stored or publication.stored, is_partial or publication.is_partial
         yield
     yield from _acknowledge_in_steps(channel, transaction.acked)
     yield from _reject_in_steps(channel, transaction.rejected)
     yield from channel.deliveries.requeue(transaction.requeued)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
+    if is_partial:
+        raise precondition_failed("partial tx completion")
     if stored or transaction.acked or transaction.rejected:
         channel.session.broker.ledger.after_commit(lambda: channel.send(Tx.CommitOk))
     else:
