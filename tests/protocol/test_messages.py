@@ -274,6 +274,57 @@ def test_a_message_to_a_full_queue_that_rejects_publishes_is_nacked(
     assert dead == (1 if overflow == "reject-publish-dlx" else 0)
 
 
+@pytest.mark.parametrize("limit", ["x-max-length", "x-max-length-bytes"])
+def test_a_full_quorum_queue_rejects_publishes_until_it_is_at_80_percent_of_its_limit(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, limit: str
+) -> None:
+    """A quorum queue with x-overflow reject-publish takes one message more than its limit allows. It then rejects what
+    the channels publish that know it, until it is at 80 % of the limit; and what a new channel publishes only as long
+    as it exceeds the limit.
+    """
+    most, body = (10, b"x") if limit == "x-max-length" else (10_000, b"x" * 990)
+    arguments = {"x-queue-type": "quorum", limit: most, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, arguments=arguments)
+
+    def is_accepted(on: BlockingChannel) -> bool:
+        try:
+            on.basic_publish("", "full", body)
+        except NackError:
+            return False
+        return True
+
+    def confirming() -> BlockingChannel:
+        opened = connection.channel()
+        opened.confirm_delivery()
+        return opened
+
+    first, second = confirming(), confirming()
+    assert [is_accepted(first) for _ in range(12)] == [True] * 11 + [False]
+    assert not is_accepted(second)
+    take.bodies("full", 2)
+    assert [is_accepted(each) for each in (first, second, confirming())] == [False, False, True]
+    take.bodies("full", 2)
+    assert is_accepted(first)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_full_quorum_queue_that_rejects_publishes_takes_all_dead_letters(
+    channel: BlockingChannel, take: Take, kind: str
+) -> None:
+    """A quorum queue with x-overflow reject-publish takes dead letters even if it is full."""
+    arguments = {"x-queue-type": "quorum", "x-max-length": 2, "x-overflow": "reject-publish"}
+    channel.queue_declare("dead", durable=True, arguments=arguments)
+    dead_lettering = {"x-queue-type": kind, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=dead_lettering)
+    for number in range(6):
+        channel.basic_publish("", "q", str(number).encode())
+        channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    take.until(lambda: channel.queue_declare("dead", passive=True).method.message_count == 6)
+    channel.confirm_delivery()
+    with pytest.raises(NackError):
+        channel.basic_publish("", "dead", b"new")
+
+
 def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:

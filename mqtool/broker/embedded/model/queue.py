@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from itertools import chain
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_errors import RESOURCE_LOCKED, ChannelException
-from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage, Dead
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
@@ -17,6 +18,7 @@ from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
+from mqtool.broker.embedded.model.throttled_publishers import ThrottledPublishers
 from mqtool.codecs.field_tables import Table, Value
 
 #: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
@@ -164,6 +166,11 @@ class BrokerQueue:
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
 
+    @cached_property
+    def throttled(self) -> ThrottledPublishers:
+        """The publishers that must stop, because a quorum queue is full."""
+        return ThrottledPublishers()
+
     def __len__(self) -> int:
         """Return the number of ready messages."""
         return len(self.backlog) + len(self.line)
@@ -171,15 +178,19 @@ class BrokerQueue:
     def __bool__(self) -> bool:
         return True  # even if the queue is empty
 
-    def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
+    def publish(self, message: BrokerMessage, publisher: object = None) -> tuple[bool, bool]:
         """Add a message, unless the queue is full and rejects it.
+
+        Args:
+            message: the message.
+            publisher: the channel, session or queue that publishes it; None for one that publishes nothing else.
 
         Returns:
             True if the queue accepted the message, and True if the message is being written to disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
-        if options.overflow != "drop-head" and _refuses(self, message):
+        if options.overflow != "drop-head" and _refuses(self, message, publisher):
             return False, False
         properties = message.header.properties
         ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
@@ -240,11 +251,16 @@ class BrokerQueue:
             self.touch()
         self._drop_surplus()
 
+    def _throttle(self) -> None:
+        """Tell the publishers of a quorum queue with overflow `reject-publish` whether to stop or to go on."""
+        if self._limited and self.kind == "quorum" and self.options.overflow == "reject-publish":
+            self.throttled.update(self.options, len(self), self.backlog.body_bytes)
+
     def _drop_surplus(self) -> None:
         """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`).
 
         After apply(), a classic queue does so with a new overflow behaviour, too. If there are many, because a policy
-        has set a limit, this takes several turns.
+        has set a limit, this takes several turns. The publishers of a queue that rejects messages are told instead.
         """
 
         def go_on() -> None:
@@ -265,6 +281,7 @@ class BrokerQueue:
                 most -= 1
             else:
                 self.trimming = False
+        self._throttle()
         if self._expiring:
             self._arm_expiry()
 
@@ -306,6 +323,8 @@ class BrokerQueue:
             self._deliver(consumer, backlog.take())
         if self._expiring:
             self._arm_expiry()
+        if self._limited:
+            self._throttle()
 
     def _deliver(self, consumer: QueueConsumer, entry: BacklogEntry) -> None:
         traffic = self.traffic
@@ -346,6 +365,8 @@ class BrokerQueue:
         entry = self.backlog.take()
         if self._expiring:
             self._arm_expiry()
+        if self._limited:
+            self._throttle()
         if self.watcher is not None and entry.position in self.watcher.shown:
             self.watcher.delivered(self, entry, None, no_ack=no_ack)
         self.traffic.delivered += 1
@@ -525,6 +546,7 @@ class BrokerQueue:
             put_back_all(self)
         dropped = [*self.backlog.clear(), *self._retries.clear()]
         self._leaving.extend(dropped)
+        self._throttle()
         self.work_soon(self)
         if self.watcher is not None:
             self.watcher.emptied(self)
@@ -547,8 +569,15 @@ class BrokerQueue:
         return count
 
 
-def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
-    """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`."""
+def _refuses(queue: BrokerQueue, message: BrokerMessage, publisher: object) -> bool:
+    """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`.
+
+    A full quorum queue takes dead letters, unless their queue waits until they are accepted (at-least-once).
+    """
+    if queue.kind == "quorum":
+        if publisher is not None:
+            return queue.throttled.refuses(publisher, queue.options, len(queue), queue.backlog.body_bytes)
+        return queue.options.exceeded(len(queue), queue.backlog.body_bytes) and not isinstance(message, Dead)
     is_full = queue.options.exceeded(len(queue) + 1, queue.backlog.body_bytes + len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", lambda _: None)

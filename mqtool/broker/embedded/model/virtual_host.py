@@ -69,12 +69,14 @@ class Routing:
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
         source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
             Channels leave out the source if the watcher skips the message.
+        publisher: see BrokerQueue.publish().
     """
 
     message: BrokerMessage
     queues: Collection[BrokerQueue]
     stored: bool = False
     source: object = None
+    publisher: object = None
 
     @property
     def takes_turns(self) -> bool:
@@ -374,7 +376,7 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         _report_published(self.watcher, routing)
-        return _add(self.watcher, routing.message, routing.queues, stored=routing.stored)
+        return _add(self.watcher, routing, routing.queues, stored=routing.stored)
 
     def route(
         self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
@@ -449,6 +451,7 @@ class VirtualHost:
         except ConnectionException:  # the delay cannot be read: publish without it
             routing = self.route(exchange, message, is_changed=True, is_due=True)
         routing.source = source
+        routing.publisher = source.queue if source.queue.options.at_least_once else None
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
         if not _has_room(self._ledger, routing):
@@ -522,7 +525,7 @@ def enqueue_in_steps(vhost: VirtualHost, routing: Routing) -> Generator[None, No
     whole = Publication(routed=False, accepted=True, stored=routing.stored)
     queues = iter(routing.queues)
     while some := [*islice(queues, _QUEUES_AT_ONCE)]:
-        part = _add(vhost.watcher, routing.message, some, stored=False)
+        part = _add(vhost.watcher, routing, some, stored=False)
         whole = Publication(
             whole.routed or part.routed,
             whole.accepted and part.accepted,
@@ -538,14 +541,13 @@ def _report_published(watcher: Watcher | None, routing: Routing) -> None:
         watcher.published(routing)
 
 
-def _add(
-    watcher: Watcher | None, message: BrokerMessage, queues: Iterable[BrokerQueue], *, stored: bool
-) -> Publication:
+def _add(watcher: Watcher | None, routing: Routing, queues: Iterable[BrokerQueue], *, stored: bool) -> Publication:
+    message, publisher = routing.message, routing.publisher
     routed, accepted, is_partial = False, True, False
     for queue in queues:
         if not queue.deleted:
             routed = True
-            taken, written = queue.publish(message)
+            taken, written = queue.publish(message, publisher)
             if not taken:
                 is_partial |= queue.kind == "classic"
                 if watcher is not None:

@@ -188,6 +188,7 @@ def _count_routed(channel: BrokerChannel, routing: Routing | None) -> None:
     watcher = channel.vhost.watcher
     if watcher is not None and routing.message.address not in watcher.skipped:
         routing.source = channel
+    routing.publisher = channel
     channel.routed += len(routing.queues)
 
 
