@@ -116,8 +116,8 @@ def dead_letter(
         headers.setdefault(f"x-first-death-{name}", value)
         if not trusts_deaths:
             headers[f"x-last-death-{name}"] = value
-    # A new key replaces all old ones, including those in CC.
-    if routing_key is not None:
+    # A new key replaces all old ones, including those in CC, which RabbitMQ 4 keeps as a mere header.
+    if routing_key is not None and trusts_deaths:
         headers.pop("CC", None)
     headers.pop("BCC", None)
     key = message.routing_key if routing_key is None else routing_key

@@ -59,7 +59,7 @@ class Profile(NamedTuple):
             on).
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
-            replaced, and `x-last-death-…` headers are added.
+            replaced, `x-last-death-…` headers are added, and CC stays if the message gets a new routing key.
         sorts_headers: True if the headers of a published message are sorted, without duplicates, and encoded again. If
             not, they stay as they are until the broker adds some.
         global_prefetch: True if a prefetch count can apply to a whole channel rather than to each consumer.

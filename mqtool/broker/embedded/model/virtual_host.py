@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -379,7 +380,13 @@ class VirtualHost:
         return _add(self.watcher, routing, routing.queues, stored=routing.stored)
 
     def route(
-        self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
+        self,
+        exchange: BrokerExchange,
+        message: BrokerMessage,
+        *,
+        is_changed: bool = False,
+        is_due: bool = False,
+        has_new_key: bool = False,
     ) -> Routing:
         """Find the queues for a message. Any x-delayed-message exchange on the way holds the message back.
 
@@ -388,6 +395,7 @@ class VirtualHost:
             message: the message.
             is_changed: True if the broker has changed the headers sent by the publisher.
             is_due: True if the delay of the message is over.
+            has_new_key: True if the broker has given the message another routing key: CC and BCC do not count.
 
         Raises:
             ChannelException: 406, the message has many routing keys, and there are many exchanges on the way; or
@@ -396,7 +404,7 @@ class VirtualHost:
         """
         headers = message.headers
         keys = [message.routing_key]
-        if "CC" in headers or "BCC" in headers:
+        if ("CC" in headers or "BCC" in headers) and not has_new_key:
             keys = list(dict.fromkeys(keys + carbon_copies(headers)))
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
@@ -446,10 +454,13 @@ class VirtualHost:
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
+        route = partial(
+            self.route, is_changed=True, has_new_key=source.queue.options.dead_letter_routing_key is not None
+        )
         try:
-            routing = self.route(exchange, message, is_changed=True)
+            routing = route(exchange, message)
         except ConnectionException:  # the delay cannot be read: publish without it
-            routing = self.route(exchange, message, is_changed=True, is_due=True)
+            routing = route(exchange, message, is_due=True)
         routing.source = source
         routing.publisher = source.queue if source.queue.options.at_least_once else None
         if source.reason != "rejected":
