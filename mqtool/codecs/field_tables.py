@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from mqtool.message import END_OF_TIME, MAX_DEPTH, ONLY_10, PROPERTIES, UNREADABLE, Undecoded
@@ -397,6 +398,67 @@ class _ClientTables(FieldTables):
 
 EXACT, CLIENT = FieldTables(), _ClientTables()
 decode_table, encode_table, encode_value = EXACT.decode_table, EXACT.encode_table, EXACT.encode_value
+
+
+_NONE = b"\0\0\0\0"
+_LONG, _SAME_LONG = b"lL"
+_SIZES = {letter: packing.size for letter, (packing, _) in _FIXED.items()} | {_VOID: 0, _BOOL: 1, _DECIMAL: 5}
+
+
+def sorted_table(table: bytes, added: bytes = _NONE, *, unique: bool) -> bytes:
+    """Encode a valid table as RabbitMQ does after decoding it: sorted by name, `L` as `l`, and any true boolean as 1.
+
+    Inner tables keep their order. The values of `added` replace all those of the same name.
+
+    Args:
+        table: the encoded table, with its length.
+        added: another one, without duplicates.
+        unique: keep only the first of several values with the same name.
+
+    Returns:
+        The encoded table; the same object if nothing changes.
+    """
+    fields = _encoded_fields(table)
+    if added != _NONE:
+        replacing = dict(_encoded_fields(added))
+        fields = [*(field for field in fields if field[0] not in replacing), *replacing.items()]
+    if unique:
+        fields = list(dict(reversed(fields)).items())
+    fields.sort(key=itemgetter(0))
+    encoded = _sized(b"".join([field for _, field in fields]))
+    return table if encoded == table else encoded
+
+
+def _encoded_fields(table: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the names of a table with the encoded fields, in the types that RabbitMQ writes."""
+    fields, position, end = [], 4, len(table)
+    while position < end:
+        start, name_end = position, position + 1 + table[position]
+        letter, size = table[name_end], _SIZES.get(table[name_end])
+        position = name_end + 1 + (4 + _SIZE.unpack_from(table, name_end + 1)[0] if size is None else size)
+        field = table[start:position]
+        if letter == _SAME_LONG or letter in (_BOOL, _ARRAY, _TABLE):
+            written = bytearray(field)
+            _write_types(written, 1 + field[0])
+            field = bytes(written)
+        fields.append((field[1 : name_end - start], field))
+    return fields
+
+
+def _write_types(data: bytearray, position: int) -> int:
+    """Change the type of the value at a position, and of those in it, to those that RabbitMQ writes; return its end."""
+    letter, position = data[position], position + 1
+    end: int
+    if letter == _SAME_LONG:
+        data[position - 1] = _LONG
+    elif letter == _BOOL:
+        data[position] = data[position] != 0
+    elif letter not in _SIZES:
+        end, position = position + 4 + _SIZE.unpack_from(data, position)[0], position + 4
+        while letter in (_ARRAY, _TABLE) and position < end:
+            position = _write_types(data, position + 1 + data[position] if letter == _TABLE else position)
+        return end
+    return position + _SIZES[letter]
 
 
 def _sized(raw: bytes) -> bytes:

@@ -1602,7 +1602,7 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
     assert undone.code == 0, undone.stderr
     assert "'jobs' has already been replaced: converting it back" in undone.stderr
     assert kind_of(broker) == "classic"
-    check_all_is_there(broker)
+    check_all_is_there(broker, doubled=3 * kill_at)
 
 
 @on_any_broker

@@ -197,6 +197,22 @@ def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(
     assert (exclusive.bodies, other.bodies) == ([], [b"0"])
 
 
+def test_an_exclusive_consumer_of_a_quorum_queue_does_not_exclude_others(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """A quorum queue accepts other consumers, also exclusive ones, although it has an exclusive consumer."""
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_qos(prefetch_count=1)
+    first, second, third = Recorder(), Recorder(), Recorder()
+    channel.basic_consume("q", first, exclusive=True)
+    for other, is_exclusive in ((second, False), (third, True)):
+        another = connection.channel()
+        another.basic_qos(prefetch_count=1)
+        another.basic_consume("q", other, exclusive=is_exclusive)
+    publish(channel, 3)
+    take.until(lambda: first.got and second.got and third.got)
+
+
 _KINDS = pytest.mark.parametrize(
     "kind", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
 )

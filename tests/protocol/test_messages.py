@@ -1,16 +1,19 @@
 """Publishing and receiving: contents, order, acknowledgements, confirms and transactions."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pika
 import pytest
+from pamqp import commands
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import NackError, UnroutableError
+from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError
 
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Take
+from tests.protocol.raw_client import RawClient, raw_frame
 
 ALL_PROPERTIES = BasicProperties(
     content_type="text/plain",
@@ -217,6 +220,38 @@ def test_a_message_can_be_acknowledged_again_after_tx_rollback(
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
+def test_tx_commit_fails_if_a_full_classic_queue_refuses_a_message(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, overflow: str
+) -> None:
+    """If a full classic queue with x-overflow reject-publish or reject-publish-dlx refuses a message of a transaction,
+    the broker answers tx.commit by closing the channel with 406. The rest of the transaction takes effect.
+    """
+    channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": overflow})
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"acknowledged")
+    other = connection.channel()
+    other.tx_select()
+    other.basic_ack(Take(other).one("q", auto_ack=False)[0].delivery_tag)
+    for queue, body in (("full", b"1"), ("full", b"2"), ("q", b"last")):
+        other.basic_publish("", queue, body)
+    with pytest.raises(ChannelClosedByBroker, match="PRECONDITION_FAILED - partial tx completion") as refused:
+        other.tx_commit()
+    assert refused.value.reply_code == 406
+    assert take.bodies("full", 1) + take.bodies("q", 1) == [b"1", b"last"]
+    assert [channel.basic_get(queue)[0] for queue in ("full", "q")] == [None, None]
+
+
+def test_tx_commit_succeeds_if_a_full_quorum_queue_refuses_a_message(channel: BlockingChannel) -> None:
+    """The broker answers tx.commit with commit-ok although a full quorum queue refuses a message of the transaction."""
+    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, arguments=arguments)
+    channel.tx_select()
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "full", body)
+        channel.tx_commit()
+
+
+@pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
 def test_a_message_to_a_full_queue_that_rejects_publishes_is_nacked(
     channel: BlockingChannel, take: Take, overflow: str
 ) -> None:
@@ -240,6 +275,120 @@ def test_a_message_to_a_full_queue_that_rejects_publishes_is_nacked(
     assert take.bodies("q", 1) == [b"1"]
     dead = channel.queue_declare("dead", passive=True).method.message_count
     assert dead == (1 if overflow == "reject-publish-dlx" else 0)
+
+
+def headers_table(*headers: tuple[bytes, bytes]) -> bytes:
+    """Encode headers: their names, and their values as they are on the wire."""
+    encoded = b"".join(bytes([len(name)]) + name + value for name, value in headers)
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def delivered_headers(url: str, kind: str, table: bytes) -> bytes:
+    """Publish a message with these encoded headers to a queue; return the headers of its second delivery."""
+    with RawClient(url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True, arguments={"x-queue-type": kind}))
+        client.expect(commands.Queue.DeclareOk)
+        client.send(commands.Confirm.Select())
+        client.expect(commands.Confirm.SelectOk)
+        client.send(commands.Basic.Publish(exchange="", routing_key="q"))
+        content = struct.pack(">HHQH", 60, 0, 1, 0x2000) + table
+        client.socket.sendall(raw_frame(2, 1, content) + raw_frame(3, 1, b"x"))
+        client.expect(commands.Basic.Ack)
+        client.send(commands.Basic.Consume(queue="q", consumer_tag="c"))
+        client.expect(commands.Basic.ConsumeOk)
+        for number in (1, 2):
+            client.expect(commands.Basic.Deliver)
+            _, _, size = struct.unpack(">BHI", client.read(7))
+            content = client.read(size + 1)[:-1]
+            client.receive()
+            if number == 1:
+                client.send(commands.Basic.Nack(delivery_tag=1, requeue=True))
+    return content[14:]
+
+
+_INT = [b"I" + struct.pack(">i", number) for number in range(4)]
+_NESTED = headers_table((b"y", _INT[1]), (b"c", _INT[2]), (b"c", _INT[3]))
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_headers_are_sorted_and_encoded_again(broker: TestBroker, kind: str) -> None:
+    """RabbitMQ 4 sorts a message's headers by name, keeps the first of several of the same name, and writes a number of
+    type `L` as `l`, and each true boolean as 1. Nested tables keep their order. Up to RabbitMQ 3.13, headers stay as
+    they are; but if a quorum queue adds its counts, all are sorted and encoded again, with all those of the same name.
+    """
+    number = struct.pack(">q", 2**40)
+    sent = headers_table(
+        (b"z", b"t\x02"), (b"b", b"L" + number), (b"b", _INT[3]), (b"a", b"F" + _NESTED), (b"B", _INT[1])
+    )
+    is_new = broker.differs_since("4.0", "headers are sorted")
+    again = [] if is_new else [(b"b", _INT[3])]
+    counted = b"x-acquired-count" if broker.differs_since("4.3", "nacks do not count") else b"x-delivery-count"
+    counts = [(counted, b"l" + struct.pack(">q", 1))] if kind == "quorum" else []
+    expected = headers_table(
+        (b"B", _INT[1]), (b"a", b"F" + _NESTED), (b"b", b"l" + number), *again, *counts, (b"z", b"t\x01")
+    )
+    assert delivered_headers(broker.url, kind, sent) == (expected if is_new or counts else sent)
+
+
+def test_the_headers_of_a_dead_letter_are_sorted(channel: BlockingChannel, take: Take) -> None:
+    """When a message is dead-lettered, its headers are sorted by name, together with those that the broker adds."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+    channel.basic_publish("", "q", b"x", BasicProperties(headers={"z": 1, "x-a": 2, "B": 3}, expiration="0"))
+    names = list(take.one("dead")[1].headers)
+    assert names == sorted(names)
+    assert {"z", "x-a", "B", "x-death"} <= {*names}
+
+
+@pytest.mark.parametrize("limit", ["x-max-length", "x-max-length-bytes"])
+def test_a_full_quorum_queue_rejects_publishes_until_it_is_at_80_percent_of_its_limit(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, limit: str
+) -> None:
+    """A quorum queue with x-overflow reject-publish takes one message more than its limit allows. It then rejects what
+    the channels publish that know it, until it is at 80 % of the limit; and what a new channel publishes only as long
+    as it exceeds the limit.
+    """
+    most, body = (10, b"x") if limit == "x-max-length" else (10_000, b"x" * 990)
+    arguments = {"x-queue-type": "quorum", limit: most, "x-overflow": "reject-publish"}
+    channel.queue_declare("full", durable=True, arguments=arguments)
+
+    def is_accepted(on: BlockingChannel) -> bool:
+        try:
+            on.basic_publish("", "full", body)
+        except NackError:
+            return False
+        return True
+
+    def confirming() -> BlockingChannel:
+        opened = connection.channel()
+        opened.confirm_delivery()
+        return opened
+
+    first, second = confirming(), confirming()
+    assert [is_accepted(first) for _ in range(12)] == [True] * 11 + [False]
+    assert not is_accepted(second)
+    take.bodies("full", 2)
+    assert [is_accepted(each) for each in (first, second, confirming())] == [False, False, True]
+    take.bodies("full", 2)
+    assert is_accepted(first)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_full_quorum_queue_that_rejects_publishes_takes_all_dead_letters(
+    channel: BlockingChannel, take: Take, kind: str
+) -> None:
+    """A quorum queue with x-overflow reject-publish takes dead letters even if it is full."""
+    arguments = {"x-queue-type": "quorum", "x-max-length": 2, "x-overflow": "reject-publish"}
+    channel.queue_declare("dead", durable=True, arguments=arguments)
+    dead_lettering = {"x-queue-type": kind, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=dead_lettering)
+    for number in range(6):
+        channel.basic_publish("", "q", str(number).encode())
+        channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    take.until(lambda: channel.queue_declare("dead", passive=True).method.message_count == 6)
+    channel.confirm_delivery()
+    with pytest.raises(NackError):
+        channel.basic_publish("", "dead", b"new")
 
 
 def test_direct_reply_to_delivers_a_reply_without_a_queue(

@@ -11,6 +11,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api, Take
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -177,6 +178,25 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
     assert deaths(properties) == [
         {"count": 1, "reason": "rejected", "queue": "q", "exchange": "", "routing-keys": ["q", "cc"]}
     ]
+
+
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
+def test_a_dead_letter_with_a_new_routing_key_is_routed_by_this_key_alone(
+    broker: TestBroker, channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
+    """If a queue has an x-dead-letter-routing-key, the keys in a message's CC header no longer route it. RabbitMQ 4
+    keeps the header, earlier versions remove it.
+    """
+    channel.queue_declare("dead")
+    channel.queue_declare("copy")
+    channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering()})
+    channel.basic_publish("", "q", b"x", BasicProperties(headers={"CC": ["copy"]}))
+    assert take.one("copy")[2] == b"x"
+    channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    _, properties, _ = take.one("dead")
+    assert ("CC" in properties.headers) is broker.differs_since("4.0", "CC stays")
+    assert deaths(properties)[0]["routing-keys"] == ["q", "copy"]
+    assert channel.basic_get("copy")[0] is None
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:

@@ -77,7 +77,7 @@ def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
     """If a queue has a dead-letter routing key, its dead letters have only this routing key, and the headers CC and
     BCC are removed. The x-death header contains the old routing keys, except those of BCC.
     """
-    letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead")
+    letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead", trusts=True)
     assert letter.routing_key == "dead"
     assert {"CC", "BCC"} & letter.headers.keys() == set()
     assert deaths(letter)[0]["routing-keys"] == ["eu", "copy"]

@@ -71,7 +71,7 @@ def add_exchange(vhost: VirtualHost, name: str = "x", kind: str = "fanout", **pr
 
 
 def publish(vhost: VirtualHost, exchange: str, sent: BrokerMessage) -> tuple[bool, bool, bool]:
-    return tuple(vhost.enqueue(vhost.route(vhost.exchanges[exchange], sent)))  # type: ignore[return-value]
+    return vhost.enqueue(vhost.route(vhost.exchanges[exchange], sent))[:3]  # type: ignore[return-value]
 
 
 def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) -> None:
@@ -312,9 +312,9 @@ def test_enqueue_returns_whether_the_queues_accepted_the_message(vhost: VirtualH
     assert publish(vhost, "", message(key="full", headers={"CC": ["q", "stored"]})) == (True, False, True)
     routing = vhost.route(vhost.exchanges[""], message(headers={"CC": ["stored"]}))
     vhost.delete_queue(vhost.queues["stored"])
-    assert tuple(vhost.enqueue(routing)) == (True, True, False)
+    assert vhost.enqueue(routing)[:3] == (True, True, False)
     vhost.delete_queue(vhost.queues["q"])
-    assert tuple(vhost.enqueue(routing)) == (False, True, False)
+    assert vhost.enqueue(routing)[:3] == (False, True, False)
     assert vhost.deleted_traffic["quorum"].published == 2
     assert vhost.deleted_traffic["classic"].published == 3
 
@@ -521,10 +521,10 @@ def test_a_delayed_message_that_cannot_be_published_stays_on_disk(
     monkeypatch.setattr(ledger, "removed", removed.append)
     accept = queue.publish
 
-    def fail(sent: BrokerMessage) -> tuple[bool, bool]:
+    def fail(sent: BrokerMessage, publisher: object) -> tuple[bool, bool]:
         if sent.body == b"bad":
             raise RuntimeError("broken")
-        return accept(sent)
+        return accept(sent, publisher)
 
     monkeypatch.setattr(queue, "publish", fail)
     with caplog.at_level(logging.ERROR):

@@ -141,7 +141,7 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     try:
         check_consumer(queue, arguments, prefetch=1, no_ack=False)
-        if queue.consumers.exclusive and queue.kind != "stream":
+        if queue.in_exclusive_use():
             raise access_refused(f"{where} in exclusive use")
     except AmqpException as error:
         raise LinkError(*condition_of(error)) from error

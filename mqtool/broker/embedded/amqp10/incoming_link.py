@@ -277,7 +277,7 @@ class IncomingLink:
         routing = vhost.route(exchange, message)
         if vhost.tracing:
             trace_published(session.connection, session.number, message, routing)
-        routing.source = session.connection
+        routing.source, routing.publisher = session.connection, session
         broker.totals.published[AMQP10].routed += len(routing.queues)
         if broker.hooks is None:
             publication = yield from enqueue_in_steps(vhost, routing)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Self
 
-from mqtool.codecs.field_tables import Table, Timestamp, Value, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, Timestamp, Value, decode_table, encode_table, sorted_table
 from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
@@ -76,6 +76,11 @@ def encode_short(raw: bytes) -> bytes:
 def _encode_fields(fields: Mapping[str, bytes]) -> bytes:
     flags = sum(flag for flag, name in _FLAGS if name in fields)
     return flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields)
+
+
+def by_name(headers: Table) -> Table:
+    """Return headers sorted by the bytes of their names."""
+    return dict(sorted(headers.items(), key=lambda header: header[0].encode(errors="surrogateescape")))
 
 
 class MessageProperties:
@@ -185,6 +190,26 @@ class MessageProperties:
         copy._set_plain()
         return copy
 
+    def with_sorted_headers(self, added: Table | None = None, *, unique: bool = True) -> "MessageProperties":
+        """Return a copy with more headers, all sorted and encoded as sorted_table() does; `self` if nothing changes."""
+        data, offset = self._data, self._offset
+        if not added:
+            start, end = next((start, end) for name, start, end in _spans(data, offset) if name == "headers")
+            table = data[start:end]
+            encoded = sorted_table(table, unique=unique)
+            if encoded is table:
+                return self
+            copy = self.of_another(b"".join((data[offset:start], encoded, data[end:])), 0)
+            copy.headers = by_name(self.headers)
+        else:
+            fields = self.fields()
+            table = fields.get("headers", encode_table({}))
+            encoded = sorted_table(table, encode_table(added), unique=unique)
+            copy = self.of_another(_encode_fields({**fields, "headers": encoded}), 0)
+            copy.headers = by_name(self.headers | added)
+            copy._set_plain()
+        return copy
+
     def with_more_headers(self, added: Table, encoded: bytes) -> "MessageProperties":
         """Return a copy with more headers. A header of the same name is replaced.
 
@@ -245,30 +270,51 @@ class ContentHeader:
         return self.properties
 
 
+def _sorted(raw: bytes, max_depth: int = DEEPEST) -> ContentHeader:
+    """Decode a content header, and sort its headers."""
+    header = ContentHeader(raw, max_depth=max_depth)
+    properties = header.properties
+    if properties.headers and (changed := properties.with_sorted_headers()) is not properties:
+        return ContentHeader(raw[:12] + changed.encode(), changed)
+    return header
+
+
 # Publishers repeat the same headers, and a cache lookup takes a tenth of the time of decoding one.
 _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
+_parse_small_header_sorted = lru_cache(maxsize=2048)(_sorted)
 
 
 class HeaderReader:
-    """Decodes content headers. Ten times as fast if a header differs from an earlier one only in the message id."""
+    """Decodes content headers. Ten times as fast if a header differs from an earlier one only in the message id.
 
-    def __init__(self, max_depth: int = MAX_DEPTH) -> None:
+    Args:
+        max_depth: how deep the headers may be nested.
+        sorts: sort the headers, and change their types to those that RabbitMQ writes.
+    """
+
+    def __init__(self, max_depth: int = MAX_DEPTH, *, sorts: bool = False) -> None:
         self._max_depth = max_depth
+        self._parse_small = _parse_small_header_sorted if sorts else _parse_small_header
+        self._parse = _sorted if sorts else ContentHeader
         self._latest: MessageProperties | None = None
-        # The bytes before and after the message id in the latest header.
-        self._before = self._after = b""
+        # The bytes before and after the message id in the latest header; and those before it after sorting.
+        self._before = self._after = self._sorted_before = b""
         self._size = 0
 
     def read(self, raw: bytes) -> ContentHeader:
         """Decode the content header in a frame's payload. Raises ValueError if it is malformed."""
         if len(raw) <= 256 and not (len(raw) > 13 and raw[13] & _MESSAGE_ID):
-            return _parse_small_header(raw)
+            return self._parse_small(raw)
         if len(raw) == self._size and raw.startswith(self._before, 12) and raw.endswith(self._after):
+            if self._before is not self._sorted_before:
+                raw = b"".join((raw[:12], self._sorted_before, raw[12 + len(self._before) :]))
             return ContentHeader(raw, self._latest)
-        header = ContentHeader(raw, max_depth=self._max_depth)
+        header = self._parse(raw, max_depth=self._max_depth)
         if (span := header.properties.message_id_span()) is not None:
             self._latest, self._size = header.properties, len(raw)
-            self._before, self._after = raw[12 : 12 + span.start], raw[12 + span.stop :]
+            shorter = len(raw) - len(header.raw)  # by duplicates
+            self._before, self._after = raw[12 : 12 + span.start + shorter], header.raw[12 + span.stop :]
+            self._sorted_before = self._before if header.raw is raw else header.raw[12 : 12 + span.start]
         return header
 
 

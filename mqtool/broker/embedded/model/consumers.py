@@ -139,7 +139,7 @@ class Consumers:
 
     @property
     def exclusive(self) -> bool:
-        """True if any consumer is exclusive. It is then the only one, unless the queue is a stream."""
+        """True if any consumer is exclusive. It is then the only one in a classic queue."""
         return bool(self.all) and next(iter(self.all)).exclusive
 
     def is_active(self, consumer: QueueConsumer) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead, TimeOfDeath
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead, TimeOfDeath, by_name
 from mqtool.broker.embedded.model.clock import Clock, TurnQueue
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
@@ -116,12 +116,12 @@ def dead_letter(
         headers.setdefault(f"x-first-death-{name}", value)
         if not trusts_deaths:
             headers[f"x-last-death-{name}"] = value
-    # A new key replaces all old ones, including those in CC.
-    if routing_key is not None:
+    # A new key replaces all old ones, including those in CC, which RabbitMQ 4 keeps as a mere header.
+    if routing_key is not None and trusts_deaths:
         headers.pop("CC", None)
     headers.pop("BCC", None)
     key = message.routing_key if routing_key is None else routing_key
-    return message.replace(headers=headers, address=(exchange, key), expires=False).dead()
+    return message.replace(headers=by_name(headers), address=(exchange, key), expires=False).dead()
 
 
 def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[Value]:

@@ -60,7 +60,9 @@ class Profile(NamedTuple):
             on).
         passive_configures: True if a passive declaration needs the configure permission.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
-            replaced, and `x-last-death-…` headers are added.
+            replaced, `x-last-death-…` headers are added, and CC stays if the message gets a new routing key.
+        sorts_headers: True if the headers of a published message are sorted, without duplicates, and encoded again. If
+            not, they stay as they are until the broker adds some.
         global_prefetch: True if a prefetch count can apply to a whole channel rather than to each consumer.
         most_wildcards: the maximum number of `#` in a binding key of a topic exchange; None for no limit.
         strict_numbers: True if a headers exchange distinguishes integers, decimals and timestamps of equal value.
@@ -122,6 +124,7 @@ class Profile(NamedTuple):
     limits_stream_clients: bool = False
     passive_configures: bool = False
     trusts_deaths: bool = True
+    sorts_headers: bool = False
     global_prefetch: bool = True
     most_wildcards: int | None = None
     strict_numbers: bool = False
@@ -167,6 +170,7 @@ _4_0 = Profile(
     reads_offsets=True,
     limits_streams=True,
     trusts_deaths=False,
+    sorts_headers=True,
     consumer_timeouts="queues",
     classic_locator=True,
     refuses_loose="all",

@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from itertools import chain
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_errors import RESOURCE_LOCKED, ChannelException
-from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage, Dead
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
@@ -17,6 +18,7 @@ from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
+from mqtool.broker.embedded.model.throttled_publishers import ThrottledPublishers
 from mqtool.codecs.field_tables import Table, Value
 
 #: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
@@ -166,6 +168,11 @@ class BrokerQueue:
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
 
+    @cached_property
+    def throttled(self) -> ThrottledPublishers:
+        """The publishers that must stop, because a quorum queue is full."""
+        return ThrottledPublishers()
+
     def __len__(self) -> int:
         """Return the number of ready messages."""
         return len(self.backlog) + len(self.line)
@@ -183,21 +190,29 @@ class BrokerQueue:
         """The size of the bodies of the dead letters that no queue has accepted yet."""
         return sum(len(entry.message.body) for entry, _ in self.dead_letters)
 
-    def exceeds(self, more: int = 0, more_bytes: int = 0) -> bool:
-        """True if the queue would be over its limits with more messages. Delayed messages and dead letters count."""
-        messages = len(self) + len(self._retries) + len(self.dead_letters) + more
-        size = self.backlog.body_bytes + self.delayed_bytes + more_bytes
-        return self.options.exceeded(messages, size + (self.dead_letter_bytes if self.dead_letters else 0))
+    def load(self) -> tuple[int, int]:
+        """The number and the size of the messages that count towards the limits: also delayed ones and dead letters."""
+        size = self.backlog.body_bytes + self.delayed_bytes + (self.dead_letter_bytes if self.dead_letters else 0)
+        return len(self) + len(self._retries) + len(self.dead_letters), size
 
-    def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
+    def exceeds(self, more: int = 0, more_bytes: int = 0) -> bool:
+        """True if the queue would be over its limits with more messages."""
+        messages, size = self.load()
+        return self.options.exceeded(messages + more, size + more_bytes)
+
+    def publish(self, message: BrokerMessage, publisher: object = None) -> tuple[bool, bool]:
         """Add a message, unless the queue is full and rejects it.
+
+        Args:
+            message: the message.
+            publisher: the channel, session or queue that publishes it; None for one that publishes nothing else.
 
         Returns:
             True if the queue accepted the message, and True if the message is being written to disk.
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
-        if options.overflow != "drop-head" and _refuses(self, message):
+        if options.overflow != "drop-head" and _refuses(self, message, publisher):
             return False, False
         properties = message.header.properties
         ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
@@ -258,11 +273,16 @@ class BrokerQueue:
             self.touch()
         self._drop_surplus()
 
+    def _throttle(self) -> None:
+        """Tell the publishers of a quorum queue with overflow `reject-publish` whether to stop or to go on."""
+        if self._limited and self.kind == "quorum" and self.options.overflow == "reject-publish":
+            self.throttled.update(self.options, *self.load())
+
     def _drop_surplus(self) -> None:
         """Dead-letter or drop messages from the head while the queue is over its limits (overflow `drop-head`).
 
         After apply(), a classic queue does so with a new overflow behaviour, too. If there are many, because a policy
-        has set a limit, this takes several turns.
+        has set a limit, this takes several turns. The publishers of a queue that rejects messages are told instead.
         """
 
         def go_on() -> None:
@@ -283,6 +303,7 @@ class BrokerQueue:
                 most -= 1
             else:
                 self.trimming = False
+        self._throttle()
         if self._expiring:
             self._arm_expiry()
 
@@ -324,6 +345,8 @@ class BrokerQueue:
             self._deliver(consumer, backlog.take())
         if self._expiring:
             self._arm_expiry()
+        if self._limited:
+            self._throttle()
 
     def _deliver(self, consumer: QueueConsumer, entry: BacklogEntry) -> None:
         traffic = self.traffic
@@ -364,6 +387,8 @@ class BrokerQueue:
         entry = self.backlog.take()
         if self._expiring:
             self._arm_expiry()
+        if self._limited:
+            self._throttle()
         if self.watcher is not None and entry.position in self.watcher.shown:
             self.watcher.delivered(self, entry, None, no_ack=no_ack)
         self.traffic.delivered += 1
@@ -378,6 +403,14 @@ class BrokerQueue:
             self.unacked += 1
             self.unacked_bytes += len(entry.message.body)
         return entry
+
+    def in_exclusive_use(self, *, wanted: bool = False) -> bool:
+        """Return True if a new consumer is refused because it, or another one, is exclusive: only by a classic queue.
+
+        Args:
+            wanted: True if the new consumer is exclusive.
+        """
+        return self.kind == "classic" and (self.consumers.exclusive or (wanted and bool(len(self.consumers))))
 
     def acknowledge(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
@@ -546,6 +579,7 @@ class BrokerQueue:
             dropped += [entry for entry, _ in self.dead_letters]
             self.dead_letters.clear()
         self._leaving.extend(dropped)
+        self._throttle()
         self.work_soon(self)
         if self.watcher is not None:
             self.watcher.emptied(self)
@@ -566,8 +600,15 @@ class BrokerQueue:
         return count
 
 
-def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
-    """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`."""
+def _refuses(queue: BrokerQueue, message: BrokerMessage, publisher: object) -> bool:
+    """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`.
+
+    A full quorum queue takes dead letters, unless their queue waits until they are accepted (at-least-once).
+    """
+    if queue.kind == "quorum":
+        if publisher is not None:
+            return queue.throttled.refuses(publisher, queue.options, *queue.load())
+        return queue.exceeds() and not isinstance(message, Dead)
     is_full = queue.exceeds(1, len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", lambda _: None)

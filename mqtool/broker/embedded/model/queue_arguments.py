@@ -120,6 +120,10 @@ class Options:
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
 
+    def has_room(self, messages: int, size: int) -> bool:
+        """Return True if neither exceeds 80 % of its maximum."""
+        return not self.exceeded(-(-messages * 5 // 4), -(-size * 5 // 4))
+
     def time_to_live(self, expiration: str | None) -> int | None:
         """Return the time to live of a message: the shorter of its own expiration and the queue's."""
         if expiration is None:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -69,12 +70,14 @@ class Routing:
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
         source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
             Channels leave out the source if the watcher skips the message.
+        publisher: see BrokerQueue.publish().
     """
 
     message: BrokerMessage
     queues: Collection[BrokerQueue]
     stored: bool = False
     source: object = None
+    publisher: object = None
 
     @property
     def takes_turns(self) -> bool:
@@ -96,11 +99,13 @@ class Publication(NamedTuple):
         routed: True if the message was routed to at least one queue.
         accepted: True if no queue refused the message.
         stored: True if the message is being written to disk. Its confirm must wait until this is done.
+        is_partial: True if a classic queue refused the message, so that a transaction with it fails.
     """
 
     routed: bool
     accepted: bool
     stored: bool
+    is_partial: bool = False
 
 
 #: What almost all publishes result in. Making a tuple for each message would take 4 % of the time to publish it.
@@ -372,10 +377,16 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         _report_published(self.watcher, routing)
-        return _add(self.watcher, routing.message, routing.queues, stored=routing.stored)
+        return _add(self.watcher, routing, routing.queues, stored=routing.stored)
 
     def route(
-        self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
+        self,
+        exchange: BrokerExchange,
+        message: BrokerMessage,
+        *,
+        is_changed: bool = False,
+        is_due: bool = False,
+        has_new_key: bool = False,
     ) -> Routing:
         """Find the queues for a message. Any x-delayed-message exchange on the way holds the message back.
 
@@ -384,6 +395,7 @@ class VirtualHost:
             message: the message.
             is_changed: True if the broker has changed the headers sent by the publisher.
             is_due: True if the delay of the message is over.
+            has_new_key: True if the broker has given the message another routing key: CC and BCC do not count.
 
         Raises:
             ChannelException: 406, the message has many routing keys, and there are many exchanges on the way; or
@@ -392,7 +404,7 @@ class VirtualHost:
         """
         headers = message.headers
         keys = [message.routing_key]
-        if "CC" in headers or "BCC" in headers:
+        if ("CC" in headers or "BCC" in headers) and not has_new_key:
             keys = list(dict.fromkeys(keys + carbon_copies(headers)))
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
@@ -442,11 +454,15 @@ class VirtualHost:
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
+        route = partial(
+            self.route, is_changed=True, has_new_key=source.queue.options.dead_letter_routing_key is not None
+        )
         try:
-            routing = self.route(exchange, message, is_changed=True)
+            routing = route(exchange, message)
         except ConnectionException:  # the delay cannot be read: publish without it
-            routing = self.route(exchange, message, is_changed=True, is_due=True)
+            routing = route(exchange, message, is_due=True)
         routing.source = source
+        routing.publisher = source.queue if source.queue.options.at_least_once else None
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
         if not _has_room(self._ledger, routing):
@@ -517,13 +533,18 @@ def enqueue_in_steps(vhost: VirtualHost, routing: Routing) -> Generator[None, No
     if not routing.takes_turns:
         return vhost.enqueue(routing)
     _report_published(vhost.watcher, routing)
-    routed, accepted, stored = False, True, routing.stored
+    whole = Publication(routed=False, accepted=True, stored=routing.stored)
     queues = iter(routing.queues)
     while some := [*islice(queues, _QUEUES_AT_ONCE)]:
-        part = _add(vhost.watcher, routing.message, some, stored=False)
-        routed, accepted, stored = routed or part.routed, accepted and part.accepted, stored or part.stored
+        part = _add(vhost.watcher, routing, some, stored=False)
+        whole = Publication(
+            whole.routed or part.routed,
+            whole.accepted and part.accepted,
+            whole.stored or part.stored,
+            whole.is_partial or part.is_partial,
+        )
         yield
-    return Publication(routed, accepted, stored)
+    return whole
 
 
 def _report_published(watcher: Watcher | None, routing: Routing) -> None:
@@ -531,20 +552,21 @@ def _report_published(watcher: Watcher | None, routing: Routing) -> None:
         watcher.published(routing)
 
 
-def _add(
-    watcher: Watcher | None, message: BrokerMessage, queues: Iterable[BrokerQueue], *, stored: bool
-) -> Publication:
-    routed, accepted = False, True
+def _add(watcher: Watcher | None, routing: Routing, queues: Iterable[BrokerQueue], *, stored: bool) -> Publication:
+    message, publisher = routing.message, routing.publisher
+    routed, accepted, is_partial = False, True, False
     for queue in queues:
         if not queue.deleted:
             routed = True
-            taken, written = queue.publish(message)
-            if not taken and watcher is not None:
-                watcher.refused(queue, message)
+            taken, written = queue.publish(message, publisher)
+            if not taken:
+                is_partial |= queue.kind == "classic"
+                if watcher is not None:
+                    watcher.refused(queue, message)
             accepted, stored = accepted and taken, stored or written
     if routed and accepted:
         return _STORED if stored else _IN_MEMORY
-    return Publication(routed, accepted, stored)
+    return Publication(routed, accepted, stored, is_partial)
 
 
 def check_room(ledger: Ledger, what: str) -> None:

@@ -188,6 +188,7 @@ def _count_routed(channel: BrokerChannel, routing: Routing | None) -> None:
     watcher = channel.vhost.watcher
     if watcher is not None and routing.message.address not in watcher.skipped:
         routing.source = channel
+    routing.publisher = channel
     channel.routed += len(routing.queues)
 
 
@@ -237,20 +238,23 @@ def tx_select(channel: BrokerChannel, method: Tx.Select) -> None:  # noqa: ARG00
 def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # noqa: ARG001
     """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk.
 
-    As in RabbitMQ, the other clients can see a part of a long transaction before the rest.
+    As in RabbitMQ, the other clients can see a part of a long transaction before the rest, and if a classic queue
+    refuses a message, everything else is still carried out.
     """
     transaction = _end_transaction(channel)
-    stored, lost = False, None
+    stored, is_partial, lost = False, False, None
     for publish in transaction.publishes:
         lost = lost or _deleted_queue(publish)
         publication = yield from _perform_in_steps(channel, publish)
-        stored |= publication.stored
+        stored, is_partial = stored or publication.stored, is_partial or publication.is_partial
         yield
     yield from _acknowledge_in_steps(channel, transaction.acked)
     yield from _reject_in_steps(channel, transaction.rejected)
     yield from channel.deliveries.requeue(transaction.requeued)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
+    if is_partial:
+        raise precondition_failed("partial tx completion")
     if stored or transaction.acked or transaction.rejected:
         channel.session.broker.ledger.after_commit(lambda: channel.send(Tx.CommitOk))
     else:
@@ -333,9 +337,7 @@ def consume(channel: BrokerChannel, method: Basic.Consume) -> None:
         raise ConnectionException(
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
-    in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
-    # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect the others.
-    if in_use and queue.kind != "stream":
+    if queue.in_exclusive_use(wanted=method.exclusive):
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = ChannelSubscription(
         deliveries, queue, tag, no_ack=method.no_ack, exclusive=method.exclusive, arguments=arguments

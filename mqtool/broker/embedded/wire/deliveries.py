@@ -425,8 +425,9 @@ class Deliveries:
 
 def _counted(entry: BacklogEntry, session: AmqpSession) -> BrokerMessage:
     """Return a copy of a quorum queue's message with headers that say how often it has been delivered."""
-    counts = delivery_counts(entry, session.broker.profile)
-    return entry.message.replace(headers={**counts, **entry.message.headers, **counts})  # not what the publisher says
+    counts, message = delivery_counts(entry, session.broker.profile), entry.message
+    properties = message.properties.with_sorted_headers(counts, unique=False)  # not what the publisher says
+    return message.copy(message.address, ContentHeader.of(properties, len(message.body)))
 
 
 # Stands in for an unacknowledged message from a stream, so that the message need not stay in memory.

@@ -38,7 +38,7 @@ class Content:
     def __init__(self, profile: Profile, add_held_bytes: Callable[[int], None]) -> None:
         self._profile = profile
         self._add_held_bytes = add_held_bytes
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(sorts=profile.sorts_headers)
         self.mandatory = self.immediate = False
         self._method: bytes | None = None
         self._header: ContentHeader | None = None
