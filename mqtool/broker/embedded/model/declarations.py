@@ -224,13 +224,13 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
 
 def _check_hash_arguments(arguments: Table) -> None:
     """Raise AmqpException if the arguments of an x-consistent-hash exchange do not name one header or property."""
-    given = [arguments[name] for name in ("hash-header", "hash-property") if name in arguments]
-    if len(given) > 1:
+    header, by = arguments.get("hash-header"), arguments.get("hash-property")
+    if header is not None and by is not None:
         raise precondition_failed("hash-header and hash-property are mutually exclusive")
-    if given and not isinstance(given[0], str):
+    if not all(each is None or isinstance(each, str) for each in (header, by)):
         raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
-    if "hash-property" in arguments and given[0] not in HASHED_PROPERTIES:
-        raise precondition_failed(f"Unsupported property: {given[0]}")
+    if isinstance(by, str) and by not in HASHED_PROPERTIES:
+        raise precondition_failed(f"Unsupported property: {by}")
 
 
 def check_equivalent_exchange(exchange: BrokerExchange, declared: ExchangeDeclaration, vhost: str) -> None:
