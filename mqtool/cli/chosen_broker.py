@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mqtool.address import Address, TlsFiles, parse_addresses
 from mqtool.cli import contexts
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, URL_VARIABLES, Context, Protocol
+from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, UsageError
 
 if TYPE_CHECKING:
@@ -157,11 +158,14 @@ def _from_environment() -> Choice | None:
     return None if variable is None else Choice(os.environ[variable], f"from {variable}", variable=variable)
 
 
-def forget_variables_of_another_broker(url: str | None) -> None:
+def leave_other_brokers(url: str | None) -> None:
     """Remove MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT from the environment unless they belong to a URL's broker.
 
-    For a command that runs other commands on that broker. A URL of None stands for a broker that the command starts.
+    For a command that runs other commands on that broker. A URL of None stands for a broker that the command starts; if
+    the user has named another one, say that the command does not use it.
     """
+    if url is None and (choice := choose()).is_named:
+        output.notice(f"this uses a broker of its own, not {choice.description()}")
     if url is None or not Choice(url, "from --url", is_typed=True).has_variables():
         for variable in (MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE):
             os.environ.pop(variable, None)

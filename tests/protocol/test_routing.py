@@ -9,7 +9,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.compat import long
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-from tests.protocol.conftest import AnyHeaders, Take
+from tests.protocol.conftest import AnyHeaders, Api, Take
 
 
 @pytest.fixture(autouse=True)
@@ -213,3 +213,125 @@ def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChan
     channel._impl.queue_bind("", "amq.direct", "")
     channel.basic_publish("amq.direct", name, b"x")
     assert count(channel, name) == 1
+
+
+@pytest.fixture
+def dividing(channel: BlockingChannel, api: Api) -> BlockingChannel:
+    """A channel on which queues a, b and c are declared, if the broker has the exchange types that RabbitMQ ships."""
+    listed = {each["name"] for each in api("GET", "overview")[1]["exchange_types"]}
+    if not {"x-consistent-hash", "x-modulus-hash", "x-random"} <= listed:
+        pytest.skip("the plugins are not enabled")
+    for queue in "abc":
+        channel.queue_declare(queue)
+    return channel
+
+
+def divided(channel: BlockingChannel, **properties: Any) -> tuple[int, ...]:
+    """Publish 600 messages with different keys to exchange x, and return how many each of the queues got."""
+    for number in range(600):
+        channel.basic_publish("x", f"key.{number}", b"", BasicProperties(**properties), mandatory=True)
+    found = tuple(count(channel, queue) for queue in "abc")
+    for queue in "abc":
+        channel.queue_purge(queue)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["x-consistent-hash", "x-modulus-hash", "x-random"])
+def test_an_exchange_divides_messages_among_its_bindings(dividing: BlockingChannel, kind: str) -> None:
+    """An exchange of a type that divides messages sends each one to one of the queues and exchanges bound to it, also
+    if the message has several routing keys. Without a binding, the message is unroutable, or goes to the alternate
+    exchange.
+    """
+    dividing.exchange_declare("x", kind)
+    with pytest.raises(UnroutableError):
+        dividing.basic_publish("x", "k", b"", mandatory=True)
+    dividing.exchange_declare("f", "fanout")
+    dividing.queue_bind("c", "f")
+    dividing.queue_bind("a", "x", "1")
+    dividing.exchange_bind("f", "x", "1")
+    a, b, c = divided(dividing, headers={"CC": ["one", "two"]})
+    assert (a + c, b, min(a, c) > 200) == (600, 0, True)
+    dividing.exchange_unbind("f", "x", "1")
+    assert divided(dividing) == (600, 0, 0)
+    dividing.exchange_delete("x")
+    dividing.exchange_declare("x", kind, arguments={"alternate-exchange": "f"})
+    assert divided(dividing) == (0, 0, 600)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"), [("x-modulus-hash", (2, 1)), ("x-random", (2, 1)), ("x-consistent-hash", (1, 2))]
+)
+def test_bindings_of_the_same_queue_count_as_its_shares_unless_keys_are_weights(
+    dividing: BlockingChannel, kind: str, shares: tuple[int, int]
+) -> None:
+    """Two bindings of a queue to an x-random or x-modulus-hash exchange give it two shares. At an x-consistent-hash
+    exchange, the key is the queue's weight, and a second binding of the same queue has no effect; after the first is
+    removed, the queue gets no messages at all.
+    """
+    dividing.exchange_declare("x", kind)
+    for queue, key in (("a", "1"), ("b", "2"), ("a", "3")):
+        dividing.queue_bind(queue, "x", key)
+    found = divided(dividing)[:2]
+    assert [round(each / 200) for each in found] == [*shares], found
+    dividing.queue_unbind("a", "x", "1")
+    left = divided(dividing)[:2]
+    assert sum(left) == 600
+    assert (left[0] == 0) == (kind == "x-consistent-hash")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same", "other"),
+    [
+        ({"hash-header": "user"}, {"headers": {"user": "ann"}}, {"headers": {"user": 7}}),
+        ({"hash-property": "message_id"}, {"message_id": "1"}, {"correlation_id": "1"}),
+        ({"hash-property": "timestamp"}, {"timestamp": 3}, {}),
+    ],
+)
+def test_a_consistent_hash_exchange_hashes_a_header_or_a_property(
+    dividing: BlockingChannel, arguments: dict[str, str], same: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """With the argument `hash-header` or `hash-property`, all messages with the same value go to the same queue,
+    whatever their routing keys; so do those without any.
+    """
+    dividing.exchange_declare("x", "x-consistent-hash", arguments=arguments)
+    for queue in "abc":
+        dividing.queue_bind(queue, "x", "10")
+    for properties in (same, other):
+        assert sorted(divided(dividing, **properties)) == [0, 0, 600]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("0", "The binding key must be greater than 0"),
+        ("-1", "The binding key must be greater than 0"),
+        ("x", 'The binding key must be an integer: <<"x">>'),
+        (" 3", 'The binding key must be an integer: <<" 3">>'),
+        ("", "The binding key must be an integer: <<>>"),
+        ("9" * 30, "The binding key must not exceed 10000"),
+    ],
+)
+def test_the_binding_key_of_a_consistent_hash_exchange_is_a_weight(
+    dividing: BlockingChannel, key: str, text: str
+) -> None:
+    """A binding to an x-consistent-hash exchange is refused with 406 unless its key is a positive integer."""
+    dividing.exchange_declare("x", "x-consistent-hash")
+    with pytest.raises(ChannelClosedByBroker) as refused:
+        dividing.queue_bind("a", "x", key)
+    assert (refused.value.reply_code, refused.value.reply_text) == (406, f"PRECONDITION_FAILED - {text}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"hash-property": "app_id"}, "Unsupported property: app_id"),
+        ({"hash-header": "h", "hash-property": "x"}, "hash-header and hash-property are mutually exclusive"),
+    ],
+)
+def test_the_arguments_of_a_consistent_hash_exchange_name_one_header_or_property(
+    dividing: BlockingChannel, arguments: dict[str, str], text: str
+) -> None:
+    """An x-consistent-hash exchange with both arguments, or with a property that cannot be hashed, is refused."""
+    with pytest.raises(ChannelClosedByBroker) as refused:
+        dividing.exchange_declare("x", "x-consistent-hash", arguments=arguments)
+    assert (refused.value.reply_code, refused.value.reply_text) == (406, f"PRECONDITION_FAILED - {text}")

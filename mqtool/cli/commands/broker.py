@@ -19,7 +19,7 @@ from mqtool.cli.broker_access import chosen
 from mqtool.cli.chosen_broker import resolve_addresses
 from mqtool.cli.command_line import command
 from mqtool.cli.commands import broker_fault
-from mqtool.cli.commands.broker_up import Name, app, known, up_again
+from mqtool.cli.commands.broker_up import Name, app, known, say_if_commands_use_another, up_again
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
@@ -46,6 +46,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
         was_running = starter.running(started) > 0
         starter.stop(started)
     output.status(f"stopped {starter.describe}" if was_running else f"nothing to stop: {starter.describe} had ended")
+    say_if_commands_use_another(started)
 
 
 @command(app, "mqtool broker status", effect=Effect.READS)
@@ -53,12 +54,13 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
     Also shows which broker the other commands use, and why. If no broker was started with 'broker up', the exit code
-    says whether the broker that the other commands use is running.
+    says whether the broker that the other commands use is running. With --url or --context, it is about that broker.
     """
     choice = chosen(which)
-    if (started := state.load(name)) is None:
+    by_name = "name" in which.call.typed
+    if (started := state.load(name)) is None or (choice.is_typed and not by_name):
         output.show(f"commands use {choice.description()}")
-        if "name" not in which.call.typed and (choice.is_named or state.load_stopped(name) is None):
+        if not by_name and (choice.is_named or state.load_stopped(name) is None):
             Connection(resolve_addresses(choice), tls=choice.tls(TlsFiles())).close()
             output.show("  running")
             return
@@ -120,6 +122,7 @@ def rm(
             state.remove_but_data(name)
             _say_kept(found)
     output.status(f"removed {name}")
+    say_if_commands_use_another(found)
 
 
 def _say_kept(removed: Started) -> None:
@@ -161,10 +164,12 @@ def logs(
 ) -> None:
     """Print the broker's log, which 'broker down' keeps."""
     if state.load(name) is None and (kept := background.kept_logs(state.directory(name))):
-        chunks = background.read_logs(kept, follow)
+        started, chunks = state.load_last(name), background.read_logs(kept, follow)
     else:
         started = known(name)
         chunks = starter_of(started).log(started, follow)
+    if started is not None:
+        say_if_commands_use_another(started)
     with stopping.calling(lambda: None):
         for data in chunks:
             output.show_bytes(data)

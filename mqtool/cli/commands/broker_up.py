@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import Address, Connection, parse_addresses
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import choice, ports, readiness, state, tutorial_broker
 from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
@@ -18,7 +18,6 @@ from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
-from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import choose, is_same_node, read_password
 from mqtool.cli.command_line import command, group
@@ -107,6 +106,10 @@ def up(
         name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, *files, login
     )
     _check(wanted, kind, tls_client_ca)
+    only_default = kind is BrokerKind.AUTO and wanted == Wanted() and not foreground
+    if only_default and options.call.typed & {"url", "context"}:
+        _is_reachable(options)  # otherwise raises
+        return
     with contextlib.ExitStack() as locked:
         locked.enter_context(state.locked(name))  # a second `up` waits for the lock, then finds the broker running
         locked.enter_context(ports.reserving())
@@ -114,23 +117,11 @@ def up(
             return
         if (killed := state.load(name)) is not None:
             starter_of(killed).clear_up(killed)
-        if kind is BrokerKind.AUTO and wanted == Wanted() and not foreground:
+        if only_default:
             state.forget(name)  # the recorded broker no longer runs, so do not try its URL
-            access = access_to(options)
-            if (reachable := _reachable(access)) is not None:
+            if _is_reachable(options):
                 _say_left_behind(name)
-                output.show(f"using the broker at {reachable}")
-                _say_tutorial(access.address.port)
                 return
-            if (choice := choose(options.url, options.context, options.call.typed)).is_named:
-                is_here = access.address.host in ("localhost", "127.0.0.1", "::1")
-                how = f"start one at its port: {pasteable('broker up --port=', str(access.address.port))}"
-                if choice.variable:
-                    how += f"; or, for the usual port: unset {choice.variable}"
-                raise NothingAnswers(
-                    f"no broker answers at {access.address} ({choice.reason})",
-                    how if is_here else "unset it to start a broker here",
-                )
         starter = _prepared(kind, wanted)
         _say_left_behind(name, starter.kind)
         if foreground and isinstance(starter, Embedded):
@@ -270,11 +261,28 @@ def _stay(started: Started) -> None:
             starter.stop(started)
 
 
-def _reachable(access: Access) -> Address | None:
+def _is_reachable(options: BrokerOptions) -> bool:
+    """Say so and return True if the broker that commands use is reachable; False if it is not, and is not named.
+
+    Raises:
+        NothingAnswers: the user has named the broker.
+    """
+    access = access_to(options)
     with contextlib.suppress(Unavailable):
         Connection(access.addresses, tls=access.tls).close()
-        return access.address
-    return None
+        output.show(f"using the broker at {access.address}")
+        _say_tutorial(access.address.port)
+        return True
+    if (choice := choose(options.url, options.context, options.call.typed)).is_named:
+        is_here = access.address.host in ("localhost", "127.0.0.1", "::1")
+        how = f"start one at its port: {pasteable('broker up --port=', str(access.address.port))}"
+        if choice.variable:
+            how += f"; or, for the usual port: unset {choice.variable}"
+        raise NothingAnswers(
+            f"no broker answers at {access.address} ({choice.reason})",
+            how if is_here else "unset it to start a broker here",
+        )
+    return False
 
 
 def _say_up(started: Started, what: str) -> None:
@@ -288,9 +296,14 @@ def _say_up(started: Started, what: str) -> None:
         what = "API" if started.kind == BrokerKind.EMBEDDED else "page"
         output.status(f"management {what}: {management} ({_login_hint(started)})")
     _say_tutorial(parse_addresses(started.url)[0].port)
+    say_if_commands_use_another(started, f'; for this broker: eval "$({_env(started)})"')
+
+
+def say_if_commands_use_another(started: Started, then: str = "") -> None:
+    """Say which broker other commands use if the user has named another one, or if `then` is to follow."""
     choice = choose()
-    if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
-        output.notice(f'commands use {choice.description()}; for this broker: eval "$({_env(started)})"')
+    if (choice.is_named or then) and not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
+        output.notice(f"commands use {choice.description()}{then}")
 
 
 def _say_tutorial(port: int) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import forget_variables_of_another_broker
+from mqtool.cli.chosen_broker import leave_other_brokers
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.tutorial import page_broker
 from mqtool.cli.contexts import Effect
@@ -62,9 +62,9 @@ def _add(
     ) -> None:
         if url is not None and restarts_it:
             raise UsageError(f"{name} only restarts a broker that it has started", "omit --url")
-        forget_variables_of_another_broker(url)
-        stopping.let_children_be_interrupted()
         current().quiet = quiet
+        leave_other_brokers(url)
+        stopping.let_children_be_interrupted()
         guard = Guard()
 
         def shown_by(audience: PlayLines | PlayPage, scene: DrillScene) -> Verdict:

@@ -15,7 +15,7 @@ from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import forget_variables_of_another_broker
+from mqtool.cli.chosen_broker import leave_other_brokers
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import tutorial_try
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
@@ -170,7 +170,7 @@ def run(
     for name in chosen:
         if name not in plays.PLAYS:
             raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
-    forget_variables_of_another_broker(url)
+    leave_other_brokers(url)
     stopping.let_children_be_interrupted()
     guard = Guard()
     if page.ui:

@@ -19,7 +19,7 @@ from mqtool.broker import background, ports, tutorial_broker
 from mqtool.broker.tutorial_broker import AnnouncedBroker
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import choose, forget_variables_of_another_broker, is_same_node
+from mqtool.cli.chosen_broker import choose, is_same_node, leave_other_brokers
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
@@ -93,7 +93,7 @@ def try_(
             f"You have reached all goals of {tutorial}. 'mqtool tutorial try {tutorial} --again' starts again."
         )
         return
-    forget_variables_of_another_broker(url)
+    leave_other_brokers(url)
     stopping.let_children_be_interrupted()
     guard = Guard()
     with ExitStack() as ending:

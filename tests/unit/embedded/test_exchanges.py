@@ -25,7 +25,7 @@ from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 from tests.unit.embedded.test_queue import FakeClock, add_queue, bodies, message
 from tests.unit.embedded.test_recovery import started
 
-_ALWAYS = {"direct", "fanout", "topic", "headers"}
+_ALWAYS = {"direct", "fanout", "topic", "headers", "x-consistent-hash", "x-modulus-hash", "x-random"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Checks of declarations and of basic.consume, with RabbitMQ's rules and error messages."""
 
+import re
+
 from mqtool.broker.embedded.model.amqp_errors import (
     COMMAND_INVALID,
     INTERNAL_ERROR,
@@ -8,7 +10,9 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.exchange import (
+    CONSISTENT_HASH,
     DELAYED,
+    HASHED_PROPERTIES,
     BrokerDestination,
     BrokerExchange,
     ExchangeDeclaration,
@@ -29,6 +33,10 @@ from mqtool.broker.embedded.model.queue_arguments import (
 )
 from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type_name
 from mqtool.duration import parse_interval
+
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+#: The greatest weight of a binding to an x-consistent-hash exchange.
+_MOST_WEIGHT = 10_000
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
@@ -202,6 +210,8 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
     if alternate is not None and not isinstance(alternate, str):
         where = f"exchange '{declared.name}' in vhost '{vhost}'"
         raise precondition_failed(f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in {where}")
+    if CONSISTENT_HASH in (declared.kind, declared.arguments.get("x-delayed-type")):
+        _check_hash_arguments(declared.arguments)
     if declared.kind != DELAYED:
         return
     routed_as = declared.arguments.get("x-delayed-type")
@@ -210,6 +220,17 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
     if routed_as == DELAYED:
         raise precondition_failed("Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'")
     check_exchange_type(routed_as, profile)
+
+
+def _check_hash_arguments(arguments: Table) -> None:
+    """Raise AmqpException if the arguments of an x-consistent-hash exchange do not name one header or property."""
+    header, by = arguments.get("hash-header"), arguments.get("hash-property")
+    if header is not None and by is not None:
+        raise precondition_failed("hash-header and hash-property are mutually exclusive")
+    if not all(each is None or isinstance(each, str) for each in (header, by)):
+        raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
+    if isinstance(by, str) and by not in HASHED_PROPERTIES:
+        raise precondition_failed(f"Unsupported property: {by}")
 
 
 def check_equivalent_exchange(exchange: BrokerExchange, declared: ExchangeDeclaration, vhost: str) -> None:
@@ -243,6 +264,17 @@ def check_local_random_binding(routing_key: str, destination: BrokerDestination)
         raise precondition_failed("Destination not found")
     if destination.kind != "classic":
         raise precondition_failed(f"Queue type rabbit_{destination.kind}_queue not valid for this exchange type")
+
+
+def check_weight(routing_key: str) -> None:
+    """Raise ChannelException 406 if the key of a binding to an x-consistent-hash exchange is not a weight."""
+    if not _INTEGER.fullmatch(routing_key):
+        shown = f'<<"{routing_key}">>' if routing_key else "<<>>"
+        raise precondition_failed(f"The binding key must be an integer: {shown}")
+    if int(routing_key) < 1:
+        raise precondition_failed("The binding key must be greater than 0")
+    if int(routing_key) > _MOST_WEIGHT:
+        raise precondition_failed(f"The binding key must not exceed {_MOST_WEIGHT}")
 
 
 CONSUMER_ARGUMENTS: dict[str, Check] = {

@@ -1,6 +1,5 @@
 """Exchanges and their bindings, and the messages that x-delayed-message exchanges hold back."""
 
-import secrets
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -11,19 +10,21 @@ from urllib.parse import quote_plus
 
 from mqtool import routing
 from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, MessageProperties
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
 from mqtool.broker.embedded.model.footprint import of_binding
 from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.one_queue_tables import ConsistentHashTable, ModulusTable, RandomTable, hash_input
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
-from mqtool.field_values import FieldValue
-from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, TopicTable, canonical
+from mqtool.routing import TABLES, HeadersTable, RoutingTable, TopicTable, canonical
 
 DELAYED, LOCAL_RANDOM = "x-delayed-message", "x-local-random"
-TYPES = (*TABLES, DELAYED, LOCAL_RANDOM)
+#: Types of plugins that ship with RabbitMQ.
+CONSISTENT_HASH, MODULUS_HASH, RANDOM = "x-consistent-hash", "x-modulus-hash", "x-random"
+TYPES = (*TABLES, DELAYED, LOCAL_RANDOM, CONSISTENT_HASH, MODULUS_HASH, RANDOM)
 
 #: The predeclared exchanges of a virtual host (section 3.1.3 of AMQP 0-9-1), except TRACE_EXCHANGE, and their types.
 PREDECLARED = {
@@ -44,18 +45,15 @@ def types_of(profile: Profile) -> list[str]:
     return [kind for kind in TYPES if not missing.get(kind)]
 
 
-class LocalRandomTable(FanoutTable[Any]):
-    """Exchange of type x-local-random, new in RabbitMQ 4.0: each message goes to one of the queues, chosen at random.
-
-    All bindings have the empty key. This broker is a single node, so all queues are local.
-    """
-
-    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Any]:
-        queues = list(super().match(key, headers))
-        return [secrets.choice(queues)] if queues else ()
-
-
-_TABLES: Mapping[str, type] = {**TABLES, LOCAL_RANDOM: LocalRandomTable}
+#: The properties that a `hash-property` argument may name.
+HASHED_PROPERTIES = ("correlation_id", "message_id", "timestamp")
+_TABLES: Mapping[str, type] = {
+    **TABLES,
+    LOCAL_RANDOM: RandomTable,
+    RANDOM: RandomTable,
+    MODULUS_HASH: ModulusTable,
+    CONSISTENT_HASH: ConsistentHashTable,
+}
 
 #: The words of a message's routing keys are compared at most this many times with words of topic bindings. Only long
 #: keys, and thousands of bindings with `*` or another `#` after a `#`, need more. RabbitMQ has no such limit.
@@ -208,11 +206,19 @@ class BrokerExchange:
         binding.destination.inbound.discard(binding)
         return True
 
-    def match(self, routing_keys: Collection[str], headers: dict[str, Value]) -> Collection[Any]:
+    def match(
+        self, routing_keys: Collection[str], headers: dict[str, Value], properties: MessageProperties | None = None
+    ) -> Collection[Any]:
         """Return the queues and exchanges that the exchange routes a message to, without duplicates.
 
-        Some may be missing if `steps` is above MOST_STEPS afterwards.
+        The properties are those that the arguments of an x-consistent-hash exchange may name. Some destinations may be
+        missing if `steps` is above MOST_STEPS afterwards.
         """
+        if self.routed_as == CONSISTENT_HASH:
+            if (header := self.arguments.get("hash-header")) is not None:
+                routing_keys = [hash_input(headers.get(str(header)))]
+            elif (name := self.arguments.get("hash-property")) is not None:
+                routing_keys = [hash_input(getattr(properties, str(name), None))]
         return self._table.match_any(routing_keys, headers)
 
     @property

@@ -365,7 +365,7 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
     wanted = dict.fromkeys(queues)
     while todo and wanted:
         exchange = todo.pop(0)
-        found: Collection[BrokerDestination] = exchange.match(keys, message.headers)
+        found: Collection[BrokerDestination] = exchange.match(keys, message.headers, message.properties)
         if not found and exchange.alternate in vhost.exchanges:
             found = [vhost.exchanges[exchange.alternate]]
         for each in found:

@@ -20,9 +20,10 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock, TurnQueue
 from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
-from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
+from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding, check_weight
 from mqtool.broker.embedded.model.deletions import Deletions
 from mqtool.broker.embedded.model.exchange import (
+    CONSISTENT_HASH,
     LOCAL_RANDOM,
     MOST_STEPS,
     PREDECLARED,
@@ -319,6 +320,8 @@ class VirtualHost:
         encode_definition(arguments)
         if source.routed_as == "headers":
             check_headers_binding(arguments)
+        if source.routed_as == CONSISTENT_HASH:
+            check_weight(routing_key)
         if source.routed_as == LOCAL_RANDOM:
             check_local_random_binding(routing_key, destination)
         most = self.profile.most_wildcards
@@ -442,7 +445,7 @@ class VirtualHost:
     ) -> Collection[BrokerDestination]:
         if exchange.name == "":
             return [self.queues[key] for key in keys if key in self.queues]
-        found = exchange.match(keys, message.headers)
+        found = exchange.match(keys, message.headers, message.properties)
         if exchange.steps > MOST_STEPS:
             raise precondition_failed(
                 f"exchange '{exchange.name}' has too many bindings with wildcards for the routing key"
