@@ -69,12 +69,14 @@ class Routing:
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
         source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
             Channels leave out the source if the watcher skips the message.
+        deliveries: see DeadLettered.
     """
 
     message: BrokerMessage
     queues: Collection[BrokerQueue]
     stored: bool = False
     source: object = None
+    deliveries: int = 0
 
     @property
     def takes_turns(self) -> bool:
@@ -372,7 +374,7 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         _report_published(self.watcher, routing)
-        return _add(self.watcher, routing.message, routing.queues, stored=routing.stored)
+        return _add(self.watcher, routing, routing.queues, stored=routing.stored)
 
     def route(
         self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
@@ -446,7 +448,7 @@ class VirtualHost:
             routing = self.route(exchange, message, is_changed=True)
         except ConnectionException:  # the delay cannot be read: publish without it
             routing = self.route(exchange, message, is_changed=True, is_due=True)
-        routing.source = source
+        routing.source, routing.deliveries = source, source.deliveries
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
         if not _has_room(self._ledger, routing):
@@ -520,7 +522,7 @@ def enqueue_in_steps(vhost: VirtualHost, routing: Routing) -> Generator[None, No
     routed, accepted, stored = False, True, routing.stored
     queues = iter(routing.queues)
     while some := [*islice(queues, _QUEUES_AT_ONCE)]:
-        part = _add(vhost.watcher, routing.message, some, stored=False)
+        part = _add(vhost.watcher, routing, some, stored=False)
         routed, accepted, stored = routed or part.routed, accepted and part.accepted, stored or part.stored
         yield
     return Publication(routed, accepted, stored)
@@ -531,14 +533,12 @@ def _report_published(watcher: Watcher | None, routing: Routing) -> None:
         watcher.published(routing)
 
 
-def _add(
-    watcher: Watcher | None, message: BrokerMessage, queues: Iterable[BrokerQueue], *, stored: bool
-) -> Publication:
-    routed, accepted = False, True
+def _add(watcher: Watcher | None, routing: Routing, queues: Iterable[BrokerQueue], *, stored: bool) -> Publication:
+    message, deliveries, routed, accepted = routing.message, routing.deliveries, False, True
     for queue in queues:
         if not queue.deleted:
             routed = True
-            taken, written = queue.publish(message)
+            taken, written = queue.publish(message, deliveries)
             if not taken and watcher is not None:
                 watcher.refused(queue, message)
             accepted, stored = accepted and taken, stored or written
