@@ -38,7 +38,7 @@ class Getter:
 
     def deliveries(self) -> Iterator[Delivery]:
         """Yield the deliveries. Call arrives() before each."""
-        while not self._channel.stopping and self._next is not None:
+        while self._next is not None:
             delivery, self._next = self._next, None
             yield delivery
 

@@ -216,7 +216,8 @@ def show(
     with _channel(access) as channel:
         which.require(queue, channel, access)
         kind = waiting.kind_of(access, channel, which.queue(queue))
-        with closing(peeking.peek(channel, which.queue(queue), kind)) as letters:
+        most = limit if which.is_all else None
+        with closing(peeking.peek(channel, which.queue(queue), kind, most)) as letters:
             for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
                 shown += 1
                 if as_json:
@@ -297,10 +298,10 @@ def redrive(
         is_safe = not (which.is_all and output.is_terminal(0))
         ask(f"move {which.words(there, source)} back", access, yes=yes, is_safe=is_safe)
         # To another queue, all are moved, without a look at their origins: nothing is requeued.
-        gets = check_source(access, channel, source, requeues=to is None or not which.is_all)
+        leaving = check_source(access, channel, source, requeues=to is None or not which.is_all)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            letters = redriving.redrive(channel, origins, source, which.noting(missing), stays, gets=gets)
+            letters = redriving.redrive(channel, origins, source, which.noting(missing), stays, **leaving._asdict())
             for letter in progress.of(letters):
                 moved += 1
                 if current().verbose:
@@ -311,6 +312,7 @@ def redrive(
         finally:
             progress.stop()
             output.status(f"{moved:,} moved back from {source}")
+            leaving.say()
     stopping.exit_if_requested()
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
@@ -331,12 +333,13 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
             return
         or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
-        gets = check_source(access, channel, source, requeues=not which.is_all)
+        leaving = check_source(access, channel, source, requeues=not which.is_all)
         try:
             # The user has not agreed to drop more. If others have left since the question, later ones take their place.
-            for _ in redriving.drop(channel, source, which.noting(missing), there, gets=gets):
+            for _ in redriving.drop(channel, source, which.noting(missing), there, **leaving._asdict()):
                 dropped += 1
         finally:
             output.status(f"{dropped:,} dropped from {source}")
+            leaving.say()
     stopping.exit_if_requested()
     _check_found(missing, which, queue)
