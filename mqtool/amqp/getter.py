@@ -38,7 +38,13 @@ class Getter:
 
     def deliveries(self) -> Iterator[Delivery]:
         """Yield the deliveries. Call arrives() before each."""
-        while self._next is not None:
+        while not self._channel.stopping and self._next is not None:
+            delivery, self._next = self._next, None
+            yield delivery
+
+    def arrived(self) -> Iterator[Delivery]:
+        """Yield the delivery that has arrived but was not yielded, if any, even after a stop."""
+        if self._next is not None:
             delivery, self._next = self._next, None
             yield delivery
 

@@ -336,13 +336,16 @@ class Look:
 
     def _rest(self) -> Iterator[Delivery]:
         for delivery in self._on_their_way:
-            self.count += 1
-            self._held[self._newest_channel] += 1
-            self._bytes += len(delivery.body) + _OVERHEAD
-            self._newest = self._last[self._newest_channel] = delivery
-            if (self.count > 1 or self._nacks or not self._is_certain) and self._is_near_limit(delivery):
-                self._near_limit.append((self._newest_channel, delivery))
+            self._note(delivery)
             yield delivery
+
+    def _note(self, delivery: Delivery) -> None:
+        self.count += 1
+        self._held[self._newest_channel] += 1
+        self._bytes += len(delivery.body) + _OVERHEAD
+        self._newest = self._last[self._newest_channel] = delivery
+        if (self.count > 1 or self._nacks or not self._is_certain) and self._is_near_limit(delivery):
+            self._near_limit.append((self._newest_channel, delivery))
 
     def _is_near_limit(self, delivery: Delivery) -> bool:
         """True if the queue drops a message when it is requeued once or twice; with _nacks, whenever it is."""
@@ -459,6 +462,11 @@ class Look:
             raise failure
 
     def _near_limit_problems(self) -> Iterator[tuple[int, MqtoolError]]:
+        newest = self._consumers.get(self._newest_channel) if self._nacks and self._held else None
+        if newest is not None:
+            newest.cancel()
+            for delivery in newest.arrived():  # after a stop
+                self._note(delivery)
         while self._nacks and self._near_limit:
             try:
                 self._publish_batch_again()

@@ -393,10 +393,7 @@ class QueueTransfer:
         if self._over_limit is None or not self._source.is_open:
             return
         self._consumer.give_back(())
-        arrived, in_hand = self._consumer.deliveries(), [*self._on_their_way.values()]
-        while (self._gets or self._consumer.arrives(0)) and (delivery := next(arrived, None)) is not None:
-            in_hand.append(delivery)
-        for delivery in in_hand:
+        for delivery in (*self._on_their_way.values(), *self._consumer.arrived()):
             if self._over_limit.has(delivery):
                 self._hold(delivery)
 

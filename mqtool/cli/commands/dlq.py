@@ -181,7 +181,9 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
             count = channel.depth_of(queue)
             kind = waiting.kind_of(access, channel, queue)
             with closing(peeking.peek(channel, queue, kind)) as letters:
-                reasons.update(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
+                reasons.update(
+                    death_of(letter).reason for letter in islice(stopping.until_requested(letters), _LOOKED_AT)
+                )
         except NotFound:  # it has just been deleted
             return None
         except MqtoolError as error:
@@ -197,8 +199,10 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
 
 @contextmanager
 def _channel(access: Access) -> Iterator[Channel]:
-    with access.connect() as connection:
+    # A signal must not interrupt the requeueing of letters that the broker may lose with the connection.
+    with access.connect() as connection, stopping.calling(connection.stop):
         yield connection.channel(strict=access.strict)
+    stopping.exit_if_requested()
 
 
 @command(app, "mqtool dlq show jobs", "mqtool dlq show jobs --reason exhausted --json", effect=Effect.READS)

@@ -77,6 +77,7 @@ def peek(
         channel = connection.channel()
         require(queue, channel, access)
         kind = waiting.kind_of(access, channel, queue)
+        costs = peeking.nack_counts(connection.broker) or kind.how is How.GET
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # With --where, any number of messages may have to be read to find enough matching ones.
@@ -99,11 +100,10 @@ def peek(
                 raise
             write.flush()
     if shown or stopping.requested() is None:  # after a signal, unread messages may match
-        costs = peeking.nack_counts(connection.broker) or kind.how is How.GET
         _say(queue, kind, shown, printing.into, has_condition=where is not None, costs=costs)
     if is_screenful and shown == limit and ready != shown:
         output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
-    if kind.limit is not None and peeking.nack_counts(connection.broker) and often >= kind.limit - _CLOSE:
+    if kind.limit is not None and costs and often >= kind.limit - _CLOSE:
         output.warning(
             f"messages have been requeued up to {counted(often + 1, 'time')}: "
             f"after more than {kind.limit}, {queue!r} drops them"
