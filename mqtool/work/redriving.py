@@ -1,7 +1,8 @@
 """Dead letters: select them, move them back to the queues that they came from (redrive), or delete them.
 
 A redrive that is killed loses nothing. At most 100 messages are then in both queues, with the same message_id. The next
-run continues with the remaining messages.
+run continues with the remaining messages. From RabbitMQ 4.3 on, a letter over the delivery limit of its queue can be
+lost, but only the one in hand.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -277,7 +277,8 @@ def redrive(
     On a terminal, asks for confirmation before it moves all dead letters, but not if options select only some of them.
 
     Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
-    message is lost, but up to 100 may be in both queues. Run the command again to continue.
+    message is lost, but up to 100 may be in both queues. Run the command again to continue. From RabbitMQ 4.3 on, a
+    dead letter may be over the delivery limit of its queue: these are moved one at a time, and one can be lost.
     """
     source, moved, left, missing = which.queue(queue), 0, 0, set(which.ids or ())
 
