@@ -10,7 +10,7 @@ import queue as queues
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from pika import exceptions
 
@@ -162,6 +162,16 @@ class Consumer(ChannelListener):
                 return True
             self._batch.extend(batch)
         return True
+
+    def arrived(self) -> Iterator[Delivery]:
+        """Yield the deliveries that have arrived but were not yielded, even after stop()."""
+        while self._batch or not self._inbox.empty():
+            if not self._batch:
+                self._batch.extend(self._inbox.get_nowait() or ())
+                continue
+            delivery = self._batch.popleft()
+            if delivery.epoch == self._channel.requests.epoch:
+                yield delivery
 
     @property
     def received(self) -> int:

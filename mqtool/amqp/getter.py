@@ -42,6 +42,12 @@ class Getter:
             delivery, self._next = self._next, None
             yield delivery
 
+    def arrived(self) -> Iterator[Delivery]:
+        """Yield the delivery that has arrived but was not yielded, if any, even after a stop."""
+        if self._next is not None:
+            delivery, self._next = self._next, None
+            yield delivery
+
     def give_back(self, through: Iterable[Delivery]) -> None:
         """Requeue unacknowledged deliveries batch by batch.
 

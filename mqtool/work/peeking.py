@@ -14,6 +14,11 @@ how many times a message was requeued, and drops a message that exceeds the deli
 message at the head is received on its own, and checked before any others are received. A message behind it that the
 queue would drop is published to the queue again instead. If a policy may have set a limit that the user cannot see, the
 queue might drop each message that has been requeued before, so all of these are published again.
+
+From RabbitMQ 4.3 on, basic.nack does not count towards the limit, but the end of a channel does; so messages are
+requeued with basic.nack. A dead letter that comes from a quorum queue brings its count with it, so it may be over the
+limit of the dead-letter queue when it arrives: then the queue drops it as soon as it is returned, in any way. Such
+messages are published again at the end of the queue, batch by batch, and then acknowledged.
 """
 
 import re
@@ -76,6 +81,11 @@ class PeekKind:
     is_single: bool = False
     is_certain: bool = True
 
+    @property
+    def lowest_limit(self) -> int | None:
+        """The lowest limit that the queue may have: one that the user cannot see may be 1."""
+        return self.limit if self.is_certain else min(1, 1 if self.limit is None else self.limit)
+
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> PeekKind:
     """Find out how to read a queue.
@@ -107,16 +117,20 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     return PeekKind(How.GET if goes else How.CONSUME)
 
 
+def nack_counts(broker: str) -> bool:
+    """True if a quorum queue of this broker counts basic.nack towards its delivery limit, as it does up to 4.2."""
+    version = re.match(r"RabbitMQ (\d+)\.(\d+)", broker)
+    return version is None or (int(version[1]), int(version[2])) < (4, 3)
+
+
 def times_requeued(delivery: Delivery, broker: str) -> int:
-    """How many times a quorum queue of this broker has requeued a message, at most.
+    """How many times a quorum queue of this broker has requeued a message, at most; from 4.3 on, its delivery count.
 
     From RabbitMQ 4.3 on, a nack does not count. Until a message has failed for the first time, its x-delivery-count is
     the publisher's; x-acquired-count, which counts all requeues, is always the broker's.
     """
     count, acquired = delivery.times_requeued, delivery.headers.get("x-acquired-count")
-    version = re.match(r"RabbitMQ (\d+)\.(\d+)", broker)
-    is_counted = version is not None and (int(version[1]), int(version[2])) >= (4, 3)
-    return min(count, acquired) if is_counted and isinstance(acquired, int) else count
+    return count if nack_counts(broker) or not isinstance(acquired, int) else min(count, acquired)
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
@@ -169,10 +183,20 @@ def _declared(asking: Channel, queue: str, default: int | None) -> PeekKind:
 def check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     """If a queue has a delivery limit, receive and requeue its first message.
 
+    If that one is over the limit, which happens from RabbitMQ 4.3 on, publish all that are over it again.
+
     Raises:
         MqtoolError: requeuing the message could exceed the limit; see peek().
     """
-    if kind.how is How.GET and not kind.is_certain:
+    over = over_limit(channel, queue, kind)
+    if over is not None:
+        with closing(peek(channel, queue, kind, 1)) as head:
+            first = next(head, None)
+        if first is not None and over.has(first):
+            with closing(peek(channel, queue, kind)) as deliveries:
+                for _ in deliveries:
+                    pass
+    elif kind.how is How.GET and not kind.is_certain:
         with closing(channel.connection.channel()) as other, closing(peek(other, queue, kind, 1)) as head:
             next(head, None)
     elif kind.limit is not None or not kind.is_certain:
@@ -242,8 +266,8 @@ class Look:
         self.count = 0
         self._channel = channel
         self._queue = queue
-        # A limit that the user cannot see may be 1.
-        self._limit = kind.limit if kind.is_certain else min(1, 1 if kind.limit is None else kind.limit)
+        self._limit = kind.lowest_limit
+        self._nacks = self._limit is not None and not nack_counts(channel.connection.broker)
         self._is_single = kind.is_single
         self._is_certain = kind.is_certain
         self._ready = channel.depth_of(queue)
@@ -253,7 +277,10 @@ class Look:
         self._held: dict[Channel, int] = {}
         self._consumers: dict[Channel, Consumer] = {}
         self._removed: dict[Channel, list[Delivery]] = {}
-        self._near_limit: list[tuple[Channel, Delivery]] = []  # if the limit is known, without the message at the head
+        self._last: dict[Channel, Delivery] = {}
+        # With _nacks, those over the limit in the newest batch. Else, if the limit is known, without the queue's head.
+        self._near_limit: list[tuple[Channel, Delivery]] = []
+        self._put_last = 0
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
@@ -261,7 +288,8 @@ class Look:
         wanted = self._ready if most is None else min(most, self._ready)
         if wanted and self._limit is not None:
             for head in self._take(1):
-                self._check_head(head, self._limit)
+                if not self._nacks:
+                    self._check_head(head, self._limit)
                 yield head
         while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
@@ -287,7 +315,11 @@ class Look:
     def _take(self, most: int) -> Iterator[Delivery]:
         """Yield the next batch, of at most `most` messages."""
         # A caller that stops early should not have to wait until thousands of messages are requeued.
-        fits = min(_BATCH // (self._bytes // self.count), self.count * _GROWTH) if self.count > 1 else FIRST_BATCH
+        fits = FIRST_BATCH
+        if self.count > 1:
+            # Those at the limit or over it are lost with the connection, so with _nacks, a batch is a small part.
+            grown = max(FIRST_BATCH, self.count // _GROWTH) if self._nacks else self.count * _GROWTH
+            fits = min(_BATCH // (self._bytes // self.count), grown)
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
@@ -299,19 +331,26 @@ class Look:
         self._on_their_way = islice(self._consumers[channel].deliveries(), size)
         yield from self._rest()
         self._has_more = last == self.count
+        if self._nacks:
+            self._publish_batch_again()
 
     def _rest(self) -> Iterator[Delivery]:
         for delivery in self._on_their_way:
-            self.count += 1
-            self._held[self._newest_channel] += 1
-            self._bytes += len(delivery.body) + _OVERHEAD
-            self._newest = delivery
-            if (self.count > 1 or not self._is_certain) and self._is_near_limit(delivery):
-                self._near_limit.append((self._newest_channel, delivery))
+            self._note(delivery)
             yield delivery
 
+    def _note(self, delivery: Delivery) -> None:
+        self.count += 1
+        self._held[self._newest_channel] += 1
+        self._bytes += len(delivery.body) + _OVERHEAD
+        self._newest = self._last[self._newest_channel] = delivery
+        if (self.count > 1 or self._nacks or not self._is_certain) and self._is_near_limit(delivery):
+            self._near_limit.append((self._newest_channel, delivery))
+
     def _is_near_limit(self, delivery: Delivery) -> bool:
-        return self._limit is not None and self._times_requeued(delivery) >= self._limit - self._is_certain
+        """True if the queue drops a message when it is requeued once or twice; with _nacks, whenever it is."""
+        margin = -1 if self._nacks else self._is_certain
+        return self._limit is not None and self._times_requeued(delivery) >= self._limit - margin
 
     def _times_requeued(self, delivery: Delivery) -> int:
         return times_requeued(delivery, self._channel.connection.broker)
@@ -373,7 +412,26 @@ class Look:
     @property
     def _is_in_line(self) -> bool:
         """True if more messages that were requeued earlier may follow the newest one."""
-        return self._newest is not None and self._newest.redelivered
+        if self._newest is None or not self._newest.redelivered:
+            return False
+        return not (self._nacks and self._is_near_limit(self._newest))  # that one was never requeued
+
+    def _publish_batch_again(self) -> None:
+        """Publish the messages of the newest batch that are over the limit again, and acknowledge them.
+
+        Raises:
+            MqtoolError: one of them was not confirmed, so the queue drops it.
+        """
+        if not self._near_limit:
+            return
+        self._consumers[self._newest_channel].cancel()  # else the broker sends more, up to the prefetch
+        with closing(self._channel.connection.channel()) as publisher:
+            while self._near_limit:
+                channel, delivery = self._near_limit.pop(0)
+                _publish_again(publisher, self._queue, delivery, is_certain=self._is_certain)
+                channel.acknowledge(delivery)
+                self._held[channel] -= 1
+                self._put_last += 1
 
     def give_back(self) -> None:
         """Acknowledge the messages to remove, publish again those that the queue would drop, and requeue all others in
@@ -386,11 +444,10 @@ class Look:
         problems: list[tuple[int, MqtoolError]] = []
         failure: MqtoolError | None = None
         try:
-            if self._near_limit or self._removed:
+            if self._near_limit or self._removed or self._nacks:
                 for _ in self._rest():  # a consumer is cancelled only when nothing is in transit to it
                     pass
-            for channel, delivery in self._near_limit:
-                problems.append((self._times_requeued(delivery), self._check_near_limit(channel, delivery)))
+            problems += self._near_limit_problems()
             self._close_channels()
         except MqtoolError as error:
             failure = error
@@ -404,6 +461,24 @@ class Look:
         if failure is not None and self._removed:  # the broker may not have received the acknowledgements
             raise failure
 
+    def _near_limit_problems(self) -> Iterator[tuple[int, MqtoolError]]:
+        newest = self._consumers.get(self._newest_channel) if self._nacks and self._held else None
+        if newest is not None:
+            newest.cancel()
+            for delivery in newest.arrived():  # after a stop
+                self._note(delivery)
+        while self._nacks and self._near_limit:
+            try:
+                self._publish_batch_again()
+            except MqtoolError as error:  # the others must still be published again, or requeued
+                yield 0, error
+        if self._put_last:
+            self._channel.connection.notice(
+                _words(self._queue, self._put_last, self._limit, is_certain=self._is_certain)
+            )
+        for channel, delivery in self._near_limit:
+            yield self._times_requeued(delivery), self._check_near_limit(channel, delivery)
+
     def _close_channels(self) -> None:
         """Close the channels, oldest first, so that each batch is requeued behind the one before."""
         for channel, held in self._held.items():
@@ -411,6 +486,8 @@ class Look:
             if channel in self._removed:
                 self._consumers[channel].cancel()  # else it would get messages that other batches have requeued
                 channel.acknowledge(*self._removed[channel])
+            if self._nacks and held:
+                self._consumers[channel].give_back([self._last[channel]])
             channel.close()
             if held and channel is not self._newest_channel:
                 wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
@@ -466,15 +543,71 @@ def _not_published(
 
 
 def _at_limit(channel: Channel, queue: str, delivery: Delivery, *, is_certain: bool) -> str:
-    count = counted(times_requeued(delivery, channel.connection.broker), "time")
-    possibly = "" if is_certain else "possibly "
-    return f"{name_of(delivery)} has been requeued {count}, {possibly}the limit of {queue!r}, which"
+    times, possibly = times_requeued(delivery, channel.connection.broker), "" if is_certain else "possibly "
+    if not nack_counts(channel.connection.broker):
+        return f"{name_of(delivery)} has a delivery count of {times}, {possibly}over the limit of {queue!r}, which"
+    return f"{name_of(delivery)} has been requeued {counted(times, 'time')}, {possibly}the limit of {queue!r}, which"
 
 
 def _hint(queue: str, *, is_certain: bool) -> str:
     if is_certain:
         return f"receive the messages, or move them: {pasteable('move --to QUEUE', queue)}"
     return "only the management API tells the limit, to a user with the 'management' tag"
+
+
+def _words(queue: str, count: int, limit: int | None, *, is_certain: bool) -> str:
+    """Say that messages over the limit were published again."""
+    over = f"over the delivery limit of {limit}" if is_certain else "which may be over the delivery limit"
+    return (
+        f"{counted(count)} of {queue!r}, {over}, {'was' if count == 1 else 'were'} published again at its end, "
+        "because the queue drops such messages when they are returned"
+    )
+
+
+class OverLimit:
+    """Messages that a quorum queue drops when they are returned: from RabbitMQ 4.3 on, those over its delivery limit.
+
+    Attributes:
+        limit: the delivery limit, or the lowest one that the queue may have.
+        count: the number of messages that stay() has published again.
+    """
+
+    def __init__(self, channel: Channel, queue: str, kind: PeekKind, limit: int) -> None:
+        self.limit = limit
+        self.count = 0
+        self._connection = channel.connection
+        self._queue = queue
+        self._is_certain = kind.is_certain
+
+    def is_fragile(self, delivery: Delivery) -> bool:
+        """True if the message is lost with its channel: it is over the limit, or at the limit."""
+        return times_requeued(delivery, self._connection.broker) >= self.limit
+
+    def has(self, delivery: Delivery) -> bool:
+        """True if the message is lost if it is requeued."""
+        return times_requeued(delivery, self._connection.broker) > self.limit
+
+    def stay(self, delivery: Delivery) -> None:
+        """Publish a message at the end of its queue. The caller then acknowledges the delivery.
+
+        Raises:
+            MqtoolError: it was not confirmed, so the queue drops it.
+        """
+        with closing(self._connection.channel()) as publisher:
+            _publish_again(publisher, self._queue, delivery, is_certain=self._is_certain)
+        self.count += 1
+
+    def words(self) -> str:
+        """Say how many messages stay() has published again."""
+        return _words(self._queue, self.count, self.limit, is_certain=self._is_certain)
+
+
+def over_limit(channel: Channel, queue: str, kind: PeekKind) -> OverLimit | None:
+    """Return the messages of a queue that it drops when they are returned; None if there can be none."""
+    limit = kind.lowest_limit
+    if kind.how is not How.IN_TURN or limit is None or nack_counts(channel.connection.broker):
+        return None
+    return OverLimit(channel, queue, kind, limit)
 
 
 def _anew(delivery: Delivery, queue: str, frame_max: int) -> Message:

@@ -1,7 +1,8 @@
 """Dead letters: select them, move them back to the queues that they came from (redrive), or delete them.
 
 A redrive that is killed loses nothing. At most 100 messages are then in both queues, with the same message_id. The next
-run continues with the remaining messages.
+run continues with the remaining messages. From RabbitMQ 4.3 on, a letter over the delivery limit of its queue can be
+lost, but only the one in hand.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.work import history
+from mqtool.work.peeking import OverLimit
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 from mqtool.work.transfer import NotMoved, QueueTransfer, Until, name_of, redriven, stays
 
@@ -130,6 +132,7 @@ def redrive(
     left: Callable[[str], None],
     *,
     gets: bool = False,
+    over_limit: OverLimit | None = None,
 ) -> Iterator[Delivery]:
     """Move dead letters back to their queues; yield each dead letter once its queue has confirmed it.
 
@@ -138,7 +141,7 @@ def redrive(
         source: the dead-letter queue.
         left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or
             unproven, or does not accept the message, or its headers leave no room for the number of redrives.
-        gets: see QueueTransfer.
+        gets, over_limit: see QueueTransfer.
 
     Raises:
         NotConfirmed: the broker does not respond, or the named queue did not accept a message. This message and the
@@ -173,11 +176,22 @@ def redrive(
 
     # Skip dead letters that arrive from now on: they may be the same messages, dead-lettered again.
     until = Until(seen=channel.depth_of(source))
-    return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on, gets=gets))
+    transfer = QueueTransfer(
+        channel, channel, source, message_for, until=until, goes_on=goes_on, gets=gets, over_limit=over_limit
+    )
+    return iter(transfer)
 
 
-def drop(channel: Channel, source: str, chosen: LetterChoice, there: int, *, gets: bool = False) -> Iterator[Delivery]:
-    """Delete the chosen ones of the first `there` dead letters, and yield each. `gets`: see QueueTransfer.
+def drop(
+    channel: Channel,
+    source: str,
+    chosen: LetterChoice,
+    there: int,
+    *,
+    gets: bool = False,
+    over_limit: OverLimit | None = None,
+) -> Iterator[Delivery]:
+    """Delete the chosen ones of the first `there` dead letters; yield each. `gets`, `over_limit`: see QueueTransfer.
 
     Letters that arrive from now on are kept, even if some of the others have left the queue meanwhile.
     """
@@ -186,7 +200,7 @@ def drop(channel: Channel, source: str, chosen: LetterChoice, there: int, *, get
         return Message(b"") if chosen(delivery) else None
 
     until = Until(seen=min(there, channel.depth_of(source)))
-    return iter(QueueTransfer(channel, None, source, message_for, until=until, gets=gets))
+    return iter(QueueTransfer(channel, None, source, message_for, until=until, gets=gets, over_limit=over_limit))
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:

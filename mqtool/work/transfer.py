@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.amqp import Channel, Receiving, administration, pika_errors
 from mqtool.amqp.consumer import Consumer
@@ -24,6 +24,9 @@ from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
 from mqtool.message import COPIES, PERSISTENT, QUEUE_HEADERS, Confirmation, Delivery, Message, Receipt, to_publish_again
 from mqtool.topology import Queue
 from mqtool.work import history
+
+if TYPE_CHECKING:
+    from mqtool.work.peeking import OverLimit
 
 #: The maximum number of messages being moved at a time; if the process is killed, they may be in both queues.
 AT_ONCE = 100
@@ -198,7 +201,10 @@ class QueueTransfer:
         goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for returns None only for a message that cannot be moved.
-        gets: use basic.get, because the queue may be deleted with its last consumer, and its messages with it.
+        gets: use basic.get: the queue may be deleted with its last consumer, and its messages with it; or it drops
+            messages that are over its delivery limit if they are requeued, so that it is better to receive few.
+        over_limit: the messages that the queue drops if they are requeued, if any. Those to be kept are published
+            again at the end of the queue.
     """
 
     def __init__(
@@ -213,9 +219,13 @@ class QueueTransfer:
         per_second: float | None = None,
         chooses: bool = True,
         gets: bool = False,
+        over_limit: "OverLimit | None" = None,
     ) -> None:
         self.kept = 0
         self._source = source
+        self._over_limit = over_limit
+        # A consumer gets one at a time, if its messages may be over the limit.
+        self._prefetch = AT_ONCE if over_limit is None else 1
         self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
         self.queue = queue
         self._gets = gets
@@ -257,6 +267,7 @@ class QueueTransfer:
             raise
         finally:
             self._settle()
+            self._keep_fragile()
             self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
             if replies:  # if not, the broker requeues the rest when the connection ends
                 self._give_back()
@@ -266,7 +277,7 @@ class QueueTransfer:
     def _consume(self, count: int | None = None) -> Consumer | Getter:
         if self._gets:
             return Getter(self._source, self.queue)
-        return self._source.consumer(Queue(self.queue), Receiving(AT_ONCE, acknowledge=False, count=count))
+        return self._source.consumer(Queue(self.queue), Receiving(self._prefetch, acknowledge=False, count=count))
 
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()
@@ -281,7 +292,7 @@ class QueueTransfer:
                     self._settle()
                     continue
                 self._hold(delivery)
-                if not delivery.redelivered:
+                if not self._returned(delivery):
                     return
 
     def _chosen(self, arriving: Iterator[Delivery | None]) -> Iterator[Message | None]:
@@ -289,7 +300,7 @@ class QueueTransfer:
         for delivery in arriving:
             message = None if delivery is None else self._message_for(delivery)
             if delivery is not None:
-                self._was_requeued = delivery.redelivered
+                self._was_requeued = self._returned(delivery)
             if delivery is not None and message is None:
                 self.kept += 1
                 self._hold(delivery)
@@ -304,6 +315,8 @@ class QueueTransfer:
                 chosen += 1
                 self._on_their_way[chosen] = delivery
                 yield message
+                while self._is_fragile(delivery) and self._on_their_way:  # with this one in hand, take no other
+                    yield None
             else:
                 yield None
             self._settle()
@@ -342,7 +355,7 @@ class QueueTransfer:
     def _is_used_up(self) -> bool:
         """True if held messages use up the consumer's prefetch, or part of its limit: the broker may send no more."""
         held = self._held - self._held_before
-        return held == AT_ONCE or (held > 0 and self._is_limited)
+        return held == self._prefetch or (held > 0 and self._is_limited)
 
     def _is_over(self, silence: float) -> bool:
         """Wait briefly for a delivery, after `silence` seconds without one; return True if the transfer is over.
@@ -362,7 +375,18 @@ class QueueTransfer:
             )
         return False
 
+    def _returned(self, delivery: Delivery) -> bool:
+        """True if the queue may have delivered the message because it was requeued, before all that were not."""
+        return delivery.redelivered and not (self._over_limit is not None and self._over_limit.has(delivery))
+
+    def _is_fragile(self, delivery: Delivery) -> bool:
+        return self._over_limit is not None and self._over_limit.is_fragile(delivery)
+
     def _hold(self, delivery: Delivery) -> None:
+        if self._over_limit is not None and self._over_limit.has(delivery):
+            self._over_limit.stay(delivery)
+            self._source.acknowledge(delivery)
+            return
         self._held += 1
         if self._last_held is None or delivery.delivery_tag > self._last_held.delivery_tag:
             self._last_held = delivery
@@ -378,6 +402,15 @@ class QueueTransfer:
         self._hold(delivery)
         if self._refusal is None and not self._goes_on(error, receipt.message):
             self._refusal = error
+
+    def _keep_fragile(self) -> None:
+        """Publish the messages again that are in hand at the end, and lost if they are requeued: at worst, twice."""
+        if self._over_limit is None or not self._source.is_open:
+            return
+        self._consumer.give_back(())
+        for delivery in (*self._on_their_way.values(), *self._consumer.arrived()):
+            if self._over_limit.has(delivery):
+                self._hold(delivery)
 
     def _give_back(self) -> None:
         """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more at once."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
@@ -471,3 +472,92 @@ def test_dlq_commands_leave_the_other_dead_letters_in_an_auto_delete_queue(shell
     assert (ended.code, ended.stderr[:2]) == (0, "1 "), ended.stderr
     shown = shell.run("mqtool", "dlq", "show", "jobs", "--json").stdout.splitlines()
     assert [json.loads(line)["body"] for line in shown] == ["1", "3"]
+
+
+LETTERS = [str(number) for number in range(130)]
+
+
+@pytest.fixture
+def over_limit(tmp_path: Path) -> Iterator[Shell]:
+    """A shell with a broker like RabbitMQ 4.3: jobs.dlq holds LETTERS, which died of the delivery limit of jobs.
+
+    Both are quorum queues. So the letters arrive with a delivery count of 3, over the limit of jobs.dlq, 2.
+    """
+    with EmbeddedBroker(like="4.3", management_port=0) as broker:
+        quorum = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+        dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as client:
+            channel = client.channel()
+            channel.queue_declare("jobs.dlq", durable=True, arguments=quorum)
+            channel.queue_declare("jobs", durable=True, arguments=quorum | dead)
+            for body in LETTERS:
+                channel.basic_publish("", "jobs", body.encode())
+            for _ in range(3):
+                for _ in LETTERS:
+                    last = channel.basic_get("jobs")[0].delivery_tag
+                for tag in range(last - len(LETTERS) + 1, last + 1):
+                    channel.basic_reject(tag)
+        settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        with Shell(tmp_path, settings) as shell:
+            yield shell
+
+
+def _bodies(shell: Shell, queue: str) -> list[str]:
+    return shell.run("mqtool", "peek", queue, "--raw").stdout.split()
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("to", [(), ("--to", "other")])
+def test_dlq_redrive_moves_letters_that_are_over_the_delivery_limit_at_the_first_try(
+    over_limit: Shell, to: tuple[str, ...]
+) -> None:
+    """From RabbitMQ 4.3 on, a quorum queue drops a dead letter that is over its delivery limit as soon as a client
+    returns it. `dlq redrive` moves all such letters to their queue at the first try, in order.
+    """
+    over_limit.run("mqtool", "queue", "declare", "other")
+    moved = over_limit.run("mqtool", "dlq", "redrive", "jobs", "--yes", *to)
+    assert (moved.code, moved.stderr) == (0, f"{len(LETTERS)} moved back from jobs.dlq\n")
+    assert _bodies(over_limit, "other" if to else "jobs") == LETTERS
+    assert _bodies(over_limit, "jobs.dlq") == []
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("dlq", "redrive", "jobs", "--yes"),
+        ("dlq", "drop", "jobs", "--yes"),
+        ("move", "jobs.dlq", "--to", "jobs", "--yes"),
+        ("receive", "-q", "jobs.dlq", "-c", "1", "--raw"),
+    ],
+)
+def test_letters_over_the_delivery_limit_that_are_not_selected_stay(
+    over_limit: Shell, command: tuple[str, ...]
+) -> None:
+    """With --where, the commands that take messages out of a queue lose none of the others, although the queue would
+    drop those that are over its delivery limit if they were returned: they are published again at its end.
+    """
+    done = over_limit.run("mqtool", *command, "--where", "body = '7'")
+    assert done.code == 0, done.stderr
+    assert "over the delivery limit of 2, were published again at its end" in done.stderr
+    assert _bodies(over_limit, "jobs.dlq") == [body for body in LETTERS if body != "7"]
+
+
+@pytest.mark.sampled(1)
+def test_letters_over_the_delivery_limit_are_shown_and_none_is_lost(over_limit: Shell) -> None:
+    """`dlq ls`, `dlq show` and `peek` show dead letters that are over the delivery limit of their queue, and publish
+    them again at its end, which they say once: the new ones have no delivery count.
+    """
+    shown = over_limit.run("mqtool", "peek", "jobs.dlq", "--raw", "-c", "3")
+    assert (shown.code, shown.stdout.split()) == (0, LETTERS[:3])
+    assert "3 messages of 'jobs.dlq', over the delivery limit of 2, were published again at its end" in shown.stderr
+    letters = over_limit.run("mqtool", "dlq", "show", "jobs", "-c", "3").stdout
+    assert re.findall(r"body: +(\d+)", letters) == LETTERS[3:6]
+    listed = over_limit.run("mqtool", "dlq", "ls")
+    assert listed.code == 0
+    assert listed.stdout == "jobs.dlq\t130\t130 delivery_limit\n"
+    assert "124 messages of 'jobs.dlq', over the delivery limit of 2, were published again" in listed.stderr
+    again = over_limit.run("mqtool", "dlq", "ls")
+    assert (again.code, again.stderr) == (0, "")
+    assert sorted(_bodies(over_limit, "jobs.dlq"), key=int) == LETTERS
+    assert f"{len(LETTERS)} moved back" in over_limit.run("mqtool", "dlq", "redrive", "jobs", "--yes").stderr

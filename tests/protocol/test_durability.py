@@ -71,7 +71,7 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
     """If a broker that imitates RabbitMQ 4.3 is stopped cleanly and restarted, a message in a quorum queue has the same
-    x-acquired-count and x-delivery-count as before.
+    x-acquired-count and x-delivery-count as before; a dead letter has those that it came with.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
@@ -80,11 +80,18 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
         channel.basic_publish("", "q", b"1", PERSISTENT)
         for requeue in (channel.basic_nack, channel.basic_nack, channel.basic_reject):
             requeue(Take(channel).one("q", auto_ack=False)[0].delivery_tag, requeue=True)
+        to_q = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
+        channel.queue_declare("source", durable=True, arguments=to_q)
+        channel.basic_publish("", "source", b"2", PERSISTENT)
+        channel.basic_reject(Take(channel).one("source", auto_ack=False)[0].delivery_tag, requeue=False)
+        Take(channel).until(lambda: channel.queue_declare("q", passive=True).method.message_count == 2)
 
         restart(process, "stop")
 
-        properties = Take(connect(process).channel()).one("q")[1]
-        assert properties.headers == {"x-acquired-count": 3, "x-delivery-count": 1}
+        take = Take(connect(process).channel())
+        assert take.one("q")[1].headers == {"x-acquired-count": 3, "x-delivery-count": 1}
+        dead = take.one("q")[1].headers
+        assert (dead["x-acquired-count"], dead["x-delivery-count"]) == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

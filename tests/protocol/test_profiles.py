@@ -128,6 +128,34 @@ def test_delivery_counts_depend_on_the_version(
         assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
 
 
+@pytest.mark.parametrize("reject", ["basic_nack", "basic_reject"])
+def test_a_dead_letter_carries_its_delivery_count_from_4_3_on(
+    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str], reject: str
+) -> None:
+    """From RabbitMQ 4.3 on, a quorum queue that gets a dead letter continues to count its failed deliveries, including
+    one that ended with basic.reject, but not with basic.nack. A dead letter that is over the limit of its new queue is
+    dropped if it is requeued in any way. Up to 4.2, the count starts again.
+    """
+    dead = f"dead-{uuid.uuid4().hex[:8]}"
+    channel.queue_declare(dead, durable=True, arguments={**QUORUM, "x-delivery-limit": 1})
+    source = quorum(**{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    for requeue in (channel.basic_nack, channel.basic_reject, channel.basic_reject):
+        requeue(take.one(source, auto_ack=False)[0].delivery_tag)
+    getattr(channel, reject)(take.one(source, auto_ack=False)[0].delivery_tag, requeue=False)
+    method, properties, _ = take.one(dead, auto_ack=False)
+    counts = {name: value for name, value in properties.headers.items() if name.endswith("-count")}
+    if broker.differs_since("4.3", "a dead letter carries its count"):
+        count = 3 if reject == "basic_reject" else 2
+        assert (method.redelivered, counts) == (True, {"x-acquired-count": count, "x-delivery-count": count})
+        channel.basic_nack(method.delivery_tag)
+        take.until(lambda: channel.queue_declare(dead, passive=True).method.message_count == 0)
+        assert channel.basic_get(dead)[0] is None
+    else:
+        assert not method.redelivered
+        assert set(counts.values()) <= {0}
+    channel.queue_delete(dead)
+
+
 def test_the_position_of_a_requeued_message_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:

@@ -181,7 +181,9 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
             count = channel.depth_of(queue)
             kind = waiting.kind_of(access, channel, queue)
             with closing(peeking.peek(channel, queue, kind)) as letters:
-                reasons.update(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
+                reasons.update(
+                    death_of(letter).reason for letter in islice(stopping.until_requested(letters), _LOOKED_AT)
+                )
         except NotFound:  # it has just been deleted
             return None
         except MqtoolError as error:
@@ -197,8 +199,10 @@ def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -
 
 @contextmanager
 def _channel(access: Access) -> Iterator[Channel]:
-    with access.connect() as connection:
+    # A signal must not interrupt the requeueing of letters that the broker may lose with the connection.
+    with access.connect() as connection, stopping.calling(connection.stop):
         yield connection.channel(strict=access.strict)
+    stopping.exit_if_requested()
 
 
 @command(app, "mqtool dlq show jobs", "mqtool dlq show jobs --reason exhausted --json", effect=Effect.READS)
@@ -216,7 +220,8 @@ def show(
     with _channel(access) as channel:
         which.require(queue, channel, access)
         kind = waiting.kind_of(access, channel, which.queue(queue))
-        with closing(peeking.peek(channel, which.queue(queue), kind)) as letters:
+        most = limit if which.is_all else None
+        with closing(peeking.peek(channel, which.queue(queue), kind, most)) as letters:
             for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
                 shown += 1
                 if as_json:
@@ -272,7 +277,8 @@ def redrive(
     On a terminal, asks for confirmation before it moves all dead letters, but not if options select only some of them.
 
     Each dead letter is removed once the broker has confirmed it in the destination queue. If the command is killed, no
-    message is lost, but up to 100 may be in both queues. Run the command again to continue.
+    message is lost, but up to 100 may be in both queues. Run the command again to continue. From RabbitMQ 4.3 on, a
+    dead letter may be over the delivery limit of its queue: these are moved one at a time, and one can be lost.
     """
     source, moved, left, missing = which.queue(queue), 0, 0, set(which.ids or ())
 
@@ -297,10 +303,10 @@ def redrive(
         is_safe = not (which.is_all and output.is_terminal(0))
         ask(f"move {which.words(there, source)} back", access, yes=yes, is_safe=is_safe)
         # To another queue, all are moved, without a look at their origins: nothing is requeued.
-        gets = check_source(access, channel, source, requeues=to is None or not which.is_all)
+        leaving = check_source(access, channel, source, requeues=to is None or not which.is_all)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            letters = redriving.redrive(channel, origins, source, which.noting(missing), stays, gets=gets)
+            letters = redriving.redrive(channel, origins, source, which.noting(missing), stays, **leaving._asdict())
             for letter in progress.of(letters):
                 moved += 1
                 if current().verbose:
@@ -311,6 +317,7 @@ def redrive(
         finally:
             progress.stop()
             output.status(f"{moved:,} moved back from {source}")
+            leaving.say()
     stopping.exit_if_requested()
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
@@ -331,12 +338,13 @@ def drop(queue: QueueArgument, which: Which, broker: ManagedBroker, yes: Yes = F
             return
         or_select = ", or select with --id, --reason, --error, --older or --where" if which.is_all else ""
         ask(f"drop {which.words(there, source)} for good", access, yes=yes, hint="pass --yes" + or_select)
-        gets = check_source(access, channel, source, requeues=not which.is_all)
+        leaving = check_source(access, channel, source, requeues=not which.is_all)
         try:
             # The user has not agreed to drop more. If others have left since the question, later ones take their place.
-            for _ in redriving.drop(channel, source, which.noting(missing), there, gets=gets):
+            for _ in redriving.drop(channel, source, which.noting(missing), there, **leaving._asdict()):
                 dropped += 1
         finally:
             output.status(f"{dropped:,} dropped from {source}")
+            leaving.say()
     stopping.exit_if_requested()
     _check_found(missing, which, queue)

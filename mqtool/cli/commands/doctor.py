@@ -216,7 +216,8 @@ def _of_messages(
             continue
         seen = list[Mapping[str, Any]]()
         try:
-            with _in_vhost(access, queue["vhost"])._replace(backoff=None).connect() as connection:
+            there = _in_vhost(access, queue["vhost"])._replace(backoff=None)
+            with there.connect() as connection, stopping.calling(connection.stop):
                 channel = connection.channel()
                 kind = peeking.kind_of(channel, queue["name"], api, queue["vhost"])
                 with closing(peeking.peek(channel, queue["name"], kind, most)) as deliveries:
@@ -224,6 +225,7 @@ def _of_messages(
                         seen.append(each.headers)
         except MqtoolError as error:
             unchecked.append(Unchecked("messages", f"queue {queue['name']!r}: {error}", error.hint))
+        stopping.exit_if_requested()
         yield from upgrade.message_findings(queue, seen)
 
 

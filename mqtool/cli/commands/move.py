@@ -88,7 +88,7 @@ def move(
         for each in protected.values() or [access]:
             ask(what, each, yes=yes, is_safe=True)
         user, skipped = (other or access).user, 0
-        gets = check_source(access, source, queue, requeues=where is not None)
+        leaving = check_source(access, source, queue, requeues=where is not None)
 
         def message_for(delivery: Delivery) -> Message | None:
             nonlocal skipped
@@ -107,9 +107,19 @@ def move(
         is_bounded = idle_timeout is None or is_same is None
         until = Until(moved=count, seen=there if is_bounded else None, idle=idle_timeout)
         transfer = QueueTransfer(
-            source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None, gets=gets
+            source,
+            target,
+            queue,
+            message_for,
+            until=until,
+            per_second=rate,
+            chooses=where is not None,
+            **leaving._asdict(),
         )
-        _show(transfer, there, count, f"from {queue} to {destination.to}", other)
+        try:
+            _show(transfer, there, count, f"from {queue} to {destination.to}", other)
+        finally:
+            leaving.say()
         if skipped:
             # They are now the first ones in the queue or, with --where, the first ones that match.
             chosen = "" if where is None else f" --where {quoted(where.text)}"

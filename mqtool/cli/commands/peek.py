@@ -60,9 +60,11 @@ def peek(
 
     The messages stay in order, and are marked as redelivered. Consumers cannot get them while they are being shown.
 
-    In a quorum queue, showing a message counts as a delivery, and the queue drops or dead-letters messages that exceed
-    its delivery limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to the limit, and stops
-    before they exceed it. Peeking at a stream has no side effects.
+    In a quorum queue of RabbitMQ up to 4.2, showing a message counts as a delivery, and the queue drops or dead-letters
+    messages that exceed its delivery limit (20 by default from RabbitMQ 4.0 on). peek warns when messages come close to
+    the limit, and stops before they exceed it. From 4.3 on, it does not count, but dead letters may arrive over the
+    limit: peek shows these, too, and publishes them again at the end of the queue, because they cannot be returned.
+    Peeking at a stream has no side effects.
     """
     redirect(printing.into)
     write = printing.writer("{key}: {body}")
@@ -75,6 +77,7 @@ def peek(
         channel = connection.channel()
         require(queue, channel, access)
         kind = waiting.kind_of(access, channel, queue)
+        costs = peeking.nack_counts(connection.broker) or kind.how is How.GET
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # With --where, any number of messages may have to be read to find enough matching ones.
@@ -97,10 +100,10 @@ def peek(
                 raise
             write.flush()
     if shown or stopping.requested() is None:  # after a signal, unread messages may match
-        _say(queue, kind, shown, printing.into, has_condition=where is not None)
+        _say(queue, kind, shown, printing.into, has_condition=where is not None, costs=costs)
     if is_screenful and shown == limit and ready != shown:
         output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
-    if kind.limit is not None and often >= kind.limit - _CLOSE:
+    if kind.limit is not None and costs and often >= kind.limit - _CLOSE:
         output.warning(
             f"messages have been requeued up to {counted(often + 1, 'time')}: "
             f"after more than {kind.limit}, {queue!r} drops them"
@@ -108,15 +111,15 @@ def peek(
     stopping.exit_if_requested()
 
 
-def _say(queue: str, kind: PeekKind, shown: int, into: Path | None, *, has_condition: bool) -> None:
+def _say(queue: str, kind: PeekKind, shown: int, into: Path | None, *, has_condition: bool, costs: bool) -> None:
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
         return
     say_appended(shown, into)
     if kind.how is not How.STREAM:
         price = f", one delivery closer to the limit of {kind.limit}, after which the queue drops them"
-        price = "" if kind.limit is None else price
-        if not kind.is_certain:
+        price = price if costs and kind.limit is not None else ""
+        if costs and not kind.is_certain:
             price = ": each look may count as a delivery, and the limit can be read only from the management API"
         stays = "it stays" if shown == 1 else "they stay"
         output.notice(f"{shown:,} shown; {stays} in {queue}, marked as redelivered{price}")

@@ -6,6 +6,7 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mqtool.amqp import Receiving
@@ -24,6 +25,7 @@ from mqtool.tutorials.dialects import Dialect
 
 if TYPE_CHECKING:
     from mqtool.where import Where
+    from mqtool.work.peeking import OverLimit
 
 ChannelT = TypeVar("ChannelT", bound=ConsumingChannel)
 
@@ -202,15 +204,26 @@ class Matching(NamedTuple):
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)
 
+    def _over_limit(self, channel: AmqpChannel, settings: Receiving, queue: str) -> "OverLimit | None":
+        """Return the messages that the queue drops when they are returned; None if there can be none."""
+        from mqtool.amqp import Channel
+        from mqtool.work.peeking import How, PeekKind, over_limit
+
+        limit = settings.delivery_limit
+        if self.skips or limit is None or limit == inf or not isinstance(channel, Channel):
+            return None
+        return over_limit(channel, queue, PeekKind(How.IN_TURN, int(limit)))
+
     def _chosen(
         self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Receiving, where: "Where"
     ) -> Iterator[Delivery]:
         from mqtool.where import of_delivery
 
         found, held, limit = 0, 0, self.receiving.limit
-        most = self.receiving.prefetch or _MOST
+        most, over = self.receiving.prefetch or _MOST, None
         try:
             for delivery in deliveries:
+                over = over or self._over_limit(channel, settings, delivery.queue)
                 if where.matches(of_delivery(delivery)):
                     found += 1
                     yield delivery
@@ -220,6 +233,10 @@ class Matching(NamedTuple):
                     if found == limit:
                         return
                 elif not self.skips:
+                    if over is not None and over.has(delivery):
+                        over.stay(delivery)
+                        channel.acknowledge(delivery)
+                        continue
                     held += 1
                     if held == most:
                         output.warning(

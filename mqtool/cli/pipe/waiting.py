@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from math import inf
+from typing import NamedTuple
 
 from mqtool.amqp import Channel
 from mqtool.amqp.consume_policies import ASSUMED_LIMIT
@@ -11,7 +12,7 @@ from mqtool.errors import AccessRefused, Unavailable
 from mqtool.management import Management
 from mqtool.spelling import pasteable
 from mqtool.work import peeking
-from mqtool.work.peeking import How, PeekKind
+from mqtool.work.peeking import How, OverLimit, PeekKind
 
 
 def kind_of(access: Access, channel: Channel, queue: str, patience: tuple[float, float] | None = None) -> PeekKind:
@@ -61,8 +62,20 @@ def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bo
     return 0 if must_stay else min(limit, ASSUMED_LIMIT)
 
 
-def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> bool:
-    """Check that messages can be moved out of a queue; return True if that needs basic.get instead of a consumer.
+class Leaving(NamedTuple):
+    """How messages leave a queue: see QueueTransfer."""
+
+    gets: bool
+    over_limit: OverLimit | None
+
+    def say(self) -> None:
+        """Say how many messages were published again at the end of the queue, if any."""
+        if self.over_limit is not None and self.over_limit.count:
+            output.notice(self.over_limit.words())
+
+
+def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool) -> Leaving:
+    """Check that messages can be moved out of a queue; return how.
 
     Args:
         requeues: True if messages that are not moved are requeued. If the queue has a delivery limit, the first message
@@ -79,14 +92,15 @@ def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool
             f"{queue!r} is a stream, from which clients cannot remove messages",
             f"to copy them: {pasteable('receive --json --offset first --queue=', queue)}",
         )
-    if requeues:
+    over = peeking.over_limit(channel, queue, kind)
+    if requeues and over is None:
         _check_limit(channel, queue, kind)
-    return kind.how is How.GET
+    return Leaving(kind.how is How.GET or (over is not None and not kind.is_single), over)
 
 
 def _check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     peeking.check_limit(channel, queue, kind)
-    if not kind.is_certain:
+    if not kind.is_certain and peeking.nack_counts(channel.connection.broker):
         output.notice(
             f"the delivery limit of {queue!r} is unknown, because it can be read only from the management API; "
             "messages that do not match are requeued, which may count as a delivery"

@@ -190,11 +190,11 @@ class Amqp10Session(SessionState):
             case Accepted():
                 self._accept(deliveries)
             case Rejected():
-                self._reject(deliveries)
+                self._reject(deliveries, failed=True)
             case Released():
                 self._requeue(deliveries, Why.RELEASED)
             case Modified(undeliverable_here=True):
-                self._reject(deliveries)
+                self._reject(deliveries, failed=bool(state.delivery_failed))
             case Modified():
                 why = Why.FAILED if state.delivery_failed else Why.RELEASED
                 self._requeue(deliveries, why, _delivery_time(state))
@@ -210,14 +210,14 @@ class Amqp10Session(SessionState):
                 lost.append(each)
         self._requeue(lost, Why.RELEASED)
 
-    def _reject(self, deliveries: Iterable[LinkDelivery]) -> None:
+    def _reject(self, deliveries: Iterable[LinkDelivery], *, failed: bool) -> None:
         hooks = self.connection.broker.hooks
         for each in deliveries:
             if hooks is not None:
                 hooks.rejected(each.queue, each.entry, requeue=False)
             # A stream keeps its messages, whatever the outcome of a delivery.
             if each.queue.kind != "stream":
-                each.queue.reject(each.entry)
+                each.queue.reject(each.entry, failed=failed)
 
     def _requeue(self, deliveries: Iterable[LinkDelivery], why: Why, not_before: int | None = None) -> None:
         hooks = self.connection.broker.hooks

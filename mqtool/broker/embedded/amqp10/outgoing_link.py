@@ -328,7 +328,7 @@ def _annotations(queue: BrokerQueue, entry: BacklogEntry) -> Map:
     """Return a delivery's annotations: its offset in a stream, or how often the message was delivered before."""
     if queue.kind == "stream":
         return {Symbol("x-stream-offset"): Int64(entry.position)}
-    if not entry.acquired_count:
+    if queue.kind != "quorum" or not entry.acquired_count:
         return {}
     return {Symbol(name): count for name, count in delivery_counts(entry, queue.profile).items()}
 

@@ -315,7 +315,7 @@ def _reject(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry], *, 
         if broker.hooks is not None:
             broker.hooks.rejected(queue, entry, requeue=requeue)
         if not requeue:
-            queue.reject(entry)
+            queue.reject(entry, failed=True)
     if requeue:
         queue.requeue(entries)
 

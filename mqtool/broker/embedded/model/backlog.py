@@ -35,6 +35,11 @@ class BacklogEntry:
         self.expires_at = expires_at
         self.row = 0
 
+    def carry(self, deliveries: int, *, was_seen: bool) -> None:
+        """Add the failed deliveries of the queue that has dead-lettered the message. `was_seen`: it is redelivered."""
+        self.delivery_count = self.acquired_count = deliveries
+        self.redelivered = was_seen
+
 
 class Pages(Protocol):
     """The methods of the ledger that a backlog uses to move the messages of long queues out of memory."""

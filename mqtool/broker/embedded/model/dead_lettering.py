@@ -19,11 +19,14 @@ _DEATH_HEADERS = {"x-death"} | {
 
 
 class DeadLettered(NamedTuple):
-    """The source of a dead letter: the queue, the message as it was in that queue, and the reason."""
+    """The source of a dead letter: the queue, the message as it was in that queue, the reason, and the number of failed
+    deliveries, which the dead letter carries to the next queue (from RabbitMQ 4.3 on; 0 for earlier ones).
+    """
 
     queue: BrokerQueue
     message: BrokerMessage
     reason: str
+    deliveries: int
 
 
 class DeadLetters:
@@ -48,18 +51,18 @@ class DeadLetters:
         self._clock = clock
         self._failures = failures
         self._trusts_deaths = trusts_deaths
-        self._waiting: TurnQueue[tuple[BrokerQueue, BrokerMessage, str, Settled]] = TurnQueue(clock, self._handle)
+        self._waiting: TurnQueue[tuple[DeadLettered, Settled]] = TurnQueue(clock, self._handle)
 
-    def add(self, queue: BrokerQueue, message: BrokerMessage, reason: str, done: Settled) -> None:
+    def add(self, queue: BrokerQueue, message: BrokerMessage, reason: str, deliveries: int, done: Settled) -> None:
         """Dead-letter a message, in a later turn if there are many, then call `done` with the outcome.
 
         Until then, the message stays on disk as one of its queue, so that it is not lost if the broker is killed.
         """
-        self._waiting.add((queue, message, reason, done))
+        self._waiting.add((DeadLettered(queue, message, reason, deliveries), done))
 
-    def _handle(self, each: tuple[BrokerQueue, BrokerMessage, str, Settled]) -> Iterator[None]:
-        queue, message, reason, done = each
-        done((yield from self._publish_again(queue, message, reason)))
+    def _handle(self, each: tuple[DeadLettered, Settled]) -> Iterator[None]:
+        source, done = each
+        done((yield from self._publish_again(source)))
 
     def finish(self, until: float) -> int:
         """Dead-letter waiting messages now, because the broker is about to stop; return how many are left.
@@ -71,14 +74,15 @@ class DeadLetters:
         """
         return self._waiting.finish(until)
 
-    def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Generator[None, None, Outcome]:
+    def _publish_again(self, source: DeadLettered) -> Generator[None, None, Outcome]:
+        queue, message, reason, _ = source
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         if exchange is None or is_too_long(exchange):  # there is no exchange with such a name
             return Outcome.NOT_TAKEN
         now = self._clock.wall()
         try:
             dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
-            taken = yield from self._publish(dead, DeadLettered(queue, message, reason))
+            taken = yield from self._publish(dead, source)
             return Outcome.TAKEN if taken else Outcome.NOT_TAKEN
         except Exception as error:
             # A failure must not stop the other messages from being dead-lettered, or close a client's connection.

@@ -93,7 +93,7 @@ class RequeueLine:
 
 
 Settled = Callable[[Outcome], object]
-DeadLetter = Callable[["BrokerQueue", BrokerMessage, str, Settled], None]
+DeadLetter = Callable[["BrokerQueue", BrokerMessage, str, int, Settled], None]
 
 
 @dataclass(eq=False)
@@ -101,7 +101,8 @@ class BrokerQueue:
     """A classic or quorum queue of a virtual host.
 
     Attributes:
-        dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
+        dead_letter: called with each message to dead-letter, if there is a dead-letter exchange; the reason; the number
+            of failed deliveries that the dead letter carries; and what to call with the outcome.
         work_soon: calls work_some() until nothing is left: at once as long as that is quick, then in turns.
         when_unused: called when the queue must be deleted, because of auto-delete or `x-expires`.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
@@ -200,12 +201,13 @@ class BrokerQueue:
         messages, size = self.load()
         return self.options.exceeded(messages + more, size + more_bytes)
 
-    def publish(self, message: BrokerMessage, publisher: object = None) -> tuple[bool, bool]:
+    def publish(self, message: BrokerMessage, publisher: object = None, deliveries: int = 0) -> tuple[bool, bool]:
         """Add a message, unless the queue is full and rejects it.
 
         Args:
             message: the message.
             publisher: the channel, session or queue that publishes it; None for one that publishes nothing else.
+            deliveries: the number of failed deliveries, from the queue that has dead-lettered the message.
 
         Returns:
             True if the queue accepted the message, and True if the message is being written to disk.
@@ -219,6 +221,8 @@ class BrokerQueue:
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
+        if deliveries:
+            entry.carry(deliveries, was_seen=self.kind == "quorum")
         if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
@@ -234,8 +238,7 @@ class BrokerQueue:
             if consumer is not None:
                 self._deliver(consumer, entry)
                 return True, stored
-        if ttl is not None:
-            self._expiring = True
+        self._expiring = self._expiring or ttl is not None
         backlog.append(entry)
         if self._expiring:
             self.pump()
@@ -324,7 +327,8 @@ class BrokerQueue:
         if self.options.dead_letter_exchange is None:
             self.ledger.drop(entry)
         else:
-            self.dead_letter(self, entry.message, reason, settle)
+            carried = 0 if self.profile.nack_counts else entry.delivery_count
+            self.dead_letter(self, entry.message, reason, carried, settle)
 
     def _retry_dead_letters(self) -> None:
         waiting, self.dead_letters = self.dead_letters, []
@@ -422,8 +426,13 @@ class BrokerQueue:
         if self.consumers.is_fading:
             self.pump()
 
-    def reject(self, entry: BacklogEntry) -> None:
-        """Dead-letter or drop a message that was rejected without requeueing."""
+    def reject(self, entry: BacklogEntry, *, failed: bool = False) -> None:
+        """Dead-letter or drop a message that was rejected without requeueing.
+
+        Args:
+            failed: True if the delivery counts as failed. From RabbitMQ 4.3 on, the dead letter carries the count.
+        """
+        entry.delivery_count += failed
         self.unacked -= 1
         self.unacked_bytes -= len(entry.message.body)
         if self.deleted:
@@ -479,13 +488,14 @@ class BrokerQueue:
         elif why is None:
             self.backlog.append(entry)
         else:
-            entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
+            failed = why is Why.FAILED and self.profile.counts_failures
+            entry.delivery_count += failed or (_fails(why) and not self.profile.nack_counts)
             self.backlog.put_back(entry)
 
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why, not_before: int | None) -> None:
         """Requeue a message, now or after a delay; dead-letter it if it has exceeded the limit, even if deleted."""
         entry.acquired_count += 1
-        failed = why.is_end or why in (Why.REJECTED, Why.FAILED) or (why is Why.RETURNED and self.profile.nack_counts)
+        failed = _fails(why) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit = self.options.delivery_limit
         if limit is not None and entry.delivery_count > limit:
@@ -611,7 +621,7 @@ def _refuses(queue: BrokerQueue, message: BrokerMessage, publisher: object) -> b
         return queue.exceeds() and not isinstance(message, Dead)
     is_full = queue.exceeds(1, len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
-        queue.dead_letter(queue, message, "maxlen", lambda _: None)
+        queue.dead_letter(queue, message, "maxlen", 0, lambda _: None)
     return is_full
 
 
@@ -633,6 +643,11 @@ def put_back_all(queue: BrokerQueue) -> None:
     """Move all messages from the line to the backlog now."""
     while queue.line.waiting:
         queue.work_some()
+
+
+def _fails(why: Why) -> bool:
+    """True if a delivery that is requeued for this reason counts as failed in all versions."""
+    return why.is_end or why in (Why.REJECTED, Why.FAILED)
 
 
 def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:

@@ -213,7 +213,12 @@ class StreamQueue(BrokerQueue):
         # A batch can claim more messages than it contains, and AMQP's counts of messages have 32 bits.
         return min(self.log.end - self.log.first_offset, (1 << 32) - 1)
 
-    def publish(self, message: BrokerMessage, publisher: object = None) -> tuple[bool, bool]:  # noqa: ARG002
+    def publish(
+        self,
+        message: BrokerMessage,
+        publisher: object = None,  # noqa: ARG002
+        deliveries: int = 0,  # noqa: ARG002
+    ) -> tuple[bool, bool]:
         """Append a message. Returns True (a stream accepts every message), and True if it is being written to disk."""
         self.traffic.published += 1
         if self.watcher is not None and id(message) in self.watcher.publishing:
@@ -301,7 +306,7 @@ class StreamQueue(BrokerQueue):
             for entry in entries:
                 self.reject(entry)
 
-    def reject(self, entry: BacklogEntry) -> None:  # noqa: ARG002
+    def reject(self, entry: BacklogEntry, *, failed: bool = False) -> None:  # noqa: ARG002
         """Raise ConnectionException 540: a stream does not support basic.nack and basic.reject."""
         raise self._not_supported("basic.nack and basic.reject")
 

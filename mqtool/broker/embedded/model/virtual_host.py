@@ -72,6 +72,7 @@ class Routing:
         source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
             Channels leave out the source if the watcher skips the message.
         publisher: see BrokerQueue.publish().
+        deliveries: see DeadLettered.
     """
 
     message: BrokerMessage
@@ -79,6 +80,7 @@ class Routing:
     stored: bool = False
     source: object = None
     publisher: object = None
+    deliveries: int = 0
 
     @property
     def takes_turns(self) -> bool:
@@ -464,7 +466,7 @@ class VirtualHost:
             routing = route(exchange, message)
         except ConnectionException:  # the delay cannot be read: publish without it
             routing = route(exchange, message, is_due=True)
-        routing.source = source
+        routing.source, routing.deliveries = source, source.deliveries
         routing.publisher = source.queue if source.queue.options.at_least_once else None
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
@@ -556,12 +558,12 @@ def _report_published(watcher: Watcher | None, routing: Routing) -> None:
 
 
 def _add(watcher: Watcher | None, routing: Routing, queues: Iterable[BrokerQueue], *, stored: bool) -> Publication:
-    message, publisher = routing.message, routing.publisher
+    message, publisher, deliveries = routing.message, routing.publisher, routing.deliveries
     routed, accepted, is_partial = False, True, False
     for queue in queues:
         if not queue.deleted:
             routed = True
-            taken, written = queue.publish(message, publisher)
+            taken, written = queue.publish(message, publisher, deliveries)
             if not taken:
                 is_partial |= queue.kind == "classic"
                 if watcher is not None:

@@ -170,7 +170,9 @@ class Storage(Ledger):
         entry.row = row = entry.position
         address, header, body = entry.message.stored()
         changes = self.changes
-        changes.next.added[row] = (row, holder, entry.expires_at, entry.delivery_count, 0, address, header, body)
+        redelivered = 1 + entry.acquired_count if entry.redelivered else 0
+        counts = (entry.delivery_count, redelivered)
+        changes.next.added[row] = (row, holder, entry.expires_at, *counts, address, header, body)
         changes.grew(ROW_BYTES + len(body))
         self._log_bytes += len(body)
         if self._scheduled is None:

@@ -431,6 +431,8 @@ def _reject(
     channel: BrokerChannel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool
 ) -> Iterator[None] | None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
+    for delivery in taken.values():
+        delivery.fails = why is Why.REJECTED
     if transaction is None:
         if requeue:
             return channel.deliveries.requeue(taken, why)

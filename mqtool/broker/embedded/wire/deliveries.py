@@ -91,7 +91,8 @@ class ChannelSubscription:
         watcher = self.queue.watcher
         if watcher is not None and (entry.position in watcher.shown or self._is_of_stream):
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
-        message = _counted(entry, session) if entry.acquired_count else entry.message
+        is_counted = entry.acquired_count and self.queue.kind == "quorum"
+        message = _counted(entry, session) if is_counted else entry.message
         session.write(
             frames.deliver(
                 channel.number, self.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
@@ -118,9 +119,10 @@ class ChannelDelivery:
     Attributes:
         subscription: the consumer that received the message; None for basic.get.
         at: the time of the delivery on the event loop's clock, in seconds.
+        fails: True if the client has rejected it with basic.reject, and False if with basic.nack.
     """
 
-    __slots__ = ("at", "entry", "queue", "subscription")
+    __slots__ = ("at", "entry", "fails", "queue", "subscription")
 
     def __init__(
         self, queue: BrokerQueue, entry: BacklogEntry, subscription: ChannelSubscription | None, at: float
@@ -129,6 +131,7 @@ class ChannelDelivery:
         self.entry = entry
         self.subscription = subscription
         self.at = at
+        self.fails = False
 
     def timeout(self, default: float) -> float | None:
         """Return how long the message may stay unacknowledged, in seconds; None for any time."""
@@ -187,7 +190,7 @@ class Deliveries:
         session = self.session
         # Up to 3.13, messages that basic.get takes from a quorum queue have the header x-delivery-count even if it is
         # 0; those sent by basic.deliver do not.
-        is_counted = entry.acquired_count or (queue.kind == "quorum" and session.broker.profile.first_count)
+        is_counted = queue.kind == "quorum" and (entry.acquired_count or session.broker.profile.first_count)
         message = _counted(entry, session) if is_counted else entry.message
         session.write(
             frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
@@ -298,7 +301,7 @@ class Deliveries:
             subscription = delivery.subscription
             if subscription is not None and self._release(subscription):
                 hungry[subscription] = None
-            delivery.queue.reject(delivery.entry)
+            delivery.queue.reject(delivery.entry, failed=delivery.fails)
         self._feed(hungry)
 
     def requeue(self, taken: Mapping[int, ChannelDelivery], why: Why = Why.RETURNED) -> Iterator[None]:
