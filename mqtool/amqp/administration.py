@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp import pika_private
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -16,6 +15,23 @@ if TYPE_CHECKING:
 Reply = TypeVar("Reply")
 #: A function that sends a method on a pika channel and registers a callback for the broker's reply.
 Request = Callable[[PikaChannel, Callable[[Reply], None]], object]
+
+
+class _AnyName(str):
+    """A queue name that equals any other, since pika waits forever for a reply with an equal name.
+
+    The reply bears another name if RabbitMQ's sharding plugin has replaced the exchange's name by that of a shard.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 @overload
@@ -37,7 +53,8 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Reque
     settings["arguments"] = dict(thing.arguments)
     if isinstance(thing, Queue):
         exclusive = thing.exclusive
-        return lambda pika, done: pika_private.declare_queue(pika, thing.name, done, exclusive=exclusive, **settings)
+        name = _AnyName(thing.name)
+        return lambda pika, done: pika.queue_declare(name, callback=done, exclusive=exclusive, **settings)
     internal = thing.internal
     return lambda pika, done: pika.exchange_declare(
         thing.name, thing.type, internal=internal, callback=done, **settings

@@ -284,7 +284,7 @@ class Channel(ChannelListener):
         if self.replies is None:
             self.replies = Replies(self._publisher, self._acks.send, self.connection.notice)
             self.reopening.mends = self.replies.learn_limit
-        self.replies.publish(reply, is_current=self.is_current(delivery))
+        self.replies.publish(reply, is_current=self._has_arrived_here(delivery))
         consumers = tuple(self._consumers)
         more_follow = any(consumer.arrives(0) for consumer in consumers)
         self._acks.add(_settled([delivery], consumers), more_follow=more_follow)
@@ -304,6 +304,10 @@ class Channel(ChannelListener):
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be acknowledged. If not, the broker redelivers it."""
+        return self._has_arrived_here(delivery) and not any(each.has_lost(delivery) for each in tuple(self._consumers))
+
+    def _has_arrived_here(self, delivery: Delivery) -> bool:
+        """True if a delivery arrived since the channel was opened, so that the broker knows its delivery tag."""
         return self.reopening.requests.pika is not None and delivery.epoch == self.reopening.requests.epoch
 
     def stop(self) -> None:
@@ -328,7 +332,7 @@ class Channel(ChannelListener):
 
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         acks: Iterable[tuple[int, bool]] = ()
-        if tags := [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]:
+        if tags := [delivery.delivery_tag for delivery in deliveries if self._has_arrived_here(delivery)]:
             acks = self._tags.acknowledge(tags, self.reopening.requests.epoch)
             self.reopening.progress()
         self._publisher.acknowledge(acks)

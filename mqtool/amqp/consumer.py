@@ -78,7 +78,8 @@ class Consumer(ChannelListener):
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
         self._subscription = Subscription(channel, queue, self._inbox.put, position)
-        self._stopping = self._is_late = self._is_cancelled = False
+        self._stopping = self._is_late = self._is_cancelled = self._has_told_timeout = False
+        self._taken_back = (0, 0)  # the epoch and last delivery tag of the latest consumer that the broker cancelled
         self._subscribing = threading.RLock()
 
     # For the caller.
@@ -173,6 +174,12 @@ class Consumer(ChannelListener):
             if delivery.epoch == self._channel.requests.epoch:
                 yield delivery
 
+    def has_lost(self, delivery: Delivery) -> bool:
+        """True if the broker has cancelled the consumer since this delivery, and may deliver the message again."""
+        epoch, through = self._taken_back
+        is_own = delivery.queue == self._channel.journal.current_name(self._queue.name)
+        return is_own and delivery.epoch == epoch and delivery.delivery_tag <= through
+
     @property
     def received(self) -> int:
         """The number of deliveries since the channel was opened."""
@@ -207,6 +214,7 @@ class Consumer(ChannelListener):
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):
+            self._taken_back = self._channel.requests.epoch, self._subscription.last_tag
             self._subscription.cancelled()
             self._is_cancelled = True  # the caller's thread consumes again, unlike this one it may block
 
@@ -302,7 +310,7 @@ class Consumer(ChannelListener):
         """If the broker has cancelled the consumer, consume again, unless the queue is gone.
 
         Only once the caller wants more, so that it does not get a message again while it still handles it. RabbitMQ 4.3
-        has requeued what was not acknowledged within the consumer timeout, and may ignore late acknowledgements.
+        has requeued what was not acknowledged within the consumer timeout, and ignores late acknowledgements.
 
         Raises:
             Unavailable: the queue was deleted, or its node is down.
@@ -321,10 +329,13 @@ class Consumer(ChannelListener):
             raise failure from error
         except exceptions.AMQPError:
             return  # the connection is lost as well: try again once it is open
-        self._channel.notice(
-            f"the broker cancelled the consumer of queue {name!r}, as it does if a message is not acknowledged within "
-            "the consumer timeout (RabbitMQ 4.3): consuming again; messages not acknowledged in time come again"
-        )
+        if not self._has_told_timeout:
+            self._has_told_timeout = True
+            self._channel.notice(
+                f"the broker cancelled the consumer of queue {name!r}, as RabbitMQ 4.3 does if a message is not "
+                "acknowledged within the consumer timeout: it delivers the message again, even if it is acknowledged "
+                "later, so its work is done twice; raise x-consumer-timeout, or consumer-timeout in a policy"
+            )
         with self._subscribing:
             self.start()
         self._is_cancelled = False

@@ -49,7 +49,6 @@ _EXPECTED = {
     "_adapter_emit_data": ("data",),
     "_proto_connection_made": ("transport",),
 }
-_RPC = ("method", "callback", "acceptable_replies")
 #: Bytes to read from the socket at once. With pika's 4 KiB, receiving takes 1.4 times the CPU time.
 _READ_SIZE = 1 << 17
 _WRITE_SIZE = 1 << 18
@@ -260,18 +259,6 @@ CONNECTION: type[SelectConnection] = (
 def writer(pika: PikaChannel, frame_max: int) -> MessageWriter:
     """Create the MessageWriter for a channel: the fast one if possible, else one that uses pika's public methods."""
     return _FrameWriter(pika, frame_max) if isinstance(pika.connection, FastConnection) else _PublicWriter(pika)
-
-
-def declare_queue(pika: PikaChannel, name: str, done: Callable[..., None], **settings: Any) -> None:
-    """Declare a queue. The broker's reply may bear another name: RabbitMQ's sharding plugin names one of the shards.
-
-    pika's queue_declare() would wait for a reply with the same name, forever.
-    """
-    code = getattr(getattr(PikaChannel, "_rpc", None), "__code__", None)
-    if isinstance(pika.connection, FastConnection) and code and code.co_varnames[1:4] == _RPC:
-        pika._rpc(spec.Queue.Declare(queue=name, **settings), done, [spec.Queue.DeclareOk])
-    else:
-        pika.queue_declare(name, callback=done, **settings)
 
 
 def take_confirms(pika: PikaChannel, on_ack: Callable[..., None]) -> None:

@@ -4,7 +4,7 @@ A program's stdout becomes the body of the reply; its exit status and the end of
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mqtool import ndjson
 from mqtool.amqp import administration
@@ -25,6 +25,8 @@ Function = Callable[[Delivery], Message]
 EXIT_STATUS, STDERR = "exit-status", "stderr"
 #: Seconds to wait, after the time limit, until the broker has counted the consumers.
 _PATIENCE = 1.0
+#: The most ranges of requests without a reply to name.
+_RANGES = 20
 #: The largest argument of fib(), whose result has 4,180 digits.
 _FIB_MAX = 20_000
 _fibonacci = [0, 1]
@@ -149,7 +151,7 @@ def answering_once(
 def in_order(
     replies: Iterable[tuple[int, Delivery]], channel: Asks | LooksUp, queue: Queue, count: int, deadline: float = 0.0
 ) -> Iterator[Delivery]:
-    """Yield replies in the order of their requests.
+    """Yield replies in the order of their requests. At the time limit, those behind a missing one follow.
 
     Args:
         replies: (request number, reply) pairs; the numbers start at 0.
@@ -162,15 +164,17 @@ def in_order(
         TimedOut: the time limit has passed for another reason.
     """
     early: dict[int, Delivery] = {}
-    came = due = 0
+    due = 0
     try:
         for number, reply in replies:
-            came += 1
             early[number] = reply
             while due in early:
                 yield early.pop(due)
                 due += 1
     except (TimedOut, StoppedWaiting, NotConfirmed) as error:
+        missing = sorted(set(range(due, count)) - early.keys())
+        for _, reply in sorted(early.items()):
+            yield reply
         if time.monotonic() < deadline:
             raise  # a signal has stopped the command, or the broker has refused a request
         if _has_no_server(channel, queue):
@@ -178,7 +182,24 @@ def in_order(
                 f"no RPC server consumes from queue {queue.name!r}",
                 f"start one, which also gets what is left in the queue: {pasteable('rpc-server --queue=', queue.name)}",
             ) from error
-        raise TimedOut(f"{count - came} of {count} replies did not come in time", "--timeout waits longer") from error
+        raise TimedOut(
+            f"{len(missing)} of {count} replies did not come in time{_which(missing, count)}", "--timeout waits longer"
+        ) from error
+
+
+def _which(missing: Sequence[int], count: int) -> str:
+    """Name the requests without a reply, counted from 1, in ranges; nothing if none has a reply."""
+    if len(missing) == count:
+        return ""
+    runs: list[list[int]] = []
+    for number in missing:
+        if runs and number == runs[-1][-1]:
+            runs[-1][-1] += 1
+        else:
+            runs.append([number + 1, number + 1])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:_RANGES]]
+    more = ", …" if len(runs) > _RANGES else ""
+    return f": {'request' if len(missing) == 1 else 'requests'} {', '.join(shown)}{more}"
 
 
 def _has_no_server(channel: Asks | LooksUp, queue: Queue) -> bool:

@@ -42,8 +42,8 @@ class Worker:
     no message waits behind a long one while another worker is idle.
 
     Attributes:
-        counts: the number of messages that are "done", will be retried ("retry"), were dead-lettered ("dead"), or were
-            "suppressed" as duplicates.
+        counts: the number of messages that are "done", will be retried ("retry"), were dead-lettered ("dead"), were
+            "suppressed" as duplicates, or whose delivery was "lost" while the program ran.
         in_hand: the number of programs that are running.
 
     Args:
@@ -171,7 +171,7 @@ class Worker:
             self._channel.acknowledge(delivery)
 
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
-        """If the delivery can no longer be acknowledged, print a notice and return True.
+        """If the broker may deliver the message again, whatever its outcome, count it, and return True.
 
         Raises CommandBroken if the program cannot be run, or failed after its terminal was closed.
         """
@@ -185,7 +185,11 @@ class Worker:
             )
         if self._channel.is_current(delivery):
             return False
-        self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+        if not self.counts["lost"]:
+            self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+        self._count("lost")
+        if not ending.status:
+            self._channel.acknowledge(delivery)  # which counts if only another delivery was late for the broker
         return True
 
     def _outcome(self, delivery: Delivery, ending: Ending) -> str:

@@ -406,6 +406,19 @@ def test_rpc_client_and_server_can_use_different_protocols(
     assert serving.wait().stdout == " [.] fib(10)\n [.] fib(12)\n"
 
 
+@pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
+def test_rpc_client_prints_the_replies_behind_a_missing_one(shell: Shell, protocol: str) -> None:
+    """If some replies have not arrived when the time is up, `rpc-client` prints all others, in the order of their
+    requests. It exits with 124, and the error says which are missing.
+    """
+    program = 'read -r x; [ "$x" != 2 ] || exec sleep 1000; echo "$x"'
+    for _ in range(2):  # one waits, the other answers
+        shell.start("mqtool", "rpc-server", "--protocol", protocol, "--shell", "--exec", program).wait_until_ready()
+    asked = shell.run("mqtool", "rpc-client", "1", "2", "3", "4", "--raw", "--timeout", "3s", "--protocol", protocol)
+    assert (asked.code, asked.stdout) == (124, "1\n3\n4\n"), asked.stderr
+    assert "mqtool: 1 of 4 replies did not come in time: request 2\n" in asked.stderr
+
+
 @pytest.mark.parametrize("direct", [[], ["--direct-reply-to"]])
 def test_rpc_client_asks_again_after_a_lost_connection(lonely_shell: Shell, direct: list[str]) -> None:
     """If the connection of `rpc-client` over AMQP 1.0 is lost, and a reply with it, the client sends its requests

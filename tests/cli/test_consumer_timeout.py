@@ -47,19 +47,24 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
 
 def test_worker_consumes_again_after_rabbitmq_4_3_has_cancelled_its_consumer(lonely_shell: Shell) -> None:
     """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge in time. `worker` says
-    so, consumes again, and handles the message again, since the broker has requeued it.
+    so once, consumes again, and handles the message again each time, since the broker has requeued it and ignores the
+    late acknowledgement. `worker` does not count these runs as done.
     """
     shell = lonely_shell
     with EmbeddedBroker(consumer_timeout=0.5, like="4.3", management_port=0) as broker:
         shell.environment["MQTOOL_URL"] = broker.url
         shell.run("mqtool", "queue", "declare", "jobs")
         shell.run("mqtool", "send", "-q", "jobs", "job")
-        program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || until [ -e ended ]; do sleep 0.1; done"
+        program = "echo x >> runs; n=$(wc -l < runs); echo run$n.; [ $n = 3 ] || until [ -e end$n ]; do sleep 0.1; done"
         worker = shell.start("mqtool", "worker", "-q", "jobs", "--shell", "--exec", program).wait_until_ready()
-        worker.wait_for_stdout("job.0")
         listing = ("mqtool", "list", "queues", "name", "messages_ready", "--management", str(broker.management_url))
-        wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
-        (shell.directory / "ended").touch()
-        worker.wait_for_stdout("job.1")
+        for number in (1, 2):
+            worker.wait_for_stdout(f"run{number}.")
+            wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
+            (shell.directory / f"end{number}").touch()
+        worker.wait_for_stdout("run3.")
+        wait_until(lambda: shell.run(*listing).stdout == "jobs\t0\n", "the broker to deliver the message")
         result = worker.interrupt().wait()
     assert (result.code, result.stderr.count("the broker cancelled the consumer of queue 'jobs'")) == (0, 1)
+    assert "1 done, 0 retries, 0 dead, 2 delivered again" in result.stderr
+    assert "lost with it" not in result.stderr

@@ -775,7 +775,7 @@ def test_rpc_client_times_out_while_the_broker_is_down_or_silent(
     fault(amqp_vhost)
     result = client.wait()
     assert (result.code, result.stdout) == (124, " [.] Got one\n"), result.stderr
-    assert "mqtool: 1 of 2 replies did not come in time\nhint: --timeout waits longer\n" in result.stderr
+    assert "mqtool: 1 of 2 replies did not come in time: request 2\nhint: --timeout waits longer\n" in result.stderr
 
 
 def test_rpc_client_times_out_while_the_broker_blocks_publishers(own_shell: Shell, amqp_vhost: Vhost) -> None:

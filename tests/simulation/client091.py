@@ -219,8 +219,11 @@ class Client091(Client):
             self.judge.fail("consumers of higher priority come first", what)
 
     def _is_lost_commit(self, text: str) -> bool:
-        """True for the errors with which RabbitMQ's versions answer a commit of messages for a deleted queue."""
-        return bool(self.judge.deleted) and ("partial tx completion" in text or "failed to deliver message" in text)
+        """True for the errors with which RabbitMQ's versions answer a commit of messages for a deleted or full queue."""
+        may_be_full = any(kind.refuses for kind in self.judge.kinds.values())
+        if "partial tx completion" in text:
+            return bool(self.judge.deleted) or may_be_full
+        return bool(self.judge.deleted) and "failed to deliver message" in text
 
     def _connection_closed(self, got: Connection.Close) -> None:
         self.judge.note(self.name, f"connection closed: {got.reply_code} {got.reply_text}")

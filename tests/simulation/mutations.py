@@ -34,8 +34,8 @@ MUTATIONS = (
     Mutation(
         "drops a requeued message of a classic queue",
         "model/queue.py",
-        "self.profile.counts_failures\n            self.backlog.put_back(entry)\n",
-        "self.profile.counts_failures\n            _ = entry.position % 20 and self.backlog.put_back(entry)\n",
+        "not self.profile.nack_counts)\n            self.backlog.put_back(entry)\n",
+        "not self.profile.nack_counts)\n            _ = entry.position % 20 and self.backlog.put_back(entry)\n",
     ),
     Mutation(
         "does not mark a requeued message as redelivered",

@@ -86,6 +86,7 @@ class ScriptedBroker:
         before: by type of method, a function to call before it is answered.
         confirms: True if the broker confirms each message immediately.
         depth: the number of ready messages in each queue.
+        shards: by declared name, the name in queue.declare-ok, if it is another one.
         got: what basic.get returns.
         notices: the notices to the user.
         largest_frame: the size of the largest frame received.
@@ -110,6 +111,7 @@ class ScriptedBroker:
         self.before: dict[type, Callable[[], None]] = {}
         self.confirms = True
         self.depth = 0
+        self.shards: dict[str, str] = {}
         self.got: tuple[spec.Basic.GetOk, Message] | None = None
         self.notices: list[str] = []
         self.notice = self.notices.append
@@ -221,7 +223,8 @@ class ScriptedBroker:
             self.send(spec.Channel.Close(*self.refused[kind], *kind.INDEX.to_bytes(4, "big")[1::2]), number)
         elif kind is spec.Queue.Declare:
             self._names += not method.queue
-            self.send(spec.Queue.DeclareOk(method.queue or f"amq.gen-{self._names}", self.depth, 0), number)
+            name = self.shards.get(method.queue, method.queue) or f"amq.gen-{self._names}"
+            self.send(spec.Queue.DeclareOk(name, self.depth, 0), number)
         elif kind is spec.Basic.Consume:
             self.send(spec.Basic.ConsumeOk(method.consumer_tag), number)
         elif kind is spec.Basic.Cancel:

@@ -50,6 +50,17 @@ def names(methods: list[Any]) -> list[str]:
     return [method.NAME for method in methods]
 
 
+@pytest.mark.parametrize("passive", [False, True])
+def test_the_reply_to_a_declaration_may_bear_another_name(broker: ScriptedBroker, *, passive: bool) -> None:
+    """RabbitMQ's sharding plugin replies to a declaration of a sharded exchange's name with the name of a shard. The
+    channel takes this as the reply, and its next requests are answered, too.
+    """
+    broker.shards["shx"] = "sharding: shx - rabbit@host - 0"
+    channel = broker.channel()
+    for name in ("shx", "q"):
+        assert channel.ask(declare_request(Queue(name), passive=passive)).method.queue == broker.shards.get(name, name)
+
+
 def test_a_channel_repeats_its_declarations_after_a_reconnection(broker: ScriptedBroker) -> None:
     """After a reconnection, a channel repeats its declarations of exchanges, queues and bindings in the same order,
     except those made with remember=False. If the broker generates the name of a queue, declare() returns the queue

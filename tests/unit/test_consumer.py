@@ -395,10 +395,10 @@ def test_the_caller_learns_the_new_name_of_its_queue_after_a_reconnection(broker
     assert clock.waits == []
 
 
-def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedBroker, clock: Clock) -> None:
-    """If the broker cancels a consumer, for example because its queue was deleted, the consumer yields the deliveries
-    that have arrived, and then raises Unavailable. The error names the queue and the possible reasons for the
-    cancellation. A basic.cancel for another consumer tag has no effect.
+def test_a_consumer_whose_queue_was_deleted_raises_unavailable(broker: ScriptedBroker, clock: Clock) -> None:
+    """If the broker cancels a consumer, and its queue no longer exists, the consumer yields the deliveries that have
+    arrived, and then raises Unavailable. The error names the queue and the possible reasons for the cancellation. A
+    basic.cancel for another consumer tag has no effect.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q)
@@ -406,15 +406,33 @@ def test_a_consumer_that_the_broker_cancels_raises_unavailable(broker: ScriptedB
     broker.send(spec.Basic.Cancel("another", True))
     assert channel.reopening.failure is None
     broker.send(spec.Basic.Cancel(broker.of(spec.Basic.Consume)[-1].consumer_tag, True))
+    broker.refused[spec.Queue.Declare] = 404, "NOT_FOUND - no queue 'q' in vhost '/'"
     assert tags([next(deliveries)]) == [1]
     with pytest.raises(Unavailable) as error:
         next(deliveries)
-    assert str(error.value) == (
-        "the broker cancelled the consumer: queue 'q' was deleted, its node is down, "
-        "or a message was not acknowledged within the consumer timeout (RabbitMQ 4.3)"
-    )
-    assert error.value.hint == "messages that were not acknowledged yet are lost with it"
+    assert str(error.value) == "the broker cancelled the consumer: queue 'q' was deleted, or its node is down"
+    assert error.value.hint == "if it was deleted, messages that were not acknowledged yet are lost with it"
     assert clock.waits == []
+
+
+def test_a_consumer_that_the_broker_cancels_consumes_again(broker: ScriptedBroker) -> None:
+    """If the broker cancels a consumer whose queue exists, as after RabbitMQ 4.3's consumer timeout, deliveries that
+    have arrived are no longer current, but are acknowledged. The consumer consumes again, and says so only once.
+    """
+    channel = broker.channel()
+    receiver = channel.consumer(Q, Receiving(acknowledge=False))
+    deliveries = receiver.deliveries()
+    for number in (1, 2):
+        deliver(broker, number)
+        late = next(deliveries)
+        assert channel.is_current(late)
+        broker.send(spec.Basic.Cancel(broker.of(spec.Basic.Consume)[-1].consumer_tag, True))
+        assert not channel.is_current(late)
+        channel.acknowledge(late)
+        assert not receiver.arrives(0)
+    assert len(broker.of(spec.Basic.Consume)) == 3
+    assert [tag for tag, _ in broker.acks] == [1, 2]
+    assert sum("the broker cancelled the consumer of queue 'q'" in notice for notice in broker.notices) == 1
 
 
 def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(broker: ScriptedBroker) -> None:

@@ -51,7 +51,8 @@ class FakeChannel:
             raise self.error
 
     def acknowledge(self, delivery: Delivery) -> None:
-        self.acknowledged.append(delivery.delivery_tag)
+        if self.is_current(delivery):
+            self.acknowledged.append(delivery.delivery_tag)
 
     def is_current(self, delivery: Delivery) -> bool:
         return delivery.delivery_tag not in self.lost
@@ -152,17 +153,17 @@ def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, 
 def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
-    """If the connection is lost while a worker's program is handling a message, the worker does not acknowledge, move
-    or count the message. A notice says that the broker will deliver the message again. With `--deduplicate`, the
-    program runs for the redelivered message only if the program failed the first time.
+    """If the connection is lost while a worker's program is handling a message, the worker does not move the message,
+    and counts it as lost, not done. One notice says that the broker will deliver the message again. With
+    `--deduplicate`, the program runs for the redelivered message only if the program failed the first time.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
     store = handled if deduplicates else None
     worker, work = working(channel, Job({2: Ending(1)}), store, notice=notices.append)
     work()
-    assert (channel.acknowledged, worker.counts) == ([3], {"done": 1})
-    assert notices == ["the delivery was lost while the program ran: the broker delivers the message again"] * 2
+    assert (channel.acknowledged, worker.counts) == ([3], {"done": 1, "lost": 2})
+    assert notices == ["the delivery was lost while the program ran: the broker delivers the message again"]
     again, program = FakeChannel(job(4, "a"), job(5, "b")), Job({})
     worker, work = working(again, program, store)
     work()

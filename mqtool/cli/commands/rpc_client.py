@@ -115,22 +115,24 @@ def rpc_client(
         results = BatchedOutput()
         settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
         answers = _call(channel, target, bodies, settings, reply_queue)
-        for reply in rpc_functions.in_order(answers, channel, target, len(bodies), deadline):
-            answered += 1
-            if rpc_functions.EXIT_STATUS in reply.headers:
-                results.flush()
-                statuses.append(_show_remote(reply, raw=raw))
-                if len(asked) > 1 and isinstance(statuses[-1], str):
-                    output.warning(statuses[-1])
-            elif reply.properties.get("type") == ERROR_REPLY:
-                refused += 1
-                results.flush()
-                reason = f": {_excerpt(reply.body)}" if reply.body.strip() else ", but gave no reason"
-                output.warning(f"the server answered with an error{reason}")
-            else:
-                got = output.encoded(lines.got.format(body=_in_lines(reply.body)))
-                results.add(_alone(reply) + b"\n" if raw else got)
-        results.flush()
+        try:
+            for reply in rpc_functions.in_order(answers, channel, target, len(bodies), deadline):
+                answered += 1
+                if rpc_functions.EXIT_STATUS in reply.headers:
+                    results.flush()
+                    statuses.append(_show_remote(reply, raw=raw))
+                    if len(asked) > 1 and isinstance(statuses[-1], str):
+                        output.warning(statuses[-1])
+                elif reply.properties.get("type") == ERROR_REPLY:
+                    refused += 1
+                    results.flush()
+                    reason = f": {_excerpt(reply.body)}" if reply.body.strip() else ", but gave no reason"
+                    output.warning(f"the server answered with an error{reason}")
+                else:
+                    got = output.encoded(lines.got.format(body=_in_lines(reply.body)))
+                    results.add(_alone(reply) + b"\n" if raw else got)
+        finally:
+            results.flush()
     if answered < len(asked):
         if not output.speaks_as_script():
             unanswered = counted(len(asked) - answered, "request")

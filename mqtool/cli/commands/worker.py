@@ -280,7 +280,8 @@ def _totals(counts: Mapping[str, int], *, suppresses: bool) -> str:
     """Return the totals of a worker as text. Duplicates are counted if the worker suppresses them."""
     retries = f"{counts['retry']:,} {'retry' if counts['retry'] == 1 else 'retries'}"
     suppressed = f", {counts['suppressed']:,} suppressed" if suppresses else ""
-    return f"{counts['done']:,} done, {retries}, {counts['dead']:,} dead{suppressed}"
+    again = f", {counts['lost']:,} delivered again" if counts["lost"] else ""
+    return f"{counts['done']:,} done, {retries}, {counts['dead']:,} dead{suppressed}{again}"
 
 
 def _check_done(counts: Mapping[str, int], queue: str) -> None:

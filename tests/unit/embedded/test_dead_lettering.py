@@ -254,7 +254,7 @@ def test_the_original_queue_of_a_dead_letter_is_informed_whether_it_was_accepted
         return taken
 
     letters, source, given = dead_letters(publish, trusts=trusts), queue(key="dead"), message({"x-death": [death()]})
-    letters.add(source, given, "expired", outcomes.append)
+    letters.add(source, given, "expired", 0, outcomes.append)
     assert outcomes == [outcome]
     [(letter, told)] = published
     assert (letter.exchange, letter.routing_key) == ("dlx", "dead")
@@ -272,7 +272,7 @@ def test_without_a_valid_dead_letter_exchange_dead_letters_are_not_published(exc
     letters.
     """
     outcomes = list[Outcome]()
-    dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
+    dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", 0, outcomes.append)
     assert outcomes == [Outcome.NOT_TAKEN]
 
 
@@ -289,8 +289,8 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
     letters = dead_letters(publish)
     with caplog.at_level(logging.ERROR):
-        letters.add(queue(), message({"x": 1}), "expired", outcomes.append)
-        letters.add(queue(), message(), "expired", outcomes.append)
+        letters.add(queue(), message({"x": 1}), "expired", 0, outcomes.append)
+        letters.add(queue(), message(), "expired", 0, outcomes.append)
     assert outcomes == [Outcome.FAILED, Outcome.TAKEN]
     [record] = caplog.records
     assert "a message of queue 'jobs' cannot be dead-lettered: " in record.getMessage()
@@ -310,7 +310,7 @@ def test_when_the_broker_stops_it_continues_dead_lettering_for_a_limited_time() 
 
     letters = dead_letters(publish, clock)
     for _ in range(5):
-        letters.add(queue(), message(), "expired", outcomes.append)
+        letters.add(queue(), message(), "expired", 0, outcomes.append)
     assert outcomes == [Outcome.TAKEN]
     assert letters.finish(until=clock.time + 2.5) == 1
     assert outcomes == [Outcome.TAKEN] * 4
@@ -332,7 +332,7 @@ def test_a_dead_letter_for_many_queues_is_published_step_by_step_before_the_next
 
     letters = DeadLetters(publish, cast(Clock, clock), FailureLog(), trusts_deaths=False)
     for number in range(3):
-        letters.add(queue(), message({"number": number}), "expired", outcomes.append)
+        letters.add(queue(), message({"number": number}), "expired", 0, outcomes.append)
     assert (added, outcomes) == ([(0, 0)], [])
     for _ in range(3):
         clock.turns.pop()()

@@ -521,10 +521,10 @@ def test_a_delayed_message_that_cannot_be_published_stays_on_disk(
     monkeypatch.setattr(ledger, "removed", removed.append)
     accept = queue.publish
 
-    def fail(sent: BrokerMessage, publisher: object) -> tuple[bool, bool]:
+    def fail(sent: BrokerMessage, *details: Any) -> tuple[bool, bool]:
         if sent.body == b"bad":
             raise RuntimeError("broken")
-        return accept(sent, publisher)
+        return accept(sent, *details)
 
     monkeypatch.setattr(queue, "publish", fail)
     with caplog.at_level(logging.ERROR):
