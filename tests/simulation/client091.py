@@ -219,7 +219,7 @@ class Client091(Client):
             self.judge.fail("consumers of higher priority come first", what)
 
     def _is_lost_commit(self, text: str) -> bool:
-        """True for the errors with which RabbitMQ's versions answer a commit of messages for a deleted or full queue."""
+        """True for the errors with which RabbitMQ's versions answer a commit to a deleted or a full queue."""
         may_be_full = any(kind.refuses for kind in self.judge.kinds.values())
         if "partial tx completion" in text:
             return bool(self.judge.deleted) or may_be_full
