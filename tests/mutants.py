@@ -89,7 +89,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp10/management_node.py": ("tests/unit/test_management_node.py",),
     "mqtool/amqp10/refusals.py": ("tests/unit/test_refusals.py",),
     "mqtool/amqp10/reopening_transport.py": ("tests/unit/test_reopening_transport.py",),
-    "mqtool/amqp10/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),
+    "mqtool/codecs/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),
     "mqtool/amqp10/transport.py": ("tests/unit/test_transport.py",),
     "mqtool/cli/chosen_broker.py": ("tests/unit/test_chosen_broker.py",),
     "mqtool/delays": ("tests/unit/test_delay_destinations.py", "tests/unit/test_delays.py", *_CLIENT),

@@ -19,7 +19,7 @@ def test_the_fixture_amqp_vhost_provides_a_broker_that_answers_on_its_port(amqp_
     """
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"AMQP\x01\x01\x00\x09")
+        client.sendall(b"AMQP\x02\x01\x00\x09")
         assert client.recv(8) == b"AMQP\x03\x01\x00\x00"
 
 

@@ -322,7 +322,9 @@ class Client091(Client):
         self.prefetch, self.priority, self.idle_since = prefetch, priority, None
         await self.call(Basic.Qos(prefetch_count=prefetch))
         tag = f"{self.name}@{queue}"
-        earlier = {other for other in self.judge.consumers[queue] if other is not self}
+        # One of lower priority may have to make way.
+        others = self.judge.consumers[queue] - {self}
+        earlier = {other for other in others if getattr(other, "priority", 0) >= priority}
         self.consuming[tag] = queue
         (self.no_ack.add if no_ack else self.no_ack.discard)(queue)
         arguments: Any = {"x-priority": priority} if priority else {}
