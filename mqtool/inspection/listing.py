@@ -15,7 +15,7 @@ from mqtool.address import hide_passwords
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.queue_contents import uncounted
-from mqtool.spelling import as_text, did_you_mean
+from mqtool.spelling import as_text, did_you_mean, pasteable
 
 Row = dict[str, Any]
 #: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
@@ -260,7 +260,7 @@ def _enabled(plugin: str, items: Iterable[Mapping[str, Any]]) -> Iterator[Mappin
     try:
         yield from items
     except NotFound as error:
-        raise NotFound(f"the plugin {plugin} is not enabled", f"mqtool plugin enable {plugin}") from error
+        raise NotFound(f"the plugin {plugin} is not enabled", pasteable("plugin enable ", plugin)) from error
 
 
 def _without_secrets(value: Any) -> Any:

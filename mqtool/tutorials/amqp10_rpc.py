@@ -7,8 +7,7 @@
 The client has its own queue for replies, and puts the queue's address into each request. A reply's correlation-id is
 that of its request or, if the request has none, its message-id. The server needs only one link for all replies: the
 link has no address, so each reply contains one. The server accepts a request after it has replied. Direct replies need
-no queue: the broker gives the client's receiver an address that is valid as long as the link exists. A client that
-loses its connection sends its requests again, with its new address.
+no queue: the client gets an address that is valid as long as its link. After a lost connection, it asks again.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-go-amqp10
 """
@@ -55,20 +54,17 @@ def call(
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        named = {identity: {"reply_to": to, "correlation_id": identity} for identity in waiting}
-        asked = [Message(requests[waiting[each]], None, None, named[each], each) for each in waiting]
+        asked = (Message(requests[n], None, None, {"reply_to": to, "correlation_id": i}, i) for i, n in waiting.items())
         try:
-            list(session.sender(queue_address(queue.name)).send(asked))
+            list(session.sender(queue_address(queue.name)).send([*asked]))
         except NotFound as error:
             hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
             raise Unavailable(f"no RPC server: queue {queue.name!r} does not exist", hint) from error
 
-    # Nobody else can use the replies, so they need no acceptance.
     receiver = session.receiver(address, receiving._replace(auto_ack=True, after_reopening=send))
     send(receiver.address or "")
     for reply in receiver.deliveries():
-        number = waiting.pop(str(reply.properties.get("correlation_id")), None)
-        if number is not None:
+        if (number := waiting.pop(str(reply.properties.get("correlation_id")), None)) is not None:
             yield number, reply
         if not waiting:
             return

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mqtool.cli.values import duration_or_seconds
+from mqtool.duration import parse_duration_or_seconds
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
@@ -31,7 +31,7 @@ def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: T
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
     assert (received.stdout, received.code) == ("hi\n", 0)
-    assert duration_or_seconds("60") == duration_or_seconds("1m")
+    assert parse_duration_or_seconds("60") == parse_duration_or_seconds("1m")
     assert "hello" in shell.run("mqtool", "queue", "ls", "--management", broker.management).stdout
 
 

@@ -439,7 +439,8 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
                 last = [channel.basic_get("jobs")[0].delivery_tag for _ in range(3)][-1]
                 channel.basic_nack(last, multiple=True)
             first, second = (shell.run("mqtool", "peek", "jobs", "--raw") for _ in range(2))
-            assert "requeued up to 3 times: after more than 7, 'jobs' drops them" in first.stderr
+            # From 4.3 on, neither a nack nor a look counts towards the limit.
+            assert ("requeued up to 3 times: after more than 7, 'jobs' drops them" in first.stderr) is (like != "4.3")
             for shown in first, second:
                 assert (shown.code, shown.stdout) == (0, "1000\nx\nhonest\n"), shown.stderr
 

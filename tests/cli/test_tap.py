@@ -177,7 +177,7 @@ def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBrok
         "broker": named[0],
     }
     again = shell.start("mqtool", "tap", "amq.topic", "-F", "%r %h", "-c", "3").wait_until_ready()
-    assert shell.run("mqtool", "send", "--json", stdin=line + lines).code == 0
+    assert shell.run("mqtool", "send", "--json", "--keep-broker-headers", stdin=line + lines).code == 0
     again.wait()
     assert again.stdout == 'order.new {"x-stream-offset":"7"}\n' * 3
 

@@ -349,7 +349,7 @@ def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_support_amqp_1
         lonely_shell.environment |= {"MQTOOL_URL": old.url, "MQTOOL_MANAGEMENT_URL": str(old.management_url)}
         ended = lonely_shell.run("mqtool", "tutorial", "try", "amqp10-hello-world", "--url", old.url)
     assert ended.code == 0
-    assert ended.stdout.count("it behaves like RabbitMQ 3.10, and does not speak AMQP 1.0") == 2
+    assert ended.stdout.count("it behaves like RabbitMQ 3.10.8, and does not speak AMQP 1.0") == 2
     assert "0 of 2 goals reached" in ended.stdout
 
 

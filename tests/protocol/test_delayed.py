@@ -1,6 +1,5 @@
 """The x-delayed-message exchange: built into the embedded broker, a plugin of RabbitMQ."""
 
-import math
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -66,12 +65,10 @@ def test_x_delay_can_be_a_float_or_a_string_of_digits(
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize(
-    "milliseconds",
-    ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), math.nan, math.inf, Decimal(250)],
-    ids=repr,
+    "milliseconds", ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), Decimal(250)], ids=repr
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """If a message's x-delay is NaN, infinite, an AMQP decimal, or a string that is not a number, the broker closes
+    """If a message's x-delay is an AMQP decimal, or a string that is not a number, the broker closes
     the connection with error 541 (INTERNAL_ERROR). RabbitMQ's delayed message plugin does the same.
     """
     channel = connection.channel()

@@ -48,9 +48,6 @@ HEADERS = [
         for name, value in product(
             (b"x-delay", b"x-death", b"CC", b"h", b"x-first-death-queue"),
             (
-                b"d\x7f\xf8\0\0\0\0\0\0",  # NaN
-                b"d\x7f\xf0\0\0\0\0\0\0",  # infinity
-                b"f\x7f\x80\0\0",
                 b"T" + b"\xff" * 8,
                 b"l\x80" + b"\0" * 7,
                 b"D\xff\xff\xff\xff\xff",
@@ -110,7 +107,7 @@ def buried(client: RawClient) -> bytes:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_messages_with_unusual_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
-    """If a message has an unusual header, such as one with the value NaN, one with a timestamp out of range, or a
+    """If a message has an unusual header, such as one with a timestamp out of range, or a
     forged x-death, the broker routes the message to its queues. When the message expires, it is dead-lettered with the
     header x-first-death-queue.
     """

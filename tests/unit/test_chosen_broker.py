@@ -16,7 +16,6 @@ from mqtool.broker.state import Started
 from mqtool.cli.chosen_broker import (
     Choice,
     choose,
-    forget_variables_of_another_broker,
     is_same_node,
     perhaps_running_at,
     read_password,
@@ -302,37 +301,6 @@ def test_if_a_file_is_damaged_a_command_with_url_ignores_the_management_url_vari
     state.made_directory("default")
     (home / "mqtool" / file).write_text("damaged")
     assert typed("amqp://localhost").management(None) is None
-
-
-@pytest.mark.parametrize(
-    ("url", "is_kept"), [(None, False), ("amqp://other", False), ("http://invalid", False), ("amqp://one", True)]
-)
-def test_a_command_that_runs_other_commands_does_not_pass_on_variables_of_another_broker(
-    url: str | None, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
-) -> None:
-    """`tutorial run` and drills run other commands on the broker that --url names, or on a broker that they start
-    themselves. These commands get MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT only if both variables belong to the
-    broker that --url names.
-    """
-    monkeypatch.setenv("MQTOOL_URL", "amqp://one")
-    monkeypatch.setenv("MQTOOL_MANAGEMENT_URL", API)
-    monkeypatch.setenv("MQTOOL_STREAM_PORT", "5552")
-    forget_variables_of_another_broker(url)
-    kept = {name for name in ("MQTOOL_MANAGEMENT_URL", "MQTOOL_STREAM_PORT") if name in os.environ}
-    assert kept == ({"MQTOOL_MANAGEMENT_URL", "MQTOOL_STREAM_PORT"} if is_kept else set())
-    assert os.environ["MQTOOL_URL"] == "amqp://one"
-
-
-def test_removing_the_variables_of_another_broker_is_not_an_error_if_they_are_not_set(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Before mqtool runs commands on another broker, it removes MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT from
-    their environment. It is not an error if only one of these variables is set, or neither of them.
-    """
-    monkeypatch.setenv("MQTOOL_STREAM_PORT", "5552")
-    for _ in range(2):
-        forget_variables_of_another_broker(None)
-        assert "MQTOOL_STREAM_PORT" not in os.environ
 
 
 def test_each_option_for_a_tls_file_overrides_the_corresponding_file_of_the_context() -> None:

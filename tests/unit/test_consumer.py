@@ -12,7 +12,7 @@ from pika import spec
 from mqtool.amqp import Receiving, consumer, pika_private, subscription
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.subscription import Buffer
-from mqtool.errors import TimedOut, Unavailable
+from mqtool.errors import InternalError, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
 from mqtool.topology import Queue
@@ -461,13 +461,12 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
     [
         (
             FIRST,
-            Unavailable("INTERNAL_ERROR"),
+            InternalError("INTERNAL_ERROR"),
             "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
             "read them with: mqtool receive-stream --queue=q",
         ),
-        (FIRST, Unavailable("INTERNAL_ERROR", "known"), "known"),
+        (FIRST, InternalError("INTERNAL_ERROR", "known"), "known"),
         (FIRST, Unavailable("NOT_FOUND"), None),
-        (None, Unavailable("INTERNAL_ERROR"), None),
     ],
 )
 def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_stream(
@@ -475,7 +474,7 @@ def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_str
 ) -> None:
     """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's
     hint names `mqtool receive-stream`, which reads the stream over the stream protocol. If the error already has a
-    hint, it keeps that one. Other errors, and errors of other queues, do not get this hint.
+    hint, it keeps that one. Other errors do not get this hint.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from mqtool.amqp import Channel
-from mqtool.delays.destinations import Destination, derived_name, expect, is_there, name_for
+from mqtool.delays.destinations import Destination, derived_name, name_for
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
@@ -227,22 +227,6 @@ def test_the_broker_is_not_asked_for_the_type_of_a_destination_if_the_type_is_kn
     destination.look(cast(Channel, FakeChannel(broker)))
     assert destination.is_classic is is_classic
     assert broker.channels == []
-
-
-def test_a_missing_destination_is_found_without_closing_the_commands_channel() -> None:
-    """mqtool checks on a separate channel whether the destination of delayed messages exists. If the destination is
-    missing, the broker closes only this channel, and the command's own channel stays open. If it exists, mqtool closes
-    the separate channel.
-    """
-    broker = FakeConnection(_DURABLE)
-    ours = FakeChannel(broker)
-    expect(cast(Channel, ours), _DURABLE)
-    assert is_there(cast(Channel, ours), _DURABLE) is True
-    assert is_there(cast(Channel, ours), Queue("other")) is False
-    with pytest.raises(NotFound):
-        expect(cast(Channel, ours), Queue("other"))
-    assert ours.is_open
-    assert [channel.is_open for channel in broker.channels] == [False] * 4
 
 
 def test_queues_and_exchanges_for_delayed_messages_are_named_after_the_destination() -> None:

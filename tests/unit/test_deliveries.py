@@ -284,15 +284,3 @@ def test_methods_are_decoded_to_the_same_fields_as_by_pika_even_if_strings_are_n
     assert (found.channel_number, type(found.method), vars(found.method)) == (3, type(method), vars(method))
     damaged = data.replace(b"\1k", b"\1\xff") if b"\1k" in data else data.replace(b"N", b"\xff")
     assert isinstance(decode_frame(damaged), frame.Method)
-
-
-def test_content_headers_are_decoded_but_bodies_and_cancel_ok_are_left_to_pika() -> None:
-    """mqtool itself decodes content header frames: the channel, the size of the body, and the properties. It leaves
-    body frames and the method basic.cancel-ok to pika.
-    """
-    found = decode_frame(frame.Header(3, 17, spec.BasicProperties(message_id="id", priority=4)).marshal())
-    assert isinstance(found, frame.Header)
-    assert (found.channel_number, found.body_size) == (3, 17)
-    assert (found.properties.message_id, found.properties.priority, found.properties.app_id) == ("id", 4, None)
-    assert decode_frame(frame.Body(3, b"x").marshal()) is None
-    assert decode_frame(frame.Method(3, spec.Basic.CancelOk("t")).marshal()) is None

@@ -9,10 +9,10 @@ from pika import spec
 
 from mqtool.amqp import publisher
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.publisher import _batches, returned_message
+from mqtool.amqp.publisher import _batches
 from mqtool.amqp.unconfirmed import LEADERLESS, WINDOW, Unconfirmed
 from mqtool.errors import BadData, NotConfirmed, Unavailable, UsageError
-from mqtool.message import PROPERTIES, Delivery, InBatches, Message, Receipt
+from mqtool.message import Delivery, InBatches, Message, Receipt
 from mqtool.topology import Exchange, Queue
 from tests.unit.scripted_broker import ScriptedBroker, scripted_broker
 
@@ -141,16 +141,6 @@ def test_a_large_message_is_published_in_frames_that_the_broker_accepts(broker: 
     assert len([*broker.channel().publish([Message(body)])]) == 1
     assert bodies(broker) == [body]
     assert broker.largest_frame == broker.frame_max
-
-
-def test_a_returned_message_equals_the_published_one() -> None:
-    """A message that the broker returns has the body, id, exchange, routing key and properties with which it was
-    published.
-    """
-    given = {name: None for name in PROPERTIES if name != "message_id"} | {"app_id": "a", "headers": {"n": 1}}
-    returned = spec.Basic.Return(312, "NO_ROUTE", "x", "k")
-    found = returned_message(returned, spec.BasicProperties(app_id="a", headers={"n": 1}, message_id="id"), b"body")
-    assert found == Message(b"body", "k", "x", given, "id")
 
 
 def test_messages_are_published_until_the_window_of_unconfirmed_messages_is_full(

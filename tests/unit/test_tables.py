@@ -19,7 +19,7 @@ scalars = (
     some.none()
     | some.booleans()
     | some.integers(-(2**63), 2**63 - 1)
-    | some.floats(allow_nan=False)
+    | some.floats(allow_nan=False, allow_infinity=False)
     | some.text()
     | some.binary()
     | some.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=some.just(UTC)).map(
