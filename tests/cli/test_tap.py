@@ -158,14 +158,14 @@ def test_tap_refuses_keys_and_headers_that_the_exchange_ignores(
 @pytest.mark.usefixtures("api")
 def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
     """`tap --json` prints each message as a line that `send --json` publishes to the tapped exchange. If a message
-    has the header x-stream-offset, `send --json` does not mistake it for a message from a stream. If `tap` watches
-    several brokers, each line names its broker.
+    has the header x-stream-offset, `send --json` does not mistake it for a message from a stream, and copies the header
+    only with --keep-broker-headers. If `tap` watches several brokers, each line names its broker.
     """
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")
     both.wait_until_ready()
-    publish(broker, "amq.topic", "order.new", headers={"x-stream-offset": "7"})
+    publish(broker, "amq.topic", "order.new", headers={"x-stream-offset": "7", "h": "v"})
     line, lines = tap.wait().stdout, both.wait().stdout
     assert "broker" not in json.loads(line)
     named = [json.loads(each).pop("broker") for each in lines.splitlines()]
@@ -176,10 +176,13 @@ def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBrok
         "timestamp": "",
         "broker": named[0],
     }
-    again = shell.start("mqtool", "tap", "amq.topic", "-F", "%r %h", "-c", "3").wait_until_ready()
-    assert shell.run("mqtool", "send", "--json", "--keep-broker-headers", stdin=line + lines).code == 0
-    again.wait()
-    assert again.stdout == 'order.new {"x-stream-offset":"7"}\n' * 3
+    for options, headers in ([], '{"h":"v"}'), (["--keep-broker-headers"], '{"x-stream-offset":"7","h":"v"}'):
+        again = shell.start("mqtool", "tap", "amq.topic", "-F", "%r %h", "-c", "3").wait_until_ready()
+        assert shell.run("mqtool", "send", "--json", *options, stdin=line + lines).code == 0
+        again.wait()
+        assert {text.partition(" ")[0] for text in again.stdout.splitlines()} == {"order.new"}
+        found = [json.loads(text.partition(" ")[2]) for text in again.stdout.splitlines()]
+        assert found == [json.loads(headers)] * 3
 
 
 @pytest.mark.usefixtures("api")

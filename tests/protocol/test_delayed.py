@@ -1,5 +1,7 @@
 """The x-delayed-message exchange: built into the embedded broker, a plugin of RabbitMQ."""
 
+import math
+import struct
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,7 +30,21 @@ def delayed(channel: BlockingChannel, connection: pika.BlockingConnection) -> No
     channel.queue_bind("q", "x", "k")
 
 
+class RawDelay(BasicProperties):
+    """An x-delay that is any float: mqtool's own encoder refuses NaN and infinity."""
+
+    def __init__(self, milliseconds: float) -> None:
+        super().__init__()
+        self.milliseconds = milliseconds
+
+    def encode(self) -> list[bytes]:
+        table = b"\x07x-delayd" + struct.pack(">d", self.milliseconds)
+        return [self.FLAG_HEADERS.to_bytes(2, "big"), len(table).to_bytes(4, "big"), table]
+
+
 def delay(milliseconds: object) -> BasicProperties:
+    if isinstance(milliseconds, float) and not math.isfinite(milliseconds):
+        return RawDelay(milliseconds)
     return AnyHeaders(headers={"x-delay": milliseconds})
 
 
@@ -65,10 +81,12 @@ def test_x_delay_can_be_a_float_or_a_string_of_digits(
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize(
-    "milliseconds", ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), Decimal(250)], ids=repr
+    "milliseconds",
+    ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), math.nan, math.inf, Decimal(250)],
+    ids=repr,
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """If a message's x-delay is an AMQP decimal, or a string that is not a number, the broker closes
+    """If a message's x-delay is NaN, infinite, an AMQP decimal, or a string that is not a number, the broker closes
     the connection with error 541 (INTERNAL_ERROR). RabbitMQ's delayed message plugin does the same.
     """
     channel = connection.channel()

@@ -62,6 +62,17 @@ HEADERS = [
     ],
     short(b"x-death") + X_DEATH,
 ]
+NOT_FINITE = [
+    short(name) + value
+    for name, value in product(
+        (b"x-delay", b"x-death", b"h", b"x-first-death-queue"),
+        (
+            b"d\x7f\xf8\0\0\0\0\0\0",  # NaN
+            b"d\x7f\xf0\0\0\0\0\0\0",  # infinity
+            b"f\x7f\x80\0\0",
+        ),
+    )
+]
 
 
 def publish(
@@ -107,15 +118,21 @@ def buried(client: RawClient) -> bytes:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_messages_with_unusual_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
-    """If a message has an unusual header, such as one with a timestamp out of range, or a
-    forged x-death, the broker routes the message to its queues. When the message expires, it is dead-lettered with the
-    header x-first-death-queue.
+    """If a message has an unusual header, such as one with a timestamp out of range or a forged x-death, the broker
+    routes the message to its queues. When the message expires, it is dead-lettered with the header x-first-death-queue.
     """
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]
     assert sum(b"x-first-death-queue" in one for one in found) >= 1
     client.send(commands.Queue.Purge(queue="rejecting"))
     assert client.expect(commands.Queue.PurgeOk).message_count == 1
+
+
+@pytest.mark.parametrize("headers", NOT_FINITE, ids=lambda headers: headers.hex())
+def test_a_header_whose_value_is_not_finite_closes_the_connection(client: RawClient, headers: bytes) -> None:
+    """If a header of a message is NaN or infinite, the broker closes the connection with 541, as RabbitMQ does."""
+    publish(client, b"amq.fanout", b"k", headers)
+    assert client.closed_with().startswith("541 INTERNAL_ERROR")
 
 
 @pytest.mark.parametrize("key", NAMES)
