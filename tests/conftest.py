@@ -77,6 +77,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "differs_since(version, why): RabbitMQ behaves differently from this version on, so the test must fail there",
     )
     config.addinivalue_line(
+        "markers", "until(version, why): what the test is about does not exist from this version on, so it is skipped"
+    )
+    config.addinivalue_line(
         "markers",
         "once_on_rabbitmq(*names): on RabbitMQ, run only one case for each combination of these parameters' values",
     )
@@ -281,6 +284,10 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
         return
     may_share = found.kind == "rabbitmq" and not request.node.get_closest_marker("own_vhost")
     fresh = emptied.pop() if may_share and emptied else found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    for mark in request.node.iter_markers("until"):
+        if fresh.differs_since(*mark.args):
+            fresh.drop_vhost()
+            pytest.skip(f"RabbitMQ {mark.args[0]}: {mark.args[1]}")
     for mark in request.node.iter_markers("differs_since"):
         if fresh.differs_since(*mark.args):
             request.applymarker(pytest.mark.xfail(reason=f"RabbitMQ {mark.args[0]}: {mark.args[1]}", strict=True))

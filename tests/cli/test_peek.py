@@ -202,6 +202,7 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
     assert (shown.stdout, shown.code) == ("old\n", 0), shown.stderr
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """Each `peek` requeues the messages of a quorum queue, which counts towards the queue's delivery limit. `peek`
     prints a warning that says how many times messages have been requeued. If the limit is 3, the third `peek` requeues
@@ -231,6 +232,7 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If the user of `peek` has no tag, `peek` cannot see that a policy sets a delivery limit of 1, and says that it
     does not know the limit. If the messages have been requeued before, `peek` publishes all of them to the queue
@@ -256,6 +258,7 @@ def test_peek_loses_no_message_if_the_user_cannot_see_the_delivery_limit(shell: 
         broker.api("DELETE", f"users/{user}")
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 @pytest.mark.parametrize("command", ["receive -q jobs -c 1", "move jobs --to other"])
 def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot_see(
     shell: Shell, broker: TestBroker, command: str
@@ -280,6 +283,7 @@ def test_receive_and_move_respect_a_delivery_limit_of_one_that_their_user_cannot
         broker.api("DELETE", f"users/{user}")
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 @pytest.mark.parametrize("command", ["peek jobs -c 1", "move jobs --to other --where size=0"])
 def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     shell: Shell, broker: TestBroker, command: str
@@ -300,6 +304,7 @@ def test_no_message_behind_the_first_one_exceeds_the_delivery_limit(
     assert sorted(json.loads(line)["properties"]["message_id"] for line in left) == ids
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If two messages of a quorum queue have reached the delivery limit, the queue would drop them at the next
     requeue. `peek` therefore publishes both to the end of the queue instead of requeueing them, and exits with 1. The
@@ -324,6 +329,7 @@ def test_peek_counts_the_messages_that_reach_the_delivery_limit(shell: Shell, br
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 def test_peek_exits_with_141_after_a_closed_pipe_even_if_a_message_reaches_the_delivery_limit(
     shell: Shell, broker: TestBroker
 ) -> None:
@@ -384,6 +390,7 @@ def test_dlq_ls_counts_the_reasons_if_a_dead_letter_reaches_the_delivery_limit(t
     assert "warning: dead letters in 'jobs.dlq': message m-1 has been requeued 20 times" in listed.stderr
 
 
+@pytest.mark.until("4.3", "neither a nack nor a look counts towards the limit")
 def test_peek_keeps_the_order_of_later_batches_if_it_publishes_a_message_again(
     shell: Shell, broker: TestBroker
 ) -> None:
