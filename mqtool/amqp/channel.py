@@ -270,6 +270,22 @@ class Channel(ChannelListener):
         if _settled([delivery], tuple(self._consumers)):
             self.reopening.requests.send(delivery.epoch, reject)
 
+    def requeue_all(self) -> None:
+        """Stop consuming, and requeue all unacknowledged deliveries with basic.nack.
+
+        From RabbitMQ 4.3 on, a quorum queue counts a delivery that is requeued by the end of its channel, but not this.
+        """
+
+        def requeue(pika: PikaChannel) -> None:
+            for tag in pika.consumer_tags:
+                pika.basic_cancel(tag)
+            pika.basic_nack(0, multiple=True)
+
+        for consumer in tuple(self._consumers):
+            consumer.give_back(())
+        self._acks.flush()
+        self.reopening.requests.send(self.reopening.requests.epoch, requeue)
+
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 

@@ -117,8 +117,8 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     return PeekKind(How.GET if goes else How.CONSUME)
 
 
-def nack_counts(broker: str) -> bool:
-    """True if a quorum queue of this broker counts basic.nack towards its delivery limit, as it does up to 4.2."""
+def is_before_4_3(broker: str) -> bool:
+    """True unless this is RabbitMQ 4.3 or newer, whose quorum queues do not count basic.nack towards their limit."""
     version = re.match(r"RabbitMQ (\d+)\.(\d+)", broker)
     return version is None or (int(version[1]), int(version[2])) < (4, 3)
 
@@ -130,7 +130,7 @@ def times_requeued(delivery: Delivery, broker: str) -> int:
     the publisher's; x-acquired-count, which counts all requeues, is always the broker's.
     """
     count, acquired = delivery.times_requeued, delivery.headers.get("x-acquired-count")
-    return count if nack_counts(broker) or not isinstance(acquired, int) else min(count, acquired)
+    return count if is_before_4_3(broker) or not isinstance(acquired, int) else min(count, acquired)
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
@@ -267,7 +267,7 @@ class Look:
         self._channel = channel
         self._queue = queue
         self._limit = kind.lowest_limit
-        self._nacks = self._limit is not None and not nack_counts(channel.connection.broker)
+        self._nacks = self._limit is not None and not is_before_4_3(channel.connection.broker)
         self._is_single = kind.is_single
         self._is_certain = kind.is_certain
         self._ready = channel.depth_of(queue)
@@ -544,7 +544,7 @@ def _not_published(
 
 def _at_limit(channel: Channel, queue: str, delivery: Delivery, *, is_certain: bool) -> str:
     times, possibly = times_requeued(delivery, channel.connection.broker), "" if is_certain else "possibly "
-    if not nack_counts(channel.connection.broker):
+    if not is_before_4_3(channel.connection.broker):
         return f"{name_of(delivery)} has a delivery count of {times}, {possibly}over the limit of {queue!r}, which"
     return f"{name_of(delivery)} has been requeued {counted(times, 'time')}, {possibly}the limit of {queue!r}, which"
 
@@ -569,43 +569,51 @@ class OverLimit:
 
     Attributes:
         limit: the delivery limit, or the lowest one that the queue may have.
-        count: the number of messages that stay() has published again.
+        is_single: see PeekKind.
+        count: the number of messages that stays() has published again.
     """
 
     def __init__(self, channel: Channel, queue: str, kind: PeekKind, limit: int) -> None:
         self.limit = limit
+        self.is_single = kind.is_single
         self.count = 0
-        self._connection = channel.connection
+        self._channel = channel
         self._queue = queue
         self._is_certain = kind.is_certain
+        #: See Channel.requeue_all(): the end of the channel counts towards the limit.
+        self.requeue_all = channel.requeue_all
 
     def is_fragile(self, delivery: Delivery) -> bool:
         """True if the message is lost with its channel: it is over the limit, or at the limit."""
-        return times_requeued(delivery, self._connection.broker) >= self.limit
+        return times_requeued(delivery, self._channel.connection.broker) >= self.limit
 
     def has(self, delivery: Delivery) -> bool:
         """True if the message is lost if it is requeued."""
-        return times_requeued(delivery, self._connection.broker) > self.limit
+        return times_requeued(delivery, self._channel.connection.broker) > self.limit
 
-    def stay(self, delivery: Delivery) -> None:
-        """Publish a message at the end of its queue. The caller then acknowledges the delivery.
+    def stays(self, delivery: Delivery) -> bool:
+        """If a message is lost if it is requeued, publish it at the end of its queue instead; return True if so.
 
         Raises:
             MqtoolError: it was not confirmed, so the queue drops it.
         """
-        with closing(self._connection.channel()) as publisher:
+        if not self.has(delivery):
+            return False
+        with closing(self._channel.connection.channel()) as publisher:
             _publish_again(publisher, self._queue, delivery, is_certain=self._is_certain)
+        self._channel.acknowledge(delivery)
         self.count += 1
+        return True
 
     def words(self) -> str:
-        """Say how many messages stay() has published again."""
+        """Say how many messages stays() has published again."""
         return _words(self._queue, self.count, self.limit, is_certain=self._is_certain)
 
 
 def over_limit(channel: Channel, queue: str, kind: PeekKind) -> OverLimit | None:
     """Return the messages of a queue that it drops when they are returned; None if there can be none."""
     limit = kind.lowest_limit
-    if kind.how is not How.IN_TURN or limit is None or nack_counts(channel.connection.broker):
+    if kind.how is not How.IN_TURN or limit is None or is_before_4_3(channel.connection.broker):
         return None
     return OverLimit(channel, queue, kind, limit)
 

@@ -9,6 +9,7 @@ nothing, but may leave the messages that were not yet acknowledged in both queue
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,8 +42,9 @@ _LOOK = 0.1
 #: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
 #: shorter pauses are added to the next one.
 _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
-#: The number of messages to requeue together: a quorum queue of RabbitMQ 3.10 with a delivery limit shuffles more than
-#: 32. The number of such batches to requeue at once, and seconds to wait until the queue reports them as ready.
+#: The number of messages to requeue together: a quorum queue shuffles more than 32, if they were received with
+#: basic.get or, on RabbitMQ 3.10, if it has a delivery limit. The number of such batches of a consumer to requeue at
+#: once, and seconds to wait until the queue reports them as ready.
 _TOGETHER, _BATCHES, _REQUEUED = 25, 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
 ADDED_BY_BROKER = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
@@ -179,11 +181,14 @@ def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
     return (Receipt(message, Confirmation.CONFIRMED, "", sequence) for sequence, message in enumerate(dropped, 1))
 
 
-def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
+def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> bool:
     """Wait until a queue has `ready` messages; give up after `patience` seconds, since consumers may take some."""
     deadline = time.monotonic() + patience
-    while channel.depth_of(queue) < ready and time.monotonic() < deadline:
+    while channel.depth_of(queue) < ready:
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(_LOOK / 10)
+    return True
 
 
 class QueueTransfer:
@@ -201,10 +206,10 @@ class QueueTransfer:
         goes_on: called with the error and the message if the broker did not accept it; returns True to continue.
         per_second: the maximum rate, in messages per second.
         chooses: False if message_for returns None only for a message that cannot be moved.
-        gets: use basic.get: the queue may be deleted with its last consumer, and its messages with it; or it drops
-            messages that are over its delivery limit if they are requeued, so that it is better to receive few.
+        gets: use basic.get: the queue may be deleted with its last consumer, and its messages with it.
         over_limit: the messages that the queue drops if they are requeued, if any. Those to be kept are published
-            again at the end of the queue.
+            again at the end of the queue. As the end of the connection requeues them, too, the messages are received
+            one at a time from the first one of them on.
     """
 
     def __init__(
@@ -224,8 +229,8 @@ class QueueTransfer:
         self.kept = 0
         self._source = source
         self._over_limit = over_limit
-        # A consumer gets one at a time, if its messages may be over the limit.
-        self._prefetch = AT_ONCE if over_limit is None else 1
+        self._is_careful = over_limit is not None  # the first message decides
+        self._is_sure = False  # True if the queue has messages over the limit
         self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
         self.queue = queue
         self._gets = gets
@@ -237,12 +242,14 @@ class QueueTransfer:
         self._refusal: NotMoved | None = None
         self._on_their_way: dict[int, Delivery] = {}  # by Receipt.sequence: receipts may be out of order
         self._confirmed: list[Delivery] = []
-        self._batches: list[Delivery] = []  # the last message of each full batch of held messages
+        # For each batch of held messages, its last one, and the number of messages held up to it.
+        self._batches: list[tuple[Delivery, int]] = []
         self._held = 0  # messages not chosen or not accepted
         self._held_before = 0  # by earlier consumers
         self._last_held: Delivery | None = None
         # If every message is moved, limit the consumer, so that the broker delivers no more than that.
         self._is_limited = until.moved is not None and not chooses
+        self._arrived = deque[Delivery]()  # at an earlier consumer, but not handled yet
         self._consumer = self._consume(until.moved if self._is_limited else None)
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -275,9 +282,22 @@ class QueueTransfer:
             raise self._refusal
 
     def _consume(self, count: int | None = None) -> Consumer | Getter:
-        if self._gets:
+        self._end_batch()  # one that two consumers have received may be shuffled
+        self._prefetch = 1 if self._is_careful else AT_ONCE
+        if self._gets or (self._over_limit is not None and self._is_careful and not self._over_limit.is_single):
             return Getter(self._source, self.queue)
         return self._source.consumer(Queue(self.queue), Receiving(self._prefetch, acknowledge=False, count=count))
+
+    def _adapt(self, delivery: Delivery, seen: int) -> None:
+        """Go on with a consumer that fits a message: one at a time if it is lost with the channel, else many."""
+        self._is_sure = self._is_sure or self._is_fragile(delivery)
+        if self._is_careful == self._is_sure:
+            return
+        self._is_careful = self._is_sure
+        self._consumer.give_back(())
+        self._arrived.extend(self._consumer.arrived())
+        limit = None if self._until.moved is None or not self._is_limited else self._until.moved - seen + self._held
+        self._consumer, self._held_before = self._consume(limit), self._held
 
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()
@@ -325,14 +345,17 @@ class QueueTransfer:
 
     def _arriving(self) -> Iterator[Delivery | None]:
         """Yield deliveries; yield None while no delivery is available and published messages are unconfirmed."""
-        deliveries, seen, last = self._consumer.deliveries(), 0, time.monotonic()
+        consumer, deliveries, seen, last = self._consumer, self._consumer.deliveries(), 0, time.monotonic()
         while seen != self._until.seen:
-            if self._consumer.arrives(0):
-                delivery = next(deliveries, None)
+            if consumer is not self._consumer:
+                consumer, deliveries = self._consumer, self._consumer.deliveries()
+            if self._arrived or consumer.arrives(0):
+                delivery = self._arrived.popleft() if self._arrived else next(deliveries, None)
                 if delivery is None:
                     return
                 seen += 1
                 yield delivery
+                self._adapt(delivery, seen)
                 last = time.monotonic()
             elif self._on_their_way:
                 yield None
@@ -340,7 +363,6 @@ class QueueTransfer:
                 self._consumer.give_back(())
                 if not self._consumer.arrives(0):
                     self._consumer, self._is_limited, self._held_before = self._consume(), False, self._held
-                    deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
                 return
 
@@ -383,19 +405,18 @@ class QueueTransfer:
         return self._over_limit is not None and self._over_limit.is_fragile(delivery)
 
     def _hold(self, delivery: Delivery) -> None:
-        if self._over_limit is not None and self._over_limit.has(delivery):
-            self._over_limit.stay(delivery)
-            self._source.acknowledge(delivery)
+        if self._over_limit is not None and self._over_limit.stays(delivery):
             return
         self._held += 1
         if self._last_held is None or delivery.delivery_tag > self._last_held.delivery_tag:
             self._last_held = delivery
-        if self._held % _TOGETHER == 0 and self._is_further(self._last_held):
-            self._batches.append(self._last_held)
+        if self._held - (self._batches[-1][1] if self._batches else 0) == _TOGETHER:
+            self._end_batch()
 
-    def _is_further(self, held: Delivery) -> bool:
-        """True if a held message is behind the last full batch."""
-        return not self._batches or held.delivery_tag > self._batches[-1].delivery_tag
+    def _end_batch(self) -> None:
+        last = self._last_held
+        if last is not None and (not self._batches or last.delivery_tag > self._batches[-1][0].delivery_tag):
+            self._batches.append((last, self._held))
 
     def _refused(self, delivery: Delivery, receipt: Receipt) -> None:
         error = not_taken(delivery, receipt)
@@ -408,19 +429,20 @@ class QueueTransfer:
         if self._over_limit is None or not self._source.is_open:
             return
         self._consumer.give_back(())
-        for delivery in (*self._on_their_way.values(), *self._consumer.arrived()):
-            if self._over_limit.has(delivery):
-                self._hold(delivery)
+        for delivery in (*self._on_their_way.values(), *self._arrived, *self._consumer.arrived()):
+            self._over_limit.stays(delivery)
 
     def _give_back(self) -> None:
         """Requeue the held messages in order, a few batches at a time: a quorum queue may reorder more at once."""
-        for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
-            self._consumer.give_back(())
-            before, batches = self._source.depth_of(self.queue), self._batches[start : start + _BATCHES]
-            self._consumer.give_back(batches)
-            wait_for(self._source, self.queue, before + len(batches) * _TOGETHER)
-        last = self._last_held
-        self._consumer.give_back([last] if last is not None and self._is_further(last) else ())
+        self._consumer.give_back(())
+        self._end_batch()
+        at_once, ready, given_back, others_take = 1 if self._gets or self._is_careful else _BATCHES, 0, 0, False
+        for start in range(0, len(self._batches) if self._source.is_open else 0, at_once):
+            others_take = others_take or not wait_for(self._source, self.queue, ready)
+            batches = self._batches[start : start + at_once]
+            ready = self._source.depth_of(self.queue) + batches[-1][1] - given_back
+            given_back = batches[-1][1]
+            self._consumer.give_back(last for last, _ in batches)
 
     def _settle(self) -> None:
         for delivery in self._confirmed:

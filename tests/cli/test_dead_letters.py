@@ -202,7 +202,6 @@ def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -
     assert (shown.code, shown.stderr) == (69, f"mqtool: queue 'jobs.dlq' does not exist\n{hint}")
 
 
-@pytest.mark.until("4.3", "messages are taken one by one, and those that stay may change their order")
 def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
     """`dlq drop --id` removes one of 300 dead letters from a quorum queue. The others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))

@@ -90,7 +90,6 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
     assert depth(broker, "a") == depth(other, "b") == 0
 
 
-@pytest.mark.until("4.3", "messages are taken one by one, and those that stay may change their order")
 @pytest.mark.parametrize(
     ("queue_type", "limit", "count"), [("classic", 0, 450), ("quorum", 0, 5_000), ("quorum", 9, 450)]
 )
@@ -136,7 +135,6 @@ def test_a_move_that_ends_early_leaves_the_other_messages_in_order(
     assert left == [*range(left[0], 600)]
 
 
-@pytest.mark.until("4.3", "messages are taken one by one, and those that stay may change their order")
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     shell: Shell, broker: TestBroker, queue_type: str

@@ -58,8 +58,8 @@ def test_receive_where_piped_into_head_consumes_only_what_it_prints(shell: Shell
 
 
 def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """`receive --where` requeues messages that do not match, and a quorum queue counts each requeue. If another requeue
-    could exceed the queue's delivery limit, the command exits with 1 and says why. However often the command is
+    """`receive --where` requeues messages that do not match. Up to RabbitMQ 4.2, a quorum queue counts each requeue: if
+    another one could exceed the queue's delivery limit, the command exits with 1 and says why. However often it is
     repeated, all messages stay in the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -67,12 +67,12 @@ def test_receive_where_stops_before_messages_exceed_the_delivery_limit(shell: Sh
     assert shell.run("mqtool", "queue", "declare", "jobs", *few).code == 0
     sent(shell, 5)
     codes = []
-    for _ in range(8):
+    for _ in range(4):
         received = shell.run("mqtool", "receive", "-q", "jobs", "--where", "headers.n=9", "--idle-timeout", IDLE)
         codes.append(received.code)
         assert ("requeued" in received.stderr) is (received.code == 1), received.stderr
         wait_until(lambda: depth(broker, "jobs") == 5, "all messages requeued")
-    assert set(codes) == {0, 1}
+    assert set(codes) == {0, *([] if broker.differs_since("4.3", "a nack does not count") else [1])}
 
 
 def test_receive_where_waits_while_another_consumer_is_the_single_active_one(shell: Shell, broker: TestBroker) -> None:

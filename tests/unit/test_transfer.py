@@ -735,19 +735,6 @@ def test_all_requeued_messages_are_received_if_some_of_them_stay_in_the_queue(
     assert source.given_back == ([([4], 0)] if left == 1 else [])
 
 
-def test_messages_that_were_not_moved_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of a command such as `move`, the messages that were not moved are requeued in batches. After every few
-    batches, mqtool waits until the queue reports them as ready, because a quorum queue could otherwise change their
-    order.
-    """
-    monkeypatch.setattr(transfer, "AT_ONCE", 2)
-    monkeypatch.setattr(transfer, "_TOGETHER", 2)
-    monkeypatch.setattr(transfer, "_BATCHES", 2)
-    source = Source(monkeypatch, *[0.0] * 7)
-    assert source.moves(Until(), keeps=True) == []
-    assert source.given_back == [([2, 4], 0), ([6], 4), ([7], 6)]
-
-
 def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the connection is lost, a command such as `move` raises the connection's error. mqtool does not requeue the
     messages that were received but not moved, because the broker does.

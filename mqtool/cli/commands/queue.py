@@ -1,6 +1,5 @@
 """mqtool queue declare, show, delete, purge; see queue_convert.py for queue convert."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -276,13 +275,8 @@ def _contents(channel: Channel, queue: str, access: Access, *, yes: bool) -> tup
         found = contents(api, access.vhost, queue, ask_queue, is_embedded=is_embedded, patience=patience)
     except (Unavailable, AccessRefused) as error:
         output.notice(f"messages of quorum queues that are not ready cannot be counted: {error}")
-        found = Contents(ready, None if _is_since_4_3(channel) else 0, None)
+        found = Contents(ready, 0 if peeking.is_before_4_3(channel.connection.broker) else None, None)
     return found, False
-
-
-def _is_since_4_3(channel: Channel) -> bool:
-    version = re.match(r"RabbitMQ (\d+)\.(\d+)", channel.connection.broker)
-    return version is not None and (int(version[1]), int(version[2])) >= (4, 3)
 
 
 @command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
@@ -301,7 +295,7 @@ def purge(queue: QueueNames, broker: ManagedBroker, yes: Yes = False, if_exists:
                     f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
                     f"to delete it with its messages: {pasteable('queue delete', name)}",
                 )
-            if not _is_since_4_3(channel):  # then it keeps its dead letters
+            if peeking.is_before_4_3(channel.connection.broker):  # then it keeps its dead letters
                 found = found._replace(dead_letters=0)
             ask(f"remove {found.as_text()} from queue {name!r} for good", access, yes=yes)
             gone = administration.purge(channel, name)

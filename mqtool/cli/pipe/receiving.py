@@ -232,11 +232,7 @@ class Matching(NamedTuple):
                         channel.acknowledge(delivery)
                     if found == limit:
                         return
-                elif not self.skips:
-                    if over is not None and over.has(delivery):
-                        over.stay(delivery)
-                        channel.acknowledge(delivery)
-                        continue
+                elif not self.skips and not (over is not None and over.stays(delivery)):
                     held += 1
                     if held == most:
                         output.warning(
@@ -245,5 +241,8 @@ class Matching(NamedTuple):
                         )
         except TimedOut as error:  # its count includes messages that do not match
             raise TimedOut(f"timed out after {self.receiving.timeout:g} s, with {found:,} received") from error
+        finally:
+            if over is not None:
+                over.requeue_all()
         if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
             raise TimedOut(f"no message for {self.receiving.idle_timeout:g} s: {found:,} of {limit:,} received")

@@ -95,12 +95,12 @@ def check_source(access: Access, channel: Channel, queue: str, *, requeues: bool
     over = peeking.over_limit(channel, queue, kind)
     if requeues and over is None:
         _check_limit(channel, queue, kind)
-    return Leaving(kind.how is How.GET or (over is not None and not kind.is_single), over)
+    return Leaving(kind.how is How.GET, over)
 
 
 def _check_limit(channel: Channel, queue: str, kind: PeekKind) -> None:
     peeking.check_limit(channel, queue, kind)
-    if not kind.is_certain and peeking.nack_counts(channel.connection.broker):
+    if not kind.is_certain and peeking.is_before_4_3(channel.connection.broker):
         output.notice(
             f"the delivery limit of {queue!r} is unknown, because it can be read only from the management API; "
             "messages that do not match are requeued, which may count as a delivery"
