@@ -47,7 +47,7 @@ def test_the_change_that_a_surviving_mutant_makes_is_shown() -> None:
     assert changes(mutated) == {"f__mutmut_1": "     b = a\n-    return b + 1\n+    return b - 1"}
 
 
-@pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])
+@pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "tests/README.md", "Makefile"])
 def test_the_documentation_names_modules_that_are_mutated(page: str) -> None:
     """Each module that the documentation of `make mutants` names, in `MODULE=…` or in the first column of a table, is
     one that the command accepts.
