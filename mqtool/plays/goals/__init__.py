@@ -1,7 +1,16 @@
 """Goals of `tutorial try`: learners reach them with commands or programs, while `try` watches only the broker.
 
 Each file NAME_goals.py contains the goals of a tutorial, and the functions that judge the history of the broker
-(seen.py). CONTRIBUTING.md shows how to add a goal.
+(seen.py). To write one, add a Goal to GOALS of such a file. `ask` describes the task. `reached` returns a sentence once
+the goal is reached, and "" until then. Each function in `mistakes` returns a sentence that says what is wrong, or "":
+the learner sees the first one, so list the most specific first, and those that only say that more is needed in
+`patient` as well, which delays them. `hints` are three texts: a question, the concept by its name in the official
+tutorial, and the commands, each on its own line, indented by two spaces. All functions take a Seen; mistakes.py has
+some that many goals use. If a goal works only on the embedded broker, `only_embedded` says why.
+
+In tests/goals/NAME_attempts.py, write attempts that reach the goal with commands and with plain pika, and at least
+three wrong ones, each with the sentence that the learner sees, one of them an attempt to cheat. To run them: `pytest
+tests/goals/test_goals.py -k NAME.GOAL --on-both-brokers`.
 """
 
 from mqtool.plays.goals import (
