@@ -19,6 +19,7 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.management.overflow import overflow_of
 from mqtool.management.policy_patterns import policy_matches
+from mqtool.management.queue_contents import uncounted
 from mqtool.spelling import counted
 from mqtool.work.queue_limits import strongest
 
@@ -351,14 +352,15 @@ def _of_queue(view: Json, depth: Depth | None, before: _Limits, after: _Limits, 
         if is_sooner or (after.drops and (length, limit) != (None, None)):
             yield Loss(name, None, "may lose messages; the broker does not report how many")
         return
-    there = ready + (view.get("messages_unacknowledged") or 0)
+    others = uncounted(view)
+    there = ready + (view.get("messages_unacknowledged") or 0) + others
     if there and is_sooner and after.expires is not None and not consumers:
         unused = compact_duration(after.expires / 1000)
         yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
     if not after.drops:
         return
     verb = "dead-letter" if after.dead_letters else "drop"
-    beyond = 0 if length is None else max(0, ready - length)
+    beyond = 0 if length is None else min(ready, max(0, ready + others - length))
     size, in_bytes = view.get("message_bytes_ready"), 0
     if limit is not None and size:  # of as many messages as the API counted; if it has not, as there are
         in_bytes = max(0, ready - limit * (reported or ready) // size)

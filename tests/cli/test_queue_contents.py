@@ -109,11 +109,11 @@ def test_without_the_management_api_queue_delete_and_purge_say_what_is_not_known
 
 
 @EITHER
-def test_list_queues_and_queue_show_count_messages_that_are_not_ready(
+def test_list_queues_queue_show_and_policy_set_count_messages_that_are_not_ready(
     admin: Shell, broker: TestBroker, arguments: dict[str, object], what: str
 ) -> None:
     """`list queues` counts messages that wait for a delayed retry, and dead letters that the queue still holds, among
-    its messages. `queue show` prints their number.
+    its messages. `queue show` prints their number. `policy set` counts them if the queue would expire.
     """
     give_back_two(broker, arguments)
     wait_until(lambda: there(broker) == 2, "the messages in the API")
@@ -123,6 +123,9 @@ def test_list_queues_and_queue_show_count_messages_that_are_not_ready(
         return admin.run("mqtool", "list", "queues", *columns).stdout.split()
 
     wait_until(lambda: listed()[-3:] == ["2", "0", "0"], "the counts")
+    limit = ("--pattern", "^jobs$", "--definition", '{"expires": 60000}')
+    asked = admin.run("mqtool", "policy", "set", "short", *limit)
+    assert (asked.code, "is deleted with 2 messages" in asked.stderr) == (2, True), asked.stderr
     shown = what.replace("dead letters that it still holds", "dead letters held")
     wait_until(
         lambda: shown in admin.run("mqtool", "queue", "show", "jobs").stdout, shown

@@ -320,6 +320,10 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
          Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
         (policy(expires=60_000), queue(0, messages_unacknowledged=1),
          Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
+        (policy(max_length=8), queue(type="quorum", messages=13),
+         Loss("q", 5, "drops 5 of 10 messages: max-length is 8")),
+        (policy(max_length=2), queue(type="quorum", messages=13),
+         Loss("q", 10, "drops 10 of 10 messages: max-length is 2")),
         (policy(overflow="drop-head"), queue(type="quorum", arguments={"x-max-length": 4, **FULL}),
          Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
         (policy(overflow="drop-head", max_length=4), queue(type="quorum", arguments=FULL),
@@ -330,6 +334,7 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
         "dead letters by the argument", "bytes", "0 bytes", "more by bytes", "as many by length",
         "shorter than the argument", "expiring queue", "expires earlier than the argument", "quorum queue",
         "only quorum queues", "queue without a type", "unacknowledged message in an expiring queue",
+        "messages that wait for a delayed retry count", "only ready messages are dropped",
         "policy overrides the overflow of a quorum queue", "policy sets overflow and limit of a quorum queue",
     ],
 )  # fmt: skip
