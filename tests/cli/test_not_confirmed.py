@@ -58,6 +58,17 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
 
 
 @on_any_broker
+def test_the_hint_for_an_unroutable_message_says_how_to_publish_to_an_exchange(shell: Shell) -> None:
+    """If no queue has the name to which `send` publishes, this may be the name of an exchange. With RabbitMQ's sharding
+    plugin, `send -q EXCHANGE` finds a queue of this name, to which nobody can publish.
+    """
+    returned = shell.run("mqtool", "send", "-e", "", "-r", "shx", "hi")
+    assert returned.code == 75
+    hint = "'mqtool list queues' shows whether queue 'shx' exists; if it is an exchange: mqtool send --exchange=shx\n"
+    assert returned.stderr.endswith(f"NO_ROUTE (312)\nhint: {hint}")
+
+
+@on_any_broker
 def test_send_says_how_many_lines_of_an_earlier_run_it_replaces(shell: Shell) -> None:
     """If FILE already has lines when `send --failed-to FILE` starts, a notice says how many lines were replaced.
     There is no such notice if FILE was empty, or if it was also the input.

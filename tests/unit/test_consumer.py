@@ -465,16 +465,22 @@ def test_a_consumer_whose_channel_has_failed_sends_nothing_when_it_is_stopped(br
             "RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
             "read them with: mqtool receive-stream --queue=q",
         ),
+        (
+            None,
+            InternalError("INTERNAL_ERROR"),
+            "if RabbitMQ cannot deliver a message over AMQP 0-9-1, take it out: "
+            "mqtool receive --protocol amqp1.0 --json --queue=q",
+        ),
         (FIRST, InternalError("INTERNAL_ERROR", "known"), "known"),
         (FIRST, Unavailable("NOT_FOUND"), None),
     ],
 )
-def test_the_hint_for_an_internal_error_while_reading_a_stream_names_receive_stream(
+def test_the_hint_for_an_internal_error_names_the_protocol_that_delivers_the_message(
     broker: ScriptedBroker, offset: Any, failure: Unavailable, hint: str | None
 ) -> None:
     """If the broker closes the channel with INTERNAL_ERROR while a consumer reads a stream over AMQP, the error's
-    hint names `mqtool receive-stream`, which reads the stream over the stream protocol. If the error already has a
-    hint, it keeps that one. Other errors do not get this hint.
+    hint names `mqtool receive-stream`, which reads the stream over the stream protocol. While it reads another queue,
+    the hint names AMQP 1.0. If the error already has a hint, it keeps that one. Other errors get neither hint.
     """
     channel = broker.channel()
     deliveries = channel.consume(Q, Receiving(offset=offset))

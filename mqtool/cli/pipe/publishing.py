@@ -485,9 +485,12 @@ def _hint(receipt: Receipt) -> str | None:
         return None
     if receipt.message.exchange:
         return "no queue is bound to its exchange for its routing key or headers"
+    key = receipt.message.routing_key
+    listed = f"'mqtool list queues' shows whether queue {key!r} exists"
     if not receipt.reason.startswith("NO_ROUTE"):  # over AMQP 1.0, what the broker refuses is released, too
-        return f"'mqtool list queues' shows whether queue {receipt.message.routing_key!r} exists"
-    return f"queue {receipt.message.routing_key!r} does not exist: 'mqtool list queues' shows what exists"
+        return listed
+    # RabbitMQ's sharding plugin takes the exchange's name for one of its queues, but not as a routing key.
+    return f"{listed}; if it is an exchange: {pasteable('send --exchange=', key)}"
 
 
 def _warn_of(receipt: Receipt, number: int) -> None:
