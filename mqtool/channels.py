@@ -89,6 +89,9 @@ class AmqpChannel(PublishingChannel, ConsumingChannel, Protocol):
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be acknowledged. If not, the broker redelivers it."""
 
+    def timed_out(self, delivery: Delivery) -> bool:
+        """True if the broker has taken an unacknowledged delivery back, which it does after its consumer timeout."""
+
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery."""
 

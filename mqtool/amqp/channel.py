@@ -322,6 +322,11 @@ class Channel(ChannelListener):
         """True if a delivery can still be acknowledged. If not, the broker redelivers it."""
         return self._has_arrived_here(delivery) and not any(each.has_lost(delivery) for each in tuple(self._consumers))
 
+    def timed_out(self, delivery: Delivery) -> bool:
+        """True if the broker has taken an unacknowledged delivery back, which it does after its consumer timeout."""
+        is_late = delivery.epoch in self.reopening.timed_out
+        return is_late or any(each.has_lost(delivery) for each in tuple(self._consumers))
+
     def _has_arrived_here(self, delivery: Delivery) -> bool:
         """True if a delivery arrived since the channel was opened, so that the broker knows its delivery tag."""
         return self.reopening.requests.pika is not None and delivery.epoch == self.reopening.requests.epoch

@@ -328,6 +328,11 @@ def _hint_to_grant(user: str, right: str | None = None) -> str:
 #: Part of RabbitMQ's error text for a delivery that was unacknowledged for too long.
 #: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 _CONSUMER_TIMEOUT = "delivery acknowledgement on channel"
+#: The hint for a program that takes longer.
+RAISE_TIMEOUT = (
+    "raise consumer_timeout in rabbitmq.conf, or for the queue (RabbitMQ 3.12): consumer-timeout in a policy, or "
+    "x-consumer-timeout; or take less time: worker --timeout"
+)
 #: Parts of a broker's error texts for a declaration that is never valid.
 _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
 
@@ -338,8 +343,7 @@ def _precondition_failed(said: str, text: str) -> MqtoolError:
         within = f" of {compact_duration(int(limit[1]) / 1000)}" if limit else ""
         return Unavailable(
             f"a delivery was not acknowledged within the broker's consumer timeout{within}; another consumer gets it",
-            "raise consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); "
-            "or take less time: worker --timeout",
+            RAISE_TIMEOUT,
         )
     if "inequivalent arg" in text:
         return DeclaredDifferently(said, _hint_for_difference(text))
@@ -394,7 +398,12 @@ def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bo
         exchanges: the names of the exchanges that are declared again when the channel is reopened.
     """
     text = getattr(error, "reply_text", "")
-    return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
+    return is_consumer_timeout(error) or any(f"no exchange '{name}'" in text for name in exchanges)
+
+
+def is_consumer_timeout(error: BaseException) -> bool:
+    """True if a channel was closed because a delivery was not acknowledged in time."""
+    return _CONSUMER_TIMEOUT in getattr(error, "reply_text", "")
 
 
 def is_harmless_difference(error: BaseException) -> bool:

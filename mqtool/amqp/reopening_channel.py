@@ -147,6 +147,7 @@ class ReopeningChannel:
         refused: True if the broker closed the channel because of an error, while the connection stayed open.
         journal: the exchanges, queues and bindings to set up again.
         requests: makes single requests, without repeating them.
+        timed_out: the epochs in which the broker closed the channel because of its consumer timeout.
         mends: called on the I/O thread when the broker has closed the channel; returns True to reopen it.
 
     Args:
@@ -156,6 +157,7 @@ class ReopeningChannel:
     def __init__(self, connection: ChannelConnection, *, strict: bool) -> None:
         self.failure: MqtoolError | None = None
         self.refused = False
+        self.timed_out: set[int] = set()
         self.journal = Journal()
         self._connection = connection
         self._strict = strict
@@ -365,6 +367,8 @@ class ReopeningChannel:
     def _on_refused(self, reason: exceptions.ChannelClosedByBroker) -> None:
         """Called on the I/O thread when the broker has closed the channel while no request was pending."""
         why = pika_errors.closed_by_broker(reason)
+        if pika_errors.is_consumer_timeout(reason):
+            self.timed_out.add(self.requests.epoch)
         is_mended = pika_errors.is_mended_by_reopening(reason, self.journal.exchanges) or self.mends(reason)
         if not (self._connection.comes_back and is_mended):
             self.refused = True

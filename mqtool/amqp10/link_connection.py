@@ -261,7 +261,14 @@ class LinkConnection(ReopeningTransport):
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be settled. If not, the broker delivers it again."""
-        return not self.is_lost and delivery.epoch == self.epoch and delivery.delivery_tag in self.unsettled
+        return self._has_arrived_here(delivery) and delivery.delivery_tag in self.unsettled
+
+    def timed_out(self, delivery: Delivery) -> bool:
+        """True if the broker has settled an unsettled delivery: it delivers it again."""
+        return self._has_arrived_here(delivery) and delivery.delivery_tag not in self.unsettled
+
+    def _has_arrived_here(self, delivery: Delivery) -> bool:
+        return not self.is_lost and delivery.epoch == self.epoch
 
     def end_receiver(self, receiver: Receiver, *, stays: bool) -> None:
         """Withdraw the credit, release the deliveries that the caller has not received, and detach.

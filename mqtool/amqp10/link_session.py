@@ -145,6 +145,10 @@ class LinkSession(ManagedTopology):
         """True if a delivery can still be accepted. If not, the broker redelivers it."""
         return self._links.is_current(delivery)
 
+    def timed_out(self, delivery: Delivery) -> bool:
+        """True if the broker has taken an unsettled delivery back, which it does after its consumer timeout."""
+        return self._links.timed_out(delivery)
+
     # Methods of channels.AmqpChannel.
 
     def publish(

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from mqtool.amqp import Receiving
+from mqtool.amqp.pika_errors import RAISE_TIMEOUT
 from mqtool.channels import AmqpChannel
-from mqtool.errors import MqtoolError, StoppedWaiting
+from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work.deduplication import HandledMessages, Interrupted, MessageKey
@@ -25,6 +26,7 @@ from mqtool.work.exec_command import ExecCommand
 from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
+from mqtool.work.transfer import name_of
 
 #: A program prints on the worker's own stdout.
 _STDOUT = 1
@@ -87,6 +89,8 @@ class Worker:
             Unavailable: the queue does not exist. The returned function raises this if the queue is deleted.
             CommandBroken: raised by the returned function if the program cannot be run, or failed after the terminal
                 on which it prints was closed. The message is not acknowledged.
+            Unavailable: raised by the returned function if a program took longer than the consumer timeout for a
+                message that was redelivered.
             NotConfirmed: raised by the returned function if a message could not be moved to its wait queue or
                 dead-letter queue. The message is not acknowledged.
         """
@@ -164,11 +168,15 @@ class Worker:
         if outcome:
             self._count(outcome)
             self._channel.acknowledge(delivery)
+        elif not stored:
+            self._check_time(delivery)
 
     def _settle(self, delivery: Delivery, ending: Ending) -> None:
         if not self._is_lost(delivery, ending):
             self._count(self._outcome(delivery, ending))
             self._channel.acknowledge(delivery)
+        else:
+            self._check_time(delivery)
 
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
         """If the broker may deliver the message again, whatever its outcome, count it, and return True.
@@ -191,6 +199,15 @@ class Worker:
         if not ending.status:
             self._channel.acknowledge(delivery)  # which counts if only another delivery was late for the broker
         return True
+
+    def _check_time(self, delivery: Delivery) -> None:
+        """Raise Unavailable if a message that was redelivered took too long again: it would do so without end."""
+        if delivery.redelivered and self._channel.timed_out(delivery):
+            raise Unavailable(
+                f"{name_of(delivery)} was redelivered, and again not done within the consumer timeout of queue "
+                f"{delivery.queue!r}: the broker would deliver it again and again",
+                RAISE_TIMEOUT,
+            )
 
     def _outcome(self, delivery: Delivery, ending: Ending) -> str:
         """Retry or dead-letter the message if its program failed; return the key of `counts` for this outcome."""

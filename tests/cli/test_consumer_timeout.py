@@ -47,24 +47,49 @@ def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_
 
 def test_worker_consumes_again_after_rabbitmq_4_3_has_cancelled_its_consumer(lonely_shell: Shell) -> None:
     """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge in time. `worker` says
-    so once, consumes again, and handles the message again each time, since the broker has requeued it and ignores the
-    late acknowledgement. `worker` does not count these runs as done.
+    so, consumes again, and handles the message again, since the broker has requeued it and ignores the late
+    acknowledgement. `worker` does not count the first run as done.
     """
     shell = lonely_shell
     with EmbeddedBroker(consumer_timeout=0.5, like="4.3", management_port=0) as broker:
         shell.environment["MQTOOL_URL"] = broker.url
         shell.run("mqtool", "queue", "declare", "jobs")
         shell.run("mqtool", "send", "-q", "jobs", "job")
-        program = "echo x >> runs; n=$(wc -l < runs); echo run$n.; [ $n = 3 ] || until [ -e end$n ]; do sleep 0.1; done"
+        program = "echo job.$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || until [ -e end ]; do sleep 0.1; done"
         worker = shell.start("mqtool", "worker", "-q", "jobs", "--shell", "--exec", program).wait_until_ready()
         listing = ("mqtool", "list", "queues", "name", "messages_ready", "--management", str(broker.management_url))
-        for number in (1, 2):
-            worker.wait_for_stdout(f"run{number}.")
-            wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
-            (shell.directory / f"end{number}").touch()
-        worker.wait_for_stdout("run3.")
+        wait_until(lambda: shell.run(*listing).stdout == "jobs\t0\n", "the broker to deliver the message")
+        wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
+        (shell.directory / "end").touch()
+        worker.wait_for_stdout("job.1")
         wait_until(lambda: shell.run(*listing).stdout == "jobs\t0\n", "the broker to deliver the message")
         result = worker.interrupt().wait()
     assert (result.code, result.stderr.count("the broker cancelled the consumer of queue 'jobs'")) == (0, 1)
-    assert "1 done, 0 retries, 0 dead, 2 delivered again" in result.stderr
+    assert "1 done, 0 retries, 0 dead, 1 delivered again" in result.stderr
     assert "lost with it" not in result.stderr
+
+
+@pytest.mark.parametrize(("like", "protocol"), [("3.10", "amqp0.9.1"), ("4.3", "amqp0.9.1"), ("4.3", "amqp1.0")])
+def test_worker_ends_if_a_redelivered_message_takes_too_long_again(
+    lonely_shell: Shell, like: str, protocol: str
+) -> None:
+    """If a program takes longer than the consumer timeout for a message that has been redelivered, it would do so each
+    time. `worker` ends, and names the message and the settings that raise the timeout.
+    """
+    shell = lonely_shell
+    with EmbeddedBroker(consumer_timeout=1.0, like=like) as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        shell.run("mqtool", "queue", "declare", "jobs")
+        shell.run("mqtool", "send", "-q", "jobs", "job")
+        program = "echo x >> runs; n=$(wc -l < runs); echo run$n.; until [ -e end$n ]; do sleep 0.1; done"
+        options = ("--protocol", protocol, "--concurrency", "2")  # the broker redelivers while a program still runs
+        worker = shell.start("mqtool", "worker", "-q", "jobs", *options, "--shell", "--exec", program)
+        for number in (1, 2):
+            worker.wait_for_stdout(f"run{number + 1}.")
+            (shell.directory / f"end{number}").touch()
+        worker.wait_for_stderr("the delivery was lost")
+        (shell.directory / "end3").touch()
+        result = worker.wait()
+    said = "was redelivered, and again not done within the consumer timeout of queue 'jobs'"
+    assert (result.code, said in result.stderr) == (69, True), result.stderr
+    assert "hint: raise consumer_timeout in rabbitmq.conf, or for the queue" in result.stderr

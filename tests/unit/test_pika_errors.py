@@ -36,8 +36,8 @@ TLS_TEXT = "name the authority that signed it with --tls-ca, and the broker by t
 PORTS = "check the port: AMQP's is 5672, with TLS 5671"
 NOT_IN_TIME = "one:5672 accepted the connection but did not answer as an AMQP broker in time"
 RAISE_TIMEOUT = (
-    "raise consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); or take less time: "
-    "worker --timeout"
+    "raise consumer_timeout in rabbitmq.conf, or for the queue (RabbitMQ 3.12): consumer-timeout in a policy, or "
+    "x-consumer-timeout; or take less time: worker --timeout"
 )
 DIALECT = "another --dialect may match it; without --strict it is used as it is"
 PLUGIN = "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has"

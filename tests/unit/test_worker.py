@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +36,7 @@ class FakeChannel:
         self.error = error
         self.acknowledged: list[int] = []
         self.lost: set[int] = set()
+        self.late: set[int] = set()
         self.stopping = False
         self.receiving: Receiving | None = None
 
@@ -56,6 +59,9 @@ class FakeChannel:
 
     def is_current(self, delivery: Delivery) -> bool:
         return delivery.delivery_tag not in self.lost
+
+    def timed_out(self, delivery: Delivery) -> bool:
+        return delivery.delivery_tag in self.late
 
     def stop(self) -> None:
         self.stopping = True
@@ -169,6 +175,25 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     work()
     assert program.ran == ([5] if deduplicates else [4, 5])
     assert again.acknowledged == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("is_late", "status", "deduplicates", "ends"),
+    [(True, 0, False, True), (True, 1, True, True), (True, 0, True, False), (False, 0, False, False)],
+    ids=["again", "failed with --deduplicate", "success is stored", "the connection was lost"],
+)
+def test_a_redelivered_message_that_takes_too_long_again_ends_the_worker(
+    handled: HandledMessages, *, is_late: bool, status: int, deduplicates: bool, ends: bool
+) -> None:
+    """If the broker takes a redelivered message back because of its consumer timeout, the worker ends with an error,
+    unless --deduplicate has stored that the message was handled.
+    """
+    channel = FakeChannel(replace(job(1, "a"), redelivered=True))
+    channel.lost, channel.late = {1}, {1} if is_late else set()
+    _, work = working(channel, Job({1: Ending(status)}), handled if deduplicates else None)
+    with pytest.raises(Unavailable, match="message a was redelivered, and again not") if ends else nullcontext():
+        work()
+    assert channel.stopping == ends
 
 
 def test_a_duplicate_is_acknowledged_without_running_the_program(handled: HandledMessages) -> None:

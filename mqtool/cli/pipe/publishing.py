@@ -485,7 +485,7 @@ def _hint(receipt: Receipt) -> str | None:
         return None
     if receipt.message.exchange:
         return "no queue is bound to its exchange for its routing key or headers"
-    key = receipt.message.routing_key
+    key = receipt.message.routing_key or ""
     listed = f"'mqtool list queues' shows whether queue {key!r} exists"
     if not receipt.reason.startswith("NO_ROUTE"):  # over AMQP 1.0, what the broker refuses is released, too
         return listed
