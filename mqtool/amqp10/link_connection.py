@@ -90,6 +90,7 @@ class LinkConnection(ReopeningTransport):
     ) -> None:
         self.confirm_timeout = confirm_timeout
         self.unsettled: dict[int, Receiver] = {}
+        self._taken_back: list[int] = []  # by the broker, after its consumer timeout
         self.set_up: Callable[[], str | None] = lambda: None
         self._links: dict[int, Link] = {}  # by mqtool's handles
         self._incoming: dict[int, Link] = {}  # by the broker's handles
@@ -214,8 +215,14 @@ class LinkConnection(ReopeningTransport):
     # Receiving.
 
     def give_credit(self, receiver: Receiver) -> None:
-        """Give the broker credit for as many deliveries as the receiver can accept."""
+        """Give the broker credit for as many deliveries as the receiver can accept.
+
+        RabbitMQ 4.3.6 sends no more until the deliveries that it has taken back are settled.
+        """
         with self.changed:
+            if self._taken_back and not self.is_lost:
+                self._send_settled(self._taken_back, Released())
+                self._taken_back.clear()
             if not self.is_lost and (credit := receiver.wanted_credit()) is not None:
                 self.send_flow(receiver.handle, receiver.delivery_count, credit)
 
@@ -253,11 +260,14 @@ class LinkConnection(ReopeningTransport):
             receiver.settled(1)
         if ids:
             self.has_progressed = True
-            self.transport.send(
-                [frame(0, Disposition(True, first, last, settled=True, state=state)) for first, last in ranges(ids)]
-            )
+            self._send_settled(ids, state)
         for receiver in receivers.values():
             self.give_credit(receiver)
+
+    def _send_settled(self, ids: Sequence[int], state: Any) -> None:
+        self.transport.send(
+            [frame(0, Disposition(True, first, last, settled=True, state=state)) for first, last in ranges(ids)]
+        )
 
     def is_current(self, delivery: Delivery) -> bool:
         """True if a delivery can still be settled. If not, the broker delivers it again."""
@@ -325,6 +335,7 @@ class LinkConnection(ReopeningTransport):
         if told.role == SENDER:  # the consumer timeout: the broker has requeued the deliveries
             for number in disposed(told, self.unsettled):
                 self.unsettled.pop(number).settled(1)
+                self._taken_back += [] if told.settled else [number]
             return
         now = time.monotonic()
         for number in disposed(told, self._sent):
@@ -407,6 +418,7 @@ class LinkConnection(ReopeningTransport):
         self._refused.clear()
         self._sent.clear()
         self.unsettled.clear()
+        self._taken_back.clear()
 
         def resume() -> None:
             notice = self.set_up()

@@ -707,21 +707,23 @@ def test_receivers_whose_deliveries_are_settled_together_each_grant_credit_again
 
 def test_a_delivery_that_the_broker_has_requeued_is_not_settled(broker: Broker, session: LinkConnection) -> None:
     """If the broker releases an AMQP 1.0 delivery, for example after a consumer timeout, this delivery no longer counts
-    towards the receiver's prefetch. mqtool sends no disposition for such a delivery, nor for one from before a
-    reconnection.
+    towards the receiver's prefetch. If the broker has not settled it, mqtool does so when it gives credit: RabbitMQ
+    4.3.6 sends no more before. mqtool does not accept such a delivery, nor one from before a reconnection.
     """
     link = receiver(session, prefetch=4)
     broker.deliver(0, 0, 1, 2, 3)
     session.run(0)
     deliveries = link.arrived()
     broker.of(Flow)
-    broker.tell(Disposition(False, 1, 2, settled=True, state=Released()))
+    broker.tell(Disposition(False, 1, 1, settled=True, state=Released()))
+    broker.tell(Disposition(False, 2, 2, settled=False, state=Released()))
     broker.tell(Disposition(False, 9, 9, settled=True, state=Released()))
     session.run(0)
     assert [session.is_current(each) for each in deliveries] == [True, False, False, True]
     session.give_credit(link)
     assert [each.link_credit for each in broker.of(Flow)] == [2]
-    session.settle(deliveries[:2], Accepted())
+    assert broker.of(Disposition) == [Disposition(True, 2, 2, settled=True, state=Released())]
+    session.settle(deliveries[:3], Accepted())
     assert broker.of(Disposition) == [Disposition(True, 0, 0, settled=True, state=Accepted())]
     resume = lose(session)
     assert not session.is_current(deliveries[3])
