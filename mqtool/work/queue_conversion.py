@@ -60,6 +60,7 @@ from mqtool.work.conversion_plan import (
 from mqtool.work.exact_bindings import ExactBindings, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.mover import Mover, NoRoom
+from mqtool.work.peeking import How, is_before_4_3, kind_of, peek
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -121,6 +122,28 @@ def hidden_messages(connection: Connection, api: Management, vhost: str, queue: 
         is_embedded = connection.broker_to_show == "the embedded broker"
         found = contents(api, vhost, queue, ready, is_embedded=is_embedded, patience=_STATISTICS)
     return next(of_unmovable(found.delayed, found.dead_letters), None)
+
+
+def undeliverable(connection: Connection, api: Management, vhost: str, queue: str) -> Refusal | None:
+    """Return a refusal if RabbitMQ cannot deliver a message of a queue over AMQP 0-9-1, which closes the connection.
+
+    From RabbitMQ 4.3 on, this happens with some messages that were published over AMQP 1.0. Only reading the queue to
+    its end shows it. If it has consumers, they would compete for the messages, so it is not read.
+    """
+    channel = connection.channel()
+    depth = administration.depth(channel, queue)
+    if is_before_4_3(connection.broker) or depth.consumers or not depth.ready:
+        return None
+    kind = kind_of(channel, queue, api, vhost)
+    try:
+        with closing(peek(channel, queue, kind)) as deliveries:
+            for _ in deliveries:
+                pass
+    except InternalError:
+        what = "RabbitMQ closes the connection when it delivers its messages over AMQP 0-9-1"
+        what += ", which may have changed their order" * (kind.how is How.IN_TURN)
+        return Refusal(what, pika_errors.undeliverable(queue))
+    return None
 
 
 def unconfirmed(connection: Connection, definition: Definition, queue: str) -> Refusal | None:

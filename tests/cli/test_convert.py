@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 import pika
 import pytest
+from pika import spec
+from pika.frame import Method
 
 from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.amqp.consumer import Consumer
@@ -38,6 +40,7 @@ from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_bro
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
+from tests.proxy import Tampering
 from tests.unit.test_queue_limits import not_counted
 
 COUNT = 20
@@ -1830,6 +1833,36 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
                 convert(broker)
                 assert [int(each.body) for each in taken(broker, "jobs", 8)] == list(range(8))
         assert definitions(broker)[0] == {"jobs"}
+
+
+def test_a_queue_with_a_message_that_rabbitmq_cannot_deliver_is_not_converted(lonely_shell: Shell) -> None:
+    """RabbitMQ 4.3 closes the connection of an AMQP 0-9-1 consumer that is to get certain messages that were published
+    over AMQP 1.0. `queue convert` reads the queue before it changes anything, refuses a queue with such a message, and
+    names the command that takes the message out.
+    """
+    close = Method(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0)).marshal()
+    deliver = struct.pack("!L", spec.Basic.Deliver.INDEX)
+
+    def fail(frame: bytes) -> bytes:
+        return close if frame[7:11] == deliver and b"odd" in frame else frame
+
+    shell, convert = lonely_shell, ("mqtool", "queue", "convert", "jobs", "--yes")
+    with EmbeddedBroker(like="4.3", management_port=0) as broker, Tampering(broker.port or 0, fail, None) as proxy:
+        shell.environment["MQTOOL_MANAGEMENT_URL"] = str(broker.management_url)
+        shell.environment["MQTOOL_URL"] = broker.url
+        shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+        shell.run("mqtool", "exchange", "bind", "amq.direct", "jobs", "even", "odd")
+        for key in ("even", "odd", "even"):
+            assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", key, "x").code == 0
+        shell.environment["MQTOOL_URL"] = f"amqp://127.0.0.1:{proxy.port}"
+        refused = shell.run(*convert)
+        assert (refused.code, refused.stderr.count("closes the connection when it delivers")) == (2, 1), refused.stderr
+        assert "take it out: mqtool receive --protocol amqp1.0 --json --queue=jobs" in refused.stderr
+        assert shell.run("mqtool", "list", "queues", "name", "messages").stdout == "jobs\t3\n"
+        assert "mqtool-convert" not in shell.run("mqtool", "list", "exchanges").stdout
+        shell.run("mqtool", "receive", "-q", "jobs", "-c", "2", "-u", broker.url)
+        converted = shell.run(*convert)
+        assert (converted.code, "1 message moved" in converted.stderr) == (0, True), converted.stderr
 
 
 @large

@@ -1,9 +1,7 @@
 """Brokers that send malformed frames: commands neither crash nor hang."""
 
-import contextlib
 import json
 import random
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -36,47 +34,13 @@ from tests.protocol.raw_stream import (
     PUBLISH_ERROR,
     SUBSCRIBE,
 )
-from tests.proxy import Proxy
+from tests.proxy import Change, Tampering
 
-Change = Callable[[bytes], bytes]
 #: The seeds of the sessions that are changed at random, for each command. Outside CI, those that have found something.
 SEEDS = range(60) if IN_CI else (5, 18, 38, 42)
 #: Seconds in which a command with a time limit of one second ends, also on a busy machine.
 LIMIT = 20.0
 UNREADABLE = "was lost: the broker sent something unreadable"
-
-
-class Tampering(Proxy):
-    """Changes the frames that a broker sends.
-
-    Args:
-        change: called with each frame; returns what to send instead.
-        uncounted: how many bytes at the start of a frame its size field does not count; None for AMQP 0-9-1.
-    """
-
-    def __init__(self, target_port: int, change: Change, uncounted: int | None) -> None:
-        super().__init__(target_port)
-        self._change = change
-        self._uncounted = uncounted
-
-    def _forward(self, source: socket.socket, target: socket.socket) -> None:
-        if source.getpeername() != self.target:
-            super()._forward(source, target)
-            return
-        data = b""
-        with contextlib.suppress(OSError):  # the connection was cut
-            while piece := source.recv(65536):
-                data += piece
-                while len(data) >= 8 and len(data) >= (size := self._size(data)):
-                    target.sendall(self._change(data[:size]))
-                    data = data[size:]
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-    def _size(self, data: bytes) -> int:
-        if self._uncounted is None:
-            return 8 + int.from_bytes(data[3:7])
-        return 8 if data.startswith(b"AMQP") else self._uncounted + int.from_bytes(data[:4])
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ from mqtool.work.queue_conversion import (
     left_behind,
     refused_by_broker,
     unconfirmed,
+    undeliverable,
 )
 
 part = typer.Typer()
@@ -114,7 +115,8 @@ def convert(
     to = to or ("quorum" if not changes else None)
     with counting(access) as count:
         found = [conversion_plan.prospect(api, access.vhost, name, to, changes, count) for name in names]
-    _add_refusals_of_broker(access, api, [each for each in found if not _refusals(each, force=force)])
+    unrefused = [each for each in found if not _refusals(each, force=force)]
+    _add_refusals_of_broker(access, api, unrefused, reads=not dry_run)
     possible = [each for each in found if not _refusals(each, force=force)]
     is_refused = len(possible) < len(found) and where is None
     for each in found:
@@ -154,20 +156,20 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
             )
 
 
-def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Prospect]) -> None:
-    if not found:
-        return
-    try:
-        connection = access.connect()
-    except Unavailable:  # --dry-run works without AMQP, too
-        return
-    with connection:
-        for each in found:
+def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Prospect], *, reads: bool) -> None:
+    """Ask the broker what prevents conversions. With `reads`, also read the queues: their messages are redelivered."""
+    for each in found:
+        try:
+            connection = access.connect()  # one for each queue, because a message may end it
+        except Unavailable:  # --dry-run works without AMQP, too
+            return
+        with connection:
             refusal = (
                 refused_by_broker(connection, each.plan)
                 or unconfirmed(connection, each.plan.source, each.plan.queue)
                 or hidden_messages(connection, api, access.vhost, each.plan.queue)
                 or inexact_binding(connection, api, access.vhost, each)
+                or (undeliverable(connection, api, access.vhost, each.plan.queue) if reads else None)
             )
             if refusal is not None:
                 each.refusals.append(refusal)
