@@ -31,9 +31,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
-from mqtool.amqp import Channel, Connection, administration, pika_errors
+from mqtool.amqp import Channel, Connection, Receiving, administration, pika_errors
 from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, InternalError, NotFound, Unavailable, UsageError
 from mqtool.management import Management
@@ -60,7 +61,7 @@ from mqtool.work.conversion_plan import (
 from mqtool.work.exact_bindings import ExactBindings, described, is_large
 from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, is_empty
 from mqtool.work.mover import Mover, NoRoom
-from mqtool.work.peeking import How, is_before_4_3, kind_of, peek
+from mqtool.work.peeking import How, OverLimit, is_before_4_3, kind_of, over_limit, peek
 from mqtool.work.queue_limits import room_in
 
 #: Seconds to wait until a queue's consumers are gone, since a broker takes a moment to notice that a client was killed.
@@ -124,26 +125,41 @@ def hidden_messages(connection: Connection, api: Management, vhost: str, queue: 
     return next(of_unmovable(found.delayed, found.dead_letters), None)
 
 
-def undeliverable(connection: Connection, api: Management, vhost: str, queue: str) -> Refusal | None:
+def undeliverable(connection: Connection, api: Management, vhost: str, plan: ConversionPlan) -> Refusal | None:
     """Return a refusal if RabbitMQ cannot deliver a message of a queue over AMQP 0-9-1, which closes the connection.
 
-    From RabbitMQ 4.3 on, this happens with some messages that were published over AMQP 1.0. Only reading the queue to
-    its end shows it. If it has consumers, they would compete for the messages, so it is not read.
+    From RabbitMQ 4.3 on, this happens with some messages that were published over AMQP 1.0. Only reading the queue
+    shows it. If it has consumers, they would compete for the messages, so it is not read.
     """
-    channel = connection.channel()
+    channel, queue = connection.channel(), plan.queue
     depth = administration.depth(channel, queue)
     if is_before_4_3(connection.broker) or depth.consumers or not depth.ready:
         return None
     kind = kind_of(channel, queue, api, vhost)
     try:
-        with closing(peek(channel, queue, kind)) as deliveries:
-            for _ in deliveries:
-                pass
+        if kind.how is How.IN_TURN:
+            _read_first(channel, queue, min(depth.ready, 2 * plan.at_once), over_limit(channel, queue, kind))
+        else:
+            with closing(peek(channel, queue, kind)) as deliveries:
+                for _ in deliveries:
+                    pass
     except InternalError:
         what = "RabbitMQ closes the connection when it delivers its messages over AMQP 0-9-1"
-        what += ", which may have changed their order" * (kind.how is How.IN_TURN)
         return Refusal(what, pika_errors.undeliverable(queue))
     return None
+
+
+def _read_first(channel: Channel, queue: str, count: int, over: OverLimit | None) -> None:
+    """Read as many messages of a quorum queue as a run prefetches, and requeue them.
+
+    If more were requeued, a killed run would change the order: what it has received would be requeued behind the rest.
+    """
+    consumer = channel.consumer(Queue(queue), Receiving(count, acknowledge=False, idle_timeout=_PATIENCE))
+    first = [*islice(consumer.deliveries(), count)]
+    consumer.cancel()
+    if over is not None and sum(map(over.stays, first)):
+        channel.connection.notice(over.words())
+    channel.requeue_all()
 
 
 def unconfirmed(connection: Connection, definition: Definition, queue: str) -> Refusal | None:

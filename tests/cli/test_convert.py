@@ -1835,7 +1835,10 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBro
         assert definitions(broker)[0] == {"jobs"}
 
 
-def test_a_queue_with_a_message_that_rabbitmq_cannot_deliver_is_not_converted(lonely_shell: Shell) -> None:
+@pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
+def test_a_queue_with_a_message_that_rabbitmq_cannot_deliver_is_not_converted(
+    lonely_shell: Shell, before: str, after: str
+) -> None:
     """RabbitMQ 4.3 closes the connection of an AMQP 0-9-1 consumer that is to get certain messages that were published
     over AMQP 1.0. `queue convert` reads the queue before it changes anything, refuses a queue with such a message, and
     names the command that takes the message out.
@@ -1846,11 +1849,11 @@ def test_a_queue_with_a_message_that_rabbitmq_cannot_deliver_is_not_converted(lo
     def fail(frame: bytes) -> bytes:
         return close if frame[7:11] == deliver and b"odd" in frame else frame
 
-    shell, convert = lonely_shell, ("mqtool", "queue", "convert", "jobs", "--yes")
+    shell, convert = lonely_shell, ("mqtool", "queue", "convert", "jobs", "--to", after, "--yes")
     with EmbeddedBroker(like="4.3", management_port=0) as broker, Tampering(broker.port or 0, fail, None) as proxy:
         shell.environment["MQTOOL_MANAGEMENT_URL"] = str(broker.management_url)
         shell.environment["MQTOOL_URL"] = broker.url
-        shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+        shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", before)
         shell.run("mqtool", "exchange", "bind", "amq.direct", "jobs", "even", "odd")
         for key in ("even", "odd", "even"):
             assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", key, "x").code == 0

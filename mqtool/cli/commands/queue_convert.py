@@ -169,7 +169,7 @@ def _add_refusals_of_broker(access: Access, api: Management, found: Sequence[Pro
                 or unconfirmed(connection, each.plan.source, each.plan.queue)
                 or hidden_messages(connection, api, access.vhost, each.plan.queue)
                 or inexact_binding(connection, api, access.vhost, each)
-                or (undeliverable(connection, api, access.vhost, each.plan.queue) if reads else None)
+                or (undeliverable(connection, api, access.vhost, each.plan) if reads else None)
             )
             if refusal is not None:
                 each.refusals.append(refusal)
