@@ -169,14 +169,14 @@ class Worker:
             self._count(outcome)
             self._channel.acknowledge(delivery)
         elif not stored:
-            self._check_time(delivery)
+            check_in_time(self._channel, delivery)
 
     def _settle(self, delivery: Delivery, ending: Ending) -> None:
         if not self._is_lost(delivery, ending):
             self._count(self._outcome(delivery, ending))
             self._channel.acknowledge(delivery)
         else:
-            self._check_time(delivery)
+            check_in_time(self._channel, delivery)
 
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
         """If the broker may deliver the message again, whatever its outcome, count it, and return True.
@@ -200,15 +200,6 @@ class Worker:
             self._channel.acknowledge(delivery)  # which counts if only another delivery was late for the broker
         return True
 
-    def _check_time(self, delivery: Delivery) -> None:
-        """Raise Unavailable if a message that was redelivered took too long again: it would do so without end."""
-        if delivery.redelivered and self._channel.timed_out(delivery):
-            raise Unavailable(
-                f"{name_of(delivery)} was redelivered, and again not done within the consumer timeout of queue "
-                f"{delivery.queue!r}: the broker would deliver it again and again",
-                RAISE_TIMEOUT,
-            )
-
     def _outcome(self, delivery: Delivery, ending: Ending) -> str:
         """Retry or dead-letter the message if its program failed; return the key of `counts` for this outcome."""
         if ending.status == 0:
@@ -218,6 +209,16 @@ class Worker:
     def _count(self, what: str) -> None:
         with self._counting:
             self.counts[what] += 1
+
+
+def check_in_time(channel: AmqpChannel, delivery: Delivery) -> None:
+    """Raise Unavailable if a message that was redelivered took too long again: it would do so without end."""
+    if delivery.redelivered and channel.timed_out(delivery):
+        raise Unavailable(
+            f"{name_of(delivery)} was redelivered, and again not done within the consumer timeout of queue "
+            f"{delivery.queue!r}: the broker would deliver it again and again",
+            RAISE_TIMEOUT,
+        )
 
 
 def _next(ended: queues.SimpleQueue[BaseException | None]) -> BaseException | None:

@@ -51,18 +51,17 @@ def test_worker_consumes_again_after_rabbitmq_4_3_has_cancelled_its_consumer(lon
     acknowledgement. `worker` does not count the first run as done.
     """
     shell = lonely_shell
-    with EmbeddedBroker(consumer_timeout=0.5, like="4.3", management_port=0) as broker:
+    with EmbeddedBroker(consumer_timeout=1.0, like="4.3", management_port=0) as broker:
         shell.environment["MQTOOL_URL"] = broker.url
         shell.run("mqtool", "queue", "declare", "jobs")
         shell.run("mqtool", "send", "-q", "jobs", "job")
         program = "echo job.$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || until [ -e end ]; do sleep 0.1; done"
         worker = shell.start("mqtool", "worker", "-q", "jobs", "--shell", "--exec", program).wait_until_ready()
         listing = ("mqtool", "list", "queues", "name", "messages_ready", "--management", str(broker.management_url))
-        wait_until(lambda: shell.run(*listing).stdout == "jobs\t0\n", "the broker to deliver the message")
+        worker.wait_for_stdout("job.0")
         wait_until(lambda: shell.run(*listing).stdout == "jobs\t1\n", "the broker to requeue the message")
         (shell.directory / "end").touch()
         worker.wait_for_stdout("job.1")
-        wait_until(lambda: shell.run(*listing).stdout == "jobs\t0\n", "the broker to deliver the message")
         result = worker.interrupt().wait()
     assert (result.code, result.stderr.count("the broker cancelled the consumer of queue 'jobs'")) == (0, 1)
     assert "1 done, 0 retries, 0 dead, 1 delivered again" in result.stderr
@@ -93,3 +92,24 @@ def test_worker_ends_if_a_redelivered_message_takes_too_long_again(
     said = "was redelivered, and again not done within the consumer timeout of queue 'jobs'"
     assert (result.code, said in result.stderr) == (69, True), result.stderr
     assert "hint: raise consumer_timeout in rabbitmq.conf, or for the queue" in result.stderr
+
+
+def test_rpc_server_ends_if_a_redelivered_request_takes_too_long_again(lonely_shell: Shell) -> None:
+    """`rpc-server`, too, ends if a program takes longer than the consumer timeout for a redelivered request."""
+    shell = lonely_shell
+    with EmbeddedBroker(consumer_timeout=0.5, like="4.3", management_port=0) as broker:
+        shell.environment["MQTOOL_URL"] = broker.url
+        shell.run("mqtool", "queue", "declare", "asked")
+        shell.run("mqtool", "queue", "declare", "answers")
+        request = '{"body": "1", "properties": {"reply_to": "answers"}}'
+        shell.run("mqtool", "send", "-q", "asked", "--json", stdin=request)
+        program = "echo x >> runs; n=$(wc -l < runs); echo $n; until [ -e end$n ]; do sleep 0.1; done"
+        server = shell.start("mqtool", "rpc-server", "-q", "asked", "--shell", "--exec", program)
+        where = ("--where", "name = asked", "--management", str(broker.management_url))
+        listing, runs = ("mqtool", "list", "queues", "messages_ready", *where), shell.directory / "runs"
+        for number in (1, 2):
+            wait_until(lambda n=number: runs.exists() and len(runs.read_text()) == 2 * n, "the program to start")
+            wait_until(lambda: shell.run(*listing).stdout == "1\n", "the broker to requeue the request")
+            (shell.directory / f"end{number}").touch()
+        result = server.wait()
+    assert (result.code, "was redelivered, and again not done within" in result.stderr) == (69, True), result.stderr

@@ -27,6 +27,7 @@ from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.work import rpc_functions
 from mqtool.work.deduplication import Interrupted
 from mqtool.work.exec_command import ExecCommand
+from mqtool.work.worker import check_in_time
 
 app = typer.Typer()
 
@@ -126,7 +127,8 @@ def rpc_server(
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = _serve(channel, known, answer_visibly, settings)
         with consuming(receiving, channel, waiting):
-            for _, reply in _until_interrupted(answers, channel):
+            for request, reply in _until_interrupted(answers, channel):
+                check_in_time(channel, request)
                 if reply.properties.get("type") == ERROR_REPLY:
                     output.warning(f"answered with an error: {reply.body.decode()}")
                 rpc_functions.stop_if_broken(reply)
