@@ -182,6 +182,7 @@ class VirtualHost:
 
         self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, work)
         self.deletions = Deletions(clock, self._unbind, self.delete_queue, self.delete_exchange)
+        self._replaying: TurnQueue[Iterator[None]] = TurnQueue(clock, lambda steps: steps)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -214,6 +215,7 @@ class VirtualHost:
         if self.exchanges.get(exchange.name) is not exchange:
             return
         del self.exchanges[exchange.name]
+        exchange.forget_history(self._ledger)
         self._ledger.hold_bytes(-of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
@@ -340,6 +342,23 @@ class VirtualHost:
         source.add(binding)
         self._ledger.hold_bytes(binding.footprint, definition=True)
         self._changed()
+        if source.history:
+            self._replaying.add(self._replay([*source.history], destination))
+
+    def _replay(self, history: list[BrokerMessage], destination: BrokerDestination) -> Iterator[None]:
+        """Publish the history of an x-recent-history exchange to a new destination, in steps."""
+        # As in RabbitMQ, an exchange gets the newest message first.
+        for message in history if isinstance(destination, BrokerQueue) else reversed(history):
+            try:
+                if self._ledger.held_bytes > self._ledger.most_bytes:
+                    raise ChannelException(RESOURCE_ERROR, "no memory for recent messages")
+                if isinstance(destination, BrokerQueue):
+                    self.enqueue(Routing(_without_bcc(message), (destination,)))
+                elif isinstance(destination, BrokerExchange):
+                    yield from enqueue_in_steps(self, self.route(destination, message))
+            except Exception as error:
+                self.failures.report(f"a recent message cannot be published to '{destination.name}'", error)
+            yield
 
     def unbind(
         self, source: BrokerExchange, destination: BrokerDestination, routing_key: str, arguments: Table
@@ -371,6 +390,7 @@ class VirtualHost:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
         for exchange in self.exchanges.values():
+            exchange.forget_history(self._ledger)
             of_itself = 0 if exchange.predeclared else of_exchange(exchange.name, exchange.arguments)
             self._ledger.hold_bytes(
                 -of_itself - sum(binding.footprint for binding in exchange.bindings), definition=True
@@ -447,6 +467,8 @@ class VirtualHost:
     ) -> Collection[BrokerDestination]:
         if exchange.name == "":
             return [self.queues[key] for key in keys if key in self.queues]
+        if exchange.history is not None:
+            exchange.remember(message, self._ledger)
         found = exchange.match(keys, message.headers, message.properties)
         if exchange.steps > MOST_STEPS:
             raise precondition_failed(

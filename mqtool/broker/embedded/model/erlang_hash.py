@@ -1,0 +1,109 @@
+"""Erlang's erlang:phash2/2, for the hashes that RabbitMQ shows to clients, or chooses queues with.
+
+All released versions of Erlang compute the same hash (`make_hash2` in erts/emulator/beam/utils.c). It is Bob Jenkins'
+hash of 1996: each part of a term is mixed into the hash of the parts before it, with a constant for its type.
+"""
+
+import struct
+from typing import Any, TypeAlias
+
+from mqtool.codecs.field_tables import Decimal, Table, Value, type_name
+
+#: An Erlang term: binaries are bytes, atoms str, tuples tuple, and lists list.
+Term: TypeAlias = "int | float | bytes | str | tuple[Term, ...] | list[Term]"
+
+_MASK = 2**32 - 1
+_GOLDEN = 0x9E3779B9
+#: Erlang's constants for types of terms are multiples of the golden ratio.
+_SMALL, _NIL, _ATOM, _TUPLE, _NEGATIVE, _POSITIVE, _FLOAT, _BINARY = (
+    _GOLDEN * number & _MASK for number in (1, 2, 3, 9, 10, 11, 12, 13)
+)
+_HASH_OF_NIL = 3468870702
+_SHIFTS = ((-13, 8, -13), (-12, 16, -5), (-3, 10, -15))
+
+
+def phash2(term: Term) -> int:
+    """Return erlang:phash2(Term, 1 bsl 32)."""
+    return _hash(term, 0)
+
+
+def phash2_of_table(table: Table) -> int:
+    """Return the hash of a field table with at least one field, as RabbitMQ stores the arguments of a binding."""
+    return phash2(sorted(_fields(table)))  # by name; names are unique
+
+
+def _fields(table: Table) -> list[Any]:
+    return [(name.encode(errors="surrogateescape"), *_typed(value)) for name, value in table.items()]
+
+
+def _typed(value: Value) -> tuple[str, Any]:
+    term: Any = value
+    match value:
+        case bool() | None:
+            term = {True: "true", False: "false", None: "undefined"}[value]
+        case str():
+            term = value.encode(errors="surrogateescape")
+        case Decimal():
+            term = (value.scale, value.value)
+        case list():
+            term = [_typed(item) for item in value]
+        case dict():
+            term = _fields(value)
+    return type_name(value), term
+
+
+def _hash(term: Any, before: int) -> int:
+    match term:
+        case str():
+            return _mixed(before, _ATOM, _hash_of_atom(term)) if before else _hash_of_atom(term)
+        case int() if -(2**27) <= term < 2**27:
+            if term < 0:
+                before = _mixed(before, _SMALL, -term)
+            return _mixed(before, _SMALL, term)
+        case int():
+            constant, size = _NEGATIVE if term < 0 else _POSITIVE, abs(term)
+            return _mixed(before, constant, size, size >> 32)
+        case float():
+            return _mixed(before, _FLOAT, *struct.unpack(">II", struct.pack(">d", term + 0.0)))
+        case bytes():
+            return _hash_of_block(term, _BINARY + before & _MASK) if term else _BINARY + before & _MASK
+        case tuple():
+            before = _mixed(before, _TUPLE, len(term))
+            for part in term:
+                before = _hash(part, before)
+            return before
+        case _:
+            for part in term:
+                before = _hash(part, before)
+            return _mixed(before, _NIL, 2) if before else _HASH_OF_NIL
+
+
+def _hash_of_atom(name: str) -> int:
+    hashed = 0
+    for byte in name.encode():
+        hashed = (hashed << 4) + byte
+        high = hashed & 0xF0000000
+        hashed ^= high >> 24 ^ high
+    return hashed
+
+
+def _hash_of_block(block: bytes, before: int) -> int:
+    a = b = _GOLDEN
+    whole = len(block) - len(block) % 12
+    for words in struct.iter_unpack("<III", block[:whole]):
+        a, b, before = _mix(a + words[0], b + words[1], before + words[2])
+    rest = block[whole:]
+    # The length takes the place of the lowest byte of the last word.
+    words = struct.unpack("<III", rest[:8].ljust(8, b"\0") + b"\0" + rest[8:].ljust(3, b"\0"))
+    return _mix(a + words[0], b + words[1], before + words[2] + len(block))[2]
+
+
+def _mixed(before: int, constant: int, first: int, second: int = 0) -> int:
+    return _mix(constant + first, constant + second, before)[2]
+
+
+def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
+    for shifts in _SHIFTS:
+        for shift in shifts:
+            a, b, c = b, c, (a - b - c ^ (c << shift if shift > 0 else (c & _MASK) >> -shift)) & _MASK
+    return a, b, c
