@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, MessageProp
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
-from mqtool.broker.embedded.model.erlang_hash import phash2_of_table
+from mqtool.broker.embedded.model.erlang_terms import phash2_of_table
 from mqtool.broker.embedded.model.footprint import of_binding, of_message
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.one_queue_tables import ConsistentHashTable, ModulusTable, RandomTable, hash_input

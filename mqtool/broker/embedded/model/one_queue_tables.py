@@ -9,7 +9,7 @@ from hashlib import md5
 from secrets import SystemRandom
 from typing import Any
 
-from mqtool.broker.embedded.model.erlang_hash import phash2
+from mqtool.broker.embedded.model.erlang_terms import phash2
 from mqtool.codecs.field_tables import encode_table
 from mqtool.field_values import FieldValue
 from mqtool.routing import FanoutTable

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model import event_exchange
 from mqtool.broker.embedded.model.amqp_errors import (
     RESOURCE_ERROR,
     ChannelException,
@@ -22,6 +23,7 @@ from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding, check_weight
 from mqtool.broker.embedded.model.deletions import Deletions
+from mqtool.broker.embedded.model.event_exchange import EVENT_EXCHANGE, EVENT_VHOST, Announce
 from mqtool.broker.embedded.model.exchange import (
     CONSISTENT_HASH,
     LOCAL_RANDOM,
@@ -148,8 +150,11 @@ class VirtualHost:
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
 
-    def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
+    def __init__(
+        self, name: str, clock: Clock, ledger: Ledger, profile: Profile, announce: Announce = lambda _, **__: None
+    ) -> None:
         self.name = name
+        self._announce = announce
         self.profile = profile
         self.description = ""
         self.labels = VhostLabels()
@@ -165,6 +170,8 @@ class VirtualHost:
         self.policies = Policies(name, ledger, self._apply_policies)
         self.exchanges = {name: BrokerExchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
         self.exchanges[TRACE_EXCHANGE] = BrokerExchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
+        if name == EVENT_VHOST:
+            self.exchanges[EVENT_EXCHANGE] = BrokerExchange(EVENT_EXCHANGE, "topic", internal=True, predeclared=True)
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
@@ -206,6 +213,7 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
         self._ledger.hold_bytes(of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
+        self._announce("exchange.created", vhost=self.name, **event_exchange.of_exchange(exchange))
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name.
@@ -222,6 +230,7 @@ class VirtualHost:
             self._unbind(binding)
         if exchange.durable:
             self._ledger.forget("exchange", (self.name, exchange.name))
+        self._announce("exchange.deleted", vhost=self.name, name=exchange.name)
 
     def new_queue_name(self) -> str:
         """Return a random name for a queue that a client declares without a name."""
@@ -272,6 +281,7 @@ class VirtualHost:
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
         queue.touch()
+        self._announce("queue.created", **event_exchange.of_queue(queue))
         return queue
 
     def _apply_policies(self) -> None:
@@ -314,6 +324,7 @@ class VirtualHost:
         self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
             self._unbind(binding)
+        self._announce("queue.deleted", vhost=self.name, name=queue.name, type=f"rabbit_{queue.kind}_queue")
         if queue.stored:
             self._ledger.forget("queue", (queue.vhost, queue.name))
             self._ledger.forget("delivering", (str(queue.key),))
@@ -342,6 +353,7 @@ class VirtualHost:
         source.add(binding)
         self._ledger.hold_bytes(binding.footprint, definition=True)
         self._changed()
+        self._announce("binding.created", vhost=self.name, **event_exchange.of_binding(binding))
         if source.history:
             self._replaying.add(self._replay([*source.history], destination))
 
@@ -376,6 +388,7 @@ class VirtualHost:
             return
         self._ledger.hold_bytes(-binding.footprint, definition=True)
         self._changed()
+        self._announce("binding.deleted", vhost=self.name, **event_exchange.of_binding(binding))
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
         if source.auto_delete and not source.in_use and source.name in self.exchanges:

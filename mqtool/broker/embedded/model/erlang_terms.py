@@ -1,4 +1,4 @@
-"""Erlang's erlang:phash2/2, for the hashes that RabbitMQ shows to clients, or chooses queues with.
+"""Field tables as Erlang terms: their hash (erlang:phash2/2) and their text, which RabbitMQ shows to clients.
 
 All released versions of Erlang compute the same hash (`make_hash2` in erts/emulator/beam/utils.c). It is Bob Jenkins'
 hash of 1996: each part of a term is mixed into the hash of the parts before it, with a constant for its type.
@@ -30,6 +30,26 @@ def phash2(term: Term) -> int:
 def phash2_of_table(table: Table) -> int:
     """Return the hash of a field table with at least one field, as RabbitMQ stores the arguments of a binding."""
     return phash2(sorted(_fields(table)))  # by name; names are unique
+
+
+def printed_fields(table: Table) -> list[str]:
+    """Return the fields of a table as Erlang prints them, such as `{<<"x-max-length">>,signedint,5}`."""
+    return [_printed(field) for field in _fields(table)]
+
+
+def _printed(term: Any) -> str:
+    match term:
+        case bytes():
+            text = term.decode("latin-1")
+            quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+            shown = ",".join(map(str, term)) if not text.isprintable() else f'"{quoted}"' if text else ""
+            return f"<<{shown}>>"
+        case tuple():
+            return f"{{{','.join(map(_printed, term))}}}"
+        case list():
+            return f"[{','.join(map(_printed, term))}]"
+        case _:
+            return str(term)
 
 
 def _fields(table: Table) -> list[Any]:
