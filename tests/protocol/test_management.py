@@ -615,20 +615,18 @@ def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker
 def test_a_client_can_ask_for_less_than_all_statistics(
     api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
 ) -> None:
-    """`disable_stats=true` leaves out the counts of queues and of the overview. With `enable_queue_totals=true`, lists of
-    queues have three counts. A quorum queue shows its delivery limit, and how it delays retries.
+    """`disable_stats=true` leaves out the counts of queues and of the overview. With `enable_queue_totals=true`, lists
+    of queues have three counts. A quorum queue shows its delivery limit, and how it delays retries.
     """
     channel.queue_declare("q", durable=True)
     channel.basic_publish("", "q", b"x")
     arguments = {"x-queue-type": "quorum", "x-delayed-retry-type": "all", "x-delayed-retry-min": 1000}
     channel.queue_declare("retrying", durable=True, arguments=arguments)
     eventually(api, f"queues/{vhost}/q", messages=1)
-    without, totals = (
-        f"queues/{vhost}?disable_stats=true",
-        f"queues/{vhost}?disable_stats=true&enable_queue_totals=true",
-    )
-    for path, counts in ((without, set()), (totals, {"messages", "messages_ready", "messages_unacknowledged"})):
-        [view] = [each for each in api("GET", path)[1] if each["name"] == "q"]
+    totals = {"messages", "messages_ready", "messages_unacknowledged"}
+    for more, counts in (("", set()), ("&enable_queue_totals=true", totals)):
+        views = api("GET", f"queues/{vhost}?disable_stats=true{more}")[1]
+        [view] = [each for each in views if each["name"] == "q"]
         assert {name for name in view if "message" in name or "consumer" in name} == counts
         assert view.get("messages", 1) == 1
     overview = api("GET", "overview?disable_stats=true")[1]
