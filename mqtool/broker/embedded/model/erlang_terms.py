@@ -5,12 +5,17 @@ hash of 1996: each part of a term is mixed into the hash of the parts before it,
 """
 
 import struct
+from functools import cache
+from hashlib import md5
 from typing import Any, TypeAlias
 
-from mqtool.codecs.field_tables import Decimal, Table, Value, type_name
+from mqtool.codecs.field_tables import Decimal, Table, Value, encode_table, type_name
 
 #: An Erlang term: binaries are bytes, atoms str, tuples tuple, and lists list.
 Term: TypeAlias = "int | float | bytes | str | tuple[Term, ...] | list[Term]"
+
+#: A larger table would take longer than the turn of a client.
+_MOST_BYTES = 2000
 
 _MASK = 2**32 - 1
 _GOLDEN = 0x9E3779B9
@@ -19,7 +24,6 @@ _SMALL, _NIL, _ATOM, _TUPLE, _NEGATIVE, _POSITIVE, _FLOAT, _BINARY = (
     _GOLDEN * number & _MASK for number in (1, 2, 3, 9, 10, 11, 12, 13)
 )
 _HASH_OF_NIL = 3468870702
-_SHIFTS = ((-13, 8, -13), (-12, 16, -5), (-3, 10, -15))
 
 
 def phash2(term: Term) -> int:
@@ -27,14 +31,17 @@ def phash2(term: Term) -> int:
     return _hash(term, 0)
 
 
-def phash2_of_table(table: Table) -> int:
-    """Return the hash of a field table with at least one field, as RabbitMQ stores the arguments of a binding."""
-    return phash2(sorted(_fields(table)))  # by name; names are unique
+def hash_of_table(table: Table) -> bytes:
+    """Return the hash of a field table, as RabbitMQ stores the arguments of a binding; a large one has another hash."""
+    if len(encoded := encode_table(table)) > _MOST_BYTES:
+        return md5(encoded, usedforsecurity=False).digest()[:4]
+    return phash2(sorted(_fields(table))).to_bytes(4)  # by name; names are unique
 
 
 def printed_fields(table: Table) -> list[str]:
-    """Return the fields of a table as Erlang prints them, such as `{<<"x-max-length">>,signedint,5}`."""
-    return [_printed(field) for field in _fields(table)]
+    """Return the fields of a table as Erlang prints them, such as `{<<"x-max-length">>,signedint,5}`, or its size."""
+    size = len(encode_table(table))
+    return [_printed(field) for field in _fields(table)] if size <= _MOST_BYTES else [f"{size} bytes"]
 
 
 def _printed(term: Any) -> str:
@@ -98,6 +105,7 @@ def _hash(term: Any, before: int) -> int:
             return _mixed(before, _NIL, 2) if before else _HASH_OF_NIL
 
 
+@cache
 def _hash_of_atom(name: str) -> int:
     hashed = 0
     for byte in name.encode():
@@ -123,7 +131,13 @@ def _mixed(before: int, constant: int, first: int, second: int = 0) -> int:
 
 
 def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
-    for shifts in _SHIFTS:
-        for shift in shifts:
-            a, b, c = b, c, (a - b - c ^ (c << shift if shift > 0 else (c & _MASK) >> -shift)) & _MASK
+    a = (a - b - c ^ (c & _MASK) >> 13) & _MASK
+    b = (b - c - a ^ a << 8) & _MASK
+    c = (c - a - b ^ b >> 13) & _MASK
+    a = (a - b - c ^ c >> 12) & _MASK
+    b = (b - c - a ^ a << 16) & _MASK
+    c = (c - a - b ^ b >> 5) & _MASK
+    a = (a - b - c ^ c >> 3) & _MASK
+    b = (b - c - a ^ a << 10) & _MASK
+    c = (c - a - b ^ b >> 15) & _MASK
     return a, b, c

@@ -4,6 +4,7 @@ from base64 import urlsafe_b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
@@ -13,7 +14,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, MessageProp
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
-from mqtool.broker.embedded.model.erlang_terms import phash2_of_table
+from mqtool.broker.embedded.model.erlang_terms import hash_of_table
 from mqtool.broker.embedded.model.footprint import of_binding, of_message
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.one_queue_tables import ConsistentHashTable, ModulusTable, RandomTable, hash_input
@@ -100,14 +101,13 @@ class BrokerBinding:
         """The memory that the binding takes, in bytes."""
         return of_binding(self.source.routed_as, self.routing_key, self.arguments)
 
-    @property
+    @cached_property
     def properties_key(self) -> str:
         """The `properties_key` of the management API: the routing key and a hash of the arguments, as in RabbitMQ."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
-        hashed = phash2_of_table(self.arguments).to_bytes(4)
-        return f"{key}~{urlsafe_b64encode(hashed).rstrip(b'=').decode()}"
+        return f"{key}~{urlsafe_b64encode(hash_of_table(self.arguments)).rstrip(b'=').decode()}"
 
 
 class ExchangeDeclaration(NamedTuple):

@@ -6,10 +6,11 @@ Each message is hashed, or routed, once. With several routing keys (CC, BCC), x-
 import math
 from collections.abc import Collection, Mapping
 from hashlib import md5
+from itertools import islice
 from secrets import SystemRandom
 from typing import Any
 
-from mqtool.broker.embedded.model.erlang_terms import phash2
+from mqtool.broker.embedded.model.erlang_terms import Term, phash2
 from mqtool.codecs.field_tables import encode_table
 from mqtool.field_values import FieldValue
 from mqtool.routing import FanoutTable
@@ -17,6 +18,8 @@ from mqtool.routing import FanoutTable
 _HASHES = 2**128
 #: The range of erlang:phash2/1.
 _RANGE = 2**27
+#: This many routing keys are hashed. RabbitMQ has no such limit.
+_MOST_KEYS = 100
 
 
 class RandomTable(FanoutTable[Any]):
@@ -27,12 +30,13 @@ class RandomTable(FanoutTable[Any]):
 
 
 class ModulusTable(FanoutTable[Any]):
-    """x-modulus-hash: the binding whose number, sorted by destination, is the hash of all keys modulo their count."""
+    """x-modulus-hash: the binding whose number, sorted by destination, is the hash of the keys modulo their count."""
 
     def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Any]:  # noqa: ARG002
         ends = sorted(self._items, key=lambda end: (end.destination_type, end.name))
         bound = [end for end in ends for _ in range(self._items[end])]
-        hashed = phash2([key.encode(errors="surrogateescape") for key in keys]) % _RANGE  # as RabbitMQ 4.3 does
+        some: list[Term] = [key.encode(errors="surrogateescape") for key in islice(keys, _MOST_KEYS)]
+        hashed = phash2(some) % _RANGE  # as RabbitMQ 4.3 does
         return [bound[hashed % len(bound)]] if bound else ()
 
 
