@@ -19,13 +19,17 @@ from mqtool.message import COPIES
 from mqtool.routing import TABLES, FanoutTable, RoutingTable, delay_of
 from mqtool.topology import DELAYED, Binding, Exchange
 
-_LOCAL_RANDOM = "x-local-random"
-#: The routing tables of all types whose routes are known. These two route to all bindings, whatever the routing key;
-#: x-local-random then chooses one of the queues.
+#: How an exchange of a type that sends each message to only one of its queues chooses it.
+CHOOSING = {
+    "x-local-random": "at random, among those on the node of the publisher",
+    "x-random": "at random",
+    "x-modulus-hash": "by a hash of the routing key",
+    "x-consistent-hash": "by a hash, in proportion to the binding keys",
+}
+#: The routing tables of all types whose routes are known.
 _TABLES: Mapping[str, Callable[[], RoutingTable[int]]] = {
     **TABLES,
-    "x-recent-history": FanoutTable,
-    _LOCAL_RANDOM: FanoutTable,
+    **dict.fromkeys(("x-recent-history", *CHOOSING), FanoutTable),
 }
 
 
@@ -74,7 +78,7 @@ class QueueRoute:
         dead_letters: for each queue with a dead-letter exchange, among `queues` and the queues reached from those.
         delay: how long an x-delayed-message exchange delays the message before routing it, in milliseconds.
         unknown: exchanges on the path whose type mqtool cannot route; only the broker can.
-        one_of: exchanges on the path that choose one of their queues at random; `queues` contains all of these.
+        one_of: exchanges on the path that choose one of their queues; `queues` contains all of these.
     """
 
     exchange: str
@@ -168,7 +172,7 @@ class Router:
         numbers = {number for key in found.keys for number in self._tables[name].match(key, found.headers)}
         matched = [bindings[number] for number in sorted(numbers)]
         found.matched.update(matched)
-        if routed_as == _LOCAL_RANDOM and len(matched) > 1:
+        if routed_as in CHOOSING and len(matched) > 1:
             found.one_of.append(name)
         alternate = exchange.arguments.get("alternate-exchange")
         if not matched and isinstance(alternate, str):

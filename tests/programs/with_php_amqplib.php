@@ -55,7 +55,7 @@ $channel->queue_declare('php.buried', false, false, true);
 $channel->queue_bind('php.buried', 'php.dead');
 $arguments = new AMQPTable(['x-dead-letter-exchange' => 'php.dead']);
 $channel->queue_declare('php.work', false, true, false, false, false, $arguments);
-$headers = ['big' => 2 ** 40, 'small' => -(2 ** 40), 'nested' => ['list' => [1, 'two', null, true]]];
+$headers = ['big' => 2 ** 40, 'nested' => ['list' => [1, 'two', null, true]], 'small' => -(2 ** 40)]; // RabbitMQ 4 sorts them
 $properties = ['delivery_mode' => 2, 'application_headers' => new AMQPTable($headers)];
 foreach (range(0, 4) as $number) {
     $channel->basic_publish(new AMQPMessage("$number", $properties), '', 'php.work');

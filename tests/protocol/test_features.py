@@ -151,7 +151,9 @@ def test_the_documented_table_of_exchanges_is_correct(broker: TestBroker, api: A
     assert known == set(types_of(PROFILES[Like.V3_10]))
     api("PUT", f"queues/{vhost}/q", {"durable": True})
     arguments = {row[0] for row in table("Exchanges", 1)}
-    assert arguments == {"alternate-exchange", "x-delayed-type", "x-match", "hash-header", "hash-property"}
+    assert arguments == {
+        *("alternate-exchange", "x-delayed-type", "x-match", "hash-header", "hash-property", "x-recent-history-length")
+    }
     for value, status in (("amq.fanout", 201), (1, 400)):
         body = {"type": "direct", "durable": True, "arguments": {"alternate-exchange": value}}
         assert api("PUT", f"exchanges/{vhost}/alternate-{status}", body)[0] == status

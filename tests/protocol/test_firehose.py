@@ -1,4 +1,4 @@
-"""The firehose: copies at amq.rabbitmq.trace while a virtual host's tracing is on."""
+"""The firehose: copies at amq.rabbitmq.trace while a virtual host's tracing is on. And the event exchange."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,6 +7,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("no_other_firehose")
@@ -127,3 +128,81 @@ def test_tracing_is_switched_on_and_off_over_http(
     client.basic_publish("", "nowhere", b"last")
     assert trace.next()[1] == b"last", "the firehose sent a copy while tracing was off"
     api("PUT", f"vhosts/{vhost}", {"tracing": False})
+
+
+def test_the_event_exchange_reports_what_comes_and_goes(
+    api: Api, connect: Opener, vhost: str, broker: TestBroker
+) -> None:
+    """A queue that is bound to amq.rabbitmq.event in the virtual host `/` gets a message for each queue, exchange,
+    binding, connection, channel, consumer, user and permission that is created or deleted. Its routing key names the
+    event, and its headers describe it.
+    """
+    if broker.kind == "rabbitmq" and api("GET", "exchanges/%2F/amq.rabbitmq.event")[0] == 404:
+        pytest.skip("the plugin is not enabled")
+    events = connect(virtual_host="/").channel()
+    queue = str(events.queue_declare("", exclusive=True).method.queue)
+    events.queue_bind(queue, "amq.rabbitmq.event", "#")
+    connection = connect(client_properties={"connection_name": "probe"})
+    client = connection.channel()
+    client.queue_declare("jobs", durable=True, arguments={"x-max-length": 5, "x-queue-type": "classic"})
+    client.exchange_declare("x", "topic")
+    client.queue_bind("jobs", "x", "k.*", {"a": 1})
+    client.basic_consume("jobs", lambda *_: None, consumer_tag="tag", auto_ack=True)
+    client.basic_cancel("tag")
+    client.queue_unbind("jobs", "x", "k.*", {"a": 1})
+    client.exchange_delete("x")
+    client.queue_delete("jobs")
+    client.close()
+    api("PUT", f"users/{vhost}", {"password": "p", "tags": ""})
+    api("PUT", f"permissions/{vhost}/{vhost}", dict.fromkeys(("configure", "write", "read"), "^a"))
+    api("DELETE", f"permissions/{vhost}/{vhost}")
+    api("DELETE", f"users/{vhost}")
+    connection.close()
+
+    binding = {
+        "source_name": "x", "source_kind": "exchange", "destination_name": "jobs", "destination_kind": "queue",
+        "routing_key": "k.*", "arguments": ['{<<"a">>,signedint,1}'], "vhost": vhost,
+    }  # fmt: skip
+    expected: list[tuple[str, dict[str, Any]]] = [
+        ("connection.created", {"user_provided_name": "probe", "vhost": vhost, "protocol": "{0,9,1}", "user": "guest"}),
+        ("channel.created", {"number": 1, "vhost": vhost, "user": "guest"}),
+        ("queue.created", {"name": "jobs", "vhost": vhost, "durable": True, "exclusive": False, "auto_delete": False}),
+        ("exchange.created", {"name": "x", "vhost": vhost, "type": "topic", "internal": False, "arguments": []}),
+        ("binding.created", binding),
+        ("consumer.created", {"consumer_tag": "tag", "queue": "jobs", "ack_required": False, "exclusive": False}),
+        ("consumer.deleted", {"consumer_tag": "tag", "queue": "jobs"}),
+        ("binding.deleted", binding),
+        ("exchange.deleted", {"name": "x", "vhost": vhost}),
+        ("queue.deleted", {"name": "jobs", "vhost": vhost}),
+        ("channel.closed", {}),
+        ("user.created", {"name": vhost}),
+        ("permission.created", {"user": vhost, "vhost": vhost, "configure": "^a"}),
+        ("permission.deleted", {"user": vhost, "vhost": vhost}),
+        ("user.deleted", {"name": vhost}),
+        ("connection.closed", {"user_provided_name": "probe"}),
+    ]
+    pids: dict[str, str] = {}
+    # RabbitMQ's processes send their events independently, and other tests cause events, too.
+    for method, properties, body in events.consume(queue, auto_ack=True, inactivity_timeout=20):
+        assert method is not None, f"missing: {expected}"
+        key, headers = method.routing_key, properties.headers
+        is_ours = vhost in str(headers) or headers.get("user_provided_name") == "probe" or headers.get("pid") in pids
+        fitting = (
+            [
+                each
+                for each in expected
+                if each[0] == key and all(headers.get(name) == value for name, value in each[1].items())
+            ]
+            if is_ours
+            else []
+        )
+        if not fitting:
+            continue
+        expected.remove(fitting[0])
+        assert (body, properties.delivery_mode) == (b"", 2)
+        assert headers["timestamp_in_ms"] // 1000 == properties.timestamp
+        pids |= {headers["pid"]: key} if "pid" in headers else {}
+        assert key != "queue.created" or '{<<"x-max-length">>,signedint,5}' in headers["arguments"]
+        if not expected:
+            break
+    assert sorted(pids.values()) == ["channel.closed", "connection.closed"]

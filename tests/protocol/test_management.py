@@ -1,8 +1,11 @@
 """The management API of the embedded broker has the same paths, status codes and field names as RabbitMQ's."""
 
+import base64
+import json
 import os
 import re
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -607,3 +610,39 @@ def test_an_integer_of_more_than_64_bits_is_refused(api: Api, broker: TestBroker
     }
     published = api("POST", f"exchanges/{broker.vhost}/amq.default/publish", message)
     assert (published[0], published[1]["reason"]) == (400, refused)
+
+
+def test_a_client_can_ask_for_less_than_all_statistics(
+    api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker
+) -> None:
+    """`disable_stats=true` leaves out the counts of queues and of the overview. With `enable_queue_totals=true`, lists
+    of queues have three counts. A quorum queue shows its delivery limit, and how it delays retries.
+    """
+    channel.queue_declare("q", durable=True)
+    channel.basic_publish("", "q", b"x")
+    arguments = {"x-queue-type": "quorum", "x-delayed-retry-type": "all", "x-delayed-retry-min": 1000}
+    channel.queue_declare("retrying", durable=True, arguments=arguments)
+    eventually(api, f"queues/{vhost}/q", messages=1)
+    totals = {"messages", "messages_ready", "messages_unacknowledged"}
+    for more, counts in (("", set()), ("&enable_queue_totals=true", totals)):
+        views = api("GET", f"queues/{vhost}?disable_stats=true{more}")[1]
+        [view] = [each for each in views if each["name"] == "q"]
+        assert {name for name in view if "message" in name or "consumer" in name} == counts
+        assert view.get("messages", 1) == 1
+    overview = api("GET", "overview?disable_stats=true")[1]
+    assert (overview["disable_stats"], overview["enable_queue_totals"]) == (True, False)
+    assert overview.keys().isdisjoint({"queue_totals", "message_stats", "listeners", "churn_rates"})
+    assert overview["object_totals"].keys() == {"connections", "exchanges", "queues"}
+    if broker.differs_since("4.3", "delayed retries"):
+        view = eventually(api, f"queues/{vhost}/retrying", delayed_retry="all (min: 1000ms, max: 1000ms)")
+        assert view["delivery_limit"] == 20
+
+
+def test_definitions_are_downloaded_as_a_file(api: Api, vhost: str) -> None:
+    """With `download=NAME` in the query, a browser saves definitions in the file NAME."""
+    for path in ("definitions", f"definitions/{vhost}"):
+        request = urllib.request.Request(f"{api.url}/api/{path}?download=x.json")
+        request.add_header("authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.headers["content-disposition"] == "attachment; filename=x.json"
+            assert "queues" in json.load(answer)

@@ -180,12 +180,16 @@ def test_arguments_override_policies_in_routes() -> None:
     [
         *(
             (kind, "unknown", f"  e is of type {kind}, so only the broker knows the route; it has 2 bindings:")
-            for kind in ("x-consistent-hash", "x-random", "x-modulus-hash", "x-federation-upstream", "x-other")
+            for kind in ("x-jms-topic", "x-federation-upstream", "x-other")
         ),
-        (
-            "x-local-random",
-            "one of 2 queues",
-            "  e chooses one of its queues at random, among those on the node of the publisher",
+        *(
+            (kind, "one of 2 queues", f"  e chooses one of its queues {how}")
+            for kind, how in {
+                "x-local-random": "at random, among those on the node of the publisher",
+                "x-random": "at random",
+                "x-modulus-hash": "by a hash of the routing key",
+                "x-consistent-hash": "by a hash, in proportion to the binding keys",
+            }.items()
         ),
         ("x-recent-history", "2 queues", "  two  e ── '' ──> two"),
         ("fanout", "2 queues", "  two  e ── '' ──> two"),
@@ -196,7 +200,7 @@ def test_route_says_which_queues_get_a_message_for_each_exchange_type(
     kind: str, headline: str, explanation: str
 ) -> None:
     """`route` does not say "no queue" if only the broker can know the queues, but lists the bindings. An
-    x-recent-history exchange delivers to all bound queues, and an x-local-random exchange to one of them.
+    x-recent-history exchange delivers to all bound queues, and an exchange that divides messages to one of them.
     """
     known = Definitions.of(
         [Exchange("e", kind)], [Queue("one"), Queue("two")], [Binding("e", name) for name in ("one", "two")]
@@ -211,7 +215,7 @@ def test_route_says_which_queues_get_a_message_for_each_exchange_type(
 def test_route_does_not_call_dead_letters_lost_if_only_the_broker_knows_their_queues() -> None:
     """If a queue dead-letters to an exchange of a type that only the broker can route, `route` says so."""
     dying = Queue("q", arguments={"x-dead-letter-exchange": "e"})
-    known = Definitions.of([Exchange("e", "x-random")], [dying, Queue("one")], [Binding("e", "one")])
+    known = Definitions.of([Exchange("e", "x-jms-topic")], [dying, Queue("one")], [Binding("e", "one")])
     lines = [plain(line) for line in explained_route(Router(known).route("", "q"), known)]
     assert lines[-1] == "  q ──> e  'q' ──> unknown queues of e"
 

@@ -53,7 +53,7 @@ def route(
     """Explain where a message would go, and why.
 
     Shows the queues that would get the message, the bindings that match or nearly match, and where the message would go
-    if it were dead-lettered. For an exchange type that only the broker can route, such as x-consistent-hash, shows the
+    if it were dead-lettered. For an exchange type that only the broker can route, such as x-jms-topic, shows the
     bindings. With --test, exits with 3 if any route in the file is unknown or differs from what is expected.
     """
     if (exchange is None) == (test is None):

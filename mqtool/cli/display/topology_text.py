@@ -25,7 +25,7 @@ from mqtool.cli.display.layout import (
 )
 from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Definitions
-from mqtool.inspection.routes import DeadLetterRoutes, Hop, QueueRoute, Way, routing_type
+from mqtool.inspection.routes import CHOOSING, DeadLetterRoutes, Hop, QueueRoute, Way, routing_type
 from mqtool.inspection.wiring import Counter, QueueState, WiredLink, WiredNode, WiredPublisher, Wiring
 from mqtool.spelling import counted
 from mqtool.topology import Binding
@@ -244,7 +244,8 @@ def _remarks(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
     if exchange.internal:
         yield [f"  {_exchange_name(route.exchange)} is internal: no client may publish to it"]
     for name in route.one_of:
-        yield [f"  {shown(name)} chooses one of its queues at random, among those on the node of the publisher"]
+        how = CHOOSING[routing_type(definitions.exchanges[name])]
+        yield [f"  {shown(name)} chooses one of its queues {how}"]
     for name in route.unknown:
         kind, bindings = routing_type(definitions.exchanges[name]), definitions.bindings.get(name, ())
         bound = f"{_count(len(bindings), 'binding')}{':' * bool(bindings)}"

@@ -9,6 +9,7 @@ import pytest
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.event_exchange import EVENT_EXCHANGE
 from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, BrokerExchange, binding_names
 from mqtool.broker.embedded.model.ledger import Ledger, decode_definition, definition_key
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
@@ -75,16 +76,17 @@ def publish(vhost: VirtualHost, exchange: str, sent: BrokerMessage) -> tuple[boo
 
 
 def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) -> None:
-    """A new virtual host has only the predeclared exchanges, of which amq.rabbitmq.trace is internal. It has no queues,
-    limits, labels or description, and message tracing is off.
+    """A new virtual host has only the predeclared exchanges, of which those whose names begin with amq.rabbitmq are
+    internal. It has no queues, limits, labels or description, and message tracing is off.
     """
     assert (vhost.name, vhost.description, vhost.limits, vhost.tracing, vhost.watcher) == ("/", "", {}, False, None)
     assert (vhost.queues, tuple(vhost.labels)) == ({}, ((), "", False))
     assert {name: exchange.kind for name, exchange in vhost.exchanges.items()} == {
         **PREDECLARED,
         TRACE_EXCHANGE: "topic",
+        EVENT_EXCHANGE: "topic",
     }
-    assert {name for name, exchange in vhost.exchanges.items() if exchange.internal} == {TRACE_EXCHANGE}
+    assert {each for each, exchange in vhost.exchanges.items() if exchange.internal} == {TRACE_EXCHANGE, EVENT_EXCHANGE}
     assert all(each.predeclared and each.name == name for name, each in vhost.exchanges.items())
     first, second = vhost.new_queue_name(), vhost.new_queue_name()
     assert first != second

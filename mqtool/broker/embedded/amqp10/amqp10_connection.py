@@ -175,7 +175,7 @@ class Connection10(Amqp10Socket):
             self.frame_max = opening.max_frame_size
         if opening.channel_max is not None:
             self.channel_max = min(opening.channel_max, CHANNEL_MAX)
-        self.state = "open"
+        self.opened()
         self.set_deadline(None)
         self.start_heartbeats(idle // 1000)
         answer = Open(

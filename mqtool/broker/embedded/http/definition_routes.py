@@ -6,9 +6,10 @@ https://www.rabbitmq.com/docs/definitions
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator
+from http import HTTPStatus
 from pathlib import Path
 
-from mqtool.broker.embedded.http.http_server import HttpError, bad_request, in_slices, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, in_slices, text
 from mqtool.broker.embedded.http.policy_routes import (
     COMPONENTS,
     global_parameter_views,
@@ -52,14 +53,14 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 @route(READ, "definitions", administrator)
 @route(READ, "all-configuration", administrator)
-def definitions(call: RouteCall) -> Json:
+def definitions(call: RouteCall) -> HttpAnswer:
     users, vhosts = call.users(), call.vhosts()
     about = {
         "explanation": f"Definitions of cluster '{call.broker.cluster_name}'",
         "original_cluster_name": call.broker.cluster_name,
         "rabbitmq_definition_format": "cluster",
     }
-    return {
+    found = {
         **_versions(call),
         **(about if call.broker.profile.api >= "4.2" else {}),
         "users": [user_view(user) for user in users],
@@ -69,6 +70,12 @@ def definitions(call: RouteCall) -> Json:
         "global_parameters": global_parameter_views(call.broker),
         **_topology(vhosts),
     }
+    return _to_save(call, found)
+
+
+def _to_save(call: RouteCall, found: Json) -> HttpAnswer:
+    """Return definitions, which a browser is to save in the file that the query names."""
+    return HttpAnswer(HTTPStatus.OK, found, filename=call.request.query.get("download"))
 
 
 def _versions(call: RouteCall) -> Json:
@@ -104,22 +111,23 @@ def _vhost_definition(vhost: VirtualHost) -> Json:
 
 
 @route(READ, "definitions/VHOST", administrator)
-def definitions_of_vhost(call: RouteCall, vhost: str) -> Json:
+def definitions_of_vhost(call: RouteCall, vhost: str) -> HttpAnswer:
     """Return the definitions of a virtual host. Exchanges, queues and bindings do not contain its name."""
     if vhost not in call.broker.vhosts:
         raise bad_request("vhost_not_found")
     found = call.vhost(vhost)
     if call.broker.profile.api < "4.0":
-        return {"rabbit_version": call.broker.profile.version, **_topology([found], "vhost")}
-    return {
-        **_versions(call),
-        "explanation": f"Definitions of virtual host '{vhost}'",
-        "original_vhost_name": vhost,
-        "rabbitmq_definition_format": "single_virtual_host",
-        "description": found.description,
-        **_about(found),
-        **_topology([found], "vhost"),
-    }
+        about: Json = {"rabbit_version": call.broker.profile.version}
+    else:
+        about = {
+            **_versions(call),
+            "explanation": f"Definitions of virtual host '{vhost}'",
+            "original_vhost_name": vhost,
+            "rabbitmq_definition_format": "single_virtual_host",
+            "description": found.description,
+            **_about(found),
+        }
+    return _to_save(call, {**about, **_topology([found], "vhost")})
 
 
 def _topology(vhosts: list[VirtualHost], *without: str) -> Json:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from mqtool.broker.embedded.sockets.listener import caused_by
 
@@ -111,6 +111,7 @@ class HttpAnswer:
         text: the parts of a body that is plain text; None for JSON.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
+        filename: the name of the file in which a browser is to save the body; None to show it.
         patience: for this many seconds after the request, the server keeps calling the handler for a new response
             instead of sending this one; 0 to send it immediately.
         is_outdated: returns False while the handler, if called again, would return the same response.
@@ -121,6 +122,7 @@ class HttpAnswer:
     text: Iterator[str] | None = None
     location: str | None = None
     allow: tuple[str, ...] = ()
+    filename: str | None = None
     patience: float = 0.0
     is_outdated: Callable[[], bool] = lambda: True
 
@@ -499,6 +501,8 @@ async def _send(
         lines.append(f"allow: {', '.join(answer.allow)}")
     if answer.location is not None:
         lines.append(f"location: {answer.location}")
+    if answer.filename is not None:
+        lines.append(f"content-disposition: attachment; filename={quote(answer.filename, errors='surrogateescape')}")
     if answer.status is HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="RabbitMQ Management"')
     head = "\r\n".join(lines).encode() + b"\r\n\r\n"

@@ -104,8 +104,10 @@ class _Fields:
             if not -(1 << 63) <= value < 1 << 63:
                 raise ValueError("an integer does not fit into 64 bits")
             return Int64(value)
-        if value is None or isinstance(value, str | bool | float):
+        if isinstance(value, str | bool | float):
             return value
+        if value is None:
+            raise bad_request("null_not_allowed")
         raise bad_request(f"not a field value: {value!r}")
 
 
@@ -211,8 +213,6 @@ def _properties(given: Any) -> MessageProperties:
         if name in given:
             fields[name] = _short_text(name, given[name])
     if headers := field_table(given.get("headers") or {}):
-        if None in headers.values():
-            raise bad_request("null_not_allowed")
         fields["headers"] = encode_table(headers)
     return MessageProperties.of(fields)
 

@@ -12,6 +12,7 @@ from typing import Any
 from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, in_slices, required
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, plain
 from mqtool.broker.embedded.http.policy_routes import save_global_parameter
+from mqtool.broker.embedded.http.queue_routes import without_statistics
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
     READ,
@@ -81,7 +82,7 @@ _STATM = Path("/proc/self/statm")
 async def overview(call: RouteCall) -> Json:
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
-    return {
+    settings = {
         "management_version": broker.profile.version,
         "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
@@ -90,10 +91,25 @@ async def overview(call: RouteCall) -> Json:
         "node": NODE,
         "erlang_version": "",
         "erlang_full_version": "",
-        "statistics_db_event_queue": 0,
-        "churn_rates": dict.fromkeys(_CHURN, 0),
         "rates_mode": "basic",
         "exchange_types": _exchange_types(broker),
+        "disable_stats": without_statistics(call),
+        "enable_queue_totals": without_statistics(call) and call.request.query.get("enable_queue_totals") == "true",
+    }
+    if broker.profile.api >= "4.0":
+        settings |= {"cluster_tags": {}, "node_tags": {}, "default_queue_type": "classic"}
+        settings |= {"is_op_policy_updating_enabled": True}
+    totals = {
+        "connections": sum(connection.is_open for connection in call.api.connections),
+        "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
+        "queues": len(queues),
+    }
+    if without_statistics(call):
+        return {**settings, "object_totals": totals}
+    return {
+        **settings,
+        "statistics_db_event_queue": 0,
+        "churn_rates": dict.fromkeys(_CHURN, 0),
         "listeners": [
             {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
             for protocol, (host, port) in broker.listeners.items()
@@ -105,10 +121,8 @@ async def overview(call: RouteCall) -> Json:
         ],
         "object_totals": {
             "channels": sum(len(connection.channels) for connection in call.api.connections),
-            "connections": sum(connection.is_open for connection in call.api.connections),
             "consumers": sum(len(queue.consumers) for queue in queues),
-            "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
-            "queues": len(queues),
+            **totals,
         },
         "queue_totals": rates.of(call.api.depths),
         "message_stats": {
@@ -120,7 +134,6 @@ async def overview(call: RouteCall) -> Json:
             ),
             "drop_unroutable": broker.dropped_unroutable,
         },
-        "user": call.user.name,
     }
 
 
@@ -343,8 +356,11 @@ def open_descriptors(limit: int) -> int:
 @route(READ, "health/checks/below-node-connection-limit", since("4.2"))
 @route(READ, "health/checks/is-in-service", since("4.2"))
 @route(READ, "health/checks/metadata-store/initialized", since("4.2"))
+@route(READ, "health/checks/metadata-store/initialized/with-data", since("4.2"))
 @route(READ, "health/checks/quorum-queues-without-elected-leaders/all-vhosts", since("4.2"))
+@route(READ, "health/checks/quorum-queues-without-elected-leaders/all-vhosts/pattern/PATTERN", since("4.2"))
 @route(READ, "health/checks/quorum-queues-without-elected-leaders/vhost/VHOST", since("4.2"))
+@route(READ, "health/checks/quorum-queues-without-elected-leaders/vhost/VHOST/pattern/PATTERN", since("4.2"))
 @route(READ, "aliveness-test/VHOST", member)
 def healthy(call: RouteCall, *names: str) -> Json:  # noqa: ARG001
     """Report success for the health checks that cannot fail in this broker. Some need permissions in a virtual host."""

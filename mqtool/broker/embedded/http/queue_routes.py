@@ -21,6 +21,7 @@ from mqtool.broker.embedded.http.route_table import (
     put,
     refused,
     route,
+    since,
     visitor,
 )
 from mqtool.broker.embedded.model.amqp_errors import locked_queue
@@ -52,15 +53,18 @@ def _checked_name(kind: str, name: str) -> str:
 
 
 @route(READ, "queues", anyone)
+@route(READ, "queues/detailed", since("4.0"))
 @route(READ, "queues/VHOST", visitor)
 def queues(call: RouteCall, vhost: str | None = None) -> Listed:
     found = [queue for each in call.vhosts(vhost) for queue in each.queues.values()]
-    return Listed(found, lambda queue: queue_view(queue, call.api.rates))
+    return Listed(found, lambda queue: _wanted_view(call, queue))
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
 async def queue(call: RouteCall, vhost: str, name: str) -> Json:
-    view = queue_view(call.queue(vhost, name), call.api.rates)
+    view = _wanted_view(call, call.queue(vhost, name))
+    if without_statistics(call):
+        return view
     details = [each for each in await in_slices(consumers(call, vhost)) if each["queue"]["name"] == name]
     return {**view, "consumer_details": details}
 
@@ -77,40 +81,92 @@ def queue_definition(queue: BrokerQueue) -> Json:
     }
 
 
-def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
-    """Return a queue in the format of /api/queues."""
-    ready, unacked = len(queue), queue.unacked
-    consumers = list(queue.consumers)
+def without_statistics(call: RouteCall) -> bool:
+    """True if the client wants only what does not change all the time."""
+    return call.request.query.get("disable_stats") == "true"
+
+
+def _wanted_view(call: RouteCall, queue: BrokerQueue) -> Json:
+    """Return a queue in the format of /api/queues, unless the query has `disable_stats` or `enable_queue_totals`."""
+    if not without_statistics(call):
+        return queue_view(queue, call.api.rates)
+    if call.request.query.get("enable_queue_totals") == "true":
+        return {**_settings(queue), **(_counts(queue) if queue.kind != "stream" else {})}
+    return {**_settings(queue), **(_policies(queue) if queue.profile.api >= "4.2" else {})}
+
+
+def _settings(queue: BrokerQueue) -> Json:
     view: Json = {
         **queue_definition(queue),
         "type": queue.kind,
         "exclusive": queue.owner is not None,
-        "owner_pid_details": {"name": queue.owner.name} if isinstance(queue.owner, BrokerConnection) else {},
         "state": "running",
         "node": NODE,
+    }
+    if queue.kind == "quorum" or (queue.kind == "stream" and queue.profile.api >= "4.0"):
+        view |= {"leader": NODE, "members": [NODE], "online": [NODE]}
+    if queue.profile.api >= "4.2":
+        view |= {"internal": False, "internal_owner": False}
+        if queue.kind == "quorum":
+            view |= _delivery_limit(queue)
+    return view
+
+
+def _policies(queue: BrokerQueue) -> Json:
+    return {
         "policy": queue.policy.policy,
         "operator_policy": queue.policy.operator_policy,
         "effective_policy_definition": plain(queue.policy.definition),
-        "consumers": len(consumers),
-        "consumer_capacity": 1.0 if consumers else 0,
-        "consumer_utilisation": 1.0 if consumers else 0,
-        "exclusive_consumer_tag": next((consumer.tag for consumer in consumers if consumer.exclusive), None),
-        "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
+    }
+
+
+def _delivery_limit(queue: BrokerQueue) -> Json:
+    limit = queue.options.delivery_limit
+    return {"delivery_limit": "unlimited" if limit is None else limit}
+
+
+def _counts(queue: BrokerQueue) -> Json:
+    ready, unacked = len(queue), queue.unacked
+    return {
         "messages": ready + unacked + queue.delayed + len(queue.dead_letters),
         "messages_ready": ready,
         "messages_unacknowledged": unacked,
+    }
+
+
+def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
+    """Return a queue in the format of /api/queues."""
+    consumers = list(queue.consumers)
+    view: Json = {
+        **_settings(queue),
+        **_policies(queue),
+        **({"owner_pid_details": {"name": queue.owner.name}} if isinstance(queue.owner, BrokerConnection) else {}),
+        "consumers": len(consumers),
+        "consumer_capacity": 1.0 if consumers else 0,
+        "consumer_utilisation": 1.0 if consumers else 0,
+        "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
+        **_counts(queue),
         "message_bytes": queue.backlog.body_bytes + queue.delayed_bytes + queue.unacked_bytes + queue.dead_letter_bytes,
         "message_bytes_ready": queue.backlog.body_bytes + queue.delayed_bytes,
         "message_bytes_unacknowledged": queue.unacked_bytes,
         "message_stats": rates.of(queue.traffic),
     }
+    if queue.kind == "classic":
+        view["exclusive_consumer_tag"] = next((consumer.tag for consumer in consumers if consumer.exclusive), None)
     if queue.kind == "quorum":
         view["messages_dlx"] = len(queue.dead_letters)
         view["message_bytes_dlx"] = queue.dead_letter_bytes
+        if queue.profile.api >= "4.0":
+            view |= _delivery_limit(queue)
         if queue.profile.delayed_retry:
+            retry = queue.options.retry
             view["messages_delayed"] = queue.delayed
+            view["delayed_retry"] = (
+                f"{retry.which} (min: {retry.least}ms, max: {retry.most}ms)" if retry else "disabled"
+            )
     if isinstance(queue, StreamQueue):
-        view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
+        unknown = ("consumer_capacity", "consumer_utilisation", "single_active_consumer_tag")
+        view = {name: value for name, value in view.items() if not name.startswith(("message_bytes", *unknown))}
         readers = len(consumers) + queue.log.subscriptions
         view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: readers}}
         view |= {"consumers": readers, "segments": queue.log.segments}
@@ -120,6 +176,9 @@ def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
 @route("PUT", "queues/VHOST/QUEUE", member)
 def put_queue(call: RouteCall, vhost: str, name: str) -> HttpAnswer:
     found, body = call.vhost(vhost), call.body
+    if (node := body.get("node", NODE)) != NODE:
+        is_newer = call.broker.profile.api >= "4.2"
+        raise bad_request(f"Node {node} {'is not a cluster member' if is_newer else 'could not be contacted'}")
     declared = queue_declaration(without_line_ends(name), body)
     exists = declared.name in found.queues
     call.rights(vhost).check_queue_declaration(declared.name, declared.arguments, exists=exists)

@@ -103,7 +103,7 @@ def save_user(broker: Broker, name: str, body: Json) -> bool:
         try:
             password_hash = base64.b64decode(text(body, "password_hash", ""))
         except (binascii.Error, ValueError) as error:
-            raise bad_request(f"password_hash is not base64: {error}") from error
+            raise bad_request(["not_base64", body["password_hash"]]) from error
         user = User(name, password_hash or None, names, algorithm=algorithm)
     if existed is not None:
         user.permissions, user.topic_permissions = existed.permissions, existed.topic_permissions
@@ -130,9 +130,9 @@ def delete_users(call: RouteCall) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise bad_request("users must be a list")
     for name in names:
-        if name not in call.broker.users:
-            raise bad_request(f"no_such_user: {name}")
-    for name in set(names):
+        if name not in call.broker.users and call.broker.profile.api < "4.0":
+            raise bad_request(["no_such_user", name])
+    for name in call.broker.users.keys() & names:
         call.broker.delete_user(name)
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
+from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
+from mqtool.broker.embedded.model.event_exchange import EVENT_EXCHANGE, EVENT_VHOST, event
 from mqtool.broker.embedded.model.footprint import of_global_parameter
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
@@ -26,7 +27,7 @@ from mqtool.broker.embedded.model.virtual_host import (
     check_room,
     limit_of,
 )
-from mqtool.codecs.field_tables import Table
+from mqtool.codecs.field_tables import Table, Value
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -177,10 +178,24 @@ class Broker:
         """Create a virtual host unless it exists. If a description is given, set it in either case."""
         vhost = self.vhosts.get(name)
         if vhost is None or description not in (None, vhost.description):
-            vhost = vhost or VirtualHost(name, self.clock, self.ledger, self.profile)
+            is_new = vhost is None
+            vhost = vhost or VirtualHost(name, self.clock, self.ledger, self.profile, self.announce)
             self._save_vhost(vhost, description or "", vhost.limits)
             self.vhosts[name] = vhost
+            if is_new:
+                self.announce("vhost.created", name=name, description=vhost.description, tracing=False)
         return vhost
+
+    def announce(self, key: str, **fields: Value) -> None:
+        """Publish an event to the event exchange, unless nothing is bound to it (see event_exchange.py)."""
+        vhost = self.vhosts.get(EVENT_VHOST)
+        if vhost is None or not vhost.exchanges[EVENT_EXCHANGE].in_use:
+            return
+        try:
+            message = event(key, fields, self.clock.wall())
+            vhost.enqueue(vhost.route(vhost.exchanges[EVENT_EXCHANGE], message))
+        except ChannelException as error:  # too many bindings with wildcards
+            vhost.failures.report(f"the event {key} cannot be published", error)
 
     def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
         self._save_vhost(vhost, vhost.description, limits)
@@ -213,6 +228,7 @@ class Broker:
             if user.permissions.pop(name, None) is not None or topics != user.topic_permissions:
                 user.topic_permissions = topics
                 self.save_user(user)
+        self.announce("vhost.deleted", name=name)
 
     def save_user(self, user: User) -> None:
         permissions: Table = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
@@ -231,6 +247,8 @@ class Broker:
                 ],
             },
         )
+        if user.name not in self.users:
+            self.announce("user.created", name=user.name)
         self.users[user.name] = user
         self.permissions_version += 1
 
@@ -240,12 +258,17 @@ class Broker:
         self.permissions_version += 1
         self._close_clients(f"user '{name}' is deleted", lambda client: client.is_open and client.user.name == name)
         self.ledger.forget("user", (name,))
+        self.announce("user.deleted", name=name)
 
     def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
         """Set the permissions of a user in a virtual host; None removes them."""
         others = {name: rights for name, rights in self.users[user].permissions.items() if name != vhost}
         changed = others if permissions is None else {**others, vhost: permissions}
         self.save_user(replace(self.users[user], permissions=changed))
+        if permissions is None:
+            self.announce("permission.deleted", user=user, vhost=vhost)
+        else:
+            self.announce("permission.created", user=user, vhost=vhost, **vars(permissions))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
         """Set a global parameter to a JSON text; None deletes it. Raises AmqpException if it cannot be stored."""

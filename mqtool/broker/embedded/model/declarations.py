@@ -13,6 +13,8 @@ from mqtool.broker.embedded.model.exchange import (
     CONSISTENT_HASH,
     DELAYED,
     HASHED_PROPERTIES,
+    HISTORY_LENGTH,
+    RECENT_HISTORY,
     BrokerDestination,
     BrokerExchange,
     ExchangeDeclaration,
@@ -212,6 +214,8 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
         raise precondition_failed(f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in {where}")
     if CONSISTENT_HASH in (declared.kind, declared.arguments.get("x-delayed-type")):
         _check_hash_arguments(declared.arguments)
+    if RECENT_HISTORY in (declared.kind, declared.arguments.get("x-delayed-type")):
+        _check_history_length(declared.arguments)
     if declared.kind != DELAYED:
         return
     routed_as = declared.arguments.get("x-delayed-type")
@@ -231,6 +235,14 @@ def _check_hash_arguments(arguments: Table) -> None:
         raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
     if isinstance(by, str) and by not in HASHED_PROPERTIES:
         raise precondition_failed(f"Unsupported property: {by}")
+
+
+def _check_history_length(arguments: Table) -> None:
+    """Raise ChannelException 406 if the length of an x-recent-history exchange is not a positive integer."""
+    length = arguments.get(HISTORY_LENGTH, 1)
+    if type_name(length) not in ("byte", "short", "signedint", "long") or int(str(length)) < 1:
+        shown = f'<<"{length}">>' if isinstance(length, str) else "undefined" if length is None else printed(length)
+        raise precondition_failed(f"Invalid argument {shown}, '{HISTORY_LENGTH}' must be a positive integer")
 
 
 def check_equivalent_exchange(exchange: BrokerExchange, declared: ExchangeDeclaration, vhost: str) -> None:

@@ -1,10 +1,10 @@
 """Exchanges and their bindings, and the messages that x-delayed-message exchanges hold back."""
 
 from base64 import urlsafe_b64encode
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import md5
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
@@ -14,17 +14,21 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, MessageProp
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
-from mqtool.broker.embedded.model.footprint import of_binding
+from mqtool.broker.embedded.model.erlang_terms import hash_of_table
+from mqtool.broker.embedded.model.footprint import of_binding, of_message
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.one_queue_tables import ConsistentHashTable, ModulusTable, RandomTable, hash_input
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
-from mqtool.routing import TABLES, HeadersTable, RoutingTable, TopicTable, canonical
+from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, TopicTable, canonical
 
 DELAYED, LOCAL_RANDOM = "x-delayed-message", "x-local-random"
 #: Types of plugins that ship with RabbitMQ.
 CONSISTENT_HASH, MODULUS_HASH, RANDOM = "x-consistent-hash", "x-modulus-hash", "x-random"
-TYPES = (*TABLES, DELAYED, LOCAL_RANDOM, CONSISTENT_HASH, MODULUS_HASH, RANDOM)
+RECENT_HISTORY = "x-recent-history"
+TYPES = (*TABLES, DELAYED, LOCAL_RANDOM, CONSISTENT_HASH, MODULUS_HASH, RANDOM, RECENT_HISTORY)
+#: The argument with the number of messages that an x-recent-history exchange keeps, and its default.
+HISTORY_LENGTH, _USUAL_LENGTH = "x-recent-history-length", 20
 
 #: The predeclared exchanges of a virtual host (section 3.1.3 of AMQP 0-9-1), except TRACE_EXCHANGE, and their types.
 PREDECLARED = {
@@ -53,6 +57,7 @@ _TABLES: Mapping[str, type] = {
     RANDOM: RandomTable,
     MODULUS_HASH: ModulusTable,
     CONSISTENT_HASH: ConsistentHashTable,
+    RECENT_HISTORY: FanoutTable,
 }
 
 #: The words of a message's routing keys are compared at most this many times with words of topic bindings. Only long
@@ -96,17 +101,13 @@ class BrokerBinding:
         """The memory that the binding takes, in bytes."""
         return of_binding(self.source.routed_as, self.routing_key, self.arguments)
 
-    @property
+    @cached_property
     def properties_key(self) -> str:
-        """The `properties_key` of the management API: unique among bindings of the same source and destination."""
+        """The `properties_key` of the management API: the routing key and a hash of the arguments, as in RabbitMQ."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
-        return f"{key}~{_short_hash(canonical(self.arguments))}"
-
-
-def _short_hash(data: bytes) -> str:
-    return urlsafe_b64encode(md5(data, usedforsecurity=False).digest()).rstrip(b"=").decode()
+        return f"{key}~{urlsafe_b64encode(hash_of_table(self.arguments)).rstrip(b'=').decode()}"
 
 
 class ExchangeDeclaration(NamedTuple):
@@ -130,6 +131,7 @@ class BrokerExchange:
         routed_as: the type that determines the routing: `kind`, or `x-delayed-type` for x-delayed-message.
         policy: the policies that apply.
         alternate: the name of the alternate exchange, if any, which gets the messages that no binding matches.
+        history: the last messages of an x-recent-history exchange, which each new binding gets; None for other types.
     """
 
     destination_type: ClassVar[str] = "exchange"
@@ -152,6 +154,7 @@ class BrokerExchange:
         self._bindings: dict[tuple[object, str, bytes], BrokerBinding] = {}
         self.apply(NOTHING)
         self.inbound: set[BrokerBinding] = set()
+        self.history: deque[BrokerMessage] | None = deque() if self.routed_as == RECENT_HISTORY else None
         self.published_in = 0
 
     def apply(self, policy: Applied) -> None:
@@ -177,6 +180,20 @@ class BrokerExchange:
     def delayed(self) -> bool:
         """True for an x-delayed-message exchange, which holds messages back for their `x-delay`."""
         return self.kind == DELAYED
+
+    def remember(self, message: BrokerMessage, ledger: Ledger) -> None:
+        """Add a message to the history, and count its memory, unless its publisher does not want that."""
+        assert self.history is not None
+        if message.headers.get("x-recent-history-no-store") is not True:
+            ledger.hold_bytes(of_message(message))
+            self.history.append(message)
+            if len(self.history) > int(str(self.arguments.get(HISTORY_LENGTH, _USUAL_LENGTH))):
+                ledger.hold_bytes(-of_message(self.history.popleft()))
+
+    def forget_history(self, ledger: Ledger) -> None:
+        """Stop counting the memory of the history, because the exchange is deleted."""
+        ledger.hold_bytes(-sum(of_message(message) for message in self.history or ()))
+        self.history = None
 
     @property
     def bindings(self) -> Iterator[BrokerBinding]:

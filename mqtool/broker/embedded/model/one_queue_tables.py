@@ -1,19 +1,25 @@
 """Routing tables of exchange types that send each message to one of their bindings' queues or exchanges.
 
-Each message is hashed, or routed, once: with several routing keys (CC, BCC), the first one counts.
+Each message is hashed, or routed, once. With several routing keys (CC, BCC), x-consistent-hash uses the first one.
 """
 
 import math
 from collections.abc import Collection, Mapping
 from hashlib import md5
+from itertools import islice
 from secrets import SystemRandom
 from typing import Any
 
+from mqtool.broker.embedded.model.erlang_terms import Term, phash2
 from mqtool.codecs.field_tables import encode_table
 from mqtool.field_values import FieldValue
 from mqtool.routing import FanoutTable
 
 _HASHES = 2**128
+#: The range of erlang:phash2/1.
+_RANGE = 2**27
+#: This many routing keys are hashed. RabbitMQ has no such limit.
+_MOST_KEYS = 100
 
 
 class RandomTable(FanoutTable[Any]):
@@ -24,11 +30,14 @@ class RandomTable(FanoutTable[Any]):
 
 
 class ModulusTable(FanoutTable[Any]):
-    """x-modulus-hash: the binding whose number, sorted by destination, is the hash of the key modulo their count."""
+    """x-modulus-hash: the binding whose number, sorted by destination, is the hash of the keys modulo their count."""
 
     def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Any]:  # noqa: ARG002
-        bound = [item for item in sorted(self._items, key=lambda each: each.name) for _ in range(self._items[item])]
-        return [bound[_hash(next(iter(keys))) % len(bound)]] if bound else ()
+        ends = sorted(self._items, key=lambda end: (end.destination_type, end.name))
+        bound = [end for end in ends for _ in range(self._items[end])]
+        some: list[Term] = [key.encode(errors="surrogateescape") for key in islice(keys, _MOST_KEYS)]
+        hashed = phash2(some) % _RANGE  # as RabbitMQ 4.3 does
+        return [bound[hashed % len(bound)]] if bound else ()
 
 
 class ConsistentHashTable(FanoutTable[Any]):

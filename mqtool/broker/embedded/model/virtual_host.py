@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model import event_exchange
 from mqtool.broker.embedded.model.amqp_errors import (
     RESOURCE_ERROR,
     ChannelException,
@@ -22,6 +23,7 @@ from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding, check_weight
 from mqtool.broker.embedded.model.deletions import Deletions
+from mqtool.broker.embedded.model.event_exchange import EVENT_EXCHANGE, EVENT_VHOST, Announce
 from mqtool.broker.embedded.model.exchange import (
     CONSISTENT_HASH,
     LOCAL_RANDOM,
@@ -148,8 +150,11 @@ class VirtualHost:
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
 
-    def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
+    def __init__(
+        self, name: str, clock: Clock, ledger: Ledger, profile: Profile, announce: Announce = lambda _, **__: None
+    ) -> None:
         self.name = name
+        self._announce = announce
         self.profile = profile
         self.description = ""
         self.labels = VhostLabels()
@@ -165,6 +170,8 @@ class VirtualHost:
         self.policies = Policies(name, ledger, self._apply_policies)
         self.exchanges = {name: BrokerExchange(name, kind, predeclared=True) for name, kind in PREDECLARED.items()}
         self.exchanges[TRACE_EXCHANGE] = BrokerExchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
+        if name == EVENT_VHOST:
+            self.exchanges[EVENT_EXCHANGE] = BrokerExchange(EVENT_EXCHANGE, "topic", internal=True, predeclared=True)
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
@@ -182,6 +189,7 @@ class VirtualHost:
 
         self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, work)
         self.deletions = Deletions(clock, self._unbind, self.delete_queue, self.delete_exchange)
+        self._replaying: TurnQueue[Iterator[None]] = TurnQueue(clock, lambda steps: steps)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -205,6 +213,7 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
         self._ledger.hold_bytes(of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
+        self._announce("exchange.created", vhost=self.name, **event_exchange.of_exchange(exchange))
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name.
@@ -214,12 +223,14 @@ class VirtualHost:
         if self.exchanges.get(exchange.name) is not exchange:
             return
         del self.exchanges[exchange.name]
+        exchange.forget_history(self._ledger)
         self._ledger.hold_bytes(-of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
         if exchange.durable:
             self._ledger.forget("exchange", (self.name, exchange.name))
+        self._announce("exchange.deleted", vhost=self.name, name=exchange.name)
 
     def new_queue_name(self) -> str:
         """Return a random name for a queue that a client declares without a name."""
@@ -270,6 +281,7 @@ class VirtualHost:
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
         queue.touch()
+        self._announce("queue.created", **event_exchange.of_queue(queue))
         return queue
 
     def _apply_policies(self) -> None:
@@ -312,6 +324,7 @@ class VirtualHost:
         self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
             self._unbind(binding)
+        self._announce("queue.deleted", vhost=self.name, name=queue.name, type=f"rabbit_{queue.kind}_queue")
         if queue.stored:
             self._ledger.forget("queue", (queue.vhost, queue.name))
             self._ledger.forget("delivering", (str(queue.key),))
@@ -340,6 +353,24 @@ class VirtualHost:
         source.add(binding)
         self._ledger.hold_bytes(binding.footprint, definition=True)
         self._changed()
+        self._announce("binding.created", vhost=self.name, **event_exchange.of_binding(binding))
+        if source.history:
+            self._replaying.add(self._replay([*source.history], destination))
+
+    def _replay(self, history: list[BrokerMessage], destination: BrokerDestination) -> Iterator[None]:
+        """Publish the history of an x-recent-history exchange to a new destination, in steps."""
+        # As in RabbitMQ, an exchange gets the newest message first.
+        for message in history if isinstance(destination, BrokerQueue) else reversed(history):
+            try:
+                if self._ledger.held_bytes > self._ledger.most_bytes:
+                    raise ChannelException(RESOURCE_ERROR, "no memory for recent messages")
+                if isinstance(destination, BrokerQueue):
+                    self.enqueue(Routing(_without_bcc(message), (destination,)))
+                elif isinstance(destination, BrokerExchange):
+                    yield from enqueue_in_steps(self, self.route(destination, message))
+            except Exception as error:
+                self.failures.report(f"a recent message cannot be published to '{destination.name}'", error)
+            yield
 
     def unbind(
         self, source: BrokerExchange, destination: BrokerDestination, routing_key: str, arguments: Table
@@ -357,6 +388,7 @@ class VirtualHost:
             return
         self._ledger.hold_bytes(-binding.footprint, definition=True)
         self._changed()
+        self._announce("binding.deleted", vhost=self.name, **event_exchange.of_binding(binding))
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
@@ -371,6 +403,7 @@ class VirtualHost:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
         for exchange in self.exchanges.values():
+            exchange.forget_history(self._ledger)
             of_itself = 0 if exchange.predeclared else of_exchange(exchange.name, exchange.arguments)
             self._ledger.hold_bytes(
                 -of_itself - sum(binding.footprint for binding in exchange.bindings), definition=True
@@ -447,6 +480,8 @@ class VirtualHost:
     ) -> Collection[BrokerDestination]:
         if exchange.name == "":
             return [self.queues[key] for key in keys if key in self.queues]
+        if exchange.history is not None:
+            exchange.remember(message, self._ledger)
         found = exchange.match(keys, message.headers, message.properties)
         if exchange.steps > MOST_STEPS:
             raise precondition_failed(

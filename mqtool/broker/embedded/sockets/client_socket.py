@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.footprint import of_properties
 from mqtool.broker.embedded.model.rights import Rights
@@ -307,7 +307,7 @@ class ClientSocket(PacedSocket):
     def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
         super().__init__(broker.clock, state, need)
         self.broker = broker
-        self.is_lost = False
+        self.is_lost = self._was_open = False
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self.client_properties: Table = {}
@@ -366,6 +366,42 @@ class ClientSocket(PacedSocket):
     def name(self) -> str:
         """The connection's name as in RabbitMQ: `HOST:PORT -> HOST:PORT`."""
         return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
+
+    @property
+    def pid(self) -> str:
+        """A name for the connection that looks like that of an Erlang process, for events."""
+        return f"<{NODE}.{int(self.connected_at)}.{self.peer[1]}.0>"
+
+    def opened(self) -> None:
+        """Serve the client: the handshake is done."""
+        self.state = "open"
+        self._was_open = True
+        protocol = {"AMQP 0-9-1": "{0,9,1}", "AMQP 1-0": "{1,0}"}.get(self.protocol, self.protocol)
+        self.broker.announce(
+            "connection.created",
+            **self._identity(),
+            vhost=self.vhost.name,
+            user=self.user.name,
+            user_who_performed_action=self.user.name,
+            protocol=protocol,
+            type="network",
+            ssl=self.transport.get_extra_info("cipher") is not None,
+            port=self.local[1],
+            peer_port=self.peer[1],
+            timeout=self.heartbeat,
+            connected_at=int(self.connected_at * 1000),
+        )
+
+    def _identity(self) -> Table:
+        """Return the fields that the events of a connection share."""
+        name = self.client_properties.get("connection_name")
+        return {
+            "name": self.name,
+            "node": NODE,
+            "pid": self.pid,
+            "client_properties": self.client_properties,
+            **({"user_provided_name": name} if isinstance(name, str) else {}),
+        }
 
     @property
     def is_open(self) -> bool:
@@ -429,6 +465,8 @@ class ClientSocket(PacedSocket):
 
         def clean_up() -> None:
             self.shut()
+            if self._was_open:
+                self.broker.announce("connection.closed", **self._identity())
             self._out.clear()
             self._connections.remove(self)
             self._chunks, self._have, self._held_by_socket, self._counted_bytes = [], 0, 0, 0

@@ -84,7 +84,9 @@ class _Recovery:
                 self._unreadable.append(_described(kind, value))
 
     def _vhost(self, stored: Any) -> None:
-        vhost = VirtualHost(stored["name"], self._broker.clock, self._storage, self._broker.profile)
+        vhost = VirtualHost(
+            stored["name"], self._broker.clock, self._storage, self._broker.profile, self._broker.announce
+        )
         vhost.description = str(stored["description"])
         vhost.limits = _limits(stored)
         tags = tuple(map(str, stored["tags"]))

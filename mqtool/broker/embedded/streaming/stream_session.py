@@ -184,7 +184,7 @@ def _open_vhost(connection: BrokerStreamSession, fields: Fields, correlation: in
         return
     connection.vhost = vhost
     connection.rights = Rights(connection.broker, connection.user.name, name)
-    connection.state = "open"
+    connection.opened()
     host, port = connection.local
     connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
 

@@ -189,6 +189,9 @@ class BrokerChannel:
             self.session.add_held_bytes(-self.transaction.held_bytes)
             uncommitted = self.transaction.deliveries().values()
         self.deliveries.shut(uncommitted, why)
+        self.session.broker.announce(
+            "channel.closed", pid=self.deliveries.pid, user_who_performed_action=self.session.user.name
+        )
 
     def close(self, error: ChannelException, index: int) -> None:
         """Send channel.close, and ignore further frames until the client sends channel.close-ok.

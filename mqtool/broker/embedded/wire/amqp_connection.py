@@ -238,6 +238,16 @@ class BrokerConnection(AmqpSession):
             )
         check_channels(self.broker, self.user.name)
         self.channels[number] = channel = BrokerChannel(number, self)
+        self.broker.announce(
+            "channel.created",
+            name=f"{self.name} ({number})",
+            number=number,
+            pid=channel.deliveries.pid,
+            connection=self.pid,
+            vhost=self.vhost.name,
+            user=self.user.name,
+            user_who_performed_action=self.user.name,
+        )
         channel.send(commands.Channel.OpenOk)
 
     def _connection_method(self, kind: int, payload: bytes) -> None:

@@ -208,5 +208,5 @@ def _open_vhost(connection: AmqpSession, method: ConnectionClass.Open) -> None:
         raise ConnectionException(NOT_ALLOWED, f"access to vhost '{name}' refused for user '{connection.user.name}'")
     connection.vhost = vhost
     connection.rights = Rights(connection.broker, connection.user.name, name)
-    connection.state = "open"
+    connection.opened()
     connection.send(ConnectionClass.OpenOk)

@@ -17,7 +17,7 @@ from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeou
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
-from mqtool.codecs.field_tables import Table
+from mqtool.codecs.field_tables import Table, Value
 
 #: 10,000 unacknowledged deliveries are checked for the consumer timeout at most once a second.
 _CHECK_SECONDS_PER_DELIVERY = 0.0001
@@ -201,13 +201,38 @@ class Deliveries:
     def add(self, subscription: ChannelSubscription) -> None:
         """Add a consumer, and count its memory."""
         self.subscriptions[subscription.tag] = subscription
+        self._announce(
+            "consumer.created",
+            subscription,
+            ack_required=not subscription.no_ack,
+            exclusive=subscription.exclusive,
+            prefetch_count=subscription.prefetch,
+            arguments=subscription.arguments,
+        )
         self.session.add_held_bytes(subscription.footprint)
         self._consumer_bytes += subscription.footprint
+
+    @property
+    def pid(self) -> str:
+        """A name for the channel that looks like that of an Erlang process, for events."""
+        return f"{self.session.pid.removesuffix('.0>')}.{self.number}>"
+
+    def _announce(self, key: str, subscription: ChannelSubscription, **fields: Value) -> None:
+        self.session.broker.announce(
+            key,
+            consumer_tag=subscription.tag,
+            queue=subscription.queue.name,
+            vhost=subscription.queue.vhost,
+            channel=self.pid,
+            user_who_performed_action=self.session.user.name,
+            **fields,
+        )
 
     def remove(self, tag: str) -> ChannelSubscription | None:
         """Remove the consumer with this tag, and return it; None if there is none."""
         subscription = self.subscriptions.pop(tag, None)
         if subscription is not None:
+            self._announce("consumer.deleted", subscription)
             self.session.add_held_bytes(-subscription.footprint)
             self._consumer_bytes -= subscription.footprint
         return subscription
@@ -410,6 +435,7 @@ class Deliveries:
         """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""
         for subscription in list(self.subscriptions.values()):
             subscription.stop()
+            self._announce("consumer.deleted", subscription)
         self.subscriptions.clear()
         self.session.add_held_bytes(-self._consumer_bytes)
         self._consumer_bytes = 0
