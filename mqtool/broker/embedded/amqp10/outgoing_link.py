@@ -109,7 +109,8 @@ class OutgoingLink:
         self.selector: Callable[[Any], bool] | None = self._selects
         self.filters: Map = {}
         self._select: Callable[[Sections], bool] = lambda _: True
-        # The client may be told that this is the active consumer, but only once it has given credit.
+        # The client may be told that this is the active consumer. Only if it is the single active one, it is told before
+        # it has given credit.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self._stands_by = False
@@ -144,6 +145,9 @@ class OutgoingLink:
         self.session.connection.call_soon(self._attached)
 
     def _attached(self) -> None:
+        if self._may_tell and self.queue.options.single_active and self.queue.consumers.is_active(self):
+            self._owes_news, self._may_tell = True, False
+            self._tell_active()
         early, self._early = self._early, None
         for flow in early or ():
             self.receive_flow(flow)
@@ -164,8 +168,8 @@ class OutgoingLink:
 
     def ready(self) -> bool:
         """True if the client accepts a message now. If output must wait, delivery from the queue resumes later."""
-        if self._owes_news:
-            self.session.connection.call_soon(self._tell_active)
+        if self._stands_by:
+            self._tell_active()
         if self.flow.credit <= 0:
             return False
         session = self.session
@@ -244,7 +248,7 @@ class OutgoingLink:
     def _tell_active(self) -> bool:
         """Tell the client whether this is the active consumer of its queue; return False if it already knows."""
         if (news := self._news()) is not None:
-            self.flow.send(len(self.queue), news)
+            self.flow.send(0 if self._stands_by else len(self.queue), news)
         return news is not None
 
     def _news(self) -> Map | None:

@@ -36,16 +36,16 @@ class Why(Enum):
 
     RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
     queues count too in some versions. CLOSED: the end of a channel or session, or of a connection that its client has
-    closed. LOST: the end of a connection otherwise, or a delivery not settled in time. RELEASED: an AMQP 1.0 release.
-    DETACHED: the end of an AMQP 1.0 link.
+    closed. LOST: the end of a connection otherwise. LATE: not settled in time, which counts as a delivery but not as a
+    failed one. RELEASED: an AMQP 1.0 release. DETACHED: the end of an AMQP 1.0 link.
     """
 
-    RETURNED, REJECTED, FAILED, CLOSED, LOST, RELEASED, DETACHED = range(7)
+    RETURNED, REJECTED, FAILED, CLOSED, LOST, LATE, RELEASED, DETACHED = range(8)
 
     @property
     def is_end(self) -> bool:
         """True if no client asked for the requeueing: a channel, session or connection ended, or the time was over."""
-        return self in (Why.CLOSED, Why.LOST)
+        return self in (Why.CLOSED, Why.LOST, Why.LATE)
 
 
 class Outcome(Enum):
@@ -378,10 +378,11 @@ class BrokerQueue:
             ChannelException: 405, it is a quorum queue with a single active consumer.
         """
         if self.kind == "quorum" and self.options.single_active:
+            kind = '<<"quorum">>' if self.profile.tells_active else "quorum"
             raise ChannelException(
                 RESOURCE_LOCKED,
                 f"cannot obtain access to locked queue '{self.name}' in vhost '{self.vhost}'. basic.get operations are "
-                "not supported by quorum queues with single active consumer",
+                f"not supported by {kind} queues with single active consumer",
             )
         self.touch()
         while self.drop_expired():
@@ -412,9 +413,10 @@ class BrokerQueue:
         """Return True if a new consumer is refused because it, or another one, is exclusive: only by a classic queue.
 
         Args:
-            wanted: True if the new consumer is exclusive.
+            wanted: True if the new consumer is exclusive. A queue with a single active consumer refuses it, too.
         """
-        return self.kind == "classic" and (self.consumers.exclusive or (wanted and bool(len(self.consumers))))
+        is_shared = self.options.single_active or bool(len(self.consumers))
+        return self.kind == "classic" and (self.consumers.exclusive or (wanted and is_shared))
 
     def acknowledge(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
@@ -647,7 +649,7 @@ def put_back_all(queue: BrokerQueue) -> None:
 
 def _fails(why: Why) -> bool:
     """True if a delivery that is requeued for this reason counts as failed in all versions."""
-    return why.is_end or why in (Why.REJECTED, Why.FAILED)
+    return why in (Why.CLOSED, Why.LOST, Why.REJECTED, Why.FAILED)
 
 
 def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:

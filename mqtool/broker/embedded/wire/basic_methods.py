@@ -447,10 +447,10 @@ def _reject(
 
 
 def recover(channel: BrokerChannel, method: Basic.Recover) -> Iterator[None]:
-    """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
-    yield from recover_async(channel, method)
-    if channel.state == "open":
-        channel.send(Basic.RecoverOk)
+    """Send basic.recover-ok, and requeue all of the channel's unacknowledged messages."""
+    steps = recover_async(channel, method)
+    channel.send(Basic.RecoverOk)
+    return steps
 
 
 def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> Iterator[None]:
