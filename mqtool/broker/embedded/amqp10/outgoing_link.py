@@ -109,8 +109,8 @@ class OutgoingLink:
         self.selector: Callable[[Any], bool] | None = self._selects
         self.filters: Map = {}
         self._select: Callable[[Sections], bool] = lambda _: True
-        # The client may be told that this is the active consumer. Only if it is the single active one, it is told before
-        # it has given credit.
+        # The client may be told that this is the active consumer: once it has given credit, or at once if only one can
+        # be active.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self._stands_by = False
