@@ -36,16 +36,16 @@ class Why(Enum):
 
     RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
     queues count too in some versions. CLOSED: the end of a channel or session, or of a connection that its client has
-    closed. LOST: the end of a connection otherwise. LATE: not settled in time, which counts as a delivery but not as a
-    failed one. RELEASED: an AMQP 1.0 release. DETACHED: the end of an AMQP 1.0 link.
+    closed. LOST: the end of a connection otherwise. TIMED_OUT: a delivery not settled in time. RELEASED: an AMQP 1.0
+    release. DETACHED: the end of an AMQP 1.0 link.
     """
 
-    RETURNED, REJECTED, FAILED, CLOSED, LOST, LATE, RELEASED, DETACHED = range(8)
+    RETURNED, REJECTED, FAILED, CLOSED, LOST, TIMED_OUT, RELEASED, DETACHED = range(8)
 
     @property
     def is_end(self) -> bool:
-        """True if no client asked for the requeueing: a channel, session or connection ended, or the time was over."""
-        return self in (Why.CLOSED, Why.LOST, Why.LATE)
+        """True if a channel, session or connection ended."""
+        return self in (Why.CLOSED, Why.LOST)
 
 
 class Outcome(Enum):
@@ -649,7 +649,7 @@ def put_back_all(queue: BrokerQueue) -> None:
 
 def _fails(why: Why) -> bool:
     """True if a delivery that is requeued for this reason counts as failed in all versions."""
-    return why in (Why.CLOSED, Why.LOST, Why.REJECTED, Why.FAILED)
+    return why.is_end or why in (Why.REJECTED, Why.FAILED)
 
 
 def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:

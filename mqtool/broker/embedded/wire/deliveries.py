@@ -415,7 +415,7 @@ class Deliveries:
         for tag in late:
             del self.unacked[tag]
         self._timed_out |= late.keys()
-        self._requeue(late.values(), Why.LATE)
+        self._requeue(late.values(), Why.TIMED_OUT)
         return None
 
     def _late(self, default: float, now: float) -> dict[int, ChannelDelivery]:
