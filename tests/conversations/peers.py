@@ -35,10 +35,11 @@ class Peer:
 
     Attributes:
         is_closed: True once the connection is closed.
+        is_owed: True if something was said that the broker must answer, and nothing was heard since.
     """
 
     socket: Any
-    is_closed = False
+    is_closed = is_owed = False
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -54,6 +55,7 @@ class Peer:
 
     def hear(self) -> None:
         """Read one frame."""
+        self.is_owed = False
         try:
             self._lines += self._read_one()
         except (EOFError, ConnectionError):
@@ -119,13 +121,14 @@ class Peer091(Peer, RawClient):
         named |= dict(zip((each for each in method.attributes() if each != "ticket"), arguments, strict=False))
         if operation == "confirm.select":
             self._published, self._unconfirmed = 0, []
+        self.is_owed = method.synchronous
         return self.send(method(**named))
 
     def declare(self, name: str, kind: str = "classic", **arguments: Any) -> None:
         """Declare a durable queue with arguments `x-…`."""
         given = {f"x-{name.replace('_', '-')}": value for name, value in arguments.items()}
         given |= {} if kind == "classic" else {"x-queue-type": kind}
-        self.send(commands.Queue.Declare(queue=name, durable=True, arguments=given))
+        self.say("queue.declare", name, durable=True, arguments=given)
 
     def publish(self, key: str, *bodies: str, exchange: str = "", mandatory: bool = False, **properties: Any) -> None:
         for body in bodies:
@@ -138,6 +141,7 @@ class Peer091(Peer, RawClient):
             self._published += 1
             if self._unconfirmed is not None:
                 self._unconfirmed.append(self._published)
+                self.is_owed = True
 
     def _read_frame(self) -> tuple[int, Any]:
         head = self.read(7)
@@ -350,6 +354,7 @@ class Peer10(Peer, RawAmqp10):
         count = 0 if role is SENDER else None
         fields = {"snd_settle_mode": mode, "source": source, "target": target, "initial_delivery_count": count}
         self.send(ATTACH, *composite("attach", f"link-{handle}", handle, role, **fields).value)
+        self.is_owed = True
 
     def credit(self, credit: int, handle: int = 0, **flags: Any) -> None:
         self.flow(handle, credit, **flags)
@@ -357,6 +362,7 @@ class Peer10(Peer, RawAmqp10):
     def transfer(self, *sections: Described, handle: int = 0, settled: bool = False) -> None:
         self.publish(self._sent, b"".join(map(encode, sections)), handle=handle, settled=settled)
         self._sent += 1
+        self.is_owed = not settled
 
     def outcome(self, delivery: int, state: Described) -> None:
         number = UInt32((delivery + (self._first or 0)) % (1 << 32))
@@ -440,6 +446,7 @@ class StreamPeer(Peer, RawStream):
             else:
                 parts += _encoded(letter, values.popleft())
         key = getattr(raw_stream, operation.upper())
+        self.is_owed = operation not in ("credit", "store_offset")
         return self.send(key, parts if operation in _WITHOUT_ANSWER else struct.pack(">I", 1) + parts)
 
     def _messages(self, first: int, *messages: Described | tuple[Described, ...]) -> bytes:

@@ -23,6 +23,8 @@ from tests.simulation.virtual_loop import EPOCH, VirtualLoop
 
 #: If nothing arrives for this many seconds, the next step is said.
 QUIET_SECONDS = 0.5
+#: But a RabbitMQ that is busy may take this long for an answer that must come.
+_ANSWER_SECONDS = 10.0
 
 
 class _Clock(LoopClock):
@@ -134,7 +136,8 @@ class Live:
 
     def readable(self, peers: list[Peer]) -> list[Peer]:
         sockets = {peer.socket: peer for peer in peers}
-        return [sockets[each] for each in select.select(list(sockets), [], [], QUIET_SECONDS)[0]]
+        seconds = _ANSWER_SECONDS if any(peer.is_owed for peer in peers) else QUIET_SECONDS
+        return [sockets[each] for each in select.select(list(sockets), [], [], seconds)[0]]
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
