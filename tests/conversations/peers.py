@@ -55,12 +55,13 @@ class Peer:
 
     def hear(self) -> None:
         """Read one frame."""
-        self.is_owed = False
+        before = len(self._lines) + len(self._settled)
         try:
             self._lines += self._read_one()
         except (EOFError, ConnectionError):
             self._lines.append("closed")
             self.cut()
+        self.is_owed = self.is_owed and len(self._lines) + len(self._settled) == before
 
     def _read_one(self) -> Iterator[str]:
         raise NotImplementedError
