@@ -199,6 +199,38 @@ def test_a_dead_letter_with_a_new_routing_key_is_routed_by_this_key_alone(
     assert channel.basic_get("copy")[0] is None
 
 
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
+def test_bcc_routes_a_dead_letter_whenever_it_dies_until_a_queue_gives_it_a_new_key(
+    channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
+    """A message that was published with BCC is dead-lettered with these keys, too, every time: but its headers and its
+    x-death do not show them. If a queue has an x-dead-letter-routing-key, later queues use this key alone, although
+    RabbitMQ 4 keeps the header CC.
+    """
+    channel.exchange_declare("dlx")
+    again, renamed = {"x-dead-letter-exchange": "dlx"}, {"x-dead-letter-routing-key": "new"}
+    for queue, arguments, key in (("q", again, "q"), ("blind", {**again, **renamed}, "bcc"), ("copy", again, "cc"),
+                                  ("new", again, "new")):  # fmt: skip
+        channel.queue_declare(queue, durable=True, arguments={**kind, **arguments})
+        if queue != "q":
+            channel.queue_bind(queue, "dlx", key)
+    channel.basic_publish("", "q", b"x", BasicProperties(headers={"CC": ["cc"], "BCC": ["bcc"]}, delivery_mode=2))
+    for queue in ("q", "copy"):
+        channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag, requeue=False)
+    for dead in ("q", "copy"):
+        method, properties, _ = take.one("blind", auto_ack=False)
+        assert "BCC" not in properties.headers
+        assert deaths(properties)[0] == {
+            "count": 1, "reason": "rejected", "queue": dead, "exchange": "dlx" if dead == "copy" else "",
+            "routing-keys": ["q", "cc"],
+        }  # fmt: skip
+        channel.basic_nack(method.delivery_tag, requeue=False)
+    for name in ("copy", "new", "new"):
+        channel.basic_nack(take.one(name, auto_ack=False)[0].delivery_tag, requeue=False)
+    assert deaths(take.one("new")[1])[0]["routing-keys"] == ["new"]
+    assert take.one("blind")[2] == b"x"
+
+
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
     """The x-death header has one entry for each queue and reason. The entry's count says how many times this queue
     has dead-lettered the message for this reason. The entry of the most recent death comes first.

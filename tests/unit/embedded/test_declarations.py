@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
 from mqtool.broker.embedded.model.queue_arguments import MAX_EXPIRY, MAX_INITIAL_OFFSET, OFFSET, QueueDeclaration
 from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
-from mqtool.codecs.field_tables import Float32, Int8, Int32, Int64, Table, Timestamp
+from mqtool.codecs.field_tables import ByteArray, Float32, Int8, Int32, Int64, Table, Timestamp
 from tests.unit.embedded.test_queue import FakeClock
 
 QUORUM: Table = {"x-queue-type": "quorum"}
@@ -538,20 +538,22 @@ ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-str
     ("like", "kind", "arguments", "wrong"),
     [
         (Like.V4_2, "classic", {}, None),
-        (Like.V4_2, "classic", {"x-priority": 5, "x-cancel-on-ha-failover": True}, None),
+        (Like.V3_10, "classic", {"x-priority": 5, "x-cancel-on-ha-failover": True}, None),
         (Like.V4_2, "classic", {"x-priority": "5"}, f": {INTEGER}"),
-        (Like.V4_2, "classic", {"x-cancel-on-ha-failover": "yes"}, ": {unacceptable_type,longstr}"),
+        (Like.V3_10, "classic", {"x-cancel-on-ha-failover": "yes"}, ": {unacceptable_type,longstr}"),
         *((Like.V4_2, kind, {name: "first"}, f" of queue type rabbit_{kind}_queue") for kind in ("classic", "quorum")
           for name in (OFFSET, FILTER, "x-stream-match-unfiltered")),
         (Like.V3_10, "classic", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
         (Like.V4_2, "quorum", {"x-priority": 5}, None),
-        (Like.V4_2, "quorum", {"x-cancel-on-ha-failover": True}, " of queue type rabbit_quorum_queue"),
+        (Like.V4_0, "quorum", {"x-cancel-on-ha-failover": "yes"}, None),
+        (Like.V3_10, "quorum", {"x-cancel-on-ha-failover": True}, " of queue type rabbit_quorum_queue"),
         (Like.V4_2, "stream", {"x-priority": 5}, " of queue type rabbit_stream_queue"),
         (Like.V4_2, "stream", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
         *((Like.V4_2, "stream", {OFFSET: value}, None)
-          for value in ("first", "last", "next", "5m", Int64(5), Timestamp(5), None)),
+          for value in ("first", "last", "next", "5m", Int64(5), Timestamp(5), ByteArray(b"last"))),
         (Like.V4_2, "stream", {OFFSET: "5x"}, ': {invalid_stream_offset_arg,{longstr,<<"5x">>}}'),
-        (Like.V4_2, "stream", {OFFSET: True}, ': {invalid_stream_offset_arg,{bool,<<"true">>}}'),
+        (Like.V4_2, "stream", {OFFSET: ""}, ": {invalid_stream_offset_arg,{longstr,<<>>}}"),
+        (Like.V4_0, "stream", {OFFSET: "5x"}, ': {invalid_stream_offset_arg,{longstr,<<"5x">>}}'),
         (Like.V4_2, "classic", {"x-consumer-timeout": -1}, None),
         (Like.V4_3, "quorum", {"x-consumer-timeout": 5}, None),
         (Like.V4_3, "quorum", {"x-consumer-timeout": -1}, ": {value_negative,-1}"),

@@ -281,7 +281,8 @@ def test_from_4_4_on_properties_that_rabbitmq_3_stored_as_annotations_are_lost()
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
     """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths. Further annotations contain the
-    reason, the queue and the exchange for the first and the last time that the message was dead-lettered.
+    reason, the queue and the exchange for the first and the last time that the message was dead-lettered. A message
+    that was published over AMQP 0-9-1 still has its ttl.
     """
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
@@ -291,7 +292,7 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
     )
     dead = dead_letter(message, "work", "expired", "dlx", "dead", 1700000000123, trusts_deaths=False)
     found = _delivered(dead)
-    assert found.header == MessageHeader(False, None, None, False, UInt32(0))
+    assert found.header == MessageHeader(False, None, None if is_native else UInt32(5), False, UInt32(0))
     assert found.body == data_section(b"d")
     (death,) = found.message_annotations.pop(Symbol("x-opt-deaths"))
     assert death == {

@@ -34,7 +34,7 @@ from mqtool.broker.embedded.model.stream_segment import (
     simple_entry,
     tracking_in,
 )
-from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
+from mqtool.codecs.field_tables import ByteArray, Int64, Table, Timestamp, encode_table
 from mqtool.duration import parse_interval
 from mqtool.spelling import counted
 
@@ -243,6 +243,8 @@ class StreamQueue(BrokerQueue):
     def _start(self, offset: object) -> tuple[int, int | None]:
         """Return the first offset to deliver, or a timestamp to start at, as an `x-stream-offset` says."""
         log = self.log
+        if isinstance(offset, ByteArray):
+            offset = offset.decode()
         match offset:
             case "first":
                 return log.first_offset, None
