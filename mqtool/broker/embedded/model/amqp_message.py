@@ -394,7 +394,10 @@ class BrokerMessage:
         copies: the further routing keys, if they are not those in the header CC: BCC is removed before a message gets
             into a queue, and a new key that a queue gives its dead letters replaces all others. Otherwise None.
         is_dead: True if the message is a dead letter, so that the broker has written its `x-death` header.
+        fits: False if RabbitMQ fails to deliver the message to AMQP 0-9-1 clients.
     """
+
+    fits = True
 
     __slots__ = ("address", "body", "copies", "exchange", "header", "is_dead", "routing_key")
 

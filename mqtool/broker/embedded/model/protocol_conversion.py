@@ -1,8 +1,8 @@
 """Conversion of messages between AMQP 0-9-1 clients and AMQP 1.0 clients, according to the tables of RabbitMQ 4.
 
 What a stream stores of a message from an AMQP 0-9-1 client is in stream_conversion.py.
-See https://www.rabbitmq.com/docs/conversions. RabbitMQ 4.3 fails on UUIDs and characters, which are converted to text
-here, and on decimals, which are dropped.
+See https://www.rabbitmq.com/docs/conversions. A message with a value that RabbitMQ 4 fails to convert is not delivered
+over the other protocol, and a stream does not take it.
 """
 
 import math
@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
+from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import MessageProperties, TimeOfDeath, encode_short
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.amqp10_message import BareProperties, MessageHeader
@@ -78,6 +79,25 @@ def quoted(name: str) -> str:
 def unquoted(name: str) -> str:
     """Decode a percent-encoded name. Raises UnicodeDecodeError if it is not UTF-8."""
     return unquote(name, errors="strict")
+
+
+def fits_091(annotations: Map, application: Map) -> bool:
+    """Return False if one of the values that become headers has a type that RabbitMQ cannot convert."""
+    kept = (value for key, value in annotations.items() if isinstance(key, Symbol) and not _is_internal(key))
+    return all(map(_fits_091, (*application.values(), *kept)))
+
+
+def _fits_091(value: Any10, *, in_list: bool = False) -> bool:
+    match value:
+        case uuid.UUID() | Char():
+            return False
+        case ULong():
+            return not in_list or value < 1 << 63
+        case list():
+            return all(_fits_091(item, in_list=True) for item in value)
+        case dict():
+            return all(map(_fits_091, value.values()))
+    return True
 
 
 def value_to_091(value: Any10) -> "Value | Dropped":
@@ -373,7 +393,13 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
     Returns:
         The message annotations, the properties, the application properties, and whether the body is an encoded
         AMQP 1.0 body (see ENCODED_BODY).
+
+    Raises:
+        ConnectionException: 541, a header that would be converted is a decimal, or contains one.
     """
+    for name, value in properties.headers.items():
+        if (name.startswith("x-") or not isinstance(value, list | dict)) and _has_decimal(value):
+            raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
     named = {name: value for name, value in properties.named().items() if isinstance(value, str)}
     annotations = annotations_from_091(properties.headers)
     if "type" in named:
@@ -395,6 +421,11 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
         if not name.startswith("x-") and not isinstance(value, list | dict)
     }
     return annotations, bare, map_from_091(plain), named.get("type") == ENCODED_BODY
+
+
+def _has_decimal(value: Value) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Decimal) or any(map(_has_decimal, inner))
 
 
 def _milliseconds(seconds: int) -> Milliseconds:

@@ -16,6 +16,7 @@ from mqtool.broker.embedded.model.protocol_conversion import (
     X_DEATHS,
     annotations_from_091,
     deaths_from_091,
+    fits_091,
     header_from_091,
     headers_to_091,
     properties_to_091,
@@ -60,6 +61,7 @@ class Head(NamedTuple):
     Attributes:
         raw: the encoded sections without the message annotations.
         key: the encoded sections including the message annotations; identifies the head in caches.
+        fits: True if AMQP 0-9-1 clients can get the message.
     """
 
     annotations: Map
@@ -67,6 +69,7 @@ class Head(NamedTuple):
     application: Map
     raw: bytes
     key: bytes
+    fits: bool = True
 
 
 def _name(value: object) -> str | None:
@@ -210,7 +213,8 @@ def _head(raw: bytes) -> Head:
     bare = raw
     if raw and section_at(raw, 0)[0] == MESSAGE_ANNOTATIONS:
         bare = raw[find(raw, section_at(raw, 0)[1]).end :]
-    return Head(decoded.message_annotations, decoded.properties, decoded.application_properties, bare, raw)
+    annotations, application = decoded.message_annotations, decoded.application_properties
+    return Head(annotations, decoded.properties, application, bare, raw, fits_091(annotations, application))
 
 
 _cached_head = lru_cache(maxsize=_MOST_CACHED)(_head)
@@ -251,12 +255,13 @@ class Sectioned(BrokerMessage):
         is_changed: True if the broker may have changed the headers, so that they no longer match the sections.
     """
 
-    __slots__ = ("_section_bytes", "is_changed", "sections")
+    __slots__ = ("_section_bytes", "fits", "is_changed", "sections")
 
     def __init__(self, sections: Sections, address: bytes, header: ContentHeader, *, is_changed: bool = True) -> None:
         super().__init__(address, header, sections.body)
         self.sections = sections
         self.is_changed = is_changed
+        self.fits = sections.head.fits and not sections.closing  # nor can RabbitMQ convert a footer
         self._section_bytes: int | None = None
 
     def _copy(self, address: bytes, header: ContentHeader) -> Self:
@@ -311,6 +316,9 @@ def encode(
         added: annotations for this delivery only, such as x-stream-offset.
         deliveries: the number of earlier deliveries that failed.
         redelivered: True if the message was delivered before.
+
+    Raises:
+        ConnectionException: 541, a header cannot be converted (see sections_from_091).
     """
     header = header_from_091(message.properties)
     first = not (redelivered or deliveries or message.is_dead)

@@ -408,10 +408,13 @@ class Cursor:
         decoded: Decoded | Sectioned
         if stream.profile.speaks_amqp10:
             decoded = sectioned.parse_stored(data, stream.name, stream.profile)
+            if not decoded.fits:
+                return decoded
         else:
             decoded = decode(data)
         key = stream.name if decoded.routing_key is None else decoded.routing_key
-        shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
+        address = encode_address(decoded.exchange, key)
+        shape = _Shape(decoded.properties, address, sorts=stream.profile.sorts_headers)
         if shape.add_head(data, decoded.body):
             self._shape = shape
         return shape.delivered(offset, shape.message_id, decoded.body)
@@ -444,14 +447,18 @@ class _Shape:
         message_id: the id of the message that the template was made from.
     """
 
-    def __init__(self, properties: MessageProperties, address: bytes) -> None:
+    def __init__(self, properties: MessageProperties, address: bytes, *, sorts: bool) -> None:
         self._address = address
         headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
-        table = encode_table({**headers, OFFSET: Int64(0)})
+        # From RabbitMQ 4.0 on, headers are sorted, including the offset.
+        rest = {name: value for name, value in headers.items() if sorts and name > OFFSET}
+        until_offset = {**{name: headers[name] for name in headers if name not in rest}, OFFSET: Int64(0)}
+        table = encode_table({**until_offset, **rest})
         fields = properties.fields() | {"headers": table}
         whole = MessageProperties.of(fields).encode()
-        # The headers are the third property, and the offset is the last header.
-        end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
+        # The headers are the third property.
+        end = 2 + sum(len(fields.get(name, b"")) for name in ("content_type", "content_encoding"))
+        end += len(encode_table(until_offset))
         self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
         self.message_id = b""
         # In an entry: the bytes before the message id, and those between it and the body.

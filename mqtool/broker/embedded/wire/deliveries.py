@@ -7,7 +7,7 @@ from typing import Any
 
 from pamqp import commands
 
-from mqtool.broker.embedded.model.amqp_errors import precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import delivery_counts
@@ -93,6 +93,9 @@ class ChannelSubscription:
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         is_counted = entry.acquired_count and self.queue.kind == "quorum"
         message = _counted(self.queue, entry) if is_counted else entry.message
+        if not message.fits:
+            _fail(session, self.queue)
+            return
         session.write(
             frames.deliver(
                 channel.number, self.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
@@ -188,6 +191,9 @@ class Deliveries:
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session, message = self.session, message_got(queue, entry)
+        if not message.fits:
+            _fail(session, queue)
+            return
         session.write(
             frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
         )
@@ -446,6 +452,11 @@ class Deliveries:
             returned.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in returned.items():
             queue.requeue(entries, why)
+
+
+def _fail(session: AmqpSession, queue: BrokerQueue) -> None:
+    """Close a connection, soon, because RabbitMQ fails to deliver a message to it."""
+    queue.clock.take_turn(lambda: session.failed(ConnectionException(INTERNAL_ERROR)))
 
 
 def message_got(queue: BrokerQueue, entry: BacklogEntry) -> BrokerMessage:
