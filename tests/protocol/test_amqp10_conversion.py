@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -13,6 +14,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import (
     Amqp10Message,
     BareProperties,
@@ -26,7 +28,7 @@ from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
 from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess
-from tests.protocol.conftest import Api, Take
+from tests.protocol.conftest import AnyHeaders, Api, Take
 from tests.protocol.raw_amqp10 import ACCEPTED, ATTACH, CLOSE, RECEIVER, SOURCE, TARGET, RawAmqp10, described
 from tests.protocol.raw_stream import RawStream, string
 from tests.protocol.test_amqp10_frames import broker, client, embedded
@@ -229,6 +231,35 @@ def test_a_message_keeps_its_content_across_protocols(
             assert subscriber.subscribe(1, "q") == 1
             said = _said_10(Amqp10Message.decode(subscriber.entries(1)[0]))
     assert said == _SAID
+
+
+@pytest.mark.parametrize("like", ["4.0", "4.3"])
+def test_a_message_that_cannot_be_converted_ends_the_receivers_connection_and_stays(like: str) -> None:
+    """If RabbitMQ 4 cannot convert a value in a message for the receiver's protocol, the embedded broker ends the
+    receiver's connection with an internal error, too. The message is not lost: the other protocol still delivers it. A
+    stream takes no such message from a publisher.
+    """
+    with EmbeddedBroker(like=like) as broker:
+        for kind in ("classic", "stream"):
+            with RawAmqp10(broker.url) as sender:
+                channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+                channel.basic_qos(prefetch_count=1)
+                channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
+                _publish_10(sender, kind, Amqp10Message(application_properties={"u": _ID}, body=data_section(b"10")))
+                channel.basic_consume(kind, print, arguments={"x-stream-offset": "first"} if kind == "stream" else {})
+                with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="541"):
+                    channel.connection.process_data_events(60)
+                assert _read_10(sender, kind, is_stream=kind == "stream").application_properties == {"u": _ID}
+        channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+        channel.queue_purge("classic")
+        channel.confirm_delivery()
+        channel.basic_publish("", "classic", b"091", AnyHeaders(headers={"d": Decimal("1.5")}))
+        with RawAmqp10(broker.url) as receiver:
+            receiver.attach_receiver("/queues/classic")
+            assert str(receiver.expect(CLOSE).error).startswith("('amqp:internal-error', 'Session error: ")
+        assert Take(channel).one("classic")[1].headers == {"d": Decimal("1.5")}
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="541"):
+            channel.basic_publish("", "stream", b"091", AnyHeaders(headers={"d": Decimal("1.5")}))
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])

@@ -214,7 +214,7 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
     headers: Table = {
         "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
         "l": Int64(3), "f": Float32(1.5), "d": 2.5, "t": Timestamp(1700000000), "true": True, "void": None,
-        "decimal": Decimal(1, 5), "list": ["dropped"], "table": {"dropped": 1},
+        "list": [Decimal(1, 5)], "table": {"dropped": 1},
         "x-text": "a", "x-list": ["a", Int64(1)], "x-table": {"k": Int64(5)}, "CC": ["other"],
     }  # fmt: skip
     message = _from_091(
@@ -471,7 +471,7 @@ def test_a_stream_converts_messages_between_amqp_1_0_and_amqp_0_9_1() -> None:
     properties and annotations.
     """
     stream, clock = _stream()
-    sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
+    sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": "v"}, data_section(b"10"))
     fields = {"message_id": encode_short(_ID.urn.encode()), "headers": encode_table({"h": Int32(5), "x-h": "a"})}
     for message in (_published(sent), _from_091(fields, b"091")):
         stream.publish(message)
@@ -486,7 +486,7 @@ def test_a_stream_converts_messages_between_amqp_1_0_and_amqp_0_9_1() -> None:
             assert entry.message.headers == {"h": 5, "x-h": "a", "x-stream-offset": 1}
             assert entry.message.properties.named()["message_id"] == _ID.urn
         else:
-            assert entry.message.headers == {"u": str(_ID), "x-a": 1, "x-stream-offset": 0}
+            assert entry.message.headers == {"u": "v", "x-a": 1, "x-stream-offset": 0}
             assert entry.message.properties.named()["app_id"] == "group"
     for offset, properties in enumerate((_WIDE, BareProperties(_ID))):
         entry = by_10.next_entry()

@@ -8,7 +8,13 @@ from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
 from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    MessageProperties,
+    by_name,
+    encode_address,
+)
 from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import TURN_SECONDS
@@ -413,8 +419,7 @@ class Cursor:
         else:
             decoded = decode(data)
         key = stream.name if decoded.routing_key is None else decoded.routing_key
-        address = encode_address(decoded.exchange, key)
-        shape = _Shape(decoded.properties, address, sorts=stream.profile.sorts_headers)
+        shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
         if shape.add_head(data, decoded.body):
             self._shape = shape
         return shape.delivered(offset, shape.message_id, decoded.body)
@@ -447,18 +452,15 @@ class _Shape:
         message_id: the id of the message that the template was made from.
     """
 
-    def __init__(self, properties: MessageProperties, address: bytes, *, sorts: bool) -> None:
+    def __init__(self, properties: MessageProperties, address: bytes) -> None:
         self._address = address
-        headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
-        # From RabbitMQ 4.0 on, headers are sorted, including the offset.
-        rest = {name: value for name, value in headers.items() if sorts and name > OFFSET}
-        until_offset = {**{name: headers[name] for name in headers if name not in rest}, OFFSET: Int64(0)}
-        table = encode_table({**until_offset, **rest})
+        headers = by_name({**properties.headers, OFFSET: Int64(0)})
+        table = encode_table(headers)
         fields = properties.fields() | {"headers": table}
         whole = MessageProperties.of(fields).encode()
         # The headers are the third property.
         end = 2 + sum(len(fields.get(name, b"")) for name in ("content_type", "content_encoding"))
-        end += len(encode_table(until_offset))
+        end += len(encode_table({name: value for name, value in headers.items() if name <= OFFSET}))
         self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
         self.message_id = b""
         # In an entry: the bytes before the message id, and those between it and the body.
