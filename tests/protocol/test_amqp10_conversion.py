@@ -346,6 +346,44 @@ def test_a_dead_letter_carries_its_death_history_over_each_protocol(
     assert got.body == data_section(b"body")
 
 
+def test_a_dead_letter_keeps_its_expiration_for_streams_and_amqp_1_0(
+    channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    """Queues take no account of a dead letter's expiration, and AMQP 0-9-1 consumers do not see it. But AMQP 1.0
+    receivers get it as the ttl, and a stream stores it, with the header CC.
+    """
+    channel.exchange_declare("dlx", "fanout")
+    for queue, kind in (("dead", "classic"), ("log", "stream")):
+        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+        channel.queue_bind(queue, "dlx")
+    channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": "dlx"})
+    properties = pika.BasicProperties(headers={"CC": ["copy"]}, expiration="100000")
+    for _ in range(2):
+        channel.basic_publish("", "q", b"", properties)
+        channel.basic_nack(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    assert take.one("dead")[1].expiration is None
+    assert _read_10(client, "dead", is_stream=False).header.ttl == 100_000
+    kept, _ = _read_091(take, channel, "log", is_stream=True)
+    assert (kept.expiration, kept.headers["CC"]) == ("100000", ["copy"])
+
+
+def test_a_publishers_own_x_death_and_durable_false_are_no_more_than_that(
+    channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    """An x-death header that an AMQP 0-9-1 publisher has set becomes an ordinary annotation. If an AMQP 1.0 publisher
+    says that a message is not durable, the message has no delivery mode over AMQP 0-9-1.
+    """
+    channel.queue_declare("q", durable=True)
+    death = {"count": 1, "reason": "expired", "queue": "q", "exchange": "", "routing-keys": ["q"], "time": _TIME}
+    channel.basic_publish("", "q", b"", pika.BasicProperties(headers={"x-death": [death]}))
+    annotations = _read_10(client, "q", is_stream=False).message_annotations
+    assert "x-opt-deaths" not in annotations
+    assert [death["queue"] for death in annotations["x-death"]] == ["q"]
+    channel.queue_declare("other", durable=True)
+    _publish_10(client, "other", Amqp10Message(MessageHeader(False), body=data_section(b"")))
+    assert take.one("other")[1].delivery_mode is None
+
+
 def test_the_header_cc_and_the_annotation_x_cc_are_converted_into_each_other(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
