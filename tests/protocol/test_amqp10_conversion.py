@@ -357,7 +357,7 @@ def test_a_dead_letter_keeps_its_expiration_for_streams_and_amqp_1_0(
         channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
         channel.queue_bind(queue, "dlx")
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": "dlx"})
-    properties = pika.BasicProperties(headers={"CC": ["copy"]}, expiration="100000")
+    properties = pika.BasicProperties(headers={"zz": 1, "CC": ["copy"]}, expiration="100000")
     for _ in range(2):
         channel.basic_publish("", "q", b"", properties)
         channel.basic_nack(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
@@ -365,6 +365,7 @@ def test_a_dead_letter_keeps_its_expiration_for_streams_and_amqp_1_0(
     assert _read_10(client, "dead", is_stream=False).header.ttl == 100_000
     kept, _ = _read_091(take, channel, "log", is_stream=True)
     assert (kept.expiration, kept.headers["CC"]) == ("100000", ["copy"])
+    assert [*kept.headers] == sorted(kept.headers)  # including x-stream-offset
 
 
 def test_a_publishers_own_x_death_and_durable_false_are_no_more_than_that(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ConnectionException
-from mqtool.broker.embedded.model.declarations import check_consumer
+from mqtool.broker.embedded.model.declarations import FILTER_SIZE, check_consumer
 from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
@@ -529,6 +529,29 @@ def test_an_x_local_random_exchange_accepts_only_classic_queues_and_empty_routin
         declared(vhost, {"x-queue-type": destination})
         to = vhost.queues["q"]
     assert refusal(lambda: vhost.bind(vhost.exchanges["x"], to, key, {})) == (wrong and f"channel 406: {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("like", "kind", "arguments", "wrong"),
+    [
+        *((like, "stream", {FILTER_SIZE: size}, None) for like in (Like.V4_0, Like.V4_3) for size in (16, 255)),
+        *((like, "stream", {FILTER_SIZE: size}, f"channel 406: Invalid value for {FILTER_SIZE}")
+          for like in (Like.V4_0, Like.V4_3) for size in (0, 15, 256)),
+        (Like.V3_10, "stream", {FILTER_SIZE: 256}, None),
+        (Like.V4_0, "classic", {FILTER_SIZE: 256}, None),
+        (Like.V4_3, "classic", {FILTER_SIZE: 16},
+         f"channel 406: invalid arg '{FILTER_SIZE}' for queue 'q' in vhost 'v' of queue type rabbit_classic_queue"),
+        (Like.V3_10, "classic", {"x-queue-master-locator": "random"}, None),
+        (Like.V3_10, "classic", {"x-queue-master-locator": "bogus"}, "connection 541: "),
+        (Like.V4_0, "classic", {"x-queue-master-locator": "bogus"}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_that_only_some_versions_check(like: Like, kind: str, arguments: Table, wrong: str | None) -> None:
+    """The size of a stream's filters is checked from RabbitMQ 4.0 on, and refused for other queues from 4.3 on. The
+    master locator of a classic queue is checked up to RabbitMQ 3.13.
+    """
+    assert declared(vhost_like(like), {"x-queue-type": kind, **arguments}) == wrong
 
 
 ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-stream-filter"

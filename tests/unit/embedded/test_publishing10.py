@@ -713,7 +713,7 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
     assert asking.replies == [b"1"]
     counted = broker.totals.published[AMQP10]
     assert (counted.confirmed, counted.returned, counted.routed) == (2, 1, 0)
-    assert broker.vhosts["/"].exchanges[""].published_in == 2
+    assert broker.vhosts["/"].exchanges[""].published_in == 3
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
