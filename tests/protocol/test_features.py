@@ -72,6 +72,7 @@ VALUES: dict[str, Any] = {
     "x-quorum-initial-group-size": 1,
     "x-initial-cluster-size": 1,
     "x-queue-leader-locator": "client-local",
+    "x-queue-master-locator": "random",
 }
 
 

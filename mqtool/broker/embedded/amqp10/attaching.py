@@ -94,7 +94,7 @@ def _target(session: SessionState, address: Any10) -> PublishTarget | None:
     except ValueError as error:
         raise _refused("bad_address_string", binary(address)) from error
     vhost = session.vhost
-    if node.queue is not None and node.queue not in vhost.queues:
+    if not (node.queue is None or node.queue in vhost.queues or session.connection.broker.reply_consumer(node.queue)):
         raise LinkError(MISSING, f"no queue '{node.queue}' in vhost '{vhost.name}'")
     session.connection.rights.check("write", "exchange", node.exchange)
     exchange = vhost.exchanges.get(node.exchange)

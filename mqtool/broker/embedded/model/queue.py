@@ -9,7 +9,7 @@ from itertools import chain
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_errors import RESOURCE_LOCKED, ChannelException
-from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage, Dead
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
@@ -222,7 +222,7 @@ class BrokerQueue:
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
         if deliveries:
-            entry.carry(deliveries, was_seen=self.kind == "quorum")
+            entry.carry(deliveries)
         if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
@@ -620,7 +620,7 @@ def _refuses(queue: BrokerQueue, message: BrokerMessage, publisher: object) -> b
     if queue.kind == "quorum":
         if publisher is not None:
             return queue.throttled.refuses(publisher, queue.options, *queue.load())
-        return queue.exceeds() and not isinstance(message, Dead)
+        return queue.exceeds() and not message.is_dead
     is_full = queue.exceeds(1, len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", 0, lambda _: None)
