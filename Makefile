@@ -149,9 +149,11 @@ simulate: .venv/installed-dev  ## run the embedded broker on a virtual clock, ne
 	$(BIN)/python -m tests.simulation --processes $$(nproc) --seeds $(or $(SEEDS),1000) \
 		--first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
-record: .venv/installed-dev  ## record RabbitMQ's answers in tests/recordings/VERSION (VERSION=4.3 MANAGEMENT=http://127.0.0.1:15672, as guest)
+record: .venv/installed-dev  ## record the answers of RabbitMQ at MQTOOL_TEST_URL in tests/recordings/VERSION (VERSION=4.3)
 	@mkdir -p tests/recordings/$(VERSION)
-	$(BIN)/python -m tests.protocol.management_requests $(MANAGEMENT) >tests/recordings/$(VERSION)/management.ndjson
+	$(BIN)/python -m tests.conversations $(VERSION) $(SUBJECTS)
+	$(if $(SUBJECTS),,$(BIN)/python -m tests.protocol.management_requests $${MQTOOL_TEST_MANAGEMENT:-http://127.0.0.1:15672} \
+		>tests/recordings/$(VERSION)/management.ndjson)
 
 mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/routing.py, and show those that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)

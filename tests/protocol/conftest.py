@@ -50,7 +50,7 @@ class Api:
         request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
         request.add_header("authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
         if body is not None:
-            request.data = json.dumps(body).encode()
+            request.data = body if isinstance(body, bytes) else json.dumps(body).encode()
             request.add_header("content-type", "application/json")
 
         def call() -> tuple[int, Any]:

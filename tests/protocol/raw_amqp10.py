@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
@@ -78,12 +78,19 @@ class RawAmqp10:
     methods and in received frames, these numbers start at 0.
     """
 
-    def __init__(self, url: str, *, opened: bool = True, opening: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        opened: bool = True,
+        opening: tuple[Any, ...] = (),
+        connect: Callable[..., Any] = socket.create_connection,
+    ) -> None:
         parts = urlsplit(url)
         self.first_transfer = self.first_count = 0
         self.receiving: set[int] = set()
         self._held: bytearray | None = None
-        self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
+        self.socket = connect((str(parts.hostname), parts.port or 5672), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see raw_client.py
         self.login = f"\0{unquote(str(parts.username))}\0{unquote(str(parts.password))}".encode()
         self.vhost = unquote(parts.path[1:]) or "/"

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
@@ -30,11 +31,20 @@ class RawClient:
     Args:
         url: the broker's address, the user and the virtual host.
         opened: go through the handshake, and open channel 1.
+        connect: makes the connection; conversations in memory pass another one than that of `socket`.
     """
 
-    def __init__(self, url: str, *, opened: bool = True, frame_max: int = 131_072, heartbeat: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        opened: bool = True,
+        frame_max: int = 131_072,
+        heartbeat: int = 0,
+        connect: Callable[..., Any] = socket.create_connection,
+    ) -> None:
         parts = urlsplit(url)
-        self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
+        self.socket = connect((str(parts.hostname), parts.port or 5672), timeout=60)
         # Without this, a small frame that follows another one waits 40 ms for TCP's acknowledgement.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.login = f"\0{parts.username}\0{parts.password}"

@@ -4,7 +4,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.protocol.raw_client import read_exactly
 
@@ -110,8 +110,8 @@ def chunk_of(body: bytes) -> Chunk:
 class RawStream:
     """A connection to a stream port."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.socket = socket.create_connection((host, port), timeout=60)
+    def __init__(self, host: str, port: int, connect: Callable[..., Any] = socket.create_connection) -> None:
+        self.socket = connect((host, port), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see raw_client.py
         self._kept: list[Frame] = []
         self._last = 0

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -13,6 +14,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import (
     Amqp10Message,
     BareProperties,
@@ -26,7 +28,7 @@ from mqtool.codecs.amqp10_values import encode as encode_value
 from mqtool.codecs.field_tables import Int32, Int64, UInt8, UInt32
 from tests.brokers import TestBroker
 from tests.protocol.broker_process import BrokerProcess
-from tests.protocol.conftest import Api, Take
+from tests.protocol.conftest import AnyHeaders, Api, Take
 from tests.protocol.raw_amqp10 import ACCEPTED, ATTACH, CLOSE, RECEIVER, SOURCE, TARGET, RawAmqp10, described
 from tests.protocol.raw_stream import RawStream, string
 from tests.protocol.test_amqp10_frames import broker, client, embedded
@@ -231,6 +233,35 @@ def test_a_message_keeps_its_content_across_protocols(
     assert said == _SAID
 
 
+@pytest.mark.parametrize("like", ["4.0", "4.3"])
+def test_a_message_that_cannot_be_converted_ends_the_receivers_connection_and_stays(like: str) -> None:
+    """If RabbitMQ 4 cannot convert a value in a message for the receiver's protocol, the embedded broker ends the
+    receiver's connection with an internal error, too. The message is not lost: the other protocol still delivers it. A
+    stream takes no such message from a publisher.
+    """
+    with EmbeddedBroker(like=like) as broker:
+        for kind in ("classic", "stream"):
+            with RawAmqp10(broker.url) as sender:
+                channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+                channel.basic_qos(prefetch_count=1)
+                channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
+                _publish_10(sender, kind, Amqp10Message(application_properties={"u": _ID}, body=data_section(b"10")))
+                channel.basic_consume(kind, print, arguments={"x-stream-offset": "first"} if kind == "stream" else {})
+                with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="541"):
+                    channel.connection.process_data_events(60)
+                assert _read_10(sender, kind, is_stream=kind == "stream").application_properties == {"u": _ID}
+        channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+        channel.queue_purge("classic")
+        channel.confirm_delivery()
+        channel.basic_publish("", "classic", b"091", AnyHeaders(headers={"d": Decimal("1.5")}))
+        with RawAmqp10(broker.url) as receiver:
+            receiver.attach_receiver("/queues/classic")
+            assert str(receiver.expect(CLOSE).error).startswith("('amqp:internal-error', 'Session error: ")
+        assert Take(channel).one("classic")[1].headers == {"d": Decimal("1.5")}
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="541"):
+            channel.basic_publish("", "stream", b"091", AnyHeaders(headers={"d": Decimal("1.5")}))
+
+
 @pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
 @pytest.mark.parametrize(
     "body",
@@ -313,6 +344,45 @@ def test_a_dead_letter_carries_its_death_history_over_each_protocol(
     assert annotations == {"x-exchange": "", "x-routing-key": "dead"} | marks
     assert got.header.first_acquirer is False
     assert got.body == data_section(b"body")
+
+
+def test_a_dead_letter_keeps_its_expiration_for_streams_and_amqp_1_0(
+    channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    """Queues take no account of a dead letter's expiration, and AMQP 0-9-1 consumers do not see it. But AMQP 1.0
+    receivers get it as the ttl, and a stream stores it, with the header CC.
+    """
+    channel.exchange_declare("dlx", "fanout")
+    for queue, kind in (("dead", "classic"), ("log", "stream")):
+        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+        channel.queue_bind(queue, "dlx")
+    channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": "dlx"})
+    properties = pika.BasicProperties(headers={"zz": 1, "CC": ["copy"]}, expiration="100000")
+    for _ in range(2):
+        channel.basic_publish("", "q", b"", properties)
+        channel.basic_nack(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    assert take.one("dead")[1].expiration is None
+    assert _read_10(client, "dead", is_stream=False).header.ttl == 100_000
+    kept, _ = _read_091(take, channel, "log", is_stream=True)
+    assert (kept.expiration, kept.headers["CC"]) == ("100000", ["copy"])
+    assert [*kept.headers] == sorted(kept.headers)  # including x-stream-offset
+
+
+def test_a_publishers_own_x_death_and_durable_false_are_no_more_than_that(
+    channel: BlockingChannel, take: Take, client: RawAmqp10
+) -> None:
+    """An x-death header that an AMQP 0-9-1 publisher has set becomes an ordinary annotation. If an AMQP 1.0 publisher
+    says that a message is not durable, the message has no delivery mode over AMQP 0-9-1.
+    """
+    channel.queue_declare("q", durable=True)
+    death = {"count": 1, "reason": "expired", "queue": "q", "exchange": "", "routing-keys": ["q"], "time": _TIME}
+    channel.basic_publish("", "q", b"", pika.BasicProperties(headers={"x-death": [death]}))
+    annotations = _read_10(client, "q", is_stream=False).message_annotations
+    assert "x-opt-deaths" not in annotations
+    assert [death["queue"] for death in annotations["x-death"]] == ["q"]
+    channel.queue_declare("other", durable=True)
+    _publish_10(client, "other", Amqp10Message(MessageHeader(False), body=data_section(b"")))
+    assert take.one("other")[1].delivery_mode is None
 
 
 def test_the_header_cc_and_the_annotation_x_cc_are_converted_into_each_other(

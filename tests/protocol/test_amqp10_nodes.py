@@ -81,7 +81,8 @@ def test_the_temporary_queue_of_a_dynamic_source_lives_as_long_as_its_link(clien
 
 def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, client: RawAmqp10) -> None:
     """An AMQP 1.0 receiver with a volatile dynamic source (direct reply-to) gets an address from the broker. The
-    receiver gets the reply that another client sends to this address.
+    receiver gets the replies that another client sends to this address, on a link to it or to none. A reply is accepted
+    even if the receiver is gone.
     """
     source = attach_dynamic(client, "rabbitmq:volatile-queue").field(5).value
     address = source[0]
@@ -90,10 +91,13 @@ def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, clien
     client.flow(0, 10, echo=True)
     client.expect(FLOW)
     other = RawAmqp10(amqp_url)
-    other.attach_sender(None)
-    assert other.published(0, message(b"reply", to=address)).descriptor == ACCEPTED
-    got = client.expect(TRANSFER)
-    assert (got.body, got.field(4)) == (b"reply", True)
+    for number, (target, to) in enumerate([(None, address), (address, None)]):
+        other.attach_sender(target, handle=number)
+        assert other.published(number, message(b"reply", to=to), handle=number).descriptor == ACCEPTED
+        got = client.expect(TRANSFER)
+        assert (got.body, got.field(4)) == (b"reply", True)
+    client.socket.close()
+    assert other.published(2, handle=1).descriptor == ACCEPTED
 
 
 def test_an_amqp_1_0_client_can_reply_to_an_amqp_0_9_1_client(client: RawAmqp10, channel: BlockingChannel) -> None:
@@ -104,8 +108,8 @@ def test_an_amqp_1_0_client_can_reply_to_an_amqp_0_9_1_client(client: RawAmqp10,
     channel.basic_publish("", "rpc", b"q", channel_properties())
     client.attach_receiver("/queues/rpc")
     asked = client.expect(TRANSFER).message.properties
-    client.attach_sender(None, handle=1)
-    assert client.published(0, message(b"answer", to=asked.reply_to), handle=1).descriptor == ACCEPTED
+    client.attach_sender(asked.reply_to, handle=1)
+    assert client.published(0, message(b"answer"), handle=1).descriptor == ACCEPTED
     channel.connection.process_data_events(time_limit=60)
     assert replies == [b"answer"]
 

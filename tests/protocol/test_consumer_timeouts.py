@@ -14,7 +14,7 @@ from mqtool.codecs.amqp10_frames import SENDER
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker, impatient_node
-from tests.protocol.conftest import Api
+from tests.protocol.conftest import Api, Take
 from tests.protocol.raw_amqp10 import ACCEPTED, DISPOSITION, RELEASED, TRANSFER, RawAmqp10, described
 from tests.protocol.raw_client import RawClient
 
@@ -243,11 +243,11 @@ def test_from_rabbitmq_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_deliv
     [(SHORT, None, None), (LONG, SHORT, None), (SHORT, LONG, None), (None, SHORT, None), (LONG, LONG, SHORT)],
 )
 def test_from_rabbitmq_4_3_on_a_consumer_that_exceeds_its_timeout_is_cancelled(
-    broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
+    broker: TestBroker, api: Api, take: Take, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
     """From RabbitMQ 4.3 on, the broker cancels a consumer that does not acknowledge a delivery within the consumer's
     own timeout. If the consumer has none, the shorter of the timeouts set by the queue argument and the policy applies.
-    The channel stays open.
+    The channel stays open. The delivery does not count towards the delivery limit.
     """
     since_4_3(broker)
     if policy is not None:
@@ -259,6 +259,7 @@ def test_from_rabbitmq_4_3_on_a_consumer_that_exceeds_its_timeout_is_cancelled(
         assert (cancelled.consumer_tag, cancelled.nowait) == ("t", True)
         client.send(commands.Queue.Declare(queue="q", passive=True))
         assert client.expect(commands.Queue.DeclareOk).queue == "q"
+        assert take.one("q")[1].headers == {"x-acquired-count": 1}
 
 
 def test_from_rabbitmq_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:

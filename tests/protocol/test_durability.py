@@ -94,6 +94,25 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
         assert (dead["x-acquired-count"], dead["x-delivery-count"]) == (1, 1)
 
 
+def test_the_keys_of_bcc_and_the_history_of_a_dead_letter_survive_a_restart(process: BrokerProcess) -> None:
+    """After a restart, BCC still routes the dead letters of a message that was published with it, and the x-death
+    header of a dead letter is still the broker's own: the next death adds an entry to it.
+    """
+    channel = connect(process).channel()
+    channel.exchange_declare("dlx", durable=True)
+    to_end = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "end"}
+    for queue, arguments in (("q", {"x-dead-letter-exchange": "dlx"}), ("blind", to_end), ("end", {})):
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+    channel.queue_bind("blind", "dlx", "bcc")
+    channel.confirm_delivery()
+    channel.basic_publish("", "q", b"x", BasicProperties(delivery_mode=2, headers={"BCC": ["bcc"]}))
+    for queue in ("q", "blind"):
+        restart(process, "stop")
+        take = Take(connect(process).channel())
+        take.channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag, requeue=False)
+    assert [death["queue"] for death in take.one("end")[1].headers["x-death"]] == ["blind", "q"]
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish", "reject-publish-dlx"])
 def test_a_classic_queue_does_not_exceed_its_maximum_length_after_a_restart(

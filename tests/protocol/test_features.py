@@ -72,6 +72,7 @@ VALUES: dict[str, Any] = {
     "x-quorum-initial-group-size": 1,
     "x-initial-cluster-size": 1,
     "x-queue-leader-locator": "client-local",
+    "x-queue-master-locator": "random",
 }
 
 
@@ -126,13 +127,15 @@ def test_the_documented_table_of_consumer_arguments_is_correct(
 
 def test_every_argument_documented_as_supported_is_mentioned_in_another_test_file() -> None:
     """Each queue or consumer argument that docs/reference/embedded-broker.md calls supported is mentioned in at least
-    one file of tests/protocol other than test_features.py, so that it is probably tested there.
+    one conversation, or file of tests/protocol other than test_features.py, so that it is probably tested there.
     """
     here = Path(__file__)
-    texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
+    files = [*here.parent.glob("test_*.py"), *(here.parents[1] / "conversations").glob("*.txt")]
+    texts = [path.read_text() for path in files if path != here]
     for heading in ("Arguments of queues", "Arguments of consumers"):
         for argument, *kinds in table(heading):
-            assert "yes" not in kinds or any(argument in text for text in texts), argument
+            names = argument, f"{argument.removeprefix('x-').replace('-', '_')}="
+            assert "yes" not in kinds or any(name in text for text in texts for name in names), argument
 
 
 def test_the_documented_table_of_exchanges_is_correct(broker: TestBroker, api: Api, vhost: str) -> None:

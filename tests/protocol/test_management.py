@@ -8,6 +8,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -195,6 +196,46 @@ def test_messages_can_be_published_and_read_over_http(
     assert [each["payload"] for each in api("POST", get, {**GET, "ackmode": "ack_requeue_false"})[1]] == ["hello"]
     assert take.bodies("q", 1) == [b"\xff"]
     assert api("POST", get, GET) == (200, [])
+
+
+def test_headers_that_are_published_over_http_are_sorted(
+    broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
+    """The headers of a message that is published over HTTP are sorted, also in nested tables. Of several headers of the
+    same name, RabbitMQ 4 keeps the first, and earlier versions the last.
+    """
+    channel.queue_declare("q", durable=True)
+    headers = b'{"z": 1, "a": {"y": 1, "c": 2, "c": 3}, "M": 2, "z": 3}'
+    body = json.dumps({**MESSAGE, "properties": {"headers": "H"}}).encode().replace(b'"H"', headers)
+    assert api("POST", f"exchanges/{vhost}/amq.default/publish", body) == (200, {"routed": True})
+    first = broker.differs_since("4.0", "the first header counts")
+    expected = {"M": 2, "a": {"c": 2 if first else 3, "y": 1}, "z": 1 if first else 3}
+    assert json.dumps(take.one("q")[1].headers) == json.dumps(expected)
+
+
+def test_reading_messages_over_http_counts_as_a_delivery(
+    broker: TestBroker, api: Api, channel: BlockingChannel, take: Take
+) -> None:
+    """A message that is read from a quorum queue over HTTP has the headers that say how often it was delivered. Up to
+    RabbitMQ 4.2, both ackmodes that requeue it count towards the delivery limit; from 4.3 on, only a rejection does.
+    """
+    channel.confirm_delivery()
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_publish("", "q", b"x")
+    seen: list[dict[str, int]] = []
+
+    def read(mode: str) -> bool:
+        got = api("POST", f"queues/{broker.vhost}/q/get", {**GET, "ackmode": mode})[1]
+        seen.extend(dict(each["properties"] or {}).get("headers", {}) for each in got)
+        return bool(got)
+
+    for mode in ("ack_requeue_true", "reject_requeue_true", "ack_requeue_false"):
+        take.until(partial(read, mode))
+    if broker.differs_since("4.3", "nacks do not count"):
+        assert seen == [{}, {"x-acquired-count": 1}, {"x-acquired-count": 2, "x-delivery-count": 1}]
+    else:
+        first = {} if broker.differs_since("4.0", "no count of 0") else {"x-delivery-count": 0}
+        assert seen == [first, {"x-delivery-count": 1}, {"x-delivery-count": 2}]
 
 
 @pytest.mark.parametrize(

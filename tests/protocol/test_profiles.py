@@ -3,10 +3,8 @@ if it is available.
 """
 
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pika
 import pytest
@@ -87,158 +85,6 @@ def test_the_broker_reports_the_version_that_it_imitates(
     assert version == overview["rabbitmq_version"] == overview["product_version"] == broker.version
 
 
-def test_the_default_delivery_limit_depends_on_the_version(
-    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
-) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, the default is 20, so the queue
-    drops a message when it is requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count towards
-    this limit.
-    """
-    queue = quorum()
-    give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
-    for _ in range(21):
-        give_back(take.one(queue, auto_ack=False)[0].delivery_tag)
-    if broker.differs_since("4.0", "the limit is 20"):
-        take.until(lambda: channel.queue_declare(queue, passive=True).method.message_count == 0)
-    else:
-        assert take.one(queue)[2] == b"x"
-
-
-def test_delivery_counts_depend_on_the_version(
-    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
-) -> None:
-    """Up to RabbitMQ 4.2, the x-delivery-count of a quorum queue's message counts every requeue: by basic.nack, by
-    basic.reject or by closing the channel. From 4.3 on, x-acquired-count counts every requeue, and x-delivery-count
-    counts all but those by basic.nack.
-    """
-    queue, seen = quorum(), []
-    for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
-        method, properties, _ = take.one(queue, auto_ack=False)
-        seen.append(properties.headers)
-        if give_back == channel.basic_recover:
-            channel.close()
-        else:
-            give_back(method.delivery_tag)
-    seen.append(Take(channel.connection.channel()).one(queue)[1].headers)
-    if broker.differs_since("4.3", "all are counted, and those that failed"):
-        failed = [{}, {"x-delivery-count": 1}, {"x-delivery-count": 2}]
-        assert seen == [None, *({"x-acquired-count": number, **failed[number - 1]} for number in (1, 2, 3))]
-    else:
-        first = None if broker.differs_since("4.0", "a first delivery has no count") else {"x-delivery-count": 0}
-        assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
-
-
-@pytest.mark.parametrize("reject", ["basic_nack", "basic_reject"])
-def test_a_dead_letter_carries_its_delivery_count_from_4_3_on(
-    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str], reject: str
-) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue that gets a dead letter continues to count its failed deliveries, including
-    one that ended with basic.reject, but not with basic.nack. A dead letter that is over the limit of its new queue is
-    dropped if it is requeued in any way. Up to 4.2, the count starts again.
-    """
-    dead = f"dead-{uuid.uuid4().hex[:8]}"
-    channel.queue_declare(dead, durable=True, arguments={**QUORUM, "x-delivery-limit": 1})
-    source = quorum(**{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
-    for requeue in (channel.basic_nack, channel.basic_reject, channel.basic_reject):
-        requeue(take.one(source, auto_ack=False)[0].delivery_tag)
-    getattr(channel, reject)(take.one(source, auto_ack=False)[0].delivery_tag, requeue=False)
-    method, properties, _ = take.one(dead, auto_ack=False)
-    counts = {name: value for name, value in properties.headers.items() if name.endswith("-count")}
-    if broker.differs_since("4.3", "a dead letter carries its count"):
-        count = 3 if reject == "basic_reject" else 2
-        assert (method.redelivered, counts) == (True, {"x-acquired-count": count, "x-delivery-count": count})
-        channel.basic_nack(method.delivery_tag)
-        take.until(lambda: channel.queue_declare(dead, passive=True).method.message_count == 0)
-        assert channel.basic_get(dead)[0] is None
-    else:
-        assert not method.redelivered
-        assert set(counts.values()) <= {0}
-    channel.queue_delete(dead)
-
-
-def test_the_position_of_a_requeued_message_depends_on_the_version(
-    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
-) -> None:
-    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message
-    behind its other messages. From 4.3 on, it puts the message in front of them.
-    """
-    limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
-    queue = quorum(body=b"1", **limit)
-    channel.basic_publish("", queue, b"2")
-    channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag)
-    take.until(lambda: channel.queue_declare(queue, passive=True).method.message_count == 2)
-    is_first = broker.differs_since("4.3", "it comes first")
-    assert take.bodies(queue, 2) == ([b"1", b"2"] if is_first else [b"2", b"1"])
-
-
-def test_priorities_of_quorum_queues_depend_on_the_version(
-    broker: TestBroker, channel: BlockingChannel, take: Take
-) -> None:
-    """In RabbitMQ 3.10, quorum queues ignore priorities. In 4.0 to 4.2, they have two priorities, and deliver two
-    messages with the higher priority for each one with the lower. From 4.3 on, they have 32 priorities.
-    """
-    channel.queue_declare("q", durable=True, arguments=QUORUM)
-    for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
-        channel.basic_publish("", "q", body, BasicProperties(priority=priority))
-    take.until(lambda: channel.queue_declare("q", passive=True).method.message_count == 6)
-    expected = b"abcdef"
-    if broker.differs_since("4.0", "two priorities"):
-        expected = b"cdaefb"
-    if broker.differs_since("4.3", "32 priorities"):
-        expected = b"fdecab"
-    assert b"".join(take.bodies("q", 6)) == expected
-
-
-def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Every version of RabbitMQ refuses to declare a quorum queue with x-max-priority, even 4.3, in which quorum
-    queues have priorities.
-    """
-    arguments = {**QUORUM, "x-max-priority": 5}
-    why = f"invalid arg 'x-max-priority' for queue 'q' in vhost '{broker.vhost}' of queue type rabbit_quorum_queue"
-    refused = closed(lambda: channel.queue_declare("q", durable=True, arguments=arguments))
-    assert refused == (406, f"PRECONDITION_FAILED - {why}")
-
-
-def test_the_broker_adds_to_a_count_in_a_publishers_x_death_header_only_before_rabbitmq_4_0(
-    broker: TestBroker, channel: BlockingChannel, take: Take
-) -> None:
-    """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that the publisher has set. From 4.0 on,
-    the broker counts from 1, and adds x-last-death headers to dead letters.
-    """
-    channel.queue_declare("dead", durable=True)
-    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-    channel.queue_declare("q", durable=True, arguments=arguments)
-    counts = []
-    headers = None
-    for _ in range(2):
-        channel.basic_publish("", "q", b"x", BasicProperties(headers=headers))
-        channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
-        headers = take.one("dead")[1].headers
-        counts.append(headers["x-death"][0]["count"])
-    distrusts = broker.differs_since("4.0", "it does not count what a client says")
-    assert counts == ([1, 1] if distrusts else [1, 2])
-    assert headers.get("x-last-death-reason") == ("rejected" if distrusts else None)
-
-
-def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
-    broker: TestBroker, channel: BlockingChannel, take: Take
-) -> None:
-    """If a message goes back and forth between two queues, and each queue dead-letters it twice, its x-death header has
-    a count of 2 for each queue. This is the same in every version of RabbitMQ.
-    """
-    for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
-        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
-        channel.queue_declare(name, durable=True, arguments=arguments)
-    channel.basic_publish("", "a", b"x")
-    for _ in range(2):
-        channel.basic_reject(take.one("a", auto_ack=False)[0].delivery_tag, requeue=False)
-    deaths = take.one("a")[1].headers["x-death"]
-    assert [(death["queue"], death["reason"], death["count"]) for death in deaths] == [
-        ("b", "expired", 2),
-        ("a", "rejected", 2),
-    ]
-
-
 def test_the_default_queue_type_is_listed_from_rabbitmq_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
@@ -253,28 +99,6 @@ def test_the_default_queue_type_is_listed_from_rabbitmq_4_0_on(
     _, text = closed(lambda: channel.queue_declare("q", durable=True, arguments=QUORUM))
     received = "received 'quorum' but current is 'classic'" if listed else "current is none"
     assert text.endswith(received)
-
-
-def test_arguments_of_classic_queues_depend_on_the_version(
-    broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
-) -> None:
-    """Up to RabbitMQ 4.2, the broker refuses a classic queue with an invalid x-queue-mode, but accepts x-queue-version
-    1 and x-queue-master-locator. From 4.3 on, it ignores x-queue-mode, and refuses the other two arguments.
-    """
-    has_gone = broker.differs_since("4.3", "they are gone")
-
-    def declare(argument: str, value: object, connection: pika.BlockingConnection = connection) -> None:
-        connection.channel().queue_declare("", durable=True, arguments={argument: value})
-
-    if has_gone:
-        declare("x-queue-mode", "eager")
-        assert "unsupported queue version '1'" in closed(lambda: declare("x-queue-version", 1))[1]
-        code, text = closed(lambda: declare("x-queue-master-locator", "client-local", connect()))
-        assert (code, text.partition(".")[0]) == (541, "INTERNAL_ERROR - Feature `queue_master_locator` is deprecated")
-    else:
-        assert "unsupported queue mode 'eager'" in closed(lambda: declare("x-queue-mode", "eager"))[1]
-        declare("x-queue-version", 1)
-        declare("x-queue-master-locator", "client-local")
 
 
 def test_queues_that_are_neither_durable_nor_exclusive_are_refused_from_rabbitmq_4_3_0_to_4_3_5(
@@ -370,39 +194,6 @@ def test_imitating_an_unknown_version_raises_an_error() -> None:
         EmbeddedBroker(like="4")
 
 
-@pytest.mark.parametrize(
-    ("which", "give_back", "is_held"),
-    [
-        ("all", "basic_nack", True),
-        ("all", "basic_reject", True),
-        ("failed", "basic_nack", False),
-        ("failed", "basic_reject", True),
-        ("returned", "basic_nack", True),
-        ("returned", "basic_reject", False),
-    ],
-)
-def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
-    broker: TestBroker,
-    channel: BlockingChannel,
-    take: Take,
-    quorum: Callable[..., str],
-    which: str,
-    give_back: str,
-    is_held: bool,
-) -> None:
-    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type of a quorum queue decides which requeued messages are
-    delayed. With `returned`, these are the messages requeued by basic.nack; with `failed`, those requeued by
-    basic.reject; with `all`, both.
-    """
-    queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
-    getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
-    channel.basic_publish("", queue, b"2")
-    is_held = is_held and broker.differs_since("4.3", "it is held back")
-    assert take.one(queue)[2] == (b"2" if is_held else b"1")
-    take.until(lambda: is_held or channel.queue_declare(queue, passive=True).method.message_count == 1)
-    assert channel.queue_purge(queue).method.message_count == 1
-
-
 def test_messages_that_wait_for_a_delayed_retry_count_in_the_api_towards_the_limit_and_in_a_purge(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str, quorum: Callable[..., str]
 ) -> None:
@@ -434,32 +225,6 @@ def test_messages_that_wait_for_a_delayed_retry_count_in_the_api_towards_the_lim
     channel.basic_publish("", queue, b"5")
     take.until(lambda: there(messages=2, messages_ready=1, messages_delayed=1))
     assert channel.queue_delete(queue).method.message_count == 1
-
-
-def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
-    broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
-) -> None:
-    """From RabbitMQ 4.3 on, if a consumer of a quorum queue rejects and requeues a message, a policy can delay its
-    redelivery. The delay grows each time the same message is rejected, up to the policy's delayed-retry-max.
-    """
-    if not broker.differs_since("4.3", "it is held back"):
-        pytest.skip("RabbitMQ delays no retries before 4.3")
-    definition = {"delayed-retry-type": "failed", "delayed-retry-min": 100, "delayed-retry-max": 150}
-    api("PUT", f"policies/{vhost}/p", {"pattern": "^q$", "definition": definition})
-    channel.queue_declare("q", durable=True, arguments=QUORUM)
-    channel.basic_publish("", "q", b"x")
-    times: list[float] = []
-
-    def reject_twice(_channel: BlockingChannel, method: Any, _properties: BasicProperties, _body: bytes) -> None:
-        times.append(time.monotonic())
-        if len(times) < 3:
-            channel.basic_reject(method.delivery_tag)
-
-    channel.basic_consume("q", reject_twice)
-    take.until(lambda: len(times) == 3)
-    # The broker counts whole milliseconds.
-    assert times[1] - times[0] >= 0.099
-    assert times[2] - times[1] >= 0.149
 
 
 def test_x_delayed_message_exchanges_exist_up_to_rabbitmq_4_2(

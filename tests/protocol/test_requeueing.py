@@ -359,22 +359,6 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     assert nack.other.queue_declare("q", passive=True).method.message_count == 0
 
 
-def test_basic_recover_is_not_answered_after_the_connection_was_closed(
-    nacking: Start, api_of: Callable[[EmbeddedBroker], Api]
-) -> None:
-    """While basic.recover requeues a client's messages, the client's connection is closed through the management API.
-    The client receives connection.close but no basic.recover-ok, and the messages are requeued in order.
-    """
-    nack = nacking({}, b"1234", 4)
-    nack.stop_in(commands.Basic.Recover(requeue=True))
-    api_of(nack.broker)("DELETE", f"connections/{quote(nack.client_name, safe='')}")
-    nack.go_on()
-    assert nack.taken(4) == _BACK
-    assert nack.client.closed_with().startswith("320 ")
-    with pytest.raises(EOFError):
-        nack.client.receive()
-
-
 def test_a_message_published_during_dead_lettering_by_a_nack_stays_in_the_queue(nacking: Start) -> None:
     """One basic.nack makes four messages of a quorum queue exceed the delivery limit. A fifth message is published
     before the broker has dead-lettered them. The four messages are dead-lettered in order, and the fifth one stays in

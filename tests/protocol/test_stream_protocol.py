@@ -15,18 +15,15 @@ from tests.protocol.raw_stream import (
     CREATE,
     CREDIT,
     DELETE,
-    DELETE_PUBLISHER,
     DELIVER,
     FIRST,
     HEARTBEAT,
     LAST,
     METADATA,
-    METADATA_UPDATE,
     NEXT,
     OPEN,
     PEER_PROPERTIES,
     PUBLISH,
-    PUBLISH_ERROR,
     QUERY_OFFSET,
     QUERY_PUBLISHER,
     SASL_AUTHENTICATE,
@@ -125,40 +122,6 @@ def test_the_stream_command_close_is_answered_before_the_connection_ends(client:
 # -- streams
 
 
-def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """If a client creates a stream that already exists, the broker answers with stream-already-exists if the
-    arguments are equal, and with precondition-failed otherwise.
-    """
-    assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
-    assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
-    assert client.create("s", max_length_bytes="1000") == PRECONDITION_FAILED
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("", {}), ("amq.s", {}), ("s", {"queue_leader_locator": "nowhere"}), ("s", {"initial_cluster_size": "0"})],
-    ids=str,
-)
-def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: str, arguments: dict[str, str]) -> None:
-    """If a client creates a stream with an empty name, a reserved name or an invalid argument, the broker answers with
-    precondition-failed.
-    """
-    assert client.create(name, **arguments) == PRECONDITION_FAILED
-
-
-def test_amqp_0_9_1_and_the_stream_protocol_share_their_streams(
-    client: RawStream, stream: str, channel: BlockingChannel
-) -> None:
-    """A stream that was created over the stream protocol can be declared again over AMQP 0-9-1. If a client of the
-    stream protocol creates a stream that was declared over AMQP 0-9-1, the broker answers with stream-already-exists.
-    """
-    arguments = {"x-queue-type": "stream"}
-
-    channel.queue_declare(stream, durable=True, arguments=arguments)
-    channel.queue_declare("other", durable=True, arguments=arguments)
-    assert client.create("other") == EXISTS
-
-
 def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: str) -> None:
     """The stream command `metadata` returns the leader of a stream that exists, and the code stream-does-not-exist
     for a missing stream.
@@ -171,62 +134,7 @@ def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: R
     assert string("none") + struct.pack(">HHI", NO_STREAM, 0xFFFF, 0) in answer
 
 
-def test_publishers_and_subscribers_of_a_deleted_stream_get_metadata_update(
-    open_stream: Opener, client: RawStream, stream: str
-) -> None:
-    """When a stream is deleted, the broker sends metadata-update to the clients that publish to it or are subscribed
-    to it. If these clients then use the ids of their publishers or subscriptions, the broker answers with an error.
-    """
-    reader = open_stream()
-    reader.subscribe(1, stream)
-    client.declare_publisher(1, stream)
-
-    assert client.request(DELETE, string(stream)).code == OK
-
-    gone = struct.pack(">H", NOT_AVAILABLE) + string(stream)
-    assert client.expect(METADATA_UPDATE) == reader.expect(METADATA_UPDATE) == gone
-    client.publish(1, 5, b"late")
-    assert client.expect(PUBLISH_ERROR) == struct.pack(">BIQH", 1, 1, 5, NO_PUBLISHER)
-    reader.send(CREDIT, struct.pack(">BH", 1, 1))
-    assert reader.expect(CREDIT | 0x8000) == struct.pack(">HB", NOT_SUBSCRIBED, 1)
-    assert client.request(DELETE, string(stream)).code == NO_STREAM
-
-
 # -- publishing
-
-
-def test_ids_and_names_of_stream_publishers_are_unique(client: RawStream, stream: str) -> None:
-    """A client cannot declare two stream publishers with the same id, or two with the same name on one stream. After
-    the first publisher is deleted, its name can be used again.
-    """
-    assert client.declare_publisher(1, "none") == NO_STREAM
-    assert client.declare_publisher(1, stream) == OK
-    assert client.declare_publisher(1, stream) == PRECONDITION_FAILED
-    assert client.declare_publisher(2, stream, "ann") == OK
-    assert client.declare_publisher(3, stream, "ann") == PRECONDITION_FAILED
-    assert client.request(DELETE_PUBLISHER, b"\2").code == OK
-    assert client.request(DELETE_PUBLISHER, b"\2").code == NO_PUBLISHER
-    assert client.declare_publisher(3, stream, "ann") == OK
-
-
-def test_a_message_with_an_already_used_publishing_id_is_confirmed_but_not_stored(
-    client: RawStream, stream: str
-) -> None:
-    """If a named stream publisher uses a publishing id again, the broker confirms the message, but does not store
-    it.
-    """
-    client.declare_publisher(1, stream, "ann")
-    asked = string("ann") + string(stream)
-    assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 0))
-    client.publish(1, 5, b"five", b"six")
-    client.confirmed(2)
-
-    client.publish(1, 5, b"five again", b"six again", b"seven")
-
-    assert sorted(client.confirmed(3)) == [5, 6, 7]
-    assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 7))
-    client.subscribe(1, stream)
-    assert client.entries(3) == [b"five", b"six", b"seven"]
 
 
 def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, stream: str) -> None:
@@ -270,16 +178,6 @@ def test_a_stream_with_a_max_age_of_5000_digits_can_be_created(client: RawStream
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
-def test_publishing_to_a_stream_without_a_declared_publisher_is_refused(client: RawStream) -> None:
-    """If a stream client publishes with a publisher id that it has not declared, the broker refuses each message with
-    publisher-does-not-exist.
-    """
-    client.publish(9, 5, b"a", b"b")
-
-    refused = struct.pack(">BI", 9, 2) + struct.pack(">QHQH", 5, NO_PUBLISHER, 6, NO_PUBLISHER)
-    assert client.expect(PUBLISH_ERROR) == refused
-
-
 # -- reading
 
 
@@ -320,34 +218,6 @@ def test_a_stream_subscription_starts_at_the_requested_offset(
     client.confirmed(1)
 
     assert client.chunk().first_offset == first
-
-
-def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStream, three: str) -> None:
-    """After the stream command `unsubscribe`, a client receives no more chunks. If there is no subscription with the
-    given id, the broker answers with subscription-id-does-not-exist.
-    """
-    assert client.subscribe(1, "none") == NO_STREAM
-    assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
-    client.subscribe(1, three, NEXT)
-    assert client.request(UNSUBSCRIBE, b"\1").code == OK
-    client.publish(1, 3, b"3")
-    client.confirmed(1)
-    assert not client.kept(DELIVER)
-
-
-def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """The stream command `query_offset` returns no-offset until the command `store_offset` has stored an offset under
-    the consumer's name. It then returns this offset.
-    """
-    asked = string("reader") + string(stream)
-    assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
-    assert client.request(QUERY_OFFSET, string("reader") + string("none")).code == NO_STREAM
-
-    client.send(STORE_OFFSET, asked + struct.pack(">Q", 42))
-
-    while (answer := client.request(QUERY_OFFSET, asked)).code == NO_OFFSET:
-        pass
-    assert answer == (OK, struct.pack(">Q", 42))
 
 
 def test_a_stored_offset_is_deleted_with_its_segment(client: RawStream) -> None:
@@ -408,23 +278,6 @@ def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_bac
         assert (method.exchange, method.routing_key, body) == ("amq.topic", "a.b", b"body")
         assert properties.headers.pop("x-stream-offset") == offset
         assert properties == _PROPERTIES
-
-
-def test_a_message_of_a_stream_client_is_delivered_over_amqp(
-    client: RawStream, stream: str, channel: BlockingChannel
-) -> None:
-    """A message published over the stream protocol arrives over AMQP 0-9-1 with its body, and with its application
-    properties as headers.
-    """
-    client.declare_publisher(1, stream)
-    client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
-    client.confirmed(1)
-
-    channel.basic_qos(prefetch_count=10)
-    method, properties, body = next(channel.consume(stream, arguments={"x-stream-offset": "first"}))
-
-    assert (method.exchange, method.routing_key, body) == ("", stream, b"body")
-    assert properties.headers == {"k": "v", "x-stream-offset": 0}
 
 
 # -- rights

@@ -722,7 +722,7 @@ function enter(state, message, queue, event, fate) {
  * Reasons why all messages of a consumer are requeued together: its channel, connection or link has ended or, over
  * AMQP 1.0, it releases them before that.
  */
-const ENDS = new Set(["closed", "lost", "detached", "released"]);
+const ENDS = new Set(["closed", "lost", "timed_out", "detached", "released"]);
 
 const HANDLERS = {
   ...PLAY_KINDS,

@@ -12,10 +12,10 @@ from mqtool.broker.embedded.model.amqp_message import (
     ContentHeader,
     HeaderReader,
     MessageProperties,
+    StoredAddress,
     carbon_copies,
     encode_address,
     encode_short,
-    is_sectioned,
     parse_address,
 )
 from mqtool.codecs.field_tables import Int64, Table, Value, encode_table
@@ -76,15 +76,23 @@ def test_a_messages_exchange_and_routing_key_are_unchanged_after_encoding_and_pa
 
 
 @pytest.mark.parametrize(
-    ("address", "sectioned"),
-    [(b"\0\0", False), (b"\0\0\x0a", True), (b"\2ab\3key\x0a", True), (b"\2ab\3key\x0b", False),
-     (b"\2ab\3ke\x0a", False), (b"\2ab\4key\x0a\x0a", True), (b"\2ab\2k\x0a\x0a", True), (b"\2ab\1k\x0a\x0a", False)],
+    ("address", "marks"),
+    [(b"\0\0", (False, False, None)), (b"\2ab\3key\x0a", (True, False, None)), (b"\2ab\3ke\x0a", (False, False, None)),
+     (b"\2ab\4key\x0a\x0a\x0b", (True, True, None)), (b"\0\0\x0c", (False, False, [])),
+     (b"\0\1k\x0b\x0c\1a\2bc", (False, True, ["a", "bc"])), (b"\0\1k\x0b\x0a", None), (b"\0\1k\x0d", None),
+     (b"\0\1k\x0c\2a", None), (b"\0\2", None), (b"", None)],
 )  # fmt: skip
-def test_a_stored_amqp_1_0_message_is_marked_by_a_byte(address: bytes, *, sectioned: bool) -> None:
-    """In a stored message, a byte after the exchange and the routing key marks an AMQP 1.0 message. If the routing
-    key itself ends with this byte, the broker does not mistake it for the mark.
+def test_bytes_after_a_stored_address_say_what_is_kept_besides(
+    address: bytes, marks: tuple[object, ...] | None
+) -> None:
+    """In a stored message, bytes after the exchange and the routing key mark an AMQP 1.0 message, a dead letter, and
+    further routing keys. Other bytes there raise ValueError. Those of the routing key are not mistaken for marks.
     """
-    assert is_sectioned(address) == sectioned
+    if marks is None:
+        with pytest.raises(ValueError, match="address"):
+            parse_address(StoredAddress.of(address).address)
+    else:
+        assert StoredAddress.of(address)[1:] == marks
 
 
 @pytest.mark.parametrize("address", [b"", b"\0", b"\1a", b"\1ab", b"\0\2a", b"\0\1ab", b"\0\0\0"])

@@ -92,7 +92,7 @@ def permit(broker: Broker, configure: str, write: str, read: str) -> None:
 # The broker's attach frame
 
 
-def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_addresses(client: MemoryClient10) -> None:
+def test_a_publishers_attach_frame_is_answered_with_the_same_name_and_address(client: MemoryClient10) -> None:
     """The broker answers an AMQP 1.0 publisher's attach frame with the same name, handle, sender settle mode, source
     and target. The receiver settle mode is `first`, and the max-message-size is 16 MiB, as in RabbitMQ 4.
     """
@@ -122,18 +122,18 @@ def test_a_publisher_can_attach_a_link_with_neither_a_source_nor_a_target(
 def test_a_receivers_attach_frame_is_answered_with_the_same_name_and_addresses(
     client: MemoryClient10, q: BrokerQueue, mode: UInt8 | None, sent: int
 ) -> None:
-    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode,
-    addresses and max-message-size, and with an initial delivery count of 0. The default outcome is `released`. If the
-    client names no outcomes, the source has all outcomes that RabbitMQ supports. The broker sends messages settled
-    only if the client asks for that.
+    """The broker answers an AMQP 1.0 receiver's attach frame with the same name, handle, receiver settle mode, address
+    and max-message-size, and with an initial delivery count of 0. The default outcome is `released`, the distribution
+    mode `move`. If the client names no outcomes, the source has all outcomes that RabbitMQ supports. The broker sends
+    messages settled only if the client asks for that.
     """
     source = of("/queues/q", durable=UInt32(1), filter={Symbol("no"): "filter"}, capabilities=Symbol("queue"))
     target = described(TARGET, "there")
     rest = (None, None, None, ULong(5000))
     [answer] = attach(client, RECEIVER, modes=(mode, FIRST), source=source, target=target, rest=rest)
     assert [each.no_ack for each in q.consumers] == [mode == SETTLED]
-    effective = ["/queues/q", 1, *[None] * 5, {}, described(RELEASED), OUTCOMES]
-    expected = ["x", 7, SENDER, sent, 0, Described(ULong(SOURCE), effective), target, None, None, 0, 5000]
+    effective = ["/queues/q", 1, *[None] * 4, "move", {}, described(RELEASED), OUTCOMES]
+    expected = ["x", 7, SENDER, sent, 0, Described(ULong(SOURCE), effective), None, None, None, 0, 5000]
     assert padded(answer) == [*expected, None, None, None]
 
 
@@ -195,9 +195,9 @@ def test_a_dynamic_source_with_the_capability_temporary_queue_creates_an_exclusi
         Symbol("lifetime-policy"): Described(ULong(0x2B), []), Symbol("supported-dist-modes"): Array([Symbol("move")])
     }  # fmt: skip
     default = described(RELEASED)
-    assert actual[1:] == [0, "link-detach", 0, True, node, Symbol("move"), None, default, Array([ACCEPTED])]
+    assert actual[1:] == [None, "link-detach", 0, True, node, Symbol("move"), None, default, Array([ACCEPTED])]
     answer.fields[5] = None
-    assert padded(answer) == ["x", 7, SENDER, mode, 0, None, target, None, None, 0, 5000, None, None, None]
+    assert padded(answer) == ["x", 7, SENDER, mode, 0, None, None, None, None, 0, 5000, None, None, None]
     client.send(DETACH, UInt32(7), True)
     assert [*broker.vhosts["/"].queues] == ["q"]
 

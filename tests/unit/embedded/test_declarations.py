@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ConnectionException
-from mqtool.broker.embedded.model.declarations import check_consumer
+from mqtool.broker.embedded.model.declarations import FILTER_SIZE, check_consumer
 from mqtool.broker.embedded.model.exchange import ExchangeDeclaration
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
 from mqtool.broker.embedded.model.queue_arguments import MAX_EXPIRY, MAX_INITIAL_OFFSET, OFFSET, QueueDeclaration
 from mqtool.broker.embedded.model.topology_operations import declare_exchange, declare_queue, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import VhostLabels, VirtualHost
-from mqtool.codecs.field_tables import Float32, Int8, Int32, Int64, Table, Timestamp
+from mqtool.codecs.field_tables import ByteArray, Float32, Int8, Int32, Int64, Table, Timestamp
 from tests.unit.embedded.test_queue import FakeClock
 
 QUORUM: Table = {"x-queue-type": "quorum"}
@@ -531,6 +531,29 @@ def test_an_x_local_random_exchange_accepts_only_classic_queues_and_empty_routin
     assert refusal(lambda: vhost.bind(vhost.exchanges["x"], to, key, {})) == (wrong and f"channel 406: {wrong}")
 
 
+@pytest.mark.parametrize(
+    ("like", "kind", "arguments", "wrong"),
+    [
+        *((like, "stream", {FILTER_SIZE: size}, None) for like in (Like.V4_0, Like.V4_3) for size in (16, 255)),
+        *((like, "stream", {FILTER_SIZE: size}, f"channel 406: Invalid value for {FILTER_SIZE}")
+          for like in (Like.V4_0, Like.V4_3) for size in (0, 15, 256)),
+        (Like.V3_10, "stream", {FILTER_SIZE: 256}, None),
+        (Like.V4_0, "classic", {FILTER_SIZE: 256}, None),
+        (Like.V4_3, "classic", {FILTER_SIZE: 16},
+         f"channel 406: invalid arg '{FILTER_SIZE}' for queue 'q' in vhost 'v' of queue type rabbit_classic_queue"),
+        (Like.V3_10, "classic", {"x-queue-master-locator": "random"}, None),
+        (Like.V3_10, "classic", {"x-queue-master-locator": "bogus"}, "connection 541: "),
+        (Like.V4_0, "classic", {"x-queue-master-locator": "bogus"}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_that_only_some_versions_check(like: Like, kind: str, arguments: Table, wrong: str | None) -> None:
+    """The size of a stream's filters is checked from RabbitMQ 4.0 on, and refused for other queues from 4.3 on. The
+    master locator of a classic queue is checked up to RabbitMQ 3.13.
+    """
+    assert declared(vhost_like(like), {"x-queue-type": kind, **arguments}) == wrong
+
+
 ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-stream-filter"
 
 
@@ -538,20 +561,22 @@ ARG, FILTER = "channel 406: invalid arg '{}' for queue 'q' in vhost 'v'", "x-str
     ("like", "kind", "arguments", "wrong"),
     [
         (Like.V4_2, "classic", {}, None),
-        (Like.V4_2, "classic", {"x-priority": 5, "x-cancel-on-ha-failover": True}, None),
+        (Like.V3_10, "classic", {"x-priority": 5, "x-cancel-on-ha-failover": True}, None),
         (Like.V4_2, "classic", {"x-priority": "5"}, f": {INTEGER}"),
-        (Like.V4_2, "classic", {"x-cancel-on-ha-failover": "yes"}, ": {unacceptable_type,longstr}"),
+        (Like.V3_10, "classic", {"x-cancel-on-ha-failover": "yes"}, ": {unacceptable_type,longstr}"),
         *((Like.V4_2, kind, {name: "first"}, f" of queue type rabbit_{kind}_queue") for kind in ("classic", "quorum")
           for name in (OFFSET, FILTER, "x-stream-match-unfiltered")),
         (Like.V3_10, "classic", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
         (Like.V4_2, "quorum", {"x-priority": 5}, None),
-        (Like.V4_2, "quorum", {"x-cancel-on-ha-failover": True}, " of queue type rabbit_quorum_queue"),
+        (Like.V4_0, "quorum", {"x-cancel-on-ha-failover": "yes"}, None),
+        (Like.V3_10, "quorum", {"x-cancel-on-ha-failover": True}, " of queue type rabbit_quorum_queue"),
         (Like.V4_2, "stream", {"x-priority": 5}, " of queue type rabbit_stream_queue"),
         (Like.V4_2, "stream", {FILTER: "a", "x-stream-match-unfiltered": True}, None),
         *((Like.V4_2, "stream", {OFFSET: value}, None)
-          for value in ("first", "last", "next", "5m", Int64(5), Timestamp(5), None)),
+          for value in ("first", "last", "next", "5m", Int64(5), Timestamp(5), ByteArray(b"last"))),
         (Like.V4_2, "stream", {OFFSET: "5x"}, ': {invalid_stream_offset_arg,{longstr,<<"5x">>}}'),
-        (Like.V4_2, "stream", {OFFSET: True}, ': {invalid_stream_offset_arg,{bool,<<"true">>}}'),
+        (Like.V4_2, "stream", {OFFSET: ""}, ": {invalid_stream_offset_arg,{longstr,<<>>}}"),
+        (Like.V4_0, "stream", {OFFSET: "5x"}, ': {invalid_stream_offset_arg,{longstr,<<"5x">>}}'),
         (Like.V4_2, "classic", {"x-consumer-timeout": -1}, None),
         (Like.V4_3, "quorum", {"x-consumer-timeout": 5}, None),
         (Like.V4_3, "quorum", {"x-consumer-timeout": -1}, ": {value_negative,-1}"),

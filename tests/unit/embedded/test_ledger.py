@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
-from mqtool.broker.embedded.model.amqp_message import Dead
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import ENTRY
 from mqtool.broker.embedded.model.ledger import (
@@ -139,13 +138,10 @@ def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> N
 
 
 def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
-    """A dead letter stays in memory, because after reading it back from disk, the broker would treat its x-death
-    header like one that a publisher has set.
-    """
+    """A dead letter stays in memory, because its x-death header on disk has no milliseconds."""
     ledger.roomy_bytes = 0
     entry = entered(ledger, 1)
-    dead = object.__new__(Dead)
-    entry.message = dead
+    entry.message.is_dead = True
     assert not ledger.page_out(entry)
     assert ledger.held_bytes == MESSAGE
 

@@ -97,8 +97,8 @@ _X_DEATH: Table = {
 
 def test_a_republished_dead_letter_keeps_its_history() -> None:
     """If an AMQP 1.0 client republishes a dead letter, AMQP 0-9-1 clients receive its annotation x-opt-deaths as the
-    header x-death, and its annotation x-opt-rabbitmq-received-time as the header timestamp_in_ms. If an AMQP 0-9-1
-    client republishes a dead letter, AMQP 1.0 clients receive its header x-death as the annotation x-opt-deaths.
+    header x-death, and its annotation x-opt-rabbitmq-received-time as the header timestamp_in_ms. AMQP 1.0 clients
+    receive the header x-death of a dead letter as the annotation x-opt-deaths.
     """
     second = {name: value for name, value in _DEATH.items() if name != "ttl"} | {Symbol("count"): ULong(2**63)}
     annotations: Map = {
@@ -110,7 +110,9 @@ def test_a_republished_dead_letter_keeps_its_history() -> None:
     deaths = [_X_DEATH, no_ttl | {"count": -(2**63)}]
     assert message.headers == {"timestamp_in_ms": 1700000000123, "x-death": deaths}
     sent: list[Value] = [_X_DEATH, no_ttl | {"count": Int64(0), "routing-keys": [b"\xff", Int64(1)]}]
-    found = _delivered(_from_091({"headers": encode_table({"x-death": sent})})).message_annotations
+    dead = _from_091({"headers": encode_table({"x-death": sent})})
+    dead.is_dead = True
+    found = _delivered(dead).message_annotations
     times = {Symbol("first-time"): 1700000000000, Symbol("last-time"): 1700000000000}
     assert found[Symbol("x-opt-deaths")] == [
         _DEATH | times,
@@ -148,16 +150,20 @@ def test_an_annotation_x_opt_deaths_or_received_time_with_an_invalid_value_is_dr
 
 
 @pytest.mark.parametrize(
-    "forged",
-    ["forged", Int64(5), ["forged"], [{}], [_X_DEATH | {"count": "1"}], [_X_DEATH | {"time": None}], [_X_DEATH, {}],
-     [_X_DEATH | {"routing-keys": "k"}], [_X_DEATH | {"count": Int64(-1)}]],
+    ("forged", "is_dead"),
+    [([_X_DEATH], False), *((forged, True) for forged in
+      ("forged", Int64(5), ["forged"], [{}], [_X_DEATH | {"count": "1"}], [_X_DEATH | {"time": None}], [_X_DEATH, {}],
+       [_X_DEATH | {"routing-keys": "k"}], [_X_DEATH | {"count": Int64(-1)}]))],
     ids=str,
 )  # fmt: skip
-def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value) -> None:
-    """If the header x-death of an AMQP 0-9-1 message does not have the form in which brokers write it, AMQP 1.0
-    clients receive the header as the annotation x-death, like other headers whose names begin with x-.
+def test_a_forged_header_x_death_is_an_ordinary_header(forged: Value, *, is_dead: bool) -> None:
+    """If a client has written the header x-death of an AMQP 0-9-1 message, AMQP 1.0 clients receive the header as the
+    annotation x-death, like other headers whose names begin with x-. The same applies to a dead letter whose header
+    does not have the form in which brokers write it.
     """
-    found = _delivered(_from_091({"headers": encode_table({"x-death": forged})})).message_annotations
+    message = _from_091({"headers": encode_table({"x-death": forged})})
+    message.is_dead = is_dead
+    found = _delivered(message).message_annotations
     assert Symbol("x-opt-deaths") not in found
     assert type(found[Symbol("x-death")]) is type(forged)
 
@@ -176,8 +182,11 @@ def test_only_an_expiration_that_amqp_1_0_can_express_becomes_a_ttl(expiration: 
     fields = {"headers": encode_table({"x-death": [_X_DEATH | {"original-expiration": expiration}]})}
     if isinstance(expiration, str) and len(expiration) < 256:
         fields["expiration"] = encode_short(expiration.encode())
-    found = _delivered(_from_091(fields))
-    assert found.header.ttl == (ttl if "expiration" in fields else None)
+    message = _from_091(fields)
+    assert _delivered(message).header.ttl == (ttl if "expiration" in fields else None)
+    message.is_dead = True
+    found = _delivered(message)
+    assert found.header.ttl == ttl
     (death,) = found.message_annotations[Symbol("x-opt-deaths")]
     assert death.get(Symbol("ttl"), "none") == ("none" if ttl is None else ttl)
 

@@ -702,17 +702,18 @@ class ReplyChannel:
 
 def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
     """If an AMQP 1.0 client publishes a message to a direct reply-to address, the broker accepts the message, and
-    delivers it to the requester's channel without a queue. If the requester has disconnected, the outcome is
-    `released`.
+    delivers it to the requester's channel without a queue. It also accepts the message if the requester has
+    disconnected. If no client can ever have had the address, the outcome is `released`.
     """
-    asking = broker.reply_consumers["token"] = ReplyChannel()
+    asking = broker.reply_consumers["a" * 24] = ReplyChannel()
     client.attach_sender(None)
-    assert outcomes(client.publish(0, message(b"1", to=f"/queues/{DIRECT_REPLY_TO}.token"))) == [(0, None, ACCEPT)]
-    assert outcomes(client.publish(1, message(b"2", to=f"/queues/{DIRECT_REPLY_TO}.gone"))) == [(1, None, RELEASE)]
+    for number, (token, outcome) in enumerate([("a" * 24, ACCEPT), ("b" * 24, ACCEPT), ("token", RELEASE)]):
+        to = f"/queues/{DIRECT_REPLY_TO}.{token}"
+        assert outcomes(client.publish(number, message(b"1", to=to))) == [(number, None, outcome)]
     assert asking.replies == [b"1"]
     counted = broker.totals.published[AMQP10]
-    assert (counted.confirmed, counted.returned, counted.routed) == (1, 1, 0)
-    assert broker.vhosts["/"].exchanges[""].published_in == 2
+    assert (counted.confirmed, counted.returned, counted.routed) == (2, 1, 0)
+    assert broker.vhosts["/"].exchanges[""].published_in == 3
 
 
 def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:

@@ -664,31 +664,31 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """When an AMQP 1.0 receiver of a quorum queue with a single active consumer first grants credit, the broker tells
-    the receiver whether it is the active one. After that, the broker informs the receiver only if it becomes the active
-    one.
+    """The broker tells an AMQP 1.0 receiver of a quorum queue with a single active consumer at once that it is the
+    active one; and the others, when they first grant credit, that they are not. After that, the broker informs the
+    receiver only if it becomes the active one, before it gets a message.
     """
     fill(sac, b"1")
-    for handle in range(2):
-        assert [frame.code for frame in client.attach_receiver("/queues/sac", handle=handle)] == [ATTACH]
+    assert flows(client.attach_receiver("/queues/sac")) == [(0, 0, 0, 1, False, False, news(True))]
+    assert [frame.code for frame in client.attach_receiver("/queues/sac", handle=1)] == [ATTACH]
     found = client.flow(1, 3)
-    assert flows(found) == [(1, 0, 3, 1, False, False, news(False))]
+    assert flows(found) == [(1, 0, 3, 0, False, False, news(False))]
     assert flows(client.flow(1, 3)) == []
     found = client.flow(0, 5, echo=True)
-    assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 4, 0, False, False, news(True))])
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 4, 0, False, False, None)])
     assert flows(client.flow(0, 4, count=1, seen=1, echo=True)) == [(0, 1, 4, 0, False, False, None)]
     found = client.send(DETACH, UInt32(0), True)
-    assert (bodies(found), flows(found)) == ([b"1"], [(1, 1, 2, 0, False, False, news(True))])
+    assert (bodies(found), flows(found)) == ([b"1"], [(1, 0, 3, 0, False, False, news(True))])
     assert flows(client.flow(1, 5, count=1, seen=2)) == []
 
 
 def test_the_answer_to_a_drain_says_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
     """If an AMQP 1.0 receiver of a quorum queue with a single active consumer drains its first credit, the answer to
-    the drain says whether the receiver is the active one.
+    the drain says that the receiver is not the active one.
     """
     client.attach_receiver("/queues/sac")
     client.attach_receiver("/queues/sac", handle=1)
-    assert flows(client.flow(0, 3, drain=True)) == [(0, 3, 0, 0, True, False, news(True))]
+    assert flows(client.flow(0, 3, drain=True)) == [(0, 3, 0, 0, True, False, None)]
     assert flows(client.flow(1, 3, drain=True)) == [(1, 3, 0, 0, True, False, news(False))]
     assert len(sac.consumers) == 2
 

@@ -133,7 +133,7 @@ def test_consumers_of_a_stream_get_messages_independently(stream: StreamQueue) -
     [
         (lambda stream, entry: stream.reject(entry), "basic.nack and basic.reject"),
         *((lambda stream, entry, why=why: stream.requeue([entry], why), "basic.nack and basic.reject")
-          for why in Why if why not in (Why.CLOSED, Why.LOST)),
+          for why in Why if not why.is_end),
         (lambda stream, _: stream.get(no_ack=False), "basic.get"),
         (lambda stream, _: stream.purge(), "queue.purge"),
     ],

@@ -336,7 +336,7 @@ class Amqp10Session(SessionState):
         for number in overdue:
             del self.unsettled[number]
             self.send(Disposition(SENDER, number, settled=False, state=Released()))
-        self._requeue(overdue.values(), Why.LOST)
+        self._requeue(overdue.values(), Why.TIMED_OUT)
 
     def fail(self, error: SessionError) -> None:
         self.connection.call_soon(self.end, error.error)

@@ -49,6 +49,8 @@ from mqtool.codecs.field_tables import Int32, Table, UInt32
 _LINK_DETACH = Symbol("link-detach")
 _VOLATILE, _TEMPORARY = Symbol("rabbitmq:volatile-queue"), Symbol("temporary-queue")
 _NODE_PROPERTIES = {Symbol("lifetime-policy"): DeleteOnClose(), Symbol("supported-dist-modes"): Array([Symbol("move")])}
+#: The filter expressions that RabbitMQ offers to readers of streams.
+_FILTERS = Array([Symbol("AMQP_FILTEX_PROP_V1_0"), Symbol("AMQP_FILTEX_SQL_V1_0")])
 _OUTCOMES = Array(Symbol(f"amqp:{name}:list") for name in ("accepted", "rejected", "released", "modified"))
 
 
@@ -92,7 +94,7 @@ def _target(session: SessionState, address: Any10) -> PublishTarget | None:
     except ValueError as error:
         raise _refused("bad_address_string", binary(address)) from error
     vhost = session.vhost
-    if node.queue is not None and node.queue not in vhost.queues:
+    if not (node.queue is None or node.queue in vhost.queues or session.connection.broker.reply_consumer(node.queue)):
         raise LinkError(MISSING, f"no queue '{node.queue}' in vhost '{vhost.name}'")
     session.connection.rights.check("write", "exchange", node.exchange)
     exchange = vhost.exchanges.get(node.exchange)
@@ -133,10 +135,10 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
         raise LinkError(INVALID_FIELD, "Attach refused: source_required")
     if source.dynamic:
         return _attach_dynamic(session, attach, source)
-    outcomes = _outcomes(source)
+    outcomes, profile = _outcomes(source), session.vhost.profile
     queue = _queue(session, source.address)
     is_settled = attach.snd_settle_mode == SETTLED
-    filters = parse_filters(source.filter, session.vhost.profile)
+    filters = parse_filters(source.filter, profile)
     arguments = filters.arguments | _arguments(attach.properties or {})
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     try:
@@ -151,10 +153,16 @@ def attach_outgoing(session: SessionState, attach: Attach) -> tuple[OutgoingLink
         SENDER,
         SETTLED if is_settled else UNSETTLED,
         attach.rcv_settle_mode,
-        source._replace(default_outcome=Released(), outcomes=outcomes, capabilities=None, filter=filters.effective),
-        attach.target,
+        source._replace(
+            distribution_mode=("copy" if queue.kind == "stream" else "move") if profile.detaches_links else None,
+            default_outcome=Released(),
+            outcomes=outcomes,
+            capabilities=None,
+            filter=filters.effective,
+        ),
         initial_delivery_count=0,
         max_message_size=attach.max_message_size,
+        offered_capabilities=_FILTERS if queue.kind == "stream" and profile.filters_messages else None,
     )
     link = OutgoingLink(session, attach, queue, settled=is_settled, arguments=arguments)
     link.filter_with(filters)
@@ -181,7 +189,7 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
         raise LinkError(UNSUPPORTED, "Dynamic source not supported")
     actual = Source(
         address,
-        0,
+        None,
         _LINK_DETACH,
         0,
         dynamic=True,
@@ -191,7 +199,7 @@ def _attach_dynamic(session: SessionState, attach: Attach, source: Source) -> tu
         outcomes=outcomes,
     )
     mode = SETTLED if is_settled else UNSETTLED
-    answer = Attach(attach.name, attach.handle, SENDER, mode, attach.rcv_settle_mode, actual, attach.target)
+    answer = Attach(attach.name, attach.handle, SENDER, mode, attach.rcv_settle_mode, actual)
     limit = attach.max_message_size
     return link, answer._replace(initial_delivery_count=0, max_message_size=limit)
 

@@ -134,6 +134,8 @@ def pair(item: tuple[Any10, Any10]) -> str:
 def binary(value: str | bytes) -> str:
     """Format a value as an Erlang binary: text in quotes, or numbers if some bytes are not printable ASCII."""
     if isinstance(value, str):
+        if not value:
+            return "<<>>"
         return f'<<"{value}">>' if value.isascii() else f'<<"{value}"/utf8>>'
     shown = all(32 <= byte < 127 for byte in value)
     return f'<<"{value.decode()}">>' if shown else f"<<{','.join(map(str, value))}>>"

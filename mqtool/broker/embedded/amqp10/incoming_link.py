@@ -1,5 +1,6 @@
 """A link on which a client publishes: assembles messages from transfers, routes them, and settles them."""
 
+import re
 from collections.abc import Generator, Iterator
 
 from mqtool.broker.embedded.amqp10.addresses import PublishTarget, parse_target
@@ -48,6 +49,7 @@ LINK_CREDIT = 170
 
 _ACCEPTED, _RELEASED = Accepted(), Released()
 
+_REPLY_KEY = re.compile(re.escape(DIRECT_REPLY_TO) + r"\.[\w-]{24}", re.ASCII)
 _DELIVERED = Publication(routed=True, accepted=True, stored=False)
 _UNROUTED = Publication(routed=False, accepted=True, stored=False)
 
@@ -96,7 +98,8 @@ class IncomingLink:
     def start(self) -> None:
         """Give the client its initial credit."""
         if self.target is not None and self.target.queue is not None:
-            self._queue = self.session.vhost.queues[self.target.queue]
+            self._queue = self.session.vhost.queues.get(self.target.queue)
+        if self._queue is not None:  # not for direct replies
             self._queue.publishers.add(self._queue_deleted)
         self._send_credit()
 
@@ -270,10 +273,11 @@ class IncomingLink:
         broker, vhost = session.connection.broker, session.vhost
         exchange.published_in += 1
         if not exchange.name and message.routing_key.startswith(DIRECT_REPLY_TO):
-            asking = broker.reply_consumers.get(message.routing_key.removeprefix(f"{DIRECT_REPLY_TO}."))
+            asking = broker.reply_consumer(message.routing_key)
             if asking is not None:
                 asking.deliver_reply(message)
-            return _UNROUTED if asking is None else _DELIVERED
+            # As in RabbitMQ, a reply counts as delivered if the address can be that of a client, even if it is gone.
+            return _DELIVERED if _REPLY_KEY.fullmatch(message.routing_key) else _UNROUTED
         routing = vhost.route(exchange, message)
         if vhost.tracing:
             trace_published(session.connection, session.number, message, routing)

@@ -2,14 +2,24 @@
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.addresses import queue_address
-from mqtool.broker.embedded.amqp10.errors10 import DELETED, LIMIT_EXCEEDED, TOO_LARGE, LinkError, SessionError
+from mqtool.broker.embedded.amqp10.errors10 import (
+    DELETED,
+    INTERNAL_ERROR,
+    LIMIT_EXCEEDED,
+    TOO_LARGE,
+    ConnectionError10,
+    LinkError,
+    SessionError,
+)
 from mqtool.broker.embedded.amqp10.filtered_message import TooMuchWork
 from mqtool.broker.embedded.amqp10.filters import LinkFilters
 from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
@@ -109,7 +119,8 @@ class OutgoingLink:
         self.selector: Callable[[Any], bool] | None = self._selects
         self.filters: Map = {}
         self._select: Callable[[Sections], bool] = lambda _: True
-        # The client may be told that this is the active consumer, but only once it has given credit.
+        # The client may be told that this is the active consumer: once it has given credit, or at once if only one can
+        # be active.
         self._may_tell = queue.kind == "quorum" and session.vhost.profile.tells_active
         self._owes_news = False
         self._stands_by = False
@@ -144,6 +155,9 @@ class OutgoingLink:
         self.session.connection.call_soon(self._attached)
 
     def _attached(self) -> None:
+        if self._may_tell and self.queue.options.single_active and self.queue.consumers.is_active(self):
+            self._owes_news, self._may_tell = True, False
+            self._tell_active()
         early, self._early = self._early, None
         for flow in early or ():
             self.receive_flow(flow)
@@ -164,8 +178,8 @@ class OutgoingLink:
 
     def ready(self) -> bool:
         """True if the client accepts a message now. If output must wait, delivery from the queue resumes later."""
-        if self._owes_news:
-            self.session.connection.call_soon(self._tell_active)
+        if self._stands_by:
+            self._tell_active()
         if self.flow.credit <= 0:
             return False
         session = self.session
@@ -183,8 +197,9 @@ class OutgoingLink:
         self._totals.redelivered += entry.redelivered
         self._totals.delivered_no_ack += self.no_ack
         session, hooks = self.session, self.session.connection.broker.hooks
-        profile, added = session.vhost.profile, _annotations(self.queue, entry)
-        payload = encode(entry.message, profile, added, entry.delivery_count, redelivered=entry.redelivered)
+        profile, added, payload = session.vhost.profile, _annotations(self.queue, entry), None
+        with suppress(AmqpException):
+            payload = encode(entry.message, profile, added, entry.delivery_count, redelivered=entry.redelivered)
         delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
         if not self.no_ack:
             # A stream keeps its messages, so unsettled ones need not be held in memory as well.
@@ -198,6 +213,9 @@ class OutgoingLink:
         if watcher is not None and (entry.position in watcher.shown or self.queue.kind == "stream"):
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         self.flow.use()
+        if payload is None:
+            _fail(session)
+            return
         if self.largest and len(payload) > self.largest:
             wrong = f"message size ({len(payload)} bytes) > maximum message size ({self.largest} bytes)"
             session.fail(SessionError(TOO_LARGE, wrong))
@@ -244,7 +262,7 @@ class OutgoingLink:
     def _tell_active(self) -> bool:
         """Tell the client whether this is the active consumer of its queue; return False if it already knows."""
         if (news := self._news()) is not None:
-            self.flow.send(len(self.queue), news)
+            self.flow.send(0 if self._stands_by else len(self.queue), news)
         return news is not None
 
     def _news(self) -> Map | None:
@@ -302,7 +320,11 @@ class ReplyLink:
         session = self.session
         if self.flow.credit > 0 and session.connection.takes_replies:
             delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
-            payload = encode(message, session.vhost.profile)
+            try:
+                payload = encode(message, session.vhost.profile)
+            except AmqpException:
+                _fail(session)
+                return
             number = self.flow.delivery_count
             self.flow.use()
             send_delivery(session, self.flow.handle, delivery_id, number, payload, settled=True)
@@ -331,6 +353,12 @@ def _annotations(queue: BrokerQueue, entry: BacklogEntry) -> Map:
     if queue.kind != "quorum" or not entry.acquired_count:
         return {}
     return {Symbol(name): count for name, count in delivery_counts(entry, queue.profile).items()}
+
+
+def _fail(session: SessionState) -> None:
+    """Close the connection, soon, because RabbitMQ fails to convert a message for it."""
+    error = ConnectionError10(INTERNAL_ERROR, "Session error: a header of the message cannot be converted to AMQP 1.0")
+    session.connection.call_soon(session.connection.failed, error)
 
 
 def send_delivery(

@@ -87,11 +87,16 @@ class HttpRequest:
     from_loopback: bool
     body: bytes = b""
 
-    def json(self) -> dict[str, Any]:
-        """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object."""
+    def json(self, *, first: bool) -> dict[str, Any]:
+        """Parse the body as a JSON object; raise HttpError 400 if it is not one. An empty body is an empty object.
+
+        Args:
+            first: keep the first of several values with the same name, instead of the last.
+        """
+        pick = (lambda pairs: dict(pairs) | dict(reversed(pairs))) if first else dict
         try:
-            body = self.body.decode("utf-8-sig")
-            value = json.loads(body, parse_constant=_finite, parse_float=_finite) if body.strip() else {}
+            body = self.body.decode("utf-8-sig").strip() or "{}"
+            value = json.loads(body, parse_constant=_finite, parse_float=_finite, object_pairs_hook=pick)
             if "\\u" in body:
                 json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which cannot be sent
         except (ValueError, RecursionError) as error:

@@ -36,14 +36,14 @@ from mqtool.broker.embedded.model.amqp_message import (
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
-from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
 from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.model.virtual_host import enqueue_in_steps
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
 from mqtool.broker.embedded.wire.basic_methods import check_message
-from mqtool.broker.embedded.wire.deliveries import ChannelSubscription
+from mqtool.broker.embedded.wire.deliveries import ChannelSubscription, message_got
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:
@@ -84,13 +84,16 @@ def _too_large() -> ValueError:
 
 
 class _Fields:
-    """Converts JSON values to field values, and gives up once these are too large for a table."""
+    """Converts JSON values to field values, and gives up once these are too large for a table.
+
+    Tables are sorted by name, as RabbitMQ's are.
+    """
 
     def __init__(self) -> None:
         self._room = _LARGEST_TABLE
 
     def table(self, value: Json) -> Table:
-        return {name: self._value(each, len(name)) for name, each in value.items()}
+        return {name: self._value(value[name], len(name)) for name in sorted(value)}
 
     def _value(self, value: Any, size: int = 0) -> Value:
         """Convert a value; `size` is that of its name. Raises ValueError if all values so far are too large."""
@@ -270,7 +273,7 @@ async def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]
         except AmqpException as error:  # a stream
             raise bad_request(f"{error.code} {error.text.partition(' - ')[2]}") from error
         entries.append(entry)
-        got.append(_Got(entry.message, entry.redelivered, len(queue)))
+        got.append(_Got(message_got(queue, entry), entry.redelivered, len(queue)))
         size += of_message(entry.message)
     settle(call.broker, queue, entries)
     return (_got_view(each, truncate, is_base64=body["encoding"] == "base64") for each in got)
@@ -310,23 +313,20 @@ def _acknowledge(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry]
             queue.requeue([entry])
 
 
-def _reject(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry], *, requeue: bool = False) -> None:
+def _reject(broker: Broker, queue: BrokerQueue, entries: list[BacklogEntry], *, requeue_as: Why | None = None) -> None:
     for entry in entries:
         if broker.hooks is not None:
-            broker.hooks.rejected(queue, entry, requeue=requeue)
-        if not requeue:
+            broker.hooks.rejected(queue, entry, requeue=requeue_as is not None)
+        if requeue_as is None:
             queue.reject(entry, failed=True)
-    if requeue:
-        queue.requeue(entries)
-
-
-_requeue = partial(_reject, requeue=True)
+    if requeue_as is not None:
+        queue.requeue(entries, requeue_as)
 
 
 _SETTLING: dict[str, Callable[[Broker, BrokerQueue, list[BacklogEntry]], None]] = {
-    "ack_requeue_true": _requeue,
+    "ack_requeue_true": partial(_reject, requeue_as=Why.RETURNED),
     "ack_requeue_false": _acknowledge,
-    "reject_requeue_true": _requeue,
+    "reject_requeue_true": partial(_reject, requeue_as=Why.REJECTED),
     "reject_requeue_false": _reject,
 }
 

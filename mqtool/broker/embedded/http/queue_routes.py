@@ -129,6 +129,7 @@ def _counts(queue: BrokerQueue) -> Json:
     ready, unacked = len(queue), queue.unacked
     return {
         "messages": ready + unacked + queue.delayed + len(queue.dead_letters),
+        **({"messages_delayed": queue.delayed} if queue.kind == "quorum" and queue.profile.delayed_retry else {}),
         "messages_ready": ready,
         "messages_unacknowledged": unacked,
     }
@@ -160,7 +161,6 @@ def queue_view(queue: BrokerQueue, rates: Rates) -> Json:
             view |= _delivery_limit(queue)
         if queue.profile.delayed_retry:
             retry = queue.options.retry
-            view["messages_delayed"] = queue.delayed
             view["delayed_retry"] = (
                 f"{retry.which} (min: {retry.least}ms, max: {retry.most}ms)" if retry else "disabled"
             )

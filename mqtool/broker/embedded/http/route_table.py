@@ -162,7 +162,7 @@ class RouteCall:
     @property
     def body(self) -> Json:
         """The body of the request, which must be a JSON object (otherwise raises HttpError 400)."""
-        return self.request.json()
+        return self.request.json(first=self.broker.profile.api >= "4.0")
 
     def opened(self) -> list[AnyConnection]:
         """Return the connections that have completed the handshake. Only these have a user and a virtual host."""

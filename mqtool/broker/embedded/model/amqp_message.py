@@ -1,11 +1,20 @@
 """Messages and their properties. They are kept as received bytes; only the fields that the broker uses are decoded."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Self
+from typing import NamedTuple, Self
 
-from mqtool.codecs.field_tables import Table, Timestamp, Value, decode_table, encode_table, sorted_table
+from mqtool.codecs.field_tables import (
+    Table,
+    Timestamp,
+    Value,
+    decode_short_string,
+    decode_table,
+    encode_short_string,
+    encode_table,
+    sorted_table,
+)
 from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
@@ -342,14 +351,38 @@ def encode_address(exchange: str, routing_key: str) -> bytes:
     return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
-#: Marks a stored message whose body is a whole AMQP 1.0 message. In the data directory, it follows the address.
-SECTIONED = b"\x0a"
+#: These follow the address in the data directory, in this order: a mark for a message whose body is a whole AMQP 1.0
+#: message, one for a dead letter, and one before the routing keys in `copies`.
+SECTIONED, _DEAD, _COPIES = b"\x0a", b"\x0b", b"\x0c"
 
 
-def is_sectioned(address: bytes) -> bool:
-    """Return True if a stored address is followed by SECTIONED."""
-    split = 1 + address[0]
-    return len(address) == split + 2 + address[split] and address.endswith(SECTIONED)
+class StoredAddress(NamedTuple):
+    """An address as the data directory stores it, with what is kept besides (see BrokerMessage)."""
+
+    address: bytes
+    is_sectioned: bool
+    is_dead: bool
+    copies: Sequence[str] | None
+
+    @classmethod
+    def of(cls, stored: bytes) -> Self:
+        """Decode a stored address. Raises ValueError if it is damaged."""
+        try:
+            split = 1 + stored[0]
+            end = split + 1 + stored[split]
+            marks = stored[end:]
+            is_sectioned, marks = marks.startswith(SECTIONED), marks.removeprefix(SECTIONED)
+            is_dead, marks = marks.startswith(_DEAD), marks.removeprefix(_DEAD)
+            copies: list[str] | None = [] if marks.startswith(_COPIES) else None
+            at = 0 if copies is None else 1
+            while copies is not None and at < len(marks):
+                key, at = decode_short_string(marks, at)
+                copies.append(key)
+        except IndexError as error:
+            raise ValueError("address cut short") from error
+        if at != len(marks):
+            raise ValueError("bytes after the address")
+        return cls(stored[:end], is_sectioned, is_dead, copies)
 
 
 class BrokerMessage:
@@ -358,14 +391,22 @@ class BrokerMessage:
     Attributes:
         address: the exchange and the routing key, encoded as two short strings as on the wire.
         exchange, routing_key: the decoded address.
+        copies: the further routing keys, if they are not those in the header CC: BCC is removed before a message gets
+            into a queue, and a new key that a queue gives its dead letters replaces all others. Otherwise None.
+        is_dead: True if the message is a dead letter, so that the broker has written its `x-death` header.
+        fits: False if RabbitMQ fails to deliver the message to AMQP 0-9-1 clients.
     """
 
-    __slots__ = ("address", "body", "exchange", "header", "routing_key")
+    fits = True
+
+    __slots__ = ("address", "body", "copies", "exchange", "header", "is_dead", "routing_key")
 
     def __init__(self, address: bytes, header: ContentHeader, body: bytes) -> None:
         self.address, self.exchange, self.routing_key = parse_address(address)
         self.header = header
         self.body = body
+        self.copies: Sequence[str] | None = None
+        self.is_dead = False
 
     @property
     def properties(self) -> MessageProperties:
@@ -386,6 +427,11 @@ class BrokerMessage:
         """The headers, empty if there are none."""
         return self.header.properties.headers
 
+    def keys(self) -> list[str]:
+        """Return all routing keys, without duplicates."""
+        copies = carbon_copies(self.headers) if self.copies is None else self.copies
+        return list(dict.fromkeys([self.routing_key, *copies]))
+
     def replace(
         self,
         *,
@@ -402,15 +448,21 @@ class BrokerMessage:
 
     def copy(self, address: bytes, header: ContentHeader) -> Self:
         """Return a copy with another address and header."""
-        return type(self)(address, header, self.body)
+        copy = self._copy(address, header)
+        copy.copies, copy.is_dead = self.copies, self.is_dead
+        return copy
 
-    def dead(self) -> "Dead":
-        """Return a copy that counts as dead-lettered."""
-        return Dead(self.address, self.header, self.body)
+    def _copy(self, address: bytes, header: ContentHeader) -> Self:
+        return type(self)(address, header, self.body)
 
     def stored(self) -> tuple[bytes, bytes, bytes]:
         """Return the address, the header and the body as the data directory stores them."""
-        return self.address, self.header.raw, self.body
+        return self.address + self._marks(), self.header.raw, self.body
+
+    def _marks(self) -> bytes:
+        """Return what follows the address in the data directory."""
+        marks = _DEAD if self.is_dead else b""
+        return marks if self.copies is None else marks + b"".join([_COPIES, *map(encode_short_string, self.copies)])
 
 
 def carbon_copies(headers: Table) -> list[str]:
@@ -433,9 +485,3 @@ class TimeOfDeath(Timestamp):
         self = super().__new__(cls, first // 1000)
         self.first, self.last = first, last
         return self
-
-
-class Dead(BrokerMessage):
-    """A dead-lettered message whose `x-death` header the broker wrote. After a restart it is an ordinary Message."""
-
-    __slots__ = ()

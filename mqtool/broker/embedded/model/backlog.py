@@ -35,10 +35,10 @@ class BacklogEntry:
         self.expires_at = expires_at
         self.row = 0
 
-    def carry(self, deliveries: int, *, was_seen: bool) -> None:
-        """Add the failed deliveries of the queue that has dead-lettered the message. `was_seen`: it is redelivered."""
+    def carry(self, deliveries: int) -> None:
+        """Add the failed deliveries of the queue that has dead-lettered the message."""
         self.delivery_count = self.acquired_count = deliveries
-        self.redelivered = was_seen
+        self.redelivered = True
 
 
 class Pages(Protocol):

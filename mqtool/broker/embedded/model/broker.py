@@ -168,6 +168,10 @@ class Broker:
         ledger.most_bytes = self.memory_limit * _FULL
         ledger.most_definition_bytes = max(self.memory_limit // 2, _LEAST_DEFINITION_LIMIT)
 
+    def reply_consumer(self, name: str) -> ReplyConsumer | None:
+        """Return the client that waits for direct replies to this routing key; None if it is gone."""
+        return self.reply_consumers.get(name.removeprefix(f"{DIRECT_REPLY_TO}.")) if "." in name else None
+
     def create_defaults(self) -> None:
         """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""
         self.add_vhost("/", "Default virtual host")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead, TimeOfDeath, by_name
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, TimeOfDeath, by_name
 from mqtool.broker.embedded.model.clock import Clock, TurnQueue
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
@@ -110,12 +110,13 @@ def dead_letter(
         now: milliseconds since 1970.
         trusts_deaths: see Profile.trusts_deaths.
     """
-    if not (trusts_deaths or isinstance(message, Dead)):
+    if not (trusts_deaths or message.is_dead):
         message = message.replace(
             headers={name: message.headers[name] for name in message.headers if name not in _DEATH_HEADERS}
         )
     headers = dict(message.headers)
-    headers["x-death"] = [*_deaths(message, queue, reason, now)]
+    latest, *others = _deaths(message, queue, reason, now, trusts_deaths=trusts_deaths)
+    headers["x-death"] = [by_name(latest) if trusts_deaths and "x-death" in headers else latest, *others]
     for name, value in (("reason", reason), ("queue", queue), ("exchange", message.exchange)):
         headers.setdefault(f"x-first-death-{name}", value)
         if not trusts_deaths:
@@ -123,12 +124,15 @@ def dead_letter(
     # A new key replaces all old ones, including those in CC, which RabbitMQ 4 keeps as a mere header.
     if routing_key is not None and trusts_deaths:
         headers.pop("CC", None)
-    headers.pop("BCC", None)
     key = message.routing_key if routing_key is None else routing_key
-    return message.replace(headers=by_name(headers), address=(exchange, key), expires=False).dead()
+    dead = message.replace(headers=by_name(headers), address=(exchange, key), expires=False)
+    dead.is_dead = True
+    if routing_key is not None:
+        dead.copies = ()
+    return dead
 
 
-def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[Value]:
+def _deaths(message: BrokerMessage, queue: str, reason: str, now: int, *, trusts_deaths: bool) -> list[Table]:
     """Build the new x-death header: one entry, with a count, for each queue and reason; the latest comes first."""
     earlier = deaths(message)
     for death in earlier:
@@ -138,8 +142,12 @@ def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[V
             more = min(count + 1, _MAX_COUNT) if isinstance(count, int) else 1
             again: Table = {**death, "count": Int64(more), "time": _repeated(death.get("time"), now)}
             return [again, *(other for other in earlier if other is not death)]
-    cc = message.headers.get("CC")
-    carbon_copies = [key for key in cc if isinstance(key, str | bytes)] if isinstance(cc, list) else []
+    cc, used = message.headers.get("CC"), None if message.copies is None else {*message.copies}
+    carbon_copies = [  # BCC stays hidden
+        key
+        for key in (cc if isinstance(cc, list) else ())
+        if isinstance(key, str | bytes) and (used is None or key in used)
+    ]
     first: Table = {
         "count": Int64(1),
         "reason": reason,
@@ -149,7 +157,8 @@ def _deaths(message: BrokerMessage, queue: str, reason: str, now: int) -> list[V
         "routing-keys": [message.routing_key, *carbon_copies],
     }
     if message.properties.expiration is not None:
-        first["original-expiration"] = message.properties.expiration
+        expiration: Table = {"original-expiration": message.properties.expiration}
+        first = first | expiration if trusts_deaths else expiration | first
     return [first, *earlier]
 
 

@@ -29,6 +29,7 @@ from mqtool.broker.embedded.model.queue_arguments import (
     SUPPORTED,
     Check,
     QueueDeclaration,
+    anything,
     boolean,
     initial_offset,
     integer,
@@ -36,6 +37,7 @@ from mqtool.broker.embedded.model.queue_arguments import (
 from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type_name
 from mqtool.duration import parse_interval
 
+_LOCATOR = "x-queue-master-locator"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 #: The greatest weight of a binding to an x-consistent-hash exchange.
 _MOST_WEIGHT = 10_000
@@ -46,7 +48,7 @@ def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclu
     refused = None
     if not (durable or exclusive or profile.transient_queues):
         refused = "transient_nonexcl_queues"
-    elif "x-queue-master-locator" in arguments and not profile.master_locator:
+    elif _LOCATOR in arguments and not profile.master_locator:
         refused = "queue_master_locator"
     if refused is not None:
         raise ConnectionException(
@@ -102,34 +104,32 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
 
 
 def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
-    """Check the arguments that only some versions of RabbitMQ check.
-
-    The arguments `x-delayed-retry-…` are refused for all but quorum queues, but their values are not checked.
-    """
+    """Check the arguments that only some versions of RabbitMQ check."""
     version = arguments.get("x-queue-version")
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"
         raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
-    if profile.initial_offsets and INITIAL_OFFSET in arguments:
-        if kind != "stream":
-            raise precondition_failed(f"invalid arg '{INITIAL_OFFSET}' for {where} of queue type rabbit_{kind}_queue")
-        if (wrong := initial_offset(arguments[INITIAL_OFFSET], arguments)) is not None:
-            raise precondition_failed(f"invalid arg '{INITIAL_OFFSET}' for {where}: {wrong}")
-    if not profile.delayed_retry:
+    if profile.mirrors and arguments.get(_LOCATOR, "random") not in ("min-masters", "client-local", "random"):
+        raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
+    if profile.initial_offsets:
+        _check_known(INITIAL_OFFSET, "stream", initial_offset, kind, where, arguments)
+    if profile.delayed_retry:
+        for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"):
+            _check_known(argument, "quorum", anything, kind, where, arguments)
+        _check_known(TIMEOUT, "quorum", integer, kind, where, arguments)
+        _check_known(FILTER_SIZE, "stream", integer, kind, where, arguments)
+    if kind == "stream" and profile.speaks_amqp10 and arguments.get(FILTER_SIZE, 16) not in range(16, 256):
+        raise precondition_failed(f"Invalid value for {FILTER_SIZE}")
+
+
+def _check_known(argument: str, only: str, check: Check, kind: str, where: str, arguments: Table) -> None:
+    """Check an argument, if it is given, that only queues of the type `only` and their consumers may have."""
+    if argument not in arguments:
         return
-    for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"):
-        if argument in arguments and kind != "quorum":
-            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
-    if TIMEOUT in arguments:
-        _check_timeout(kind, where, arguments)
-
-
-def _check_timeout(kind: str, where: str, arguments: Table) -> None:
-    """Check the consumer timeout of a queue or a consumer, as RabbitMQ does from 4.3 on."""
-    if kind != "quorum":
-        raise precondition_failed(f"invalid arg '{TIMEOUT}' for {where} of queue type rabbit_{kind}_queue")
-    if (wrong := integer(arguments[TIMEOUT], arguments)) is not None:
-        raise precondition_failed(f"invalid arg '{TIMEOUT}' for {where}: {wrong}")
+    if kind != only:
+        raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
+    if (wrong := check(arguments[argument], arguments)) is not None:
+        raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
 
 
 def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None:
@@ -158,8 +158,10 @@ def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> No
             del arguments["x-queue-type"]
     for argument in SUPPORTED[queue.kind]:
         equivalent_argument(argument, where, arguments, queue.arguments)
-    if queue.profile.initial_offsets and queue.kind == "stream":
-        equivalent_argument(INITIAL_OFFSET, where, arguments, queue.arguments)
+    if queue.kind == "stream":
+        is_compared = {INITIAL_OFFSET: queue.profile.initial_offsets, FILTER_SIZE: queue.profile.delayed_retry}
+        for argument in filter(is_compared.get, is_compared):
+            equivalent_argument(argument, where, arguments, queue.arguments)
 
 
 def _equivalent(name: str, where: str, received: Value, current: Value) -> None:
@@ -293,8 +295,8 @@ CONSUMER_ARGUMENTS: dict[str, Check] = {
     "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
     "x-cancel-on-ha-failover": boolean,
 }
-#: An argument that RabbitMQ knows from 4.3 on, and accepts for quorum queues only.
-TIMEOUT = "x-consumer-timeout"
+#: Arguments that RabbitMQ knows from 4.3 on, and accepts for quorum queues or for streams only.
+TIMEOUT, FILTER_SIZE = "x-consumer-timeout", "x-stream-filter-size-bytes"
 
 _FILTERS = ("x-stream-filter", "x-stream-match-unfiltered")
 _CONSUMERS_HAVE = {
@@ -307,15 +309,16 @@ _CONSUMERS_HAVE = {
 def check_consumer(queue: BrokerQueue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
     """Raise AmqpException if basic.consume has arguments, a prefetch count or no-ack that its queue does not allow."""
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-    known = (*CONSUMER_ARGUMENTS, OFFSET, *(_FILTERS if queue.profile.speaks_amqp10 else ()))
-    for argument in known:
+    # Up to 3.13, mirrored queues had x-cancel-on-ha-failover.
+    checks = CONSUMER_ARGUMENTS if queue.profile.mirrors else {"x-priority": CONSUMER_ARGUMENTS["x-priority"]}
+    for argument in (*checks, OFFSET, *(_FILTERS if queue.profile.speaks_amqp10 else ())):
         if argument in arguments and argument not in _CONSUMERS_HAVE[queue.kind]:
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
-    for argument, check in CONSUMER_ARGUMENTS.items():
+    for argument, check in checks.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
-    if TIMEOUT in arguments and queue.profile.consumer_timeouts == "quorum":
-        _check_timeout(queue.kind, where, arguments)
+    if queue.profile.consumer_timeouts == "quorum":
+        _check_known(TIMEOUT, "quorum", integer, queue.kind, where, arguments)
     if queue.kind == "stream":
         _check_stream_consumer(queue, where, arguments, prefetch=prefetch, no_ack=no_ack)
 
@@ -328,13 +331,17 @@ def _check_stream_consumer(queue: BrokerQueue, where: str, arguments: Table, *, 
         raise precondition_failed(f"consumer prefetch count is not set for {unset}")
     if no_ack:
         raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by {unsupported}")
-    if not _is_offset(arguments.get(OFFSET)):
-        value = arguments[OFFSET]
-        wrong = f'{{invalid_stream_offset_arg,{{{type_name(value)},<<"{printed(value)}">>}}}}'
-        raise precondition_failed(f"invalid arg '{OFFSET}' for {where}: {wrong}")
+    value = arguments.get(OFFSET, "next")
+    if _is_offset(value):
+        return
+    if not isinstance(value, str) or (queue.profile.api < "4.2" and not value[:1].isdecimal()):
+        raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
+    shown = f'"{value}"' if value else ""
+    wrong = f"{{invalid_stream_offset_arg,{{longstr,<<{shown}>>}}}}"
+    raise precondition_failed(f"invalid arg '{OFFSET}' for {where}: {wrong}")
 
 
 def _is_offset(value: Value) -> bool:
     if isinstance(value, str):
         return value in ("first", "last", "next") or parse_interval(value) is not None
-    return value is None or is_integer(value) or isinstance(value, Timestamp)
+    return value in (b"first", b"last", b"next") or is_integer(value) or isinstance(value, Timestamp)

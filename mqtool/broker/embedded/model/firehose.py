@@ -6,13 +6,7 @@ https://www.rabbitmq.com/docs/firehose
 
 from typing import Protocol
 
-from mqtool.broker.embedded.model.amqp_message import (
-    BrokerMessage,
-    ContentHeader,
-    MessageProperties,
-    carbon_copies,
-    encode_address,
-)
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -43,7 +37,7 @@ def trace_published(client: FirehoseClient, number: int, message: BrokerMessage,
         message: the message.
         routing: the queues that get the message; None for a direct reply.
     """
-    keys, names = [message.routing_key, *carbon_copies(message.headers)], set[str]()
+    keys, names = message.keys(), set[str]()
     if routing is not None:
         # For the default exchange RabbitMQ lists the routing keys, whether or not such queues exist.
         names = {queue.name for queue in routing.queues} if message.exchange else {*keys}
@@ -56,8 +50,7 @@ def trace_delivered(
 ) -> None:
     """Publish a copy of a delivered message to the firehose, unless the message itself came from the firehose."""
     if message.exchange != TRACE_EXCHANGE:
-        keys = [message.routing_key, *carbon_copies(message.headers)]
-        _copy(client, number, f"deliver.{queue.name}", message, keys, {"redelivered": Int32(redelivered)}, {})
+        _copy(client, number, f"deliver.{queue.name}", message, message.keys(), {"redelivered": Int32(redelivered)}, {})
 
 
 def _copy(

@@ -44,13 +44,14 @@ _ENTRY_OF_TABLE, _ITEM, _VALUE = 150, 8, 60
 def of_message(message: BrokerMessage) -> int:
     """Return the memory that a message in a queue takes. The same for the same message, before and after a restart."""
     raw = len(message.header.raw)
-    if raw <= _SMALL:
+    if raw <= _SMALL and message.copies is None:
         return ENTRY + len(message.body)
     header = message.header
     if not hasattr(header, "headers_bytes"):
         # Counted once: a message can have many thousand headers, and be routed to many queues.
         header.headers_bytes = of_value(message.headers)
-    return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes
+    copies = 0 if message.copies is None else of_value([*message.copies])
+    return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes + copies
 
 
 def of_queue(kind: str, name: str, arguments: Table) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.amqp_errors import precondition_failed
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
@@ -272,8 +272,8 @@ class Ledger:
 
     def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
-        # A dead letter would be read back as an ordinary Message.
-        if self.held_bytes - self._paged_out_bytes <= self.roomy_bytes or isinstance(entry.message, Dead):
+        # A dead letter would be read back without the milliseconds of its deaths.
+        if self.held_bytes - self._paged_out_bytes <= self.roomy_bytes or entry.message.is_dead:
             return False
         self.held_bytes -= of_message(entry.message)
         self._page(_PAGED_OUT)

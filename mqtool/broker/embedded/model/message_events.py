@@ -11,7 +11,7 @@ from itertools import islice, takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered
@@ -360,7 +360,7 @@ def _is_dropped(source: object) -> bool:
 def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQueue]) -> Iterator[list[str]]:
     """Yield a path to each queue: the names of the exchanges that the message passes through, then the queue's name."""
     first = vhost.exchanges.get(message.exchange)
-    keys = [message.routing_key, *carbon_copies(message.headers)]
+    keys = message.keys()
     todo, paths = ([] if first is None else [first]), {first: [message.exchange]}
     wanted = dict.fromkeys(queues)
     while todo and wanted:

@@ -1,8 +1,8 @@
 """Conversion of messages between AMQP 0-9-1 clients and AMQP 1.0 clients, according to the tables of RabbitMQ 4.
 
 What a stream stores of a message from an AMQP 0-9-1 client is in stream_conversion.py.
-See https://www.rabbitmq.com/docs/conversions. RabbitMQ 4.3 fails on UUIDs and characters, which are converted to text
-here, and on decimals, which are dropped.
+See https://www.rabbitmq.com/docs/conversions. A message with a value that RabbitMQ 4 fails to convert is not delivered
+over the other protocol, and a stream does not take it.
 """
 
 import math
@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
+from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import MessageProperties, TimeOfDeath, encode_short
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.amqp10_message import BareProperties, MessageHeader
@@ -51,7 +52,7 @@ _LONGEST_TEXT = 4096
 _URN = re.compile(r"urn:uuid:([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})")
 _QUEUES = "/queues/"
 
-_DEATHS, _X_DEATHS = "x-death", Symbol("x-opt-deaths")
+_DEATHS, X_DEATHS = "x-death", Symbol("x-opt-deaths")
 _RECEIVED, _X_RECEIVED = "timestamp_in_ms", Symbol("x-opt-rabbitmq-received-time")
 _CC, _X_CC = "CC", Symbol("x-cc")
 _X_TYPE = Symbol("x-basic-type")
@@ -78,6 +79,25 @@ def quoted(name: str) -> str:
 def unquoted(name: str) -> str:
     """Decode a percent-encoded name. Raises UnicodeDecodeError if it is not UTF-8."""
     return unquote(name, errors="strict")
+
+
+def fits_091(annotations: Map, application: Map) -> bool:
+    """Return False if one of the values that become headers has a type that RabbitMQ cannot convert."""
+    kept = (value for key, value in annotations.items() if isinstance(key, Symbol) and not _is_internal(key))
+    return all(map(_fits_091, (*application.values(), *kept)))
+
+
+def _fits_091(value: Any10, *, in_list: bool = False) -> bool:
+    match value:
+        case uuid.UUID() | Char():
+            return False
+        case ULong():
+            return not in_list or value < 1 << 63
+        case list():
+            return all(_fits_091(item, in_list=True) for item in value)
+        case dict():
+            return all(map(_fits_091, value.values()))
+    return True
 
 
 def value_to_091(value: Any10) -> "Value | Dropped":
@@ -164,11 +184,13 @@ def properties_to_091(
     profile: Profile,
     *,
     encoded: bool,
+    of_stream: bool = False,
 ) -> MessageProperties:
     """Convert the AMQP 1.0 sections of a message to AMQP 0-9-1 properties.
 
     Args:
         encoded: True if the body is an AMQP 1.0 value or sequence, which is kept encoded.
+        of_stream: True if the message is read from a stream. Only such messages can have the delivery mode 1.
     """
     of_3_13 = annotations if profile.restores_basic else {}
     found: dict[str, bytes | None] = {
@@ -185,7 +207,9 @@ def properties_to_091(
     if header.ttl is not None:
         found["expiration"] = str(int(header.ttl)).encode()
     fields = {name: encode_short(raw) for name, raw in (found | ids).items() if raw is not None}
-    fields |= _numbers_to_091(header, of_3_13, properties, 2 if profile.assumes_durable else None)
+    mode = 1 + (profile.assumes_durable if header.durable is None else header.durable)
+    is_said = mode != 1 or (of_stream and header.durable is not None)
+    fields |= _numbers_to_091(header, of_3_13, properties, mode if is_said else None)
     if headers:
         fields["headers"] = encode_table(headers)
     return MessageProperties.of(fields)
@@ -224,10 +248,11 @@ def _ids_to_091(properties: BareProperties) -> tuple[dict[str, bytes], Table]:
 
 
 def _numbers_to_091(
-    header: MessageHeader, annotations: Map, properties: BareProperties, otherwise: int | None
+    header: MessageHeader, annotations: Map, properties: BareProperties, mode: int | None
 ) -> dict[str, bytes]:
     fields = {}
-    mode = annotations.get(Symbol("x-basic-delivery-mode"), otherwise) if header.durable is None else 1 + header.durable
+    if header.durable is None:
+        mode = annotations.get(Symbol("x-basic-delivery-mode"), mode)
     priority = annotations.get(Symbol("x-basic-priority")) if header.priority is None else header.priority
     for name, value in (("delivery_mode", mode), ("priority", priority)):
         if isinstance(value, int) and 0 <= value < 256:
@@ -258,7 +283,7 @@ def _annotations_to_091(annotations: Map) -> Table:
         elif key == _X_RECEIVED:
             if isinstance(value, Milliseconds):
                 headers[_RECEIVED] = Int64(value)
-        elif key == _X_DEATHS:
+        elif key == X_DEATHS:
             if (deaths := _deaths_to_091(value)) is not None:
                 headers[_DEATHS] = deaths
         elif isinstance(key, Symbol) and key.startswith("x-") and not _is_internal(key):
@@ -345,12 +370,16 @@ def _ttl(expiration: Value) -> UInt32 | None:
     return UInt32(expiration) if int(expiration) < 1 << 32 else None
 
 
-def annotations_from_091(headers: Table) -> Map:
-    """Convert the header CC, and the headers whose names start with `x-`, to message annotations."""
+def annotations_from_091(headers: Table, *, is_dead: bool = False) -> Map:
+    """Convert the header CC, and the headers whose names start with `x-`, to message annotations.
+
+    Args:
+        is_dead: True if the broker has written the header x-death, rather than a client.
+    """
     annotations: Map = {}
     for name, value in headers.items():
-        if name == _DEATHS and (deaths := deaths_from_091(value)) is not None:
-            annotations[_X_DEATHS] = deaths
+        if is_dead and name == _DEATHS and (deaths := deaths_from_091(value)) is not None:
+            annotations[X_DEATHS] = deaths
         elif name.startswith("x-") or (name == _CC and isinstance(value, list)):
             converted = value_from_091(value)
             if not isinstance(converted, Dropped):
@@ -364,7 +393,13 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
     Returns:
         The message annotations, the properties, the application properties, and whether the body is an encoded
         AMQP 1.0 body (see ENCODED_BODY).
+
+    Raises:
+        ConnectionException: 541, a header that would be converted is a decimal, or contains one.
     """
+    for name, value in properties.headers.items():
+        if (name.startswith("x-") or not isinstance(value, list | dict)) and _has_decimal(value):
+            raise ConnectionException(INTERNAL_ERROR)  # RabbitMQ fails in the same way
     named = {name: value for name, value in properties.named().items() if isinstance(value, str)}
     annotations = annotations_from_091(properties.headers)
     if "type" in named:
@@ -386,6 +421,11 @@ def sections_from_091(properties: MessageProperties, profile: Profile) -> tuple[
         if not name.startswith("x-") and not isinstance(value, list | dict)
     }
     return annotations, bare, map_from_091(plain), named.get("type") == ENCODED_BODY
+
+
+def _has_decimal(value: Value) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Decimal) or any(map(_has_decimal, inner))
 
 
 def _milliseconds(seconds: int) -> Milliseconds:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_errors import RESOURCE_LOCKED, ChannelException
-from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage, Dead
+from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
@@ -36,15 +36,15 @@ class Why(Enum):
 
     RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
     queues count too in some versions. CLOSED: the end of a channel or session, or of a connection that its client has
-    closed. LOST: the end of a connection otherwise, or a delivery not settled in time. RELEASED: an AMQP 1.0 release.
-    DETACHED: the end of an AMQP 1.0 link.
+    closed. LOST: the end of a connection otherwise. TIMED_OUT: a delivery not settled in time. RELEASED: an AMQP 1.0
+    release. DETACHED: the end of an AMQP 1.0 link.
     """
 
-    RETURNED, REJECTED, FAILED, CLOSED, LOST, RELEASED, DETACHED = range(7)
+    RETURNED, REJECTED, FAILED, CLOSED, LOST, TIMED_OUT, RELEASED, DETACHED = range(8)
 
     @property
     def is_end(self) -> bool:
-        """True if no client asked for the requeueing: a channel, session or connection ended, or the time was over."""
+        """True if a channel, session or connection ended."""
         return self in (Why.CLOSED, Why.LOST)
 
 
@@ -222,7 +222,7 @@ class BrokerQueue:
         if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
         if deliveries:
-            entry.carry(deliveries, was_seen=self.kind == "quorum")
+            entry.carry(deliveries)
         if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
@@ -378,10 +378,11 @@ class BrokerQueue:
             ChannelException: 405, it is a quorum queue with a single active consumer.
         """
         if self.kind == "quorum" and self.options.single_active:
+            kind = '<<"quorum">>' if self.profile.tells_active else "quorum"
             raise ChannelException(
                 RESOURCE_LOCKED,
                 f"cannot obtain access to locked queue '{self.name}' in vhost '{self.vhost}'. basic.get operations are "
-                "not supported by quorum queues with single active consumer",
+                f"not supported by {kind} queues with single active consumer",
             )
         self.touch()
         while self.drop_expired():
@@ -412,9 +413,10 @@ class BrokerQueue:
         """Return True if a new consumer is refused because it, or another one, is exclusive: only by a classic queue.
 
         Args:
-            wanted: True if the new consumer is exclusive.
+            wanted: True if the new consumer is exclusive. A queue with a single active consumer refuses it, too.
         """
-        return self.kind == "classic" and (self.consumers.exclusive or (wanted and bool(len(self.consumers))))
+        is_shared = self.options.single_active or bool(len(self.consumers))
+        return self.kind == "classic" and (self.consumers.exclusive or (wanted and is_shared))
 
     def acknowledge(self, entry: BacklogEntry) -> None:
         self.unacked -= 1
@@ -618,7 +620,7 @@ def _refuses(queue: BrokerQueue, message: BrokerMessage, publisher: object) -> b
     if queue.kind == "quorum":
         if publisher is not None:
             return queue.throttled.refuses(publisher, queue.options, *queue.load())
-        return queue.exceeds() and not isinstance(message, Dead)
+        return queue.exceeds() and not message.is_dead
     is_full = queue.exceeds(1, len(message.body))
     if is_full and queue.options.overflow == "reject-publish-dlx":
         queue.dead_letter(queue, message, "maxlen", 0, lambda _: None)

@@ -204,7 +204,7 @@ def boolean(value: Value, _: Table) -> str | None:
     return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
-def _anything(_value: Value, _table: Table) -> None:
+def anything(_value: Value, _table: Table) -> None:
     return None
 
 
@@ -233,7 +233,7 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
     "x-expires": _expires,
     "x-message-ttl": _ttl,
-    "x-dead-letter-exchange": _anything,
+    "x-dead-letter-exchange": anything,
     "x-dead-letter-routing-key": _dead_letter_key,
     "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
     "x-max-length": integer,
@@ -252,7 +252,8 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-leader-locator": _one_of(
         "client-local", "balanced", "random", "least-leaders", otherwise="invalid_queue_locator_arg"
     ),
-    "x-delivery-limit": _anything,
+    "x-delivery-limit": anything,
+    "x-queue-master-locator": anything,
 }
 
 # The arguments of each queue type, in the order in which RabbitMQ compares a redeclaration.
@@ -270,6 +271,7 @@ SUPPORTED = {
         "x-queue-version",
         "x-single-active-consumer",
         "x-queue-type",
+        "x-queue-master-locator",
     ),
     "quorum": (
         "x-dead-letter-exchange",

@@ -7,14 +7,16 @@ from mqtool.broker.embedded.model.amqp_message import (
     SECTIONED,
     BrokerMessage,
     ContentHeader,
-    Dead,
     MessageProperties,
     encode_address,
 )
 from mqtool.broker.embedded.model.footprint import of_value
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.protocol_conversion import (
+    X_DEATHS,
     annotations_from_091,
+    deaths_from_091,
+    fits_091,
     header_from_091,
     headers_to_091,
     properties_to_091,
@@ -59,6 +61,7 @@ class Head(NamedTuple):
     Attributes:
         raw: the encoded sections without the message annotations.
         key: the encoded sections including the message annotations; identifies the head in caches.
+        fits: True if AMQP 0-9-1 clients can get the message.
     """
 
     annotations: Map
@@ -66,6 +69,7 @@ class Head(NamedTuple):
     application: Map
     raw: bytes
     key: bytes
+    fits: bool = True
 
 
 def _name(value: object) -> str | None:
@@ -106,9 +110,10 @@ class Sections(NamedTuple):
         exchange, key = (_name(self.head.annotations.get(name)) for name in (_EXCHANGE, _KEY))
         return exchange or "", key
 
-    def to(self, exchange: str, routing_key: str, profile: Profile) -> "Sectioned":
+    def to(self, exchange: str, routing_key: str, profile: Profile, *, of_stream: bool = False) -> "Sectioned":
         """Build a message with these sections and this address. Raises NotAMessage if a field has the wrong type."""
         key = (
+            of_stream,
             self.header,
             self.head.key,
             profile.addresses_replies,
@@ -118,7 +123,7 @@ class Sections(NamedTuple):
         )
         properties = _known.get(key)
         if properties is None:
-            properties = self._for_091(profile)
+            properties = self._for_091(profile, of_stream=of_stream)
             if len(self.header) + len(self.head.key) < _CACHED:
                 if len(_known) >= _MOST_CACHED:
                     _known.clear()
@@ -126,19 +131,18 @@ class Sections(NamedTuple):
         header = ContentHeader.of(properties, len(self.body))
         return Sectioned(self, encode_address(exchange, routing_key), header, is_changed=False)
 
-    def _for_091(self, profile: Profile) -> MessageProperties:
+    def _for_091(self, profile: Profile, *, of_stream: bool) -> MessageProperties:
         head = self.head
+        sections = (head.annotations, head.properties, head.application)
         try:
             header = Amqp10Message.decode(self.header).header
-            return properties_to_091(
-                header, head.annotations, head.properties, head.application, profile, encoded=self.encoded
-            )
+            return properties_to_091(header, *sections, profile, encoded=self.encoded, of_stream=of_stream)
         except (ValueError, TypeError, OverflowError) as error:
             raise NotAMessage("header section is not valid") from error
 
 
 #: A cache of AMQP 0-9-1 properties, by the short sections that they were converted from (see Sections.to).
-_known: dict[tuple[bytes, bytes, bool, bool, bool, bool], MessageProperties] = {}
+_known: dict[tuple[bool, bytes, bytes, bool, bool, bool, bool], MessageProperties] = {}
 
 
 def parse(payload: bytes, *, strict: bool = True) -> Sections:
@@ -169,7 +173,7 @@ def parse_stored(data: bytes, stream: str, profile: Profile) -> "Sectioned":
     try:
         sections = parse(data, strict=False)
         exchange, key = sections.stored_address()
-        return sections.to(exchange, stream if key is None else key, profile)
+        return sections.to(exchange, stream if key is None else key, profile, of_stream=True)
     except NotAMessage:
         section = data_section(data)
         return _PLAIN._replace(opening=section.removesuffix(data), body=data).to("", stream, profile)
@@ -209,7 +213,8 @@ def _head(raw: bytes) -> Head:
     bare = raw
     if raw and section_at(raw, 0)[0] == MESSAGE_ANNOTATIONS:
         bare = raw[find(raw, section_at(raw, 0)[1]).end :]
-    return Head(decoded.message_annotations, decoded.properties, decoded.application_properties, bare, raw)
+    annotations, application = decoded.message_annotations, decoded.application_properties
+    return Head(annotations, decoded.properties, application, bare, raw, fits_091(annotations, application))
 
 
 _cached_head = lru_cache(maxsize=_MOST_CACHED)(_head)
@@ -250,23 +255,21 @@ class Sectioned(BrokerMessage):
         is_changed: True if the broker may have changed the headers, so that they no longer match the sections.
     """
 
-    __slots__ = ("_section_bytes", "is_changed", "sections")
+    __slots__ = ("_section_bytes", "fits", "is_changed", "sections")
 
     def __init__(self, sections: Sections, address: bytes, header: ContentHeader, *, is_changed: bool = True) -> None:
         super().__init__(address, header, sections.body)
         self.sections = sections
         self.is_changed = is_changed
+        self.fits = sections.head.fits and not sections.closing  # nor can RabbitMQ convert a footer
         self._section_bytes: int | None = None
 
-    def copy(self, address: bytes, header: ContentHeader) -> Self:
+    def _copy(self, address: bytes, header: ContentHeader) -> Self:
         return type(self)(self.sections, address, header)
-
-    def dead(self) -> Dead:
-        return DeadSectioned(self.sections, self.address, self.header)
 
     def stored(self) -> tuple[bytes, bytes, bytes]:
         annotations = Amqp10Message(message_annotations=self.sections.head.annotations).encode()
-        return self.address + SECTIONED, self.header.raw, annotations + self.bare()
+        return self.address + SECTIONED + self._marks(), self.header.raw, annotations + self.bare()
 
     @property
     def section_bytes(self) -> int:
@@ -284,7 +287,7 @@ class Sectioned(BrokerMessage):
             return head.annotations
         sent = headers_to_091(head.annotations, head.properties, head.application)
         changed = {name: value for name, value in self.headers.items() if name not in sent or sent[name] != value}
-        return {**head.annotations, **annotations_from_091(changed)}
+        return {**head.annotations, **annotations_from_091(changed, is_dead=self.is_dead)}
 
     def bare(self) -> bytes:
         """Return the bare message and the footer, both as encoded by the publisher."""
@@ -296,13 +299,7 @@ class Sectioned(BrokerMessage):
 
 def restored(address: bytes, header: ContentHeader, body: bytes) -> Sectioned:
     """Rebuild a message from the parts that Sectioned.stored() has returned. Raises ValueError if they are damaged."""
-    return Sectioned(parse(body, strict=False), address.removesuffix(SECTIONED), header)
-
-
-class DeadSectioned(Dead, Sectioned):
-    """A dead-lettered message that was published with AMQP 1.0."""
-
-    __slots__ = ()
+    return Sectioned(parse(body, strict=False), address, header)
 
 
 def encode(
@@ -319,16 +316,25 @@ def encode(
         added: annotations for this delivery only, such as x-stream-offset.
         deliveries: the number of earlier deliveries that failed.
         redelivered: True if the message was delivered before.
+
+    Raises:
+        ConnectionException: 541, a header cannot be converted (see sections_from_091).
     """
     header = header_from_091(message.properties)
-    first = not (redelivered or deliveries) and not isinstance(message, Dead)
+    first = not (redelivered or deliveries or message.is_dead)
     header = header._replace(first_acquirer=first, delivery_count=UInt32(deliveries))
     if isinstance(message, Sectioned):
         annotations, bare = message.annotations(), message.bare()
     else:
         annotations, bare = _bare_from_091(message, profile)
-        if isinstance(message, Dead):  # the encoded x-death header, which was converted, has times in seconds
-            annotations = {**annotations, **annotations_from_091({"x-death": message.headers["x-death"]})}
+        if message.is_dead and (deaths := deaths_from_091(message.headers["x-death"])) is not None:
+            annotations = {
+                **annotations,
+                X_DEATHS: deaths,
+            }  # with the milliseconds, which are not in the encoded header
+            annotations.pop(Symbol("x-death"), None)
+            # Queues take no account of the expiration any more, but it is still a part of the message.
+            header = header._replace(ttl=next((death["ttl"] for death in deaths if "ttl" in death), None))
     if added or annotations:
         own = {**(added or {}), _KEY: message.routing_key, _EXCHANGE: message.exchange}
         kept = {name: value for name, value in annotations.items() if name not in own}

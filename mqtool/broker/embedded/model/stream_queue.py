@@ -8,7 +8,13 @@ from typing import TypeAlias
 
 from mqtool.broker.embedded.model import sectioned
 from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    MessageProperties,
+    by_name,
+    encode_address,
+)
 from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import TURN_SECONDS
@@ -34,7 +40,7 @@ from mqtool.broker.embedded.model.stream_segment import (
     simple_entry,
     tracking_in,
 )
-from mqtool.codecs.field_tables import Int64, Table, Timestamp, encode_table
+from mqtool.codecs.field_tables import ByteArray, Int64, Table, Timestamp, encode_table
 from mqtool.duration import parse_interval
 from mqtool.spelling import counted
 
@@ -243,6 +249,8 @@ class StreamQueue(BrokerQueue):
     def _start(self, offset: object) -> tuple[int, int | None]:
         """Return the first offset to deliver, or a timestamp to start at, as an `x-stream-offset` says."""
         log = self.log
+        if isinstance(offset, ByteArray):
+            offset = offset.decode()
         match offset:
             case "first":
                 return log.first_offset, None
@@ -406,6 +414,8 @@ class Cursor:
         decoded: Decoded | Sectioned
         if stream.profile.speaks_amqp10:
             decoded = sectioned.parse_stored(data, stream.name, stream.profile)
+            if not decoded.fits:
+                return decoded
         else:
             decoded = decode(data)
         key = stream.name if decoded.routing_key is None else decoded.routing_key
@@ -444,12 +454,13 @@ class _Shape:
 
     def __init__(self, properties: MessageProperties, address: bytes) -> None:
         self._address = address
-        headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
-        table = encode_table({**headers, OFFSET: Int64(0)})
+        headers = by_name({**properties.headers, OFFSET: Int64(0)})
+        table = encode_table(headers)
         fields = properties.fields() | {"headers": table}
         whole = MessageProperties.of(fields).encode()
-        # The headers are the third property, and the offset is the last header.
-        end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
+        # The headers are the third property.
+        end = 2 + sum(len(fields.get(name, b"")) for name in ("content_type", "content_encoding"))
+        end += len(encode_table({name: value for name, value in headers.items() if name <= OFFSET}))
         self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
         self.message_id = b""
         # In an entry: the bytes before the message id, and those between it and the body.

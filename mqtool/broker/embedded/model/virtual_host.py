@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -418,13 +417,7 @@ class VirtualHost:
         return _add(self.watcher, routing, routing.queues, stored=routing.stored)
 
     def route(
-        self,
-        exchange: BrokerExchange,
-        message: BrokerMessage,
-        *,
-        is_changed: bool = False,
-        is_due: bool = False,
-        has_new_key: bool = False,
+        self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
     ) -> Routing:
         """Find the queues for a message. Any x-delayed-message exchange on the way holds the message back.
 
@@ -433,7 +426,6 @@ class VirtualHost:
             message: the message.
             is_changed: True if the broker has changed the headers sent by the publisher.
             is_due: True if the delay of the message is over.
-            has_new_key: True if the broker has given the message another routing key: CC and BCC do not count.
 
         Raises:
             ChannelException: 406, the message has many routing keys, and there are many exchanges on the way; or
@@ -442,8 +434,8 @@ class VirtualHost:
         """
         headers = message.headers
         keys = [message.routing_key]
-        if ("CC" in headers or "BCC" in headers) and not has_new_key:
-            keys = list(dict.fromkeys(keys + carbon_copies(headers)))
+        if message.copies is not None or "CC" in headers or "BCC" in headers:
+            keys = message.keys()
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
             return Routing(message, () if queue is None else (queue,))
@@ -494,13 +486,10 @@ class VirtualHost:
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
-        route = partial(
-            self.route, is_changed=True, has_new_key=source.queue.options.dead_letter_routing_key is not None
-        )
         try:
-            routing = route(exchange, message)
+            routing = self.route(exchange, message, is_changed=True)
         except ConnectionException:  # the delay cannot be read: publish without it
-            routing = route(exchange, message, is_due=True)
+            routing = self.route(exchange, message, is_due=True)
         routing.source, routing.deliveries = source, source.deliveries
         routing.publisher = source.queue if source.queue.options.at_least_once else None
         if source.reason != "rejected":
@@ -631,7 +620,9 @@ def _without_bcc(message: BrokerMessage) -> BrokerMessage:
     headers = message.headers
     if "BCC" not in headers:
         return message
-    return message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
+    copy = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
+    copy.copies = carbon_copies(headers)
+    return copy
 
 
 def _stream_type() -> type[BrokerQueue]:

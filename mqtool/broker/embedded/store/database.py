@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, HeaderReader, is_sectioned
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, HeaderReader, StoredAddress
 from mqtool.broker.embedded.model.backlog import BATCH, BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
@@ -245,12 +245,14 @@ class StoredEntry(NamedTuple):
     def entry(self, headers: HeaderReader) -> BacklogEntry:
         """Decode the stored message. Raises ValueError or TypeError if the row is damaged."""
         header = headers.read(self.header)
-        if is_sectioned(self.address):
+        address, is_sectioned, is_dead, copies = StoredAddress.of(self.address)
+        if is_sectioned:
             from mqtool.broker.embedded.model.sectioned import restored
 
-            message: BrokerMessage = restored(self.address, header, self.body)
+            message: BrokerMessage = restored(address, header, self.body)
         else:
-            message = BrokerMessage(self.address, header, self.body)
+            message = BrokerMessage(address, header, self.body)
+        message.is_dead, message.copies = is_dead, copies
         entry = BacklogEntry(message, self.row, self.due)
         entry.row = self.row
         entry.delivery_count = self.delivery_count

@@ -206,8 +206,7 @@ def _return_or_drop(channel: BrokerChannel, message: BrokerMessage, *, mandatory
 
 def _reply(channel: BrokerChannel, message: BrokerMessage) -> Publication:
     """Deliver a direct reply to the channel that sent the request."""
-    token = message.routing_key.removeprefix(DIRECT_REPLY_TO + ".")
-    asking = channel.session.broker.reply_consumers.get(token)
+    asking = channel.session.broker.reply_consumer(message.routing_key)
     if asking is not None:
         if channel.vhost.watcher is not None:
             channel.vhost.watcher.replied(channel, message, asking)
@@ -447,10 +446,10 @@ def _reject(
 
 
 def recover(channel: BrokerChannel, method: Basic.Recover) -> Iterator[None]:
-    """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
-    yield from recover_async(channel, method)
-    if channel.state == "open":
-        channel.send(Basic.RecoverOk)
+    """Send basic.recover-ok, and requeue all of the channel's unacknowledged messages."""
+    steps = recover_async(channel, method)
+    channel.send(Basic.RecoverOk)
+    return steps
 
 
 def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pamqp import commands
 
-from mqtool.broker.embedded.model.amqp_errors import precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import delivery_counts
@@ -92,7 +92,10 @@ class ChannelSubscription:
         if watcher is not None and (entry.position in watcher.shown or self._is_of_stream):
             watcher.delivered(self.queue, entry, self, no_ack=self.no_ack)
         is_counted = entry.acquired_count and self.queue.kind == "quorum"
-        message = _counted(entry, session) if is_counted else entry.message
+        message = _counted(self.queue, entry) if is_counted else entry.message
+        if not message.fits:
+            _fail(session, self.queue)
+            return
         session.write(
             frames.deliver(
                 channel.number, self.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
@@ -187,11 +190,10 @@ class Deliveries:
             self.unacked[tag] = ChannelDelivery(queue, entry, None, self.session.now())
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
-        session = self.session
-        # Up to 3.13, messages that basic.get takes from a quorum queue have the header x-delivery-count even if it is
-        # 0; those sent by basic.deliver do not.
-        is_counted = queue.kind == "quorum" and (entry.acquired_count or session.broker.profile.first_count)
-        message = _counted(entry, session) if is_counted else entry.message
+        session, message = self.session, message_got(queue, entry)
+        if not message.fits:
+            _fail(session, queue)
+            return
         session.write(
             frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
         )
@@ -415,7 +417,7 @@ class Deliveries:
         for tag in late:
             del self.unacked[tag]
         self._timed_out |= late.keys()
-        self._requeue(late.values(), Why.LOST)
+        self._requeue(late.values(), Why.TIMED_OUT)
         return None
 
     def _late(self, default: float, now: float) -> dict[int, ChannelDelivery]:
@@ -452,9 +454,23 @@ class Deliveries:
             queue.requeue(entries, why)
 
 
-def _counted(entry: BacklogEntry, session: AmqpSession) -> BrokerMessage:
+def _fail(session: AmqpSession, queue: BrokerQueue) -> None:
+    """Close a connection, soon, because RabbitMQ fails to deliver a message to it."""
+    queue.clock.take_turn(lambda: session.failed(ConnectionException(INTERNAL_ERROR)))
+
+
+def message_got(queue: BrokerQueue, entry: BacklogEntry) -> BrokerMessage:
+    """Return a message as basic.get delivers it.
+
+    Up to 3.13, it has the header x-delivery-count in a quorum queue even if it is 0, unlike with basic.deliver.
+    """
+    is_counted = queue.kind == "quorum" and (entry.acquired_count or queue.profile.first_count)
+    return _counted(queue, entry) if is_counted else entry.message
+
+
+def _counted(queue: BrokerQueue, entry: BacklogEntry) -> BrokerMessage:
     """Return a copy of a quorum queue's message with headers that say how often it has been delivered."""
-    counts, message = delivery_counts(entry, session.broker.profile), entry.message
+    counts, message = delivery_counts(entry, queue.profile), entry.message
     properties = message.properties.with_sorted_headers(counts, unique=False)  # not what the publisher says
     return message.copy(message.address, ContentHeader.of(properties, len(message.body)))
 

@@ -46,9 +46,7 @@ def _declared(channel: BrokerChannel, method: QueueClass.Declare, name: str, mes
 
 
 def _is_reply_queue(channel: BrokerChannel, name: str) -> bool:
-    if not name.startswith(DIRECT_REPLY_TO):
-        return False
-    return name == DIRECT_REPLY_TO or name.removeprefix(DIRECT_REPLY_TO + ".") in channel.session.broker.reply_consumers
+    return name == DIRECT_REPLY_TO or channel.session.broker.reply_consumer(name) is not None
 
 
 def _declare_queue(channel: BrokerChannel, method: QueueClass.Declare, name: str) -> BrokerQueue:
