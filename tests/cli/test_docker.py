@@ -204,12 +204,19 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
         docker("rm", "-fv", f"open-{name}")
 
 
+_SHA256 = hashlib.sha256(b"not the plugin").hexdigest()
+
+
 @pytest.mark.parametrize(
     ("name", "checksum", "error"),
     [
         ("rabbitmq_delayed_message_exchange-3.13.0.ez", "", "3.13.0.ez is not 3479180df03fa830fd59ccf638a60eee8f0e82"),
         ("own.ez", "", "the SHA-256 checksum of own.ez is unknown: set PLUGIN_SHA256"),
-        ("own.ez", hashlib.sha256(b"not the plugin").hexdigest(), "own.ez does not support RabbitMQ 3.10."),
+        (
+            "own.ez",
+            _SHA256,
+            r"own.ez does not support RabbitMQ [\d.]+: set PLUGIN_URL to (https:.*\.ez|an empty string)",
+        ),
     ],
 )
 def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(
@@ -230,9 +237,7 @@ def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(
         check=False,
     )
     assert built.returncode != 0
-    assert error in built.stdout + built.stderr
-    if "support" in error:
-        assert "set PLUGIN_URL to https://github.com/rabbitmq/rabbitmq-delayed-message-exchange/" in built.stderr
+    assert re.search(error, built.stdout + built.stderr)
 
 
 @pytest.mark.parametrize(
