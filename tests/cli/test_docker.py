@@ -212,11 +212,7 @@ _SHA256 = hashlib.sha256(b"not the plugin").hexdigest()
     [
         ("rabbitmq_delayed_message_exchange-3.13.0.ez", "", "3.13.0.ez is not 3479180df03fa830fd59ccf638a60eee8f0e82"),
         ("own.ez", "", "the SHA-256 checksum of own.ez is unknown: set PLUGIN_SHA256"),
-        (
-            "own.ez",
-            _SHA256,
-            r"own.ez does not support RabbitMQ [\d.]+: set PLUGIN_URL to (https:.*\.ez|an empty string)",
-        ),
+        ("own.ez", _SHA256, r"own.ez does not support RabbitMQ [\d.]+: set PLUGIN_URL to (https:|an empty)"),
     ],
 )
 def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(
