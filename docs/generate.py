@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +215,13 @@ def _declared(thing: Any) -> str:
     return f"`{thing.name}`: {'durable' if thing.durable else 'transient'} {kind}"
 
 
-def _shown(value: str | bytes | bool | int) -> str:
+def _shown(value: str | bytes | bool | int | Mapping[str, str]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, Mapping):
+        value = "\n".join(f"{key}={each}" for key, each in value.items())
     text = value.decode() if isinstance(value, bytes) else value
     return ", ".join(f"`{line}`" for line in text.splitlines())
 
