@@ -56,10 +56,12 @@ class _TakingNegatives(Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line, with the first negative number and the integers that follow it at the end."""
-        args = [re.sub("^--?num=(?=-?[0-9]+$)", "", each) for each in args]
+        if "--" in args:
+            return super().parse_args(ctx, args)
+        args = [re.sub("^--?num=", "", each) for each in args if each not in ("-num", "--num")]
         integers = [re.fullmatch("-?[0-9]+", each) is not None for each in args]
         first = next((n for n, each in enumerate(args) if integers[n] and each.startswith("-")), None)
-        if first is not None and "--" not in args and not (first and args[first - 1].startswith("--")):
+        if first is not None and not (first and args[first - 1].startswith("--")):
             last = next((n for n in range(first, len(args)) if not integers[n]), len(args))
             args = [*args[:first], *args[last:], "--", *args[first:last]]
         return super().parse_args(ctx, args)
