@@ -94,9 +94,9 @@ def build_arguments(base: str) -> dict[str, str]:
     """Return Docker's build arguments: the base image, and the delayed-message plugin for its RabbitMQ, if any.
 
     Args:
-        base: the name of the image. The plugin is added only to images whose tag is VERSION-management.
+        base: the name of the image. The plugin is added if the tag is a version, as for the official images.
     """
-    version = re.search(r":(\d+\.\d+)[\d.]*-management", base)
+    version = re.search(r":(\d+\.\d+)[\d.]*(-management)?(-alpine)?$", base)
     releases = (IMAGE_FILES / "plugins.sha256").read_text()
     plugin = version and re.search(rf"https:.*-{re.escape(version[1])}\..*", releases)
     return {"BASE_IMAGE": base, "PLUGIN_URL": plugin[0] if plugin else ""}

@@ -240,6 +240,7 @@ def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(
     ("base", "release"),
     [
         (DEFAULT_IMAGE, "v4.2.0/rabbitmq_delayed_message_exchange-4.2.0.ez"),
+        ("rabbitmq:4.2.9", "v4.2.0/rabbitmq_delayed_message_exchange-4.2.0.ez"),
         ("rabbitmq:3.13-management", "v3.13.0/rabbitmq_delayed_message_exchange-3.13.0.ez"),
         ("localhost:5000/rabbitmq:4.0.9-management-alpine", "v4.0.2/rabbitmq_delayed_message_exchange-4.0.2.ez"),
         ("rabbitmq:4.3.5-management", ""),
