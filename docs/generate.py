@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +169,22 @@ def dialects() -> str:
     parts += [
         "## Printed lines, and default messages",
         "Without `--dialect`, lines with received data go to stdout, and all other lines go to stderr. With "
-        "`--dialect`, all lines go where the scripts print them: to stderr if the row `on stderr` says `yes`, "
-        "otherwise to stdout. The lines `requesting add100` always go to stdout. So do the lines of `emit-log` if the "
-        "row `emits on stdout` says `yes`. The scripts for Go and Elixir begin each line with the time; mqtool does "
-        "not. `!r` means that the value is printed as by Python's `repr()`. The rows from `hello` to `number add100` "
-        "show the messages, routing keys or requests that commands use if you give none. The rows `usage code` and "
-        "`usage code topic` show the exit codes of `receive-log direct` and `receive-log topic` without arguments.",
-        "The other rows say what the commands do in a dialect. `key in body`: `emit-log direct` and `emit-log topic` "
-        "put the routing key in front of the body. `key of two words`: if `emit-log topic` gets three or more words, "
-        "it joins the first two with a dot, and uses them as the routing key. `fib of negatives`: the RPC server "
-        "answers requests for negative numbers with 0. `purges requests`: the RPC server purges its queue when it "
-        "starts.",
+        "`--dialect`, all lines go where the scripts print them: to stderr if the row `on stderr` says `yes`, otherwise"
+        " to stdout. The lines `requesting add100` always go to stdout. So do the lines of `emit-log` if the row `emits"
+        " on stdout` says `yes`. The scripts for Go and Elixir begin each line with the time; mqtool does not. `!r` "
+        "means that the value is printed as by Python's `repr()`. The rows from `hello` to `number add100` show the "
+        "messages, routing keys or requests that commands use if you give none. The rows `usage topic`, `usage code` "
+        "and `usage code topic` show the arguments in the usage line, and the exit codes, of `receive-log direct` and "
+        "`receive-log topic` without arguments.",
+        "The other rows say what the commands do if `--dialect` is given. `properties`: all messages have these "
+        "properties. `persistent logs`: `emit-log` sends persistent messages. `worker prefetch`: the prefetch of "
+        "`worker`; 0 means no limit. `empty text is missing`: an empty message stands for the default one. `empty word "
+        "is missing`: an empty first word of the message, an empty routing key and an empty request stand for the "
+        "defaults. `keeps empty logs`: `emit-log` nevertheless sends an empty message. `key in body`: `emit-log direct`"
+        " and `emit-log topic` put the routing key in front of the body. `key of two words`: if `emit-log topic` gets "
+        "three or more words, it joins the first two with a dot, and uses them as the routing key. `fib of negatives`: "
+        "the RPC server answers requests for negative numbers with 0. `purges requests`: the RPC server purges its "
+        "queue when it starts.",
     ]
     spoken = [name for name in vars(DialectLines) if not name.startswith("_")]
     parts.append(_rows([(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in spoken]))
@@ -215,11 +220,13 @@ def _declared(thing: Any) -> str:
     return f"`{thing.name}`: {'durable' if thing.durable else 'transient'} {kind}"
 
 
-def _shown(value: str | bytes | bool | int) -> str:
+def _shown(value: str | bytes | bool | int | Mapping[str, str]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, Mapping):
+        value = "\n".join(f"{key}={each}" for key, each in value.items())
     text = value.decode() if isinstance(value, bytes) else value
     return ", ".join(f"`{line}`" for line in text.splitlines())
 

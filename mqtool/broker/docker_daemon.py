@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 IMAGE_FILES = Path(__file__).parent / "image"
 #: The base image unless `--image` names another; the same as in docker-compose.yml and the Dockerfile.
 DEFAULT_IMAGE = f"rabbitmq:{PROFILES[DEFAULT].version}-management"
-#: The RabbitMQ that the delayed-message plugin in the Dockerfile is for.
-_PLUGIN_VERSION = "4.2"
 _ANSWER_PATIENCE = 600
 _OTHER_KINDS = "choose --kind node or --kind embedded"
 _WITHOUT_THE_PLUGIN = "run 'docker build' in mqtool/broker/image for details"
@@ -92,11 +90,16 @@ def base_image(wanted: str | None) -> str:
     return f"rabbitmq:{wanted}-management" if re.fullmatch(r"\d+(\.\d+)*", wanted) else wanted
 
 
-def _build_arguments(base: str) -> dict[str, str]:
-    """Return Docker's build arguments. The delayed-message plugin is added only to RabbitMQ _PLUGIN_VERSION."""
-    version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
-    plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
-    return {"BASE_IMAGE": base, **plugin}
+def build_arguments(base: str) -> dict[str, str]:
+    """Return Docker's build arguments: the base image, and the delayed-message plugin for its RabbitMQ, if any.
+
+    Args:
+        base: the name of the image. The plugin is added if the tag is a version, as for the official images.
+    """
+    version = re.search(r":(\d+\.\d+)[\d.]*(-management)?(-alpine)?$", base)
+    releases = (IMAGE_FILES / "plugins.sha256").read_text()
+    plugin = version and re.search(rf"https:.*-{re.escape(version[1])}\..*", releases)
+    return {"BASE_IMAGE": base, "PLUGIN_URL": plugin[0] if plugin else ""}
 
 
 def image_tag(base_id: str) -> str:
@@ -158,7 +161,7 @@ def _cannot_pull(name: str, why: str) -> Unavailable:
 def _build(daemon: "DockerClient", base: str, tag: str) -> None:
     said = [""]
     for line in daemon.api.build(
-        path=str(IMAGE_FILES), tag=tag, buildargs=_build_arguments(base), rm=True, forcerm=True, decode=True
+        path=str(IMAGE_FILES), tag=tag, buildargs=build_arguments(base), rm=True, forcerm=True, decode=True
     ):
         if "error" in line:
             why = said[-1] if "non-zero code" in line["error"] else line["error"]

@@ -98,14 +98,15 @@ def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) 
 
 def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "Now worker 1 is killed in the middle of a task, as with kill -9. It has not acknowledged the task.",
+        "Now Ctrl-C kills worker 1 in the middle of a task, before the acknowledgement. With --dialect, it dies at "
+        "once, like the tutorial's script. Without it, Ctrl-C lets a worker finish its task.",
         predictions.KILLED_WORKER,
     )
     queue, shown = stage.queue("task_queue"), "-F 'Received %b, redelivered %R'"
-    one.start(f"mqtool worker{queue} {shown}")
+    one.start(f"mqtool worker{queue} --dialect python {shown}")
     boss.run(f"mqtool new-task{queue} slow...")
     one.wait_for("Received ", 1)
-    one.kill()
+    one.interrupt(130)
     two.start(f"mqtool worker{queue} {shown}")
     two.wait_for("[x] Done", 1)
     two.interrupt()

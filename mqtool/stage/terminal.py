@@ -304,11 +304,11 @@ class Terminal:
         """Return the part after the text from each line that contains it."""
         return [line.partition(text)[2] for line in self.lines if text in line]
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C, and wait until the command ends."""
+    def interrupt(self, code: int = 0) -> None:
+        """Press Ctrl-C, and wait until the command ends. Raises CheckFailed if its exit code is not `code`."""
         self._audience.printed(self.name, "^C")
         self.signal(signal.SIGINT)
-        self.wait()
+        self.wait(code=code)
 
     def kill(self) -> None:
         """kill -9 the command."""

@@ -12,7 +12,7 @@ no queue: the client gets an address that is valid as long as its link. After a 
 https://www.rabbitmq.com/tutorials/tutorial-six-go-amqp10
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from mqtool.amqp import Receiving
 from mqtool.amqp10 import LinkSession, queue_address
@@ -21,8 +21,7 @@ from mqtool.message import Delivery, Message, new_message_id
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
-#: A server gets one request at a time; other servers get the rest.
-ONE_AT_A_TIME = Receiving(prefetch=1)
+ONE_AT_A_TIME = Receiving(prefetch=1)  # other servers get the rest
 
 
 def serve(
@@ -47,16 +46,17 @@ def _answered(
 
 
 def call(
-    session: LinkSession, queue: Queue, requests: Sequence[bytes], receiving: Receiving, replies: Queue = PRIVATE_QUEUE
+    session: LinkSession, queue: Queue, requests: list[Message], receiving: Receiving, replies: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
     """Send all requests; yield each reply with the index of its request. DIRECT_REPLY_TO gets them without a queue."""
     address = None if replies.name else queue_address(session.declare(replies).name)
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        asked = (Message(requests[n], None, None, {"reply_to": to, "correlation_id": i}, i) for i, n in waiting.items())
+        named = {i: {**requests[n].properties, "reply_to": to, "correlation_id": i} for i, n in waiting.items()}
+        asked = [Message(requests[n].body, None, None, named[i], i) for i, n in waiting.items()]
         try:
-            list(session.sender(queue_address(queue.name)).send([*asked]))
+            list(session.sender(queue_address(queue.name)).send(asked))
         except NotFound as error:
             hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
             raise Unavailable(f"no RPC server: queue {queue.name!r} does not exist", hint) from error

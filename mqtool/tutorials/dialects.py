@@ -6,8 +6,9 @@ script of a tutorial must use the script's settings. https://www.rabbitmq.com/tu
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mqtool.errors import Difference
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -68,12 +69,19 @@ class DialectLines:
         received_task: the line that a worker prints, if it differs from a receiver's.
         got: the line for a reply.
         number, number_add100: what the RPC client asks for by default.
+        properties: the properties of every message, including RPC requests and replies.
+        persistent_logs: True if the publishers of logs send persistent messages.
+        worker_prefetch: the worker's prefetch; 0 means no limit.
+        empty_text_is_missing: True if an empty message, as in `new-task ''`, is replaced by the default one.
+        empty_word_is_missing: True if an empty first word stands for the default message or routing key.
+        keeps_empty_logs: True if the publishers of logs replace only the routing key, not the message.
         key_in_body: True if `emit-log direct` and `emit-log topic` put the routing key in front of the body.
         key_of_two_words: True if `emit-log topic` makes the routing key of the first two of three or more words.
         fib_of_negatives: True if the RPC server's fib() is 0 below 0; elsewhere such a request crashes the server.
         purges_requests: True if the RPC server purges its queue when it starts.
         on_stderr: True if the scripts print on stderr, as Go's log package does.
         emits_on_stdout: True if the publishers of logs print on stdout nevertheless.
+        usage_topic: the arguments in the usage line of a receiver of topics.
         usage_code, usage_code_topic: the exit code of a receiver of logs without severities, or without patterns.
     """
 
@@ -101,12 +109,19 @@ class DialectLines:
     routed = b"Hello World!"
     topic = "anonymous.info"
     number = number_add100 = "30"
+    properties: ClassVar[Mapping[str, str]] = {}
+    persistent_logs = False
+    worker_prefetch = 1
+    empty_text_is_missing = True
+    empty_word_is_missing = False
+    keeps_empty_logs = False
     key_in_body = False
     key_of_two_words = False
     fib_of_negatives = False
     purges_requests = False
     on_stderr = False
     emits_on_stdout = False
+    usage_topic = "[binding_key]..."
     usage_code = usage_code_topic = 1
 
 
@@ -168,6 +183,8 @@ class _GoLines(DialectLines):
     requesting_add100 = "body== {n}"
     task = fanout = routed = b"hello"
     number_add100 = "0"
+    properties: ClassVar[Mapping[str, str]] = {"content_type": "text/plain"}
+    empty_word_is_missing = True
     on_stderr = True
     usage_code = usage_code_topic = 0
 
@@ -193,6 +210,7 @@ class _GoArticleLines(_GoLines):
     sent_log = sent_log_with_key = " [x] sent {body}"
     hello = b"Hello, RabbitMQ!"
     topic = "nil.nil"
+    keeps_empty_logs = True
     key_in_body = key_of_two_words = True
     fib_of_negatives = True
     emits_on_stdout = True
@@ -205,7 +223,10 @@ class _GoArticle2Lines(_GoLines):
     sent = sent_task = sent_log = sent_log_with_key = "[x] sent {body} "
     received = "received a message:{body}"
     topic = "info"
+    persistent_logs = True
+    worker_prefetch = 0
     key_in_body = True
+    usage_topic = "[info] [warning] [error]"
 
 
 class _JavaAmqpLines(DialectLines):
@@ -216,10 +237,12 @@ class _JavaAmqpLines(DialectLines):
     log_with_key = " [x] Received '{key}':'{body}'"
     got = " [.] Got '{body}'"
     task = b""
+    empty_text_is_missing = False
     purges_requests = True
 
 
 class _GoAmqpLines(_GoLines):
+    properties: ClassVar[Mapping[str, str]] = {}
     purges_requests = True
 
 

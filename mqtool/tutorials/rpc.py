@@ -11,7 +11,7 @@ server replies. A client that loses its connection sends its requests again, wit
 https://www.rabbitmq.com/tutorials/tutorial-six-python
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
@@ -44,15 +44,15 @@ def _served(channel: AmqpChannel, asked: Iterable[Delivery], function: Function)
 
 
 def call(
-    channel: AmqpChannel, queue: Queue, requests: Sequence[bytes], receiving: Receiving, reply_to: Queue = PRIVATE_QUEUE
+    channel: AmqpChannel, queue: Queue, requests: list[Message], receiving: Receiving, reply_to: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
     """Send all requests; yield each reply with the index of its request."""
     reply_to = reply_to if reply_to == DIRECT_REPLY_TO else channel.declare(reply_to)
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        named = {identity: {"reply_to": to, "correlation_id": identity} for identity in waiting}
-        asked = [Message(requests[waiting[each]], queue.name, "", named[each], each) for each in waiting]
+        named = {i: {**requests[n].properties, "reply_to": to, "correlation_id": i} for i, n in waiting.items()}
+        asked = [Message(requests[n].body, queue.name, "", named[i], i) for i, n in waiting.items()]
         for receipt in channel.publish(asked, mandatory=True):
             if receipt.confirmation is not Confirmation.CONFIRMED:
                 raise refused_request(queue.name, receipt)

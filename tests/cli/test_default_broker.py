@@ -92,7 +92,11 @@ def test_the_default_version_of_rabbitmq_is_the_same_everywhere() -> None:
     assert version.startswith(f"{DEFAULT}.")
     assert f"rabbitmq:{version}-management" == docker_daemon.DEFAULT_IMAGE
     assert f"BASE_IMAGE: ${{BASE_IMAGE:-rabbitmq:{version}-management}}" in (ROOT / "docker-compose.yml").read_text()
-    assert f"ARG BASE_IMAGE=rabbitmq:{version}-management\n" in (ROOT / "mqtool/broker/image/Dockerfile").read_text()
+    dockerfile = (ROOT / "mqtool/broker/image/Dockerfile").read_text()
+    assert f"ARG BASE_IMAGE=rabbitmq:{version}-management\n" in dockerfile
+    plugin = docker_daemon.build_arguments(docker_daemon.DEFAULT_IMAGE)["PLUGIN_URL"]
+    assert f"ARG PLUGIN_URL={plugin}\n" in dockerfile
+    assert f"PLUGIN_URL: ${{PLUGIN_URL-{plugin}}}\n" in (ROOT / "docker-compose.yml").read_text()
     assert Settings().like == DEFAULT
     for page in ("docs/explanation/embedded-broker.md", "docs/how-to/testing.md", "mqtool/broker/embedded/__init__.py"):
         text = " ".join((ROOT / page).read_text().split())

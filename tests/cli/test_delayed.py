@@ -58,7 +58,8 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, `send-delayed` warns if no queue is bound to the exchange with the message's routing key, because
-    the broker would drop the message. `receive-delayed` prints the routing key with which it binds its queue.
+    the broker would drop the message. So does `send --json` for a delayed message in its input. `receive-delayed`
+    prints the routing key with which it binds its queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -70,6 +71,12 @@ def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: She
     unbound = " ".join(on_terminal(shell, *send, "-r", "key").stdout.split())
     assert "no queue is bound to exchange 'reminders' by 'key' now: the broker drops messages" in unbound
     assert "no queue" not in on_terminal(shell, *send).stdout
+    line = {"body": "x", "exchange": "amq.direct", "routing_key": "nobody", "delay": "1m"}
+    (shell.directory / "saved").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"exchange": "", "routing_key": "delay_queue"})
+    )
+    saved = " ".join(on_terminal(shell, "mqtool", "send", "--json", "-f", "saved").stdout.split())
+    assert saved.count("no queue is bound to exchange") == saved.count("to exchange 'amq.direct' by 'nobody' now") == 1
     assert receiver.wait().code == 0
 
 

@@ -3,10 +3,13 @@ lines are those of the scripts, repeated here so that an error in dialects.py is
 log package adds. The dialects of articles are tested in test_older_tutorials.py.
 """
 
+import json
+import shlex
+
 import pytest
 
-from tests.brokers import on_any_broker
-from tests.cli.shell import Result, Shell
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.tutorial_comparisons import normal
 
@@ -126,6 +129,70 @@ def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0
     assert receiver.wait().stdout == f"{key} {' '.join(words) or 'hello'}\n"
+
+
+@on_any_broker
+@pytest.mark.parametrize(
+    ("dialect", "command", "message"),
+    [
+        ("go", "new-task ''", ("", "hello", "text/plain", 2)),
+        ("go", "emit-log direct '' x", ("info", "x", "text/plain", None)),
+        ("go-article", "emit-log direct '' x", ("info", " x", "text/plain", None)),
+        ("go-article-2", "emit-log direct '' x", ("info", "hello", "text/plain", 2)),
+        ("python-classic", "emit-log direct error ''", ("error", "Hello World!", None, None)),
+        ("java-amqp", "send ''", ("", "", None, None)),
+    ],
+)
+@pytest.mark.sampled(2)
+def test_with_a_dialect_messages_are_those_of_its_scripts(
+    shell: Shell, dialect: str, command: str, message: tuple[str, str, str | None, int | None]
+) -> None:
+    """With --dialect, a command sends the same body, routing key, content type and delivery mode as the dialect's
+    script, which may take an empty word as a missing one.
+    """
+    [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
+    receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1", "--json").wait_until_ready()
+    assert shell.run("mqtool", *shlex.split(command), "--dialect", dialect).code == 0
+    received = json.loads(receiver.wait().stdout)
+    key = received["routing_key"] if "emit-log" in command else ""
+    properties = received["properties"]
+    assert (key, received["body"], properties.get("content_type"), properties.get("delivery_mode")) == message
+
+
+@on_any_broker
+def test_with_a_dialect_rpc_messages_are_those_of_its_scripts(shell: Shell, broker: TestBroker) -> None:
+    """With --dialect go-classic, RPC requests and replies are text/plain, as those of Go scripts. A server takes one
+    request at a time, as all scripts do.
+    """
+    dialect = ("--dialect", "go-classic")
+    shell.run("mqtool", "queue", "declare", "replies")
+    server = shell.start("mqtool", "rpc-server", *dialect).wait_until_ready()
+
+    def limits() -> list[int]:
+        consumers = broker.api("GET", f"consumers/{broker.vhost}")
+        return [each["prefetch_count"] for each in consumers if each["queue"]["name"] == "rpc_queue"]
+
+    wait_until(lambda: limits() == [1], lambda: f"a prefetch of 1, not {limits()}")
+    properties = ("--property", "reply-to=replies", "--property", "correlation-id=1")
+    shell.run("mqtool", "send", "-q", "rpc_queue", *properties, "5")
+    server.wait_for_stderr("fib(5)").interrupt().wait()
+    shell.run("mqtool", "rpc-client", *dialect, "--timeout", "1ms", "5")
+    for queue, body in (("replies", "5"), ("rpc_queue", "5")):
+        received = json.loads(shell.run("mqtool", "receive", "-q", queue, "-c", "1", "--json").stdout)
+        assert (received["body"], received["properties"]["content_type"]) == (body, "text/plain")
+
+
+@on_any_broker
+def test_with_a_dialect_ctrl_c_ends_a_worker_in_the_middle_of_its_task(shell: Shell) -> None:
+    """With --dialect, Ctrl-C during a task ends `worker` at once, like the tutorial's script, and the broker redelivers
+    the task. So do the tasks that it had prefetched: the worker of go-article-2 has no prefetch limit.
+    """
+    dialect = ("--dialect", "go-article-2")
+    shell.run("mqtool", "new-task", "-l", *dialect, stdin=f"long{'.' * 600}\nnext\n")
+    worker = shell.start("mqtool", "worker", *dialect).wait_until_ready().wait_for_stderr("long")
+    result = worker.interrupt().wait()
+    assert (result.code, "Done" in result.stderr) == (130, False)
+    assert shell.run("mqtool", "receive", "-q", "hello", "-c", "2", "-F", "%R").stdout == "1\n1\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`broker up --kind docker`, and what can prevent it. The tests need a Docker daemon and image: see docker_image()."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker.docker_daemon import IMAGE_FILES
+from mqtool.broker.docker_daemon import DEFAULT_IMAGE, IMAGE_FILES, build_arguments
 from tests.brokers import docker_image, free_port, weekly
 from tests.cli.shell import Shell, wait_until
 
@@ -203,19 +204,48 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
         docker("rm", "-fv", f"open-{name}")
 
 
-def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(image: str, tmp_path: Path) -> None:
+_SHA256 = hashlib.sha256(b"not the plugin").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum", "error"),
+    [
+        ("rabbitmq_delayed_message_exchange-3.13.0.ez", "", "3.13.0.ez is not 3479180df03fa830fd59ccf638a60eee8f0e82"),
+        ("own.ez", "", "the SHA-256 checksum of own.ez is unknown: set PLUGIN_SHA256"),
+        ("own.ez", _SHA256, r"own.ez does not support RabbitMQ [\d.]+: set PLUGIN_URL to (https:|an empty)"),
+    ],
+)
+def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(
+    image: str, tmp_path: Path, name: str, checksum: str, error: str
+) -> None:
     """The Docker image contains a plugin. If the checksum of the plugin's file is not the expected one, the build of
-    the image fails with an error that names the file.
+    the image fails with an error that names the file. A file whose checksum is not in plugins.sha256 needs
+    PLUGIN_SHA256. If the plugin is for another RabbitMQ, the error names the release to use.
     """
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)
-    (context / "plugin.ez").write_bytes(b"not the plugin")
+    (context / name).write_bytes(b"not the plugin")
+    arguments = {"BASE_IMAGE": image, "PLUGIN_URL": name, "PLUGIN_SHA256": checksum}
     built = subprocess.run(
-        ["docker", "build", "--build-arg", f"BASE_IMAGE={image}", "--build-arg", "PLUGIN_URL=plugin.ez", str(context)],
+        ["docker", "build", *(f"--build-arg={key}={value}" for key, value in arguments.items()), str(context)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert built.returncode != 0
-    [checksum] = re.findall(r"^ARG PLUGIN_SHA256=(\w{64})$", (context / "Dockerfile").read_text(), re.MULTILINE)
-    assert f"the SHA-256 checksum of plugin.ez is not {checksum}" in built.stdout + built.stderr
+    assert re.search(error, built.stdout + built.stderr)
+
+
+@pytest.mark.parametrize(
+    ("base", "release"),
+    [
+        (DEFAULT_IMAGE, "v4.2.0/rabbitmq_delayed_message_exchange-4.2.0.ez"),
+        ("rabbitmq:4.2.9", "v4.2.0/rabbitmq_delayed_message_exchange-4.2.0.ez"),
+        ("rabbitmq:3.13-management", "v3.13.0/rabbitmq_delayed_message_exchange-3.13.0.ez"),
+        ("localhost:5000/rabbitmq:4.0.9-management-alpine", "v4.0.2/rabbitmq_delayed_message_exchange-4.0.2.ez"),
+        ("rabbitmq:4.3.5-management", ""),
+        ("rabbitmq:3.10-debian", ""),
+    ],
+)
+def test_the_docker_image_gets_the_plugins_release_for_its_rabbitmq(base: str, release: str) -> None:
+    assert build_arguments(base)["PLUGIN_URL"].partition("/download/")[2] == release

@@ -50,13 +50,15 @@ def test_commands_with_the_dialect_of_an_article_print_the_lines_of_its_scripts(
 def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
     """docs/how-to/older-tutorials.md replaces the rabbitmqctl commands of older articles about RabbitMQ with mqtool
     commands. The mqtool commands succeed when they are run in the order in which they appear on the page. Commands
-    that start or stop a broker, or enable or disable its plugins, are not run.
+    that start or stop a broker, or enable or disable its plugins, are not run. A command that needs the delayed message
+    plugin says so on a RabbitMQ without it.
     """
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
         if task.runs:
             result = shell.run("mqtool", *shlex.split(task.mqtool))
-            assert result.code == 0, (task.mqtool, result.stderr)
+            lacks_plugin = "--via plugin" in task.mqtool and "the delayed message plugin" in result.stderr
+            assert result.code == 0 or lacks_plugin, (task.mqtool, result.stderr)
 
 
 def test_the_comparison_table_of_older_tutorials_is_up_to_date() -> None:

@@ -45,7 +45,7 @@ def test_an_rpc_server_drops_replies_for_which_the_broker_closes_the_connection(
         served = rpc.serve(serving, queue, lambda request: Message(request.body), Receiving(prefetch=prefetch))
         server = pool.submit(lambda: sum(1 for _ in served))
         try:
-            replies = dict(rpc.call(channel, queue, bodies, Receiving(timeout=60)))
+            replies = dict(rpc.call(channel, queue, [*map(Message, bodies)], Receiving(timeout=60)))
             wait_until(lambda: administration.depth(channel, queue.name).ready == 0, "no request left")
         finally:
             serving.stop()

@@ -71,7 +71,9 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
     queue = channel.declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()
-        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], Receiving(timeout=30), reply_queue)))
+        replies = pool.submit(
+            lambda: list(rpc.call(client, queue, [Message(b"a"), Message(b"b")], Receiving(timeout=30), reply_queue))
+        )
         requests = list(channel.consume(queue, Receiving(count=2, timeout=30)))
         stranger = Message(b"?", requests[0].properties["reply_to"], "", {"correlation_id": "unknown"})
         answers = [
@@ -99,7 +101,9 @@ def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()
-        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], Receiving(timeout=30))))
+        replies = pool.submit(
+            lambda: list(rpc.call(client, queue, [Message(b"a"), Message(b"b")], Receiving(timeout=30)))
+        )
         server = rpc.serve(
             connection.channel(confirm_timeout=5), queue, lambda _: Message(b"x" * 100), Receiving(count=2)
         )

@@ -203,7 +203,9 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
         try:
             replies = {
                 number: reply.body
-                for number, reply in rpc.call(connection.channel(), queue, bodies, Receiving(timeout=60))
+                for number, reply in rpc.call(
+                    connection.channel(), queue, [*map(Message, bodies)], Receiving(timeout=60)
+                )
             }
         finally:
             channel.stop()
@@ -233,7 +235,7 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
         queue = serving.declare(Queue("requests", durable=True))
         server = pool.submit(lambda: sum(1 for _ in rpc.serve(serving, queue, answer)))
         try:
-            replies = dict(rpc.call(channel, queue, [b"a", b"b"], Receiving(timeout=30), reply_to))
+            replies = dict(rpc.call(channel, queue, [Message(b"a"), Message(b"b")], Receiving(timeout=30), reply_to))
         finally:
             serving.stop()
         assert server.result(30) >= 2

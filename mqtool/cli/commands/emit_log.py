@@ -63,6 +63,10 @@ def _emit(
     exchange, lines = asked.of(tutorials), publishing.broker.lines
     addressing = Addressing(exchange.name, key)
     body = (default or lines.routed) if asked.exchange is None else None
+    if lines.persistent_logs:
+        publishing = replace(publishing, options=replace(publishing.options, persistent=True))
+    if lines.keeps_empty_logs and publishing.words:
+        body = None
     with publishing_channel(publishing, exchange, addressing, opened=Access.channel_or_session, default=body) as (
         channel,
         outgoing,
@@ -78,6 +82,8 @@ def _emit_with_key(
 ) -> None:
     """Publish with the routing key `key`, or with the default key `usual` if `key` is None."""
     line = publishing.broker.lines.sent_log_with_key
+    if not key and publishing.broker.lines.empty_word_is_missing:
+        key = None
 
     def sent(message: Message) -> str:
         return echo(line, message, usual if message.routing_key is None else message.routing_key)

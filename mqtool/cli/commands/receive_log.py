@@ -176,7 +176,7 @@ def receive_topic(
             logs,
             "PATTERN...",
             "mqtool receive-log topic 'kern.*' '*.critical'",
-            "mqtool receive-log topic [binding_key]...",
+            f"mqtool receive-log topic {lines.usage_topic}",
             lines.usage_code_topic,
         )
 

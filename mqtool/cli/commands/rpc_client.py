@@ -34,12 +34,12 @@ from mqtool.errors import (
     StoppedWaiting,
     UsageError,
 )
-from mqtool.message import ERROR_REPLY, Delivery
+from mqtool.message import ERROR_REPLY, Delivery, Message
 from mqtool.ndjson import as_json
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
-from mqtool.tutorials.dialects import NAMES, Dialect
+from mqtool.tutorials.dialects import NAMES, Dialect, DialectLines
 from mqtool.work import rpc_functions
 
 app = typer.Typer()
@@ -52,13 +52,16 @@ _INTEGER = re.compile("[+-]?[0-9]+")
 
 
 class _TakingNegatives(Command):
-    """A command with integers as arguments, so -5 is not an option."""
+    """A command with integers as arguments, so -5 is not an option. -num=11, as for a Go script, is the argument 11."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line, with the first negative number and the integers that follow it at the end."""
+        if "--" in args:
+            return super().parse_args(ctx, args)
+        args = [re.sub("^--?num=", "", each) for each in args if each not in ("-num", "--num")]
         integers = [re.fullmatch("-?[0-9]+", each) is not None for each in args]
         first = next((n for n, each in enumerate(args) if integers[n] and each.startswith("-")), None)
-        if first is not None and "--" not in args and not (first and args[first - 1].startswith("--")):
+        if first is not None and not (first and args[first - 1].startswith("--")):
             last = next((n for n in range(first, len(args)) if not integers[n]), len(args))
             args = [*args[:first], *args[last:], "--", *args[first:last]]
         return super().parse_args(ctx, args)
@@ -92,7 +95,7 @@ def rpc_client(
 ) -> None:
     """Send requests to the RPC server (tutorial 6)."""
     lines, tutorials, is_add100 = broker.lines, dialect_names(broker).rpc_queue, function == "add100"
-    asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
+    asked = _asked(requests, lines, lines.number_add100 if is_add100 else lines.number, queue)
     refused = answered = 0
     statuses: list[int | str] = []
     if not any_text and queue in (None, tutorials.name):
@@ -106,7 +109,9 @@ def rpc_client(
         if broker.dialect is None and not is_add100 and not all(map(_INTEGER.fullmatch, asked)):
             line = " [x] Requesting '{n}'"
         _say(line, asked, replies_on_stderr=lines.on_stderr)
-        bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
+        messages = [
+            Message(request.encode("utf-8", "surrogateescape"), properties=dict(lines.properties)) for request in asked
+        ]
         channel.connection.deadline = deadline = time.monotonic() + timeout
         stopping.restart_time_limit()
         target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
@@ -114,9 +119,9 @@ def rpc_client(
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
         settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
-        answers = _call(channel, target, bodies, settings, reply_queue)
+        answers = _call(channel, target, messages, settings, reply_queue)
         try:
-            for reply in rpc_functions.in_order(answers, channel, target, len(bodies), deadline):
+            for reply in rpc_functions.in_order(answers, channel, target, len(messages), deadline):
                 answered += 1
                 if rpc_functions.EXIT_STATUS in reply.headers:
                     results.flush()
@@ -155,7 +160,7 @@ def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
 
 
 def _call(
-    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Receiving, reply_to: Queue
+    channel: ChannelOrSession, queue: Queue, requests: list[Message], settings: Receiving, reply_to: Queue
 ) -> Iterator[tuple[int, Delivery]]:
     if isinstance(channel, Channel):
         return rpc.call(channel, queue, requests, settings, reply_to)
@@ -176,8 +181,10 @@ def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: flo
             )
 
 
-def _default(number: str, queue: str | None) -> list[str]:
-    """Return the tutorial's request; raise UsageError if the user named a queue, which may be a real one."""
+def _asked(requests: list[str] | None, lines: DialectLines, number: str, queue: str | None) -> list[str]:
+    """Return the requests, or else the tutorial's. Raise UsageError if the user named a queue, which may be real."""
+    if requests and (requests[0] or not lines.empty_word_is_missing):
+        return requests
     if queue is not None:
         raise UsageError("there is no request", "add one at the end of the command, such as 30")
     return [number]

@@ -78,7 +78,7 @@ def send_delayed(
     key = names.delay_queue.name
     default = publishing.broker.lines.hello if exchange.exchange is None else None
     with publishing_channel(
-        asked, target, addressing, opened=Access.channel, leads_to=queue, default=default, adapt=adapt, default_key=key
+        asked, target, addressing, opened=Access.channel, leads_to=queue, default=default, adapt=adapt
     ) as (channel, outgoing):
         known = as_known(channel, target)
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)

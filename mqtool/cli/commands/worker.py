@@ -182,13 +182,17 @@ def worker(
     print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
+    dies = broker.script is not None
+
     def do(task: Delivery) -> None:
-        with announcing_unfinished_work(lambda: 1):
+        with stopping.interrupting() if dies else announcing_unfinished_work(lambda: 1):
+            if dies:
+                stopping.exit_if_requested()
             write(task)
             time.sleep(work_queues.seconds_of_work(task))
         output.say(broker.lines.done)
 
-    settings = receiving.settings(work_queues.FAIR_DISPATCH)
+    settings = receiving.settings(work_queues.FAIR_DISPATCH._replace(prefetch=broker.lines.worker_prefetch))
     done = redelivered = 0
     access = access_to(broker)
     stopping.limit_time(receiving.timeout)

@@ -164,6 +164,11 @@ class BrokerOptions:
         """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
 
+    @property
+    def script(self) -> DialectLines | None:
+        """What the scripts do whose dialect the user chose; None without --dialect, and for streams."""
+        return LINES[self.dialect] if isinstance(self.dialect, Dialect) else None
+
     def asking(self) -> Self:
         """Return these options for a call that changes the broker, although its command usually does not."""
         return replace(self, call=self.call._replace(must_ask=True))

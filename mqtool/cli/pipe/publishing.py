@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from io import BufferedRandom
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mqtool.amqp import Channel
 from mqtool.amqp.administration import check_utf_8
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: The number of failures to print one by one; the rest are only counted.
 _REPORTED = 10
+#: How many exchanges, routing keys and headers of delayed messages to look up, to find out whether a queue is bound.
+_ADDRESSES = 1000
 #: After this many seconds of keeping the rest of the input, say so.
 _LONG = 1.0
 #: The maximum number of bytes to print of a confirmed message's body.
@@ -70,7 +72,6 @@ def publishing_channel(
     default: bytes | None = None,
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
-    default_key: str = "",
 ) -> "Iterator[tuple[ChannelT, Outgoing]]":
     """Open a channel, and read the messages to publish. Yields the channel and an Outgoing with the messages.
 
@@ -83,7 +84,6 @@ def publishing_channel(
         default: the body if there are no message words and no input; None if the user must give a message.
         adapt: a function applied to each message in the input.
         source: the messages to publish instead of those given on the command line.
-        default_key: the routing key if the user gives none.
     """
     options = asked.options
     for name in addressing:
@@ -99,13 +99,14 @@ def publishing_channel(
     with opened(access, mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         delayed = _delayed(source, asked, access, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, access, channel, source, delayed)
+        is_told = output.is_terminal(2) and not (current().quiet or output.speaks_as_script())
+        if is_told and (options.as_json or (is_delayed and leads_to is None)):
+            outgoing.delayed = {}
         yield channel, outgoing
-    if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
-        if outgoing.is_unreceived:
-            _show_neighbour(access, to)
-        elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
-            key = default_key if addressing.routing_key is None else addressing.routing_key
-            _tell_if_unbound(access, to, key, dict(options.headers or []))
+    if is_told and outgoing.is_unreceived and isinstance(to, Exchange):
+        _show_neighbour(access, to)
+    if outgoing.delayed:
+        _tell_if_unbound(access, outgoing.delayed.values())
     if isinstance(to, Queue):
         _tell_if_transient(access, to, outgoing)
 
@@ -135,6 +136,7 @@ class Outgoing:
         messages: the messages to publish. An item that is None means that no message is available yet.
         is_unreceived: True if a message given as an argument was unroutable, which does not count as a failure.
         transient: the number of confirmed messages that are not persistent.
+        delayed: one of the delayed messages for each exchange, routing key and headers; None if they are not needed.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class Outgoing:
         self.messages = messages
         self.is_unreceived = False
         self.transient = 0
+        self.delayed: dict[str, Message] | None = None
         self._counts = dict.fromkeys(Confirmation, 0)
         self._unroutable = 0
         self._is_one = not options.is_stream
@@ -228,6 +231,8 @@ class Outgoing:
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
             self.transient += receipt.message.properties.get("delivery_mode") != PERSISTENT
+            if self.delayed is not None and len(self.delayed) < _ADDRESSES:
+                self._note_if_delayed(self.delayed, receipt.message)
             if not self._is_piped or current().verbose:
                 output.say(text_of(original(receipt.message)))
             return
@@ -236,6 +241,13 @@ class Outgoing:
         if self._is_one:
             raise NotConfirmed(f"the message was {receipt.confirmation}: {receipt.reason}", _hint(receipt))
         _warn_of(receipt, self._failed)
+
+    def _note_if_delayed(self, delayed: dict[str, Message], sent: Message) -> None:
+        message = original(sent)
+        if message is not sent or "x-delay" in (sent.properties.get("headers") or {}):
+            to = self._channel.addressed(message)
+            if to.exchange:  # a queue exists, or sending to it fails
+                delayed.setdefault(repr((to.exchange, to.routing_key, to.properties.get("headers"))), to)
 
     def _must_reach_a_queue(self, message: Message) -> bool:
         """Return True if an unroutable message counts as failed. By default, one sent to the default exchange does."""
@@ -535,18 +547,24 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
             output.notice(f"exchange {near.name!r} has {has}; to publish there: --exchange={quoted(near.name)}")
 
 
-def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict[str, Any]) -> None:
+def _tell_if_unbound(access: Access, messages: Iterable[Message]) -> None:
     """Warn if, according to the management API, delayed messages would be dropped if they were due now."""
     from mqtool.inspection.definitions import read
     from mqtool.inspection.routes import Router
 
-    with suppress(MqtoolError, KeyError):
-        found = Router(read(access.management(HINT_PATIENCE), access.vhost)).route(exchange.name, key, headers)
-        if not found.queues and not found.unknown:
-            output.notice(
-                f"no queue is bound to exchange {exchange.name!r} by {key!r} now: the broker drops messages that are "
-                "due before one is"
-            )
+    told = 0
+    with suppress(MqtoolError):
+        router = Router(read(access.management(HINT_PATIENCE), access.vhost))
+        for message in messages:
+            exchange, key = message.exchange or "", message.routing_key or ""
+            with suppress(MqtoolError, KeyError):
+                found = router.route(exchange, key, message.properties.get("headers"))
+                if told < _REPORTED and not found.queues and not found.unknown:
+                    told += 1
+                    output.notice(
+                        f"no queue is bound to exchange {exchange!r} by {key!r} now: the broker drops messages that "
+                        "are due before one is"
+                    )
 
 
 def _delayed(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
+from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.errors import BadData, MqtoolError, UsageError
 from mqtool.message import InBatches, Message, new_message_id, new_message_ids, prepare_copy
 from mqtool.spelling import counted
@@ -361,7 +361,7 @@ def read_messages(
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
         raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "use only one of them")
-    said = None if not words or list(words) == ["-"] else " ".join(words)
+    said = _said(asked, default)
     if said is not None and (options.is_stream or options.file):
         raise UsageError(
             f"the message {said!r} is on the command line, but an option reads messages from input",
@@ -372,7 +372,7 @@ def read_messages(
         raise UsageError("--trust-streams needs --json", "only an NDJSON line says that its message is from a stream")
     if options.keep_broker_headers and not options.as_json:
         raise UsageError("--keep-broker-headers needs --json", "only an NDJSON line has headers that a broker has set")
-    making = _Making(options, addressing, asked.delays, with_ids=with_ids)
+    making = _Making(asked, addressing, with_ids=with_ids)
     delimiter = _delimiter(options)
     if said is not None:
         return Input(iter(making.messages([os.fsencode(said)])), is_typed=True)
@@ -395,6 +395,18 @@ def read_messages(
         check_latest=making.check_latest,
         descriptors=[descriptor],
     )
+
+
+def _said(asked: Publishing, default: bytes | None) -> str | None:
+    """Return the message given as words, if any. With --dialect, an empty one may stand for the default."""
+    words, script = asked.words, asked.broker.script
+    if not words or list(words) == ["-"]:
+        return None
+    if script is not None and default is not None:
+        first = words[0] if script.empty_word_is_missing else " ".join(words)
+        if script.empty_text_is_missing and not first:
+            return os.fsdecode(default)
+    return " ".join(words)
 
 
 def _check_size(size: int) -> None:
@@ -469,10 +481,9 @@ class StreamNotice:
 
 
 class _Making:
-    def __init__(
-        self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, *, with_ids: bool
-    ) -> None:
-        self._delay, self._due = delays.delay, delays.at
+    def __init__(self, asked: Publishing, addressing: Addressing, *, with_ids: bool) -> None:
+        options = asked.options
+        self._delay, self._due = asked.delays.delay, asked.delays.at
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
@@ -506,6 +517,8 @@ class _Making:
             properties["headers"] = dict(options.headers)
         if options.persistent:
             properties.setdefault("delivery_mode", 2)
+        if (script := asked.broker.script) and not options.as_json:
+            properties = {**script.properties, **properties}
         self._properties = properties
 
     def messages(self, bodies: list[bytes]) -> list[Message]:
