@@ -89,7 +89,7 @@ def publishing_channel(
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
-    if not options.is_stream and options.file is None:
+    if not options.is_stream and not options.is_repeated and options.file is None:
         print_as_script(asked.broker)
     access = access_to(asked.broker)
     # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
@@ -100,10 +100,11 @@ def publishing_channel(
         delayed = _delayed(source, asked, access, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, access, channel, source, delayed)
         yield channel, outgoing
+    keys_differ = options.key_pattern is not None or options.as_json or options.is_repeated
     if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
         if outgoing.is_unreceived:
             _show_neighbour(access, to)
-        elif is_delayed and leads_to is None and options.key_pattern is None and not options.as_json:
+        elif is_delayed and leads_to is None and not keys_differ:
             key = default_key if addressing.routing_key is None else addressing.routing_key
             _tell_if_unbound(access, to, key, dict(options.headers or []))
     if isinstance(to, Queue):
@@ -151,8 +152,10 @@ class Outgoing:
         self.transient = 0
         self._counts = dict.fromkeys(Confirmation, 0)
         self._unroutable = 0
-        self._is_one = not options.is_stream
-        self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
+        self._is_one = not (options.is_stream or options.is_repeated)
+        is_typed_in = options.is_stream and output.is_terminal(0) and options.file is None
+        self._is_piped = not self._is_one and not is_typed_in
+        self._is_endless = options.every is not None and options.count is None
         self._is_mandatory = options.mandatory
         self._channel = channel
         self._source = source
@@ -170,7 +173,8 @@ class Outgoing:
         Raises:
             NotConfirmed, SomeFailed: the broker confirmed none of the messages, or not all of them.
             BadData: the input is not valid, or cannot be read to its end.
-            SystemExit: a signal ended the input early; all messages read until then are confirmed.
+            SystemExit: a signal ended the input early; all messages read until then are confirmed. Not for
+                a flow without an end (--every), which only a signal ends.
         """
         try:
             self._report_each(receipts, _filled(line) if isinstance(line, str) else line)
@@ -189,7 +193,8 @@ class Outgoing:
             raise SomeFailed(f"{self._failed:,} of {_messages(self.total)} failed")
         if self._kept is not None and self._kept.continued:
             raise SomeFailed(f"still to be sent: {counted(self._kept.continued)} of an earlier run")
-        stopping.exit_if_requested()
+        if not self._is_endless:
+            stopping.exit_if_requested()
 
     @property
     def total(self) -> int:
