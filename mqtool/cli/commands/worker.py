@@ -18,7 +18,8 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns
+from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns, UntilEmpty
+from mqtool.cli.pipe import waiting
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
@@ -170,10 +171,11 @@ def worker(
             "--forget-ack", help="Never acknowledge, to see the effect of this mistake", rich_help_panel="Receiving"
         ),
     ] = False,
+    until_empty: UntilEmpty = False,
 ) -> None:
     """Handle tasks, or run a program for each task (tutorial 2)."""
     if programs.exec.command is not None:
-        _work(programs.exec.command, programs, queue, receiving, broker)
+        _work(programs.exec.command, programs, queue, receiving, broker, until_empty=until_empty)
         return
     if programs.need_a_program:
         raise UsageError(
@@ -195,6 +197,8 @@ def worker(
     with access.channel_or_session() as channel:
         names = dialect_names(broker)
         target = checked(queue.of(names.queue(queue.queue, names.task_queue)), queue, channel, broker, access)
+        if until_empty:
+            settings = waiting.until_empty(settings, access, channel, target)
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -238,7 +242,13 @@ DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
 
 def _work(
-    command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: ReceivingOptions, broker: TutorialBroker
+    command: str,
+    options: ProgramOptions,
+    named: UsedQueueOptions,
+    receiving: ReceivingOptions,
+    broker: TutorialBroker,
+    *,
+    until_empty: bool,
 ) -> None:
     """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
     if receiving.printing.has_form or receiving.auto_ack:
@@ -266,6 +276,8 @@ def _work(
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with announcing_unfinished_work(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker, access))
+            if until_empty:
+                settings = waiting.until_empty(settings, access, channel, queue)
             work_through = worker.start_consuming(queue, settings)
             try:
                 with consuming(receiving, channel, broker.lines.waiting_task):
