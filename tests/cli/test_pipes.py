@@ -693,3 +693,36 @@ def test_rabbitmq_closes_the_connection_for_a_number_that_is_not_finite_and_send
     refused = shell.run("mqtool", "send", "--json", "-q", "q", stdin=json.dumps(line))
     assert refused.code == 65
     assert "the header 'a' has a value that is not a finite number" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.parametrize(
+    "command",
+    ["receive --raw", "receive --raw -c 999", "receive --raw --auto-ack", "worker --exec cat --concurrency 2"],
+)
+@pytest.mark.sampled(3)
+def test_a_receiver_ends_once_its_queue_is_empty(shell: Shell, broker: TestBroker, command: str, kind: str) -> None:
+    """With --until-empty, `receive` and `worker` handle all messages of a queue, and end without waiting for more. If
+    --count is larger than the number of messages, this is no error.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
+    shell.run("mqtool", "send", "-q", "jobs", "--count", "300", "[{n}]")
+    ended = shell.run("mqtool", *command.split(), "-q", "jobs", "--until-empty")
+    assert ended.code == 0, ended.stderr
+    assert sorted(re.findall(r"\d+", ended.stdout)) == sorted(map(str, range(1, 301)))
+    assert depth(broker, "jobs") == 0
+    assert shell.run("mqtool", "receive", "-q", "jobs", "--until-empty", "--raw").stdout == ""
+
+
+@on_any_broker
+def test_until_empty_leaves_what_does_not_match_and_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:
+    """`receive --where … --until-empty` takes what matches, even with a small --prefetch, and requeues the rest. A
+    stream never becomes empty: that is a usage error.
+    """
+    shell.run("mqtool", "send", "-q", "jobs", "--count", "9", "{n}")
+    for prefetch, taken in (("9", ["7", "8", "9"]), ("2", [])):
+        where = ("--where", "body>6", "--prefetch", prefetch)
+        assert shell.run("mqtool", "receive", "-q", "jobs", *where, "--until-empty", "--raw").stdout.split() == taken
+    assert depth(broker, "jobs") == 6
+    shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
+    assert shell.run("mqtool", "receive", "-q", "log", "--until-empty").code == 2
