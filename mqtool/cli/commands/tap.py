@@ -53,11 +53,7 @@ class What:
 
     exchange: Annotated[
         str | None,
-        typer.Argument(
-            help="Exchange to copy messages from, or EXCHANGE:KEY",
-            metavar="EXCHANGE",
-            autocompletion=names_of("exchanges"),
-        ),
+        typer.Argument(help="Exchange, or EXCHANGE:KEY", metavar="EXCHANGE", autocompletion=names_of("exchanges")),
     ] = None
     keys: Annotated[
         list[str] | None,
@@ -158,7 +154,6 @@ class What:
     "mqtool tap amq.topic 'order.*'",
     "mqtool tap 'amq.topic:kern.*' logs:",
     "mqtool tap -q jobs --json -o seen.ndjson",
-    "mqtool tap orders --where 'body.total>100' -c 10",
     "mqtool tap --all --firehose --idle-timeout 10s",
     effect=Effect.READS,
     heading="Messages",
@@ -179,8 +174,7 @@ def tap(
 ) -> None:
     """Show copies of messages as they are published.
 
-    If the first argument has a colon, all arguments are EXCHANGE:KEY; EXCHANGE: is for all messages. An exchange whose
-    name has a colon is given with -e.
+    If the first argument has a colon, each of them is EXCHANGE:KEY; -e takes a name with a colon.
     """
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
