@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from mqtool.amqp import Receiving
 from mqtool.amqp10 import LinkSession, queue_address
 from mqtool.errors import NotFound, Unavailable
-from mqtool.message import Delivery, Message, new_message_id
+from mqtool.message import Delivery, Message, expiring, new_message_id
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
@@ -54,7 +54,8 @@ def call(
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        asked = (Message(requests[n], None, None, {"reply_to": to, "correlation_id": i}, i) for i, n in waiting.items())
+        own = {"reply_to": to, **expiring(receiving.timeout)}  # nobody waits for later replies
+        asked = (Message(requests[n], None, None, {**own, "correlation_id": i}, i) for i, n in waiting.items())
         try:
             list(session.sender(queue_address(queue.name)).send([*asked]))
         except NotFound as error:
