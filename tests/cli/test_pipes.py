@@ -529,7 +529,7 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
     """With the routing key `{app}.{level}`, `emit-log --key-pattern REGEX` replaces the two placeholders, for each
     line, with the parts of the line that the groups `app` and `level` of REGEX match. If a line does not match REGEX,
-    both placeholders become 'unknown', and the command says how many lines did not match.
+    both placeholders become 'unknown', and the command says so.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -539,13 +539,25 @@ def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
         stdin="web[1]: info up\nno log line\ndb[22]: error down\n",
     )  # fmt: skip
 
-    assert "1 of the messages did not match" in result.stderr
+    assert "--key-pattern does not match 'no log line': sent with 'unknown' in the key" in result.stderr
     assert all_lines.wait().stdout.splitlines() == [
         " [x] web.info:web[1]: info up",
         " [x] unknown.unknown:no log line",
         " [x] db.error:db[22]: error down",
     ]
     assert errors.wait().stdout == " [x] db.error:db[22]: error down\n"
+
+
+@on_any_broker
+def test_a_line_that_does_not_match_or_reach_a_queue_is_reported_at_once(shell: Shell) -> None:
+    """While its input is still open, `emit-log -l` names the first line that --key-pattern does not match, and the
+    first one that no queue has received.
+    """
+    emit = ("mqtool", "emit-log", "topic", "log.{level}", "-l", "--key-pattern", r": (?P<level>\w+)")
+    emitting = shell.start(*emit, stdin=PIPE, ready=False).write(b"web: info\nno log line\n")
+    emitting.wait_for_stderr("--key-pattern does not match 'no log line'")
+    emitting.wait_for_stderr("no queue received 'web: info', sent with the key 'log.info'")
+    assert emitting.process.poll() is None
 
 
 @on_any_broker

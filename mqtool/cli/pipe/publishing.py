@@ -224,7 +224,7 @@ class Outgoing:
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
             self._counts[Confirmation.CONFIRMED] += 1
-            self._unroutable += original(receipt.message) is receipt.message  # a delayed message is not routed yet
+            self._count_unroutable(receipt.message)
             self.is_unreceived = self._source.is_typed
             if not self._is_piped or current().verbose:
                 unreceived = "" if output.speaks_as_script() else ", no queue received it"
@@ -241,6 +241,15 @@ class Outgoing:
         if self._is_one:
             raise NotConfirmed(f"the message was {receipt.confirmation}: {receipt.reason}", _hint(receipt))
         _warn_of(receipt, self._failed)
+
+    def _count_unroutable(self, message: Message) -> None:
+        """Count a message that no queue has received. Say so at once for the first of many that are not shown."""
+        self._unroutable += (is_routed := original(message) is message)  # a delayed message is not routed yet
+        if is_routed and self._unroutable == 1 and self._is_piped and not current().verbose:
+            message = self._channel.addressed(message)
+            output.notice(
+                f"no queue received {_beginning(message)[0][:60]!r}, sent with the key {message.routing_key!r}"
+            )
 
     def _must_reach_a_queue(self, message: Message) -> bool:
         """Return True if an unroutable message counts as failed. By default, one sent to the default exchange does."""

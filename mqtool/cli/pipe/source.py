@@ -631,11 +631,14 @@ class _Making:
         groups = match.groupdict() if match else {}
         if match is None:
             self._unmatched += 1
+            if self._unmatched == 1:
+                line = body[:60].decode("utf-8", "replace")
+                output.warning(f"--key-pattern does not match {line!r}: sent with {UNKNOWN!r} in the key")
         key = re.sub(_PLACE, lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
         return key.encode()[:255].decode("utf-8", "ignore")
 
     def report_unmatched(self) -> None:
-        if self._unmatched:
+        if self._unmatched > 1:
             output.warning(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
 
 
