@@ -174,7 +174,7 @@ def tap(
 ) -> None:
     """Show copies of messages as they are published.
 
-    If the first argument has a colon, each of them is EXCHANGE:KEY; -e takes a name with a colon.
+    If the first argument has a colon, all are EXCHANGE:KEY; -e takes a name with a colon.
     """
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
