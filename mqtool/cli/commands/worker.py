@@ -44,12 +44,7 @@ class ExecOptions:
 
     command: Annotated[
         str | None,
-        typer.Option(
-            "--exec",
-            metavar="COMMAND",
-            help="Run COMMAND for each message (see mqtool help programs)",
-            rich_help_panel="Programs",
-        ),
+        typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message", rich_help_panel="Programs"),
     ] = None
     shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel="Programs")] = False
     pass_url: Annotated[
@@ -153,7 +148,6 @@ class ProgramOptions:
 @command(
     app,
     "mqtool worker",
-    "mqtool worker --prefetch 0",
     "mqtool worker --exec './resize -- {message_id}'",
     effect=Effect.CHANGES,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue), "timeout": TimeoutOfRuns},

@@ -27,7 +27,7 @@ def _condition(text: str) -> Any:
 
 
 UntilEmpty = Annotated[
-    bool, typer.Option("--until-empty", help="Stop once the queue has no ready messages", rich_help_panel="Receiving")
+    bool, typer.Option("--until-empty", help="Stop once no message is ready", rich_help_panel="Receiving")
 ]
 
 
