@@ -1,5 +1,6 @@
 """Messages to publish, the broker's confirmations, and deliveries received."""
 
+import math
 import os
 import re
 import time
@@ -90,6 +91,14 @@ def time_to_live(expiration: str) -> int:
     if re.fullmatch("[+-]?[0-9]+", expiration) is None or not 0 <= int(expiration) <= LONGEST_EXPIRATION:
         raise ValueError(f"not a number of milliseconds up to {LONGEST_EXPIRATION}: {expiration!r}")
     return int(expiration)
+
+
+def expiring(seconds: float | None) -> dict[str, str]:
+    """Return the property expiration of a message that is of no use after this time; nothing for None.
+
+    It is at most 49 days, the longest time to live in AMQP 1.0.
+    """
+    return {} if seconds is None else {"expiration": str(min(math.ceil(seconds * 1000), (1 << 32) - 1))}
 
 
 #: The type property of an RPC server's reply that is an error.

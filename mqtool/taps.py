@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mqtool import management
 from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.administration import ready_after_deliveries
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.field_values import FieldValue
 from mqtool.management import Management, exchange_path, path
@@ -64,6 +65,10 @@ class Tap:
     def queue(self) -> str:
         """The name of the private queue. It changes when the connection is lost."""
         return self._channel.reopening.journal.current_name(self._queue.name)
+
+    def has_printed_all_of(self, queue: str) -> bool:
+        """True if a queue has no ready messages, and all copies that this tap got before that have arrived."""
+        return not self._beside.depth_of(queue) and not ready_after_deliveries(self._channel, self.queue)
 
     def has_backlog(self) -> bool:
         """True if the broker may have dropped messages because too many are waiting. Safe to call while consuming."""

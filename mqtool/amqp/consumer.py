@@ -297,6 +297,9 @@ class Consumer(ChannelListener):
             if not self._channel.is_ready:
                 idle_since = now  # without a connection, nothing can arrive
             left = self._receiving.left(taken, now - started, now - idle_since)
+            # A delivery may arrive while the broker is asked.
+            if self._channel.is_ready and self._receiving.is_finished() and self._inbox.empty():
+                left = 0
             if left == 0:
                 self._stopping = True
                 return None

@@ -43,6 +43,7 @@ class Receiving(NamedTuple):
             can write the output it has collected. If it raises an error, the deliveries stay unacknowledged.
         is_output_full: called after each delivery. If it returns True, the deliveries are acknowledged now, so that
             none whose output was written stays unacknowledged when a later write fails.
+        is_finished: called when all deliveries that have arrived are handled. If it returns True, stop consuming.
         after_reopening: called with the queue's name, by the thread that consumes, after the channel was reopened. A
             private queue has another name then.
     """
@@ -58,6 +59,7 @@ class Receiving(NamedTuple):
     delivery_limit: float | None = None
     before_acknowledging: Callable[[], None] = _do_nothing
     is_output_full: Callable[[], bool] = _never
+    is_finished: Callable[[], bool] = _never
     after_reopening: Callable[[str], None] | None = None
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:

@@ -278,7 +278,7 @@ class Receiver:
             if session.is_lost:
                 idle_since = now
             left = self._limits.left(self._taken, now - started, now - idle_since)
-            if left == 0:
+            if left == 0 or (not session.is_lost and self._limits.is_finished() and not self._inbox):
                 return None
             session.wait(
                 lambda: bool(self._inbox) or session.stopping or self._was_reopened, 1.0 if left is None else left

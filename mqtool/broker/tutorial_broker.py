@@ -32,9 +32,17 @@ class AnnouncedBroker:
     born: str
 
     @property
+    def url(self) -> str:
+        return f"amqp://127.0.0.1:{self.port}"
+
+    @property
+    def management(self) -> str:
+        return f"http://127.0.0.1:{self.management_port}"
+
+    @property
     def hint(self) -> str:
         """Say where the tutorial runs, and how commands get there."""
-        return f"a tutorial runs at amqp://127.0.0.1:{self.port}; to use it, type: {self.way}"
+        return f"a tutorial runs at {self.url}; to use it, type: {self.way}"
 
 
 def last() -> AnnouncedBroker | None:

@@ -12,6 +12,7 @@ from mqtool.cli import stopping
 from mqtool.cli.chosen_broker import is_same_node, perhaps_running_at, running_at
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
+from mqtool.cli.invocation import current
 from mqtool.duration import Backoff
 from mqtool.errors import Difference, MqtoolError, Unavailable, UsageError
 from mqtool.message import CONFIRM_TIMEOUT
@@ -387,15 +388,33 @@ def _announced(what: str) -> Iterator[None]:
 
 
 def _notice(text: str) -> None:
-    """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
+    """Print a notice. If it reports a queue or exchange with other settings, say what stays, and what to type."""
     if differs := Difference.reported_in(text):
         setting, thing, name, ours, theirs, _ = differs
         if thing == "exchange" and name.startswith("amq."):
             return  # predefined: the user can only use it as it is
-        text = f"{thing} '{name}' exists with {setting} {theirs} instead of {ours}, and is used as it is"
-        if like := declaring_like(differs):
-            text += f"; --dialect {' or '.join(like)} declares it like that"
+        kept = f"keeps {setting} {theirs} instead of {ours}"
+        if setting == "durable":
+            kept = "stays durable, not transient" if theirs == "true" else "stays transient, not durable"
+        text = f"{thing} '{name}' already exists, and {kept}"
+        if option := _option_for(setting, ours):
+            delete = pasteable(f"{thing} delete", name)
+            text += f": {option} is only for a new {thing}; leave it out, or delete the {thing} first: {delete}"
+        elif like := declaring_like(differs):
+            text += f"; --dialect {' or '.join(like)} declares it so"
     output.notice(text)
+
+
+def _option_for(setting: str, value: str) -> str | None:
+    """Return the option with which the user asked for a setting of a queue or exchange; None if it is a default."""
+    parsing = current().parsing
+    given = {} if parsing is None else parsing.params
+    if setting == "durable":
+        return {"true": "--durable", "false": "--transient"}[value] if given.get("durable") is not None else None
+    name = {"x-message-ttl": "ttl"}.get(setting, setting.removeprefix("x-").replace("-", "_"))
+    if given.get(name) is not None:
+        return f"--{name.replace('_', '-')}"
+    return "--argument" if setting in dict(given.get("arguments") or ()) else None
 
 
 def _parsed(url: str) -> SplitResult:

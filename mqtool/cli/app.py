@@ -110,12 +110,15 @@ def _told(error: MqtoolError) -> MqtoolError:
 
 def _hint(error: MqtoolError) -> str | None:
     """Return the hint of an error. If no broker answers, it names the tutorial that runs here, or the URL's source."""
+    source = current().url_source
     if isinstance(error, NothingAnswers) and any(host in str(error) for host in ("localhost", "127.0.0.1")):
         from mqtool.broker import tutorial_broker
 
         if (tutorial := tutorial_broker.running()) is not None:
             return tutorial.hint
-    source = current().url_source
+        last = tutorial_broker.last()
+        if last is not None and f":{last.port}:" in str(error) and source in ("from AMQP_URL", "from MQTOOL_URL"):
+            return f"the tutorial that ran there has ended: unset {source.removeprefix('from ')}"
     if source is not None and isinstance(error.__cause__ if isinstance(error, TimedOut) else error, NothingAnswers):
         return f"{error.hint}; the URL is {source}"
     return error.hint

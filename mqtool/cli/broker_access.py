@@ -1,6 +1,8 @@
 """Resolve how to reach the broker that a command's options name."""
 
 import logging
+import os
+from contextlib import suppress
 
 from mqtool.address import Address, TlsFiles, without_passwords
 from mqtool.cli import contexts
@@ -15,6 +17,9 @@ from mqtool.duration import Backoff
 from mqtool.errors import UsageError
 from mqtool.spelling import name_broker
 from mqtool.tutorials.dialects import AMQP10_NAMES, NAMES, Dialect, DialectNames
+
+#: The number of terminals to remember.
+_TOLD = 20
 
 
 def chosen(options: BrokerOptions | WhichBroker) -> Choice:
@@ -69,6 +74,8 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     set_up_printing(options)
     choice = chosen(options)
     name_broker(typed_choice(options))
+    if not choice.is_named and (choice.api or not choice.is_started):
+        _tell_once(f"using {choice.description()}")
     management = choice.management(
         broker.management if isinstance(broker, ManagedBroker) and "management" in typed else None
     )
@@ -91,6 +98,25 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
         ask(f"run {options.call.command!r}", access, is_safe=True)
         access = access._replace(confirmed=(access.protected,) if access.protected else access.confirmed)
     return access
+
+
+def _tell_once(which: str) -> None:
+    """Tell a terminal which broker is used, as the user named none. Each terminal is told once, until that changes."""
+    if not output.is_terminal(2) or current().quiet or output.speaks_as_script():
+        return
+    from mqtool.broker import background, state
+
+    terminal = background.started(os.getsid(0))
+    line, told = f"{terminal.pid} {terminal.born} {which}", state.home() / "told"
+    before: list[str] = []
+    with suppress(OSError, UnicodeDecodeError):
+        before = told.read_text().splitlines()
+    if line in before:
+        return
+    output.notice(which)
+    with suppress(OSError):  # if the state directory cannot be written, the next command tells it again
+        told.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        told.write_text("".join(f"{each}\n" for each in [*before[-_TOLD:], line]))
 
 
 def set_up_printing(broker: BrokerOptions) -> None:

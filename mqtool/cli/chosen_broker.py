@@ -31,9 +31,10 @@ class Choice(NamedTuple):
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
         is_typed: True if an option on the command line named the broker.
-        is_named: True if the user named the broker; False if it is the default or was started by `broker up`.
-        is_started: True if the broker was found because `broker up` started it. False if its process has ended since:
-            another broker may listen on its port.
+        is_named: True if the user named the broker; False if it is the default or was started by mqtool.
+        is_started: True if the broker was found because `broker up` or `tutorial try` started it. False if its process
+            has ended since: another broker may listen on its port.
+        api: the URL of its management API, if it is the broker of `tutorial try`.
     """
 
     url: str
@@ -43,6 +44,7 @@ class Choice(NamedTuple):
     is_typed: bool = False
     is_named: bool = True
     is_started: bool = False
+    api: str | None = None
 
     @property
     def protected(self) -> str | None:
@@ -58,7 +60,7 @@ class Choice(NamedTuple):
             return typed
         if (given := os.environ.get(MANAGEMENT_VARIABLE)) and self.has_variables():
             return given
-        return self.context.management if self.context else None
+        return self.context.management if self.context else self.api
 
     def has_variables(self) -> bool:
         """True if MQTOOL_MANAGEMENT_URL and MQTOOL_STREAM_PORT belong to this broker.
@@ -118,7 +120,8 @@ class Choice(NamedTuple):
 
 
 def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
-    """Choose the broker: from an option, the environment, the context in use, `broker up`, or localhost, in this order.
+    """Choose the broker: from an option, the environment, the context in use, `broker up`, a running `tutorial try`, or
+    localhost, in this order.
 
     Args:
         url, context: the values of --url and --context, which may come from the environment.
@@ -144,12 +147,15 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
     if known.in_use is not None:
         found = known.named(known.in_use, str(contexts.path()))
         return Choice(found.url, f"from context {found.name!r}, which is in use", found)
-    from mqtool.broker import background, state
+    from mqtool.broker import background, state, tutorial_broker
 
     if (started := state.load()) is not None:
         process = background.Process(started.pid, started.born)
         is_started = not started.pid or background.is_running(process)  # Docker and clusters have no single process
         return Choice(started.url, "from 'mqtool broker up'", is_named=False, is_started=is_started)
+    if (trial := tutorial_broker.running()) is not None:
+        reason = "from the running 'mqtool tutorial try'"
+        return Choice(trial.url, reason, is_named=False, is_started=True, api=trial.management)
     return Choice(_DEFAULT_URL, "the default", is_named=False)
 
 

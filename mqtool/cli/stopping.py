@@ -29,6 +29,10 @@ _SAME = 0.1
 _OVERTIME, _AGAIN = 1.0, 0.5
 
 
+#: until_due() looks for a signal every _LOOK seconds. If more than _LONG are left, it yields a second None.
+_LOOK, _LONG = 0.25, 0.1
+
+
 class OutOfTime(TimedOut):
     """The command's time limit has passed while it waited, for example for the broker's reply."""
 
@@ -79,6 +83,18 @@ def until_requested(things: Iterable[_T]) -> Iterator[_T]:
         if requested() is not None:
             return
         yield thing
+
+
+def until_due(due: float) -> Iterator[None]:
+    """Wait until time.monotonic() is `due`, or a signal asks the command to stop.
+
+    Yields None for a publisher, which takes confirms at the first one, and at a second one waits for them, for 0.05 s.
+    """
+    while requested() is None and (left := due - time.monotonic()) > 0:
+        yield None
+        if left > _LONG:
+            yield None
+        time.sleep(max(0.0, min(due - time.monotonic(), _LOOK)))
 
 
 def exit_if_requested() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from mqtool.amqp import Receiving
 from mqtool.amqp10 import LinkSession, queue_address
 from mqtool.errors import NotFound, Unavailable
-from mqtool.message import Delivery, Message, new_message_id
+from mqtool.message import Delivery, Message, expiring, new_message_id
 from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
@@ -53,8 +53,9 @@ def call(
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        named = {i: {**requests[n].properties, "reply_to": to, "correlation_id": i} for i, n in waiting.items()}
-        asked = [Message(requests[n].body, None, None, named[i], i) for i, n in waiting.items()]
+        own = {"reply_to": to, **expiring(receiving.timeout)}  # nobody waits for later replies
+        named = {i: {**requests[n].properties, **own, "correlation_id": i} for i, n in waiting.items()}
+        asked = (Message(requests[n].body, None, None, named[i], i) for i, n in waiting.items())
         try:
             list(session.sender(queue_address(queue.name)).send(asked))
         except NotFound as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
-from mqtool.message import Confirmation, Delivery, Message, new_message_id
+from mqtool.message import Confirmation, Delivery, Message, expiring, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials.refused_requests import refused_request
 
@@ -51,7 +51,8 @@ def call(
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
 
     def send(to: str) -> None:
-        named = {i: {**requests[n].properties, "reply_to": to, "correlation_id": i} for i, n in waiting.items()}
+        own = {"reply_to": to, **expiring(receiving.timeout)}  # nobody waits for later replies
+        named = {i: {**requests[n].properties, **own, "correlation_id": i} for i, n in waiting.items()}
         asked = [Message(requests[n].body, queue.name, "", named[i], i) for i, n in waiting.items()]
         for receipt in channel.publish(asked, mandatory=True):
             if receipt.confirmation is not Confirmation.CONFIRMED:

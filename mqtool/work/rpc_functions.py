@@ -160,7 +160,7 @@ def in_order(
         deadline: the time (`time.monotonic()`) at which the channel stops waiting for a broker that cannot reply.
 
     Raises:
-        Unavailable: the time limit has passed, and no server consumes the requests.
+        Unavailable: the time limit has passed, and no server consumes from the queue.
         TimedOut: the time limit has passed for another reason.
     """
     early: dict[int, Delivery] = {}
@@ -180,7 +180,7 @@ def in_order(
         if _has_no_server(channel, queue):
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}",
-                f"start one, which also gets what is left in the queue: {pasteable('rpc-server --queue=', queue.name)}",
+                f"the requests in the queue have expired; start one: {pasteable('rpc-server --queue=', queue.name)}",
             ) from error
         raise TimedOut(
             f"{len(missing)} of {count} replies did not come in time{_which(missing, count)}", "--timeout waits longer"
@@ -203,7 +203,7 @@ def _which(missing: Sequence[int], count: int) -> str:
 
 
 def _has_no_server(channel: Asks | LooksUp, queue: Queue) -> bool:
-    """True if requests are in the queue and no server consumes them; False if the broker does not reply.
+    """True if no server consumes from the queue, where requests have just expired; False if the broker does not reply.
 
     Raises:
         NotFound: the queue does not exist.
@@ -214,4 +214,4 @@ def _has_no_server(channel: Asks | LooksUp, queue: Queue) -> bool:
         raise
     except MqtoolError:
         return False
-    return depth.ready > 0 and not depth.consumers
+    return not depth.consumers

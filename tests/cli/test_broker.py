@@ -19,6 +19,7 @@ from mqtool.broker.ports import is_free, keep
 from tests.brokers import TestBroker, free_port, large, own_broker
 from tests.cli.page_actions import run_action
 from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.epmd import KILL, epmd
 from tests.processes import children_of, is_alive, only_on_linux
 
@@ -936,11 +937,16 @@ def test_the_epmd_of_a_killed_node_is_stopped(
 
 def test_broker_down_does_not_claim_to_have_stopped_a_killed_broker(home: Shell, at_port: str) -> None:
     """After kill -9 of the broker, `broker down` exits with 0, and says that there is nothing to stop, because the
-    broker had already ended.
+    broker had already ended, and which broker commands use now. A terminal is told once that it is one that nobody has
+    named.
     """
     home.run("mqtool", "broker", "up", "--kind=embedded", at_port)
     status = home.run("mqtool", "broker", "status").stdout
     os.kill(int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process"))), 9)
     wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
     down = home.run("mqtool", "broker", "down")
-    assert (down.code, down.stderr) == (0, "nothing to stop: the embedded broker had ended\n")
+    ended, now_used = down.stderr.splitlines()
+    assert (down.code, ended) == (0, "nothing to stop: the embedded broker had ended")
+    assert now_used.startswith("commands now use amqp://guest@localhost:5672, the default")
+    wait = "mqtool wait --timeout 50ms"
+    assert on_terminal(home, "sh", "-c", f"{wait}; {wait}").stdout.count("using amqp://guest@localhost:5672, the") == 1

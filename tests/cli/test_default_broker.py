@@ -80,7 +80,7 @@ def shell(started: EmbeddedBroker, tmp_path: Path) -> Iterator[Shell]:
 def as_is(result: Result) -> str:
     """Assert that a command succeeded, and declared nothing that existed with other arguments; return its output."""
     assert result.code == 0, result.stderr
-    assert "is used as it is" not in result.stderr
+    assert "already exists" not in result.stderr
     return result.stdout + result.stderr
 
 

@@ -328,6 +328,5 @@ def test_the_notice_about_a_different_queue_names_the_matching_dialect(
     adopted = shell.run("mqtool", *then.split())
     assert adopted.code == 0
     notice = adopted.stderr.splitlines()[0]
-    assert " exists with " in notice
-    assert ", and is used as it is" in notice
-    assert notice.partition("; --dialect ")[2] == (f"{like} declares it like that" if like else "")
+    assert " already exists, and " in notice
+    assert notice.partition("; --dialect ")[2] == (f"{like} declares it so" if like else "")

@@ -188,7 +188,8 @@ def test_a_receiver_declares_its_queue_whatever_others_named_theirs(
 @on_any_broker
 def test_send_and_receive_use_an_existing_queue_with_other_arguments(shell: Shell, broker: TestBroker) -> None:
     """With -q, `send` and `receive` use an existing queue whose arguments differ from the commands' defaults. If an
-    option sets a value that differs from the queue's, a notice names the difference. Otherwise, there is no notice.
+    option sets a value that differs from the queue's, a notice says what the queue keeps, and what to type. Otherwise,
+    there is no notice.
     """
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"
@@ -198,4 +199,9 @@ def test_send_and_receive_use_an_existing_queue_with_other_arguments(shell: Shel
         " [*] Waiting for messages. To exit press CTRL+C\n",
     )
     asked = shell.run("mqtool", "send", "-q", "events", "--max-length", "5", "--queue-type", "classic", "x").stderr
-    assert "queue 'events' exists with x-max-length 9 instead of 5, and is used as it is" in asked
+    assert "queue 'events' already exists, and keeps x-max-length 9 instead of 5: --max-length is only for a" in asked
+    transient = shell.run("mqtool", "send", "-q", "events", "--persistent", "--transient", "x").stderr
+    assert transient.startswith(
+        "queue 'events' already exists, and stays durable, not transient: --transient is only for a new queue; "
+        "leave it out, or delete the queue first: mqtool queue delete events\n"
+    )

@@ -1008,18 +1008,20 @@ def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> No
 
 
 @on_any_broker
-def test_rpc_client_says_after_ctrl_c_that_its_request_may_still_be_in_the_queue(
-    shell: Shell, broker: TestBroker
-) -> None:
+def test_rpc_client_says_after_ctrl_c_that_its_request_may_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
     """If Ctrl-C ends `rpc-client` before the reply has arrived, it exits with 130, and says that the request may
-    still be in the queue.
+    stay in the queue until the time limit. After the time limit, the exit code is 69, and no request is left.
     """
     assert shell.run("mqtool", "queue", "declare", "rpc_queue").code == 0
     client = shell.start("mqtool", "rpc-client", "30")
     wait_until(lambda: depth(broker, "rpc_queue") == 1, "the request")
     ended = client.interrupt().wait()
     assert ended.code == 130
-    assert ended.stderr.endswith("no reply to 1 request, which may still be in queue 'rpc_queue'\n")
+    assert re.search(r"no reply to 1 request, which may stay in queue 'rpc_queue' for up to \d+s\n$", ended.stderr)
+    shell.run("mqtool", "queue", "purge", "rpc_queue", "--yes")
+    late = shell.run("mqtool", "rpc-client", "30", "--timeout", "200ms")
+    assert (late.code, "have expired" in late.stderr) == (69, True), late.stderr
+    wait_until(lambda: depth(broker, "rpc_queue") == 0, "the end of the request")
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:

@@ -529,7 +529,7 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
     """With the routing key `{app}.{level}`, `emit-log --key-pattern REGEX` replaces the two placeholders, for each
     line, with the parts of the line that the groups `app` and `level` of REGEX match. If a line does not match REGEX,
-    both placeholders become 'unknown', and the command says how many lines did not match.
+    both placeholders become 'unknown', and the command says so.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -539,13 +539,25 @@ def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
         stdin="web[1]: info up\nno log line\ndb[22]: error down\n",
     )  # fmt: skip
 
-    assert "1 of the messages did not match" in result.stderr
+    assert "--key-pattern does not match 'no log line': sent with 'unknown' in the key" in result.stderr
     assert all_lines.wait().stdout.splitlines() == [
         " [x] web.info:web[1]: info up",
         " [x] unknown.unknown:no log line",
         " [x] db.error:db[22]: error down",
     ]
     assert errors.wait().stdout == " [x] db.error:db[22]: error down\n"
+
+
+@on_any_broker
+def test_a_line_that_does_not_match_or_reach_a_queue_is_reported_at_once(shell: Shell) -> None:
+    """While its input is still open, `emit-log -l` names the first line that --key-pattern does not match, and the
+    first one that no queue has received.
+    """
+    emit = ("mqtool", "emit-log", "topic", "log.{level}", "-l", "--key-pattern", r": (?P<level>\w+)")
+    emitting = shell.start(*emit, stdin=PIPE, ready=False).write(b"web: info\nno log line\n")
+    emitting.wait_for_stderr("--key-pattern does not match 'no log line'")
+    emitting.wait_for_stderr("no queue received 'web: info', sent with the key 'log.info'")
+    assert emitting.process.poll() is None
 
 
 @on_any_broker
@@ -693,3 +705,36 @@ def test_rabbitmq_closes_the_connection_for_a_number_that_is_not_finite_and_send
     refused = shell.run("mqtool", "send", "--json", "-q", "q", stdin=json.dumps(line))
     assert refused.code == 65
     assert "the header 'a' has a value that is not a finite number" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.parametrize(
+    "command",
+    ["receive --raw", "receive --raw -c 999", "receive --raw --auto-ack", "worker --exec cat --concurrency 2"],
+)
+@pytest.mark.sampled(3)
+def test_a_receiver_ends_once_its_queue_is_empty(shell: Shell, broker: TestBroker, command: str, kind: str) -> None:
+    """With --until-empty, `receive` and `worker` handle all messages of a queue, and end without waiting for more. If
+    --count is larger than the number of messages, this is no error.
+    """
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
+    shell.run("mqtool", "send", "-q", "jobs", "--count", "300", "[{n}]")
+    ended = shell.run("mqtool", *command.split(), "-q", "jobs", "--until-empty")
+    assert ended.code == 0, ended.stderr
+    assert sorted(re.findall(r"\d+", ended.stdout)) == sorted(map(str, range(1, 301)))
+    assert depth(broker, "jobs") == 0
+    assert shell.run("mqtool", "receive", "-q", "jobs", "--until-empty", "--raw").stdout == ""
+
+
+@on_any_broker
+def test_until_empty_leaves_what_does_not_match_and_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:
+    """`receive --where … --until-empty` takes what matches, even with a small --prefetch, and requeues the rest. A
+    stream never becomes empty: that is a usage error.
+    """
+    shell.run("mqtool", "send", "-q", "jobs", "--count", "9", "{n}")
+    for prefetch, taken in (("9", ["7", "8", "9"]), ("2", [])):
+        where = ("--where", "body>6", "--prefetch", prefetch)
+        assert shell.run("mqtool", "receive", "-q", "jobs", *where, "--until-empty", "--raw").stdout.split() == taken
+    assert depth(broker, "jobs") == 6
+    shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
+    assert shell.run("mqtool", "receive", "-q", "log", "--until-empty").code == 2

@@ -41,7 +41,7 @@ class Room:
         result = self.shell.run("mqtool", *words)
         assert result.code == 0
         assert "using the one that is there" not in result.stderr, "the script has declared it with other arguments"
-        assert "is used as it is" not in result.stderr
+        assert "already exists" not in result.stderr
         return result
 
 

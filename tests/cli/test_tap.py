@@ -36,6 +36,37 @@ def publish(
 
 
 @pytest.mark.usefixtures("api")
+def test_tap_copies_from_several_exchanges_each_with_its_own_keys(shell: Shell, broker: TestBroker) -> None:
+    """`tap EXCHANGE:KEY …` prints what each exchange routes by its own keys; `EXCHANGE:` prints all of its messages. An
+    exchange whose name has a colon is named in the hint.
+    """
+    words = ("amq.topic:kern.*", "amq.topic:*.error", "amq.direct:x:y", "amq.fanout:")
+    tap = shell.start("mqtool", "tap", *words, "-c", "4", "--format", "%e %r").wait_until_ready()
+    publish(broker, "amq.topic", "kern.info", "cron.error", "cron.info")
+    publish(broker, "amq.direct", "x", "x:y")
+    publish(broker, "amq.fanout", "any")
+    assert tap.wait().code == 0
+    assert tap.stdout.splitlines() == [
+        *("amq.topic kern.info", "amq.topic cron.error", "amq.direct x:y", "amq.fanout any")
+    ]
+    assert "mqtool tap --exchange=Company:Order" in shell.run("mqtool", "tap", "Company:Order").stderr
+    assert "write 'logs:'" in shell.run("mqtool", "tap", "amq.topic:x", "logs").stderr
+
+
+@pytest.mark.usefixtures("api")
+def test_tap_until_empty_ends_once_the_queue_has_been_worked_off(shell: Shell, broker: TestBroker) -> None:
+    """`tap -q QUEUE --until-empty` prints the copies of all messages, and ends when the queue has no ready messages."""
+    shell.script("mqtool queue declare jobs && mqtool exchange bind amq.topic jobs '#' && mqtool send -q jobs waits")
+    tap = shell.start("mqtool", "tap", "-q", "jobs", "--until-empty", "--raw").wait_until_ready()
+    publish(broker, "amq.topic", *map(str, range(300)))
+    tap.wait_for_stdout("299\n")
+    assert tap.process.poll() is None
+    shell.run("mqtool", "queue", "purge", "jobs", "--yes")
+    assert tap.wait().code == 0
+    assert tap.stdout.split() == [*map(str, range(300))]
+
+
+@pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("kind", ["direct", "topic", "fanout", "headers"])
 @pytest.mark.sampled(2)
 def test_tap_prints_every_message_that_passes_through_an_exchange(

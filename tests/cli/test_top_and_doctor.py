@@ -25,7 +25,7 @@ from mqtool.errors import MqtoolError
 from mqtool.inspection.findings import Unchecked
 from tests.brokers import LIKE, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
-from tests.cli.terminal import on_terminal
+from tests.cli.terminal import closable_terminal, on_terminal
 from tests.cli.test_wrong_answers import serving
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
@@ -631,6 +631,21 @@ def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
     for order in ("sorted by ready ↓", "sorted by unacked ↓", "sorted by name ↑"):
         assert order in played.stdout
     assert "\x1b[?1049l" in played.stdout, "the alternate screen was not left"
+
+
+@on_any_broker
+def test_enter_peeks_at_the_queue_below_the_cursor_of_top(watcher: Shell) -> None:
+    """In `top`, the down arrow moves the cursor to the next queue. Enter shows the messages of that queue, which
+    stay there.
+    """
+    watcher.run("mqtool", "send", "-q", "a-queue", "not shown")
+    watcher.run("mqtool", "send", "-q", "b-queue", "shown by Enter")
+    with closable_terminal(watcher, "mqtool", "top", "--sort", "name", "--interval", "100ms") as terminal:
+        terminal.wait_for("b-queue")
+        terminal.type("\x1b[B\r")
+        terminal.wait_for("b-queue: shown by Enter")
+        terminal.wait_for("any key goes back")
+    assert watcher.run("mqtool", "receive", "-q", "b-queue", "--raw", "--until-empty").stdout == "shown by Enter\n"
 
 
 def test_doctor_reports_that_guest_can_log_in_over_tls(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

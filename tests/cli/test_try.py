@@ -18,6 +18,7 @@ from mqtool.plays.goals import GOALS
 from mqtool.testing import EmbeddedBroker
 from tests.brokers import TestBroker, free_port, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_tutorial import Watched, processes_with
 
 _WAITS = "waited in the queue 'hello'"
@@ -131,7 +132,8 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
 
 def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
     """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
-    `tutorial try`. After `tutorial try` has ended, these commands no longer mention its broker.
+    `tutorial try`. Commands for which no broker is named use it, and say so on a terminal. After `tutorial try` has
+    ended, commands no longer mention its broker, unless AMQP_URL still names it: then they say to unset it.
     """
     closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -140,11 +142,15 @@ def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(
     assert refused.code == 69
     (way,) = re.findall(r"hint: a tutorial runs at amqp://127.0.0.1:\d+; to use it, type: (unset .*)", refused.stderr)
     assert lonely_shell.script(f"{way}; mqtool send x").code == 0
+    told = on_terminal(lonely_shell, "mqtool", "send", "x", columns=200).stdout
+    assert re.search(r"using amqp://guest@127.0.0.1:\d+, from the running 'mqtool tutorial try'\r\n", told)
     started = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()))
     assert started.code == 0
     assert way in started.stderr
     running.interrupt().wait()
     assert "mqtool broker up" in lonely_shell.run("mqtool", "send", "x", "--url", closed).stderr
+    still_set = lonely_shell.script(f"{way}; mqtool send x").stderr
+    assert still_set.endswith("hint: the tutorial that ran there has ended: unset AMQP_URL\n")
     assert "a tutorial runs" not in lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded").stderr
     assert lonely_shell.run("mqtool", "broker", "down").code == 0
 

@@ -300,17 +300,16 @@ def test_an_rpc_client_yields_a_reply_as_soon_as_it_and_all_earlier_ones_have_ar
     assert (str(error.value), error.value.hint) == (told, "--timeout waits longer")
 
 
-@pytest.mark.parametrize(("ready", "consumers", "is_missing"), [(1, 0, True), (1, 1, False), (0, 0, False)])
+@pytest.mark.parametrize(("ready", "consumers", "is_missing"), [(1, 0, True), (1, 1, False), (0, 0, True)])
 def test_an_rpc_client_without_a_server_says_how_to_start_one(ready: int, consumers: int, *, is_missing: bool) -> None:
-    """If no reply has arrived in time, requests are in the queue, and the queue has no consumer, the error says that
-    there is no RPC server, and the hint contains the command that starts one. Otherwise, the error says how many
-    replies are missing.
+    """If no reply has arrived in time, and the queue has no consumer, the error says that there is no RPC server, and
+    the hint contains the command that starts one. Otherwise, the error says how many replies are missing.
     """
     with pytest.raises(Unavailable if is_missing else TimedOut) as error:
         [*ordered(of=2, lookup=Lookup(ready, consumers))]
     if is_missing:
         assert str(error.value) == "no RPC server consumes from queue 'requests'"
-        hint = "start one, which also gets what is left in the queue: mqtool rpc-server --queue=requests"
+        hint = "the requests in the queue have expired; start one: mqtool rpc-server --queue=requests"
         assert error.value.hint == hint
     else:
         assert str(error.value) == "2 of 2 replies did not come in time"

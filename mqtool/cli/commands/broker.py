@@ -16,7 +16,7 @@ from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.broker_access import chosen
-from mqtool.cli.chosen_broker import resolve_addresses
+from mqtool.cli.chosen_broker import choose, resolve_addresses
 from mqtool.cli.command_line import command
 from mqtool.cli.commands import broker_fault
 from mqtool.cli.commands.broker_up import Name, app, known, say_if_commands_use_another, up_again
@@ -46,7 +46,10 @@ def down(name: Name = DEFAULT_NAME) -> None:
         was_running = starter.running(started) > 0
         starter.stop(started)
     output.status(f"stopped {starter.describe}" if was_running else f"nothing to stop: {starter.describe} had ended")
-    say_if_commands_use_another(started)
+    choice = choose()
+    is_default = not (choice.is_named or choice.is_started)
+    nothing = ", where nothing listens" if is_default and ports.is_free(choice.addresses()[0].port) else ""
+    output.notice(f"commands now use {choice.description()}{nothing}")
 
 
 @command(app, "mqtool broker status", effect=Effect.READS)

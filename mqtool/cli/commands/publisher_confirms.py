@@ -1,5 +1,6 @@
 """mqtool publisher-confirms."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,6 +17,8 @@ from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import ConfirmTimeout, QueueOptions, TutorialBroker
 from mqtool.cli.options.broker_options import HiddenDialect
+from mqtool.cli.options.message_options import Count, Every, Jitter
+from mqtool.cli.pipe import flow
 from mqtool.cli.pipe.existence import ask_to_declare
 from mqtool.errors import NotConfirmed
 from mqtool.message import CONFIRM_TIMEOUT, Confirmation, Message, Receipt, new_message_id
@@ -45,7 +48,13 @@ def publisher_confirms(
     strategy: Annotated[
         Strategy, typer.Argument(help="When to wait for confirms: individual, batch, async or all", metavar="STRATEGY")
     ] = "all",
-    count: Annotated[int, typer.Option("--count", "-c", "-n", min=1, help="Messages to publish", metavar="N")] = 50_000,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORD...", help="Text, with places such as {n}", show_default="the number from 0"),
+    ] = None,
+    count: Annotated[int, Count] = 50_000,
+    every: Every = None,
+    jitter: Jitter = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Messages per batch", metavar="N")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
@@ -60,6 +69,7 @@ def publisher_confirms(
         "batch": f"waiting once per {batch_size:,} messages",
         "async": "handling confirms as they arrive",
     }
+    body_of = _text(words) if words else lambda number: str(number - 1).encode()
     chosen = list(ways) if strategy == "all" else [strategy]
     seconds: dict[Strategy, float] = {}
     for way in chosen:
@@ -70,7 +80,10 @@ def publisher_confirms(
             ask_to_declare(channel, access, target)
             target = channel.declare(target)
             output.status(f"{way}: publishing {count:,} messages, {waits[way]} …")
-            messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
+            messages = (
+                Message(body_of(number), message_id=new_message_id())
+                for number in filter(None, flow.numbers(count, every, jitter))
+            )
             started = time.perf_counter()
             confirmed = _confirmed(ways[way](channel, target, stopping.until_requested(messages)), count)
             seconds[way] = time.perf_counter() - started
@@ -93,6 +106,13 @@ def publisher_confirms(
             f"'batch' waited {-(-count // batch_size):,} times, and 'async' did not wait in between. "
             + _remark(seconds)
         )
+
+
+def _text(words: list[str]) -> Callable[[int], bytes]:
+    """Return a function that fills the places in the text of a message with this number."""
+    text = " ".join(words)
+    places = flow.Places(text)
+    return lambda number: os.fsencode(places.filling(number)(text))
 
 
 def _remark(seconds: dict[Strategy, float]) -> str:

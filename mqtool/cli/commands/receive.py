@@ -15,7 +15,7 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, WhereOption
+from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, UntilEmpty, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import parsed, valid_filter
@@ -30,7 +30,7 @@ app = typer.Typer()
 @command(
     app,
     "mqtool receive",
-    "mqtool receive --raw -o app.log",
+    "mqtool receive --raw --until-empty -o app.log",
     "mqtool receive --json | mqtool send --json -q b",
     effect=Effect.CHANGES,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].hello)},
@@ -59,12 +59,13 @@ def receive(
         typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2+)", rich_help_panel="Receiving"),
     ] = None,
     where: WhereOption = None,
+    until_empty: UntilEmpty = False,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 
     With --where, messages that do not match stay in the queue, but no other consumer gets them until the command ends.
     """
-    matching = Matching(receiving, where, skips=offset is not None)
+    matching = Matching(receiving, where, skips=offset is not None, until_empty=until_empty)
     settings = matching.settings()._replace(offset=offset)
     reads_stream = offset is not None or filters or sql is not None
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
@@ -78,6 +79,10 @@ def receive(
             _tell_where_streams_start(target.name, incoming.access)
         if not reads_stream:
             settings = matching.within_limit(settings, incoming.access, channel, target.name)
+        if until_empty:
+            from mqtool.cli.pipe import waiting
+
+            settings = waiting.until_empty(settings, incoming.access, channel, target)
         settings = incoming.printed(settings)
         if isinstance(channel, Channel):
             deliveries = hello_world.receive(channel, target, settings)

@@ -22,18 +22,7 @@ from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOption
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
 from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.cli.pipe.publishing import not_delayed, publishing_channel
-from mqtool.cli.pipe.source import (
-    LOOK_UP,
-    STDIN,
-    Addressing,
-    Input,
-    StreamNotice,
-    check,
-    chunks,
-    delimited,
-    opened,
-    whole,
-)
+from mqtool.cli.pipe.source import STDIN, Addressing, Input, StreamNotice, check, chunks, delimited, opened, whole
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, COPIES, Message
@@ -59,8 +48,6 @@ app = group("recording", "Play back, scrub and compare recordings.", heading="Me
 _DEFAULT_EXCHANGE = Exchange("")
 
 
-#: If the next message is due in more than this many seconds, the publisher first waits for confirms, for up to 0.05 s.
-_LONG = 0.1
 #: The first message of a file must end within this many bytes, and the last one must begin within as many of the end.
 _NEAR = 256 * 1024
 
@@ -167,12 +154,7 @@ class Replayed(Input):
     def __iter__(self) -> Iterator[Message | None]:
         for message in super().__iter__():
             if isinstance(message, RecordedMessage):
-                due = self._pace.due(message)
-                while stopping.requested() is None and (left := due - time.monotonic()) > 0:
-                    if left > _LONG:
-                        yield from (None, None)  # a publisher waits for confirms at the second None
-                        left = due - time.monotonic()
-                    time.sleep(max(0.0, min(left, LOOK_UP)))
+                yield from stopping.until_due(self._pace.due(message))
                 if stopping.requested() is not None:
                     return
             yield message

@@ -1,6 +1,7 @@
 """mqtool rpc-client."""
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -86,7 +87,9 @@ def rpc_client(
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: Annotated[Function, typer.Option(help="Function name to show in the output")] = "fib",
-    timeout: Annotated[float, typer.Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(help="Total time limit (exit 124); requests expire then", **TIME_LIMIT)
+    ] = 30.0,
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")
     ] = False,
@@ -141,7 +144,8 @@ def rpc_client(
     if answered < len(asked):
         if not output.speaks_as_script():
             unanswered = counted(len(asked) - answered, "request")
-            output.notice(f"no reply to {unanswered}, which may still be in queue {target.name!r}")
+            left = compact_duration(max(1, math.ceil(deadline - time.monotonic())))
+            output.notice(f"no reply to {unanswered}, which may stay in queue {target.name!r} for up to {left}")
         stopping.exit_if_requested()
     _raise_failures([status for status in statuses if status != 0], refused, len(asked))
 
@@ -170,7 +174,7 @@ def _call(
 
 
 def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: float) -> None:
-    if output.speaks_as_script():
+    if output.speaks_as_script() and not output.is_terminal(2):
         return
     # If there is such an error, the requests fail with it, too.
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently, StoppedWaiting):

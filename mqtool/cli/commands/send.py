@@ -26,6 +26,7 @@ app = typer.Typer()
     app,
     "mqtool send 'Hello World!'",
     "tail -f app.log | mqtool send -l -q app",
+    "mqtool send --every 500ms --count 10 'order {n}'",
     "mqtool send --json < saved",
     effect=Effect.SENDS,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].hello)},

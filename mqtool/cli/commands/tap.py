@@ -18,11 +18,12 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, exchange_option, queue_option
 from mqtool.cli.options.broker_options import URL
-from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, UntilEmpty, WhereOption
 from mqtool.cli.pipe.tapping import TapPrinting, TapSource, check_left_on, print_taps, switch_off, switched_on
 from mqtool.cli.values import header_option
-from mqtool.errors import UsageError
+from mqtool.errors import NotFound, UsageError
 from mqtool.message import Delivery
+from mqtool.spelling import pasteable
 from mqtool.taps import (
     Bound,
     Tap,
@@ -52,10 +53,11 @@ class What:
 
     exchange: Annotated[
         str | None,
-        typer.Argument(help="Exchange to copy messages from", metavar="EXCHANGE", autocompletion=names_of("exchanges")),
+        typer.Argument(help="Exchange, or EXCHANGE:KEY", metavar="EXCHANGE", autocompletion=names_of("exchanges")),
     ] = None
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all messages")
+        list[str] | None,
+        typer.Argument(metavar="[KEY]...", help="Binding keys, or more EXCHANGE:KEY", show_default="all messages"),
     ] = None
     exchanges: Annotated[list[str] | None, exchange_option("Another exchange to tap, with the same keys")] = None
     queue: Annotated[str | None, queue_option("Queue to copy messages from")] = None
@@ -67,16 +69,37 @@ class What:
     ] = False
 
     @property
+    def pairs(self) -> list[tuple[str, list[str]]]:
+        """The exchanges to tap, each with its binding keys, or with none for all messages.
+
+        If the first argument has a colon, each of them is EXCHANGE:KEY. The management API calls the default exchange
+        amq.default.
+
+        Raises:
+            UsageError: only some of the arguments have a colon.
+        """
+        keys, found = self.keys or [], [] if self.exchange is None else [(self.exchange, self.keys or [])]
+        if self.exchange is not None and ":" in self.exchange:
+            for word in (self.exchange, *keys):
+                if ":" not in word:
+                    raise UsageError(
+                        f"{word!r} is not EXCHANGE:KEY", f"write '{word}:' for all messages of an exchange"
+                    )
+            split = (word.partition(":") for word in (self.exchange, *keys))
+            keys, found = [], [(name, [key] if key else []) for name, _, key in split]
+        found += [(name, keys) for name in self.exchanges or ()]
+        return [("" if name == "amq.default" else name, keys) for name, keys in found]
+
+    @property
     def names(self) -> list[str]:
-        """The names of the exchanges to tap. The management API calls the default exchange amq.default."""
-        names = [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
-        return ["" if name == "amq.default" else name for name in names]
+        """The names of the exchanges to tap."""
+        return [name for name, _ in self.pairs]
 
     def check(self) -> None:
         """Raise UsageError if the options cannot be combined."""
         if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
             raise UsageError("name either an exchange or a queue, or use --all", _HINT)
-        if self.by_firehose and (self.keys or self.headers):
+        if self.by_firehose and (self.headers or any(keys for _, keys in self.pairs)):
             raise UsageError("--firehose cannot select messages by key or header", "use --where")
         if not self.by_firehose and (self.everything or "" in self.names):
             what = "--all" if self.everything else "the default exchange"
@@ -94,13 +117,19 @@ class What:
         if self.queue:
             yield like_queue(access.management(), access.vhost, self.queue)
         arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
-        for name in self.names:
-            yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
+        for name, keys in self.pairs:
+            try:
+                yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, keys, arguments)
+            except NotFound as error:
+                if self.exchange and self.exchange.startswith(f"{name}:"):
+                    error.hint = f"if its name has a colon: {pasteable('tap --exchange=', self.exchange)}"
+                raise
 
-    def source(self, access: Access, until_over: ExitStack) -> TapSource:
+    def source(self, access: Access, until_over: ExitStack, *, until_empty: bool) -> TapSource:
         """Prepare to tap one broker.
 
         Args:
+            until_empty: stop once the tapped queue has no ready messages.
             until_over: closed by the caller at the end; with --firehose, this switches the firehose off.
         """
         found = list(self.bound(access))
@@ -109,11 +138,13 @@ class What:
         every = [binding for each in found for binding in each.bindings]
 
         def start(channel: Channel, settings: Receiving) -> Tap:
-            tap = Tap(channel, every, settings)
+            if until_empty:
+                settings = settings._replace(is_finished=lambda: copies.has_printed_all_of(self.queue or ""))
+            copies = Tap(channel, every, settings)
             if self.by_firehose:
-                tap.deliveries = map(original_of, firehose_copies(tap.deliveries, output.notice))
+                copies.deliveries = map(original_of, firehose_copies(copies.deliveries, output.notice))
                 until_over.enter_context(switched_on(access, channel))
-            return tap
+            return copies
 
         return TapSource(access, start)
 
@@ -121,8 +152,8 @@ class What:
 @command(
     app,
     "mqtool tap amq.topic 'order.*'",
+    "mqtool tap 'amq.topic:kern.*' logs:",
     "mqtool tap -q jobs --json -o seen.ndjson",
-    "mqtool tap orders --where 'body.total>100' -c 10",
     "mqtool tap --all --firehose --idle-timeout 10s",
     effect=Effect.READS,
     heading="Messages",
@@ -133,6 +164,7 @@ def tap(
     what: What,
     off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: WhereOption = None,
+    until_empty: UntilEmpty = False,
     buffer: Annotated[
         int, typer.Option(min=1, metavar="N", help="Buffer up to N messages for a slow reader; drop the oldest")
     ] = 100_000,
@@ -140,7 +172,10 @@ def tap(
     urls: Urls = None,
     broker: ManagedBroker,
 ) -> None:
-    """Show copies of messages as they are published."""
+    """Show copies of messages as they are published.
+
+    If the first argument has a colon, all are EXCHANGE:KEY; -e takes a name with a colon.
+    """
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
         raise UsageError(
@@ -160,12 +195,14 @@ def tap(
             switch_off(access)
         return
     what.check()
+    if until_empty and what.queue is None:
+        raise UsageError("--until-empty needs a queue", "tap it with -q QUEUE")
     with ExitStack() as until_over:
         for access in brokers:
             check_left_on(access)
         stopping.limit_time(receiving.timeout)
-        sources = [what.source(access, until_over) for access in brokers]
-        is_one = len(what.names) == 1 and not what.by_firehose
+        sources = [what.source(access, until_over, until_empty=until_empty) for access in brokers]
+        is_one = len({*what.names}) == 1 and not what.by_firehose
         line = broker.options.lines.log_with_key if is_one else _with_exchange
         print_taps(sources, TapPrinting(receiving, line, buffer, where))
 

@@ -1,7 +1,7 @@
 """mqtool top."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
@@ -16,7 +16,7 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
-from mqtool.errors import Unavailable, UsageError
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.inspection.alarms import alarms
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row
@@ -155,7 +155,19 @@ def top(
         if not layout.show_rows(rows, _SHOWN, narrower=[columns for _, columns in reversed(_NARROW)]):
             output.status("no queues")
     else:
-        Live(partial(_frame, screen, access.title), interval, screen.press).run()
+        Live(partial(_frame, screen, access.title), interval, screen.press, partial(_peek, broker)).run()
+
+
+def _peek(broker: ManagedBroker, chosen: tuple[str, str]) -> None:
+    """Print the first messages of a queue, as `peek` does."""
+    from mqtool.cli.commands.peek import peek
+    from mqtool.cli.options.receiving_options import PrintingOptions
+
+    vhost, queue = chosen
+    try:
+        peek(queue, PrintingOptions(), replace(broker, options=replace(broker.options, vhost=vhost)))
+    except MqtoolError as error:
+        output.error(str(error), error.hint)
 
 
 def _value(queue: Json, path: str) -> float:
@@ -178,7 +190,8 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
     from rich.text import Text
 
     try:
-        rows = [screen.row(queue) for queue in screen.queues(height, wanted)]
+        queues = screen.queues(height, wanted)
+        rows = [screen.row(queue) for queue in queues]
         totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
         beyond, alarmed = max(0, screen.count(wanted) - len(rows)), alarms(screen.api)
     except Unavailable:
@@ -193,7 +206,8 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
         above=[head_line(f"{title}   {sorted_by}", alarmed), Text(totals, no_wrap=True, overflow="ellipsis"), Text("")],
         heads=1 if rows else 0,
         beyond=beyond,
-        keys="  ".join(f"{key} {order.word}" for key, order in _ORDERS.items()),
+        keys="  ".join(["Enter peek", *(f"{key} {order.word}" for key, order in _ORDERS.items())]),
+        things=[(queue["vhost"], queue["name"]) for queue in queues],
     )
 
 

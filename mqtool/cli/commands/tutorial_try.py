@@ -182,8 +182,9 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
             lines.note("A program of your own has to connect to that URL as well: in Python, os.environ['AMQP_URL'].")
         else:
             lines.note(
-                f"The broker is at {place.address}, where mqtool looks by default. In a terminal where MQTOOL_URL or "
-                f"AMQP_URL is set, type first:\n  unset MQTOOL_URL AMQP_URL"
+                f"The broker is at {place.address}. mqtool's commands in other terminals find it; a program of "
+                f"your own has to connect to that URL. In a terminal where MQTOOL_URL or AMQP_URL is set, type first:\n"
+                "  unset MQTOOL_URL AMQP_URL"
             )
         if tutorial == _REPAIR:
             lines.note(

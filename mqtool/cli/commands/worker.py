@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,8 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns
+from mqtool.cli.options.receiving_options import ReceivingOptions, TimeoutOfRuns, UntilEmpty
+from mqtool.cli.pipe import waiting
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import announcing_unfinished_work, consuming, delivery_writer, print_deliveries_as_script
 from mqtool.cli.values import DURATION, TIME_LIMIT
@@ -43,12 +45,7 @@ class ExecOptions:
 
     command: Annotated[
         str | None,
-        typer.Option(
-            "--exec",
-            metavar="COMMAND",
-            help="Run COMMAND for each message (see mqtool help programs)",
-            rich_help_panel="Programs",
-        ),
+        typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message", rich_help_panel="Programs"),
     ] = None
     shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel="Programs")] = False
     pass_url: Annotated[
@@ -152,7 +149,6 @@ class ProgramOptions:
 @command(
     app,
     "mqtool worker",
-    "mqtool worker --prefetch 0",
     "mqtool worker --exec './resize -- {message_id}'",
     effect=Effect.CHANGES,
     instead={"queue": tutorials_queue(NAMES[Dialect.PYTHON].task_queue), "timeout": TimeoutOfRuns},
@@ -170,10 +166,11 @@ def worker(
             "--forget-ack", help="Never acknowledge, to see the effect of this mistake", rich_help_panel="Receiving"
         ),
     ] = False,
+    until_empty: UntilEmpty = False,
 ) -> None:
     """Handle tasks, or run a program for each task (tutorial 2)."""
     if programs.exec.command is not None:
-        _work(programs.exec.command, programs, queue, receiving, broker)
+        _work(programs.exec.command, programs, queue, receiving, broker, until_empty=until_empty)
         return
     if programs.need_a_program:
         raise UsageError(
@@ -182,12 +179,8 @@ def worker(
     print_deliveries_as_script(receiving.printing, broker)
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
-    dies = broker.script is not None
-
     def do(task: Delivery) -> None:
-        with stopping.interrupting() if dies else announcing_unfinished_work(lambda: 1):
-            if dies:
-                stopping.exit_if_requested()
+        with _until_stopped() if broker.script is not None else announcing_unfinished_work(lambda: 1):
             write(task)
             time.sleep(work_queues.seconds_of_work(task))
         output.say(broker.lines.done)
@@ -199,6 +192,8 @@ def worker(
     with access.channel_or_session() as channel:
         names = dialect_names(broker)
         target = checked(queue.of(names.queue(queue.queue, names.task_queue)), queue, channel, broker, access)
+        if until_empty:
+            settings = waiting.until_empty(settings, access, channel, target)
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -223,6 +218,14 @@ def worker(
         )
 
 
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """Let a signal end the task, as it ends the tutorial's script."""
+    with stopping.interrupting():
+        stopping.exit_if_requested()
+        yield
+
+
 def _work_and_forget(
     channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving
 ) -> Iterator[Delivery]:
@@ -242,7 +245,13 @@ DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
 
 def _work(
-    command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: ReceivingOptions, broker: TutorialBroker
+    command: str,
+    options: ProgramOptions,
+    named: UsedQueueOptions,
+    receiving: ReceivingOptions,
+    broker: TutorialBroker,
+    *,
+    until_empty: bool,
 ) -> None:
     """Run a program for each message (`worker --exec`), until a signal or a limit ends the command."""
     if receiving.printing.has_form or receiving.auto_ack:
@@ -270,6 +279,8 @@ def _work(
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with announcing_unfinished_work(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker, access))
+            if until_empty:
+                settings = waiting.until_empty(settings, access, channel, queue)
             work_through = worker.start_consuming(queue, settings)
             try:
                 with consuming(receiving, channel, broker.lines.waiting_task):

@@ -9,10 +9,10 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mqtool.cli import stopping
 from mqtool.cli.display import layout, output
@@ -58,6 +58,7 @@ class Frame:
         body: the content that scrolls, except its first `heads` lines.
         beyond: number of additional lines that were not fetched.
         keys: a description of the keys specific to this view.
+        things: what each line that scrolls stands for; arrows then move a cursor, and Enter opens the thing below it.
     """
 
     body: "RenderableType"
@@ -65,6 +66,7 @@ class Frame:
     heads: int = 0
     beyond: int = 0
     keys: str = ""
+    things: Sequence[Hashable] = ()
 
 
 def head_line(title: str, alarms: str) -> "Text":
@@ -84,14 +86,22 @@ class Live:
         frame: fetches a frame. Called with the number of lines wanted, and a string that each line must contain.
         interval: seconds between two frames.
         press: called with each key that Live does not handle itself.
+        show: called with one of Frame.things when the user presses Enter; prints on the terminal.
     """
 
     def __init__(
-        self, frame: Callable[[int, str], Frame], interval: float, press: Callable[[str], None] = lambda _: None
+        self,
+        frame: Callable[[int, str], Frame],
+        interval: float,
+        press: Callable[[str], None] = lambda _: None,
+        show: Callable[[Any], None] = lambda _: None,
     ) -> None:
         self._fetch = frame
         self._interval = interval
         self._press = press
+        self._show = show
+        self._at = 0  # the line of the cursor
+        self._chosen: Hashable = None  # the thing below it, which the cursor follows
         self._top = 0
         self._filter = ""
         self._is_typing = False
@@ -132,8 +142,17 @@ class Live:
         with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
             while not stop.is_set():
                 screen.update(self._picture(console), refresh=True)
-                if self._obey(_keys_within(self._interval, stop)):
+                pressed = _keys_within(self._interval, stop)
+                opens = pressed.endswith(_ENTER) and not self._is_typing
+                if self._obey(pressed):
                     break
+                if opens and self._chosen is not None:
+                    screen.stop()
+                    self._show(self._chosen)
+                    output.status("any key goes back")
+                    while not stop.is_set() and not _keys_within(self._interval, stop):
+                        pass
+                    screen.start()
                 if self._failure is not None:
                     raise self._failure
 
@@ -194,23 +213,29 @@ class Live:
             elif key in _QUIT:
                 return True
             elif key == "/":
-                self._is_typing, self._filter, self._top = True, "", 0
+                self._is_typing, self._filter, self._top, self._at = True, "", 0, 0
             elif key == "?":
                 self._shows_help = not self._shows_help
                 continue
             elif key == _ESCAPE:
                 self._filter, self._top, self._shows_help = "", 0, False
-            elif key in _MOVES:
-                move = _MOVES[key]
-                self._top = max(0, self._top + (round(move * self._page) if isinstance(move, float) else move))
-            elif key in _HOME or key in _END:
-                self._top = 0 if key in _HOME else _END_OF_ALL
+            elif key in (*_MOVES, *_HOME, *_END):
+                self._move(_MOVES.get(key, _END_OF_ALL if key in _END else -_END_OF_ALL))
             else:
                 self._press(key)
             needs_data = True
         if needs_data:
             self._fetch_now()
         return False
+
+    def _move(self, by: float) -> None:
+        by = round(by * self._page) if isinstance(by, float) else by
+        if self._chosen is None:
+            self._top = max(0, self._top + by)
+            return
+        self._at, things = max(0, self._at + by), self._frame.things if self._frame else ()
+        self._chosen = things[self._at] if self._at < len(things) else None
+        self._top = max(self._top, self._at - self._page + 1)  # which decides how many lines are fetched
 
     def _type(self, key: str) -> None:
         if key in _ENTER:
@@ -225,6 +250,7 @@ class Live:
     def _picture(self, console: "Console") -> "RenderableType":
         from rich.console import Group
         from rich.segment import Segment, Segments
+        from rich.style import Style
         from rich.text import Text
 
         with self._changed:
@@ -237,14 +263,27 @@ class Live:
         heads, rows = (0, lines) if self._shows_help else (frame.heads, lines)
         first, rows = rows[:heads], rows[heads:]
         self._page = max(1, console.height - len(above) - len(first) - 1)
+        at = None if self._shows_help else self._follow(frame.things)
         self._top = max(0, min(self._top, len(rows) - self._page))
         seen = rows[self._top : self._top + self._page]
         more = len(rows) - self._top - len(seen) + frame.beyond
         parts = [f"+{more:,} more"] if more and not self._shows_help else []
         parts += [f"/{self._filter}{'_' * self._is_typing}"] if self._filter or self._is_typing else []
+        if at is not None:
+            seen[at - self._top] = [*Segment.apply_style(seen[at - self._top], post_style=Style(reverse=True))]
         shown = Segments([segment for line in [*first, *seen] for segment in [*line, Segment.line()]])
         below = Text("  ".join([*parts, _KEYS, frame.keys]), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(*above, shown, below)
+
+    def _follow(self, things: Sequence[Hashable]) -> int | None:
+        """Move the cursor to where its thing is now, and scroll to it. Return its line; None if there is no cursor."""
+        if not things:
+            self._chosen = None
+            return None
+        self._at = things.index(self._chosen) if self._chosen in things else min(self._at, len(things) - 1)
+        self._chosen = things[self._at]
+        self._top = max(min(self._top, self._at), self._at - self._page + 1)
+        return self._at
 
     def _state(self) -> str:
         age = time.monotonic() - self._fetched

@@ -32,9 +32,13 @@ SECTIONS = {
     "Topology": Section(
         "declaring", frozenset({"--queue", "--exchange", "--routing-key", "--durable", "--queue-type", "--dialect"})
     ),
-    "Messages": Section("messages", frozenset({"--file", "--lines", "--json", "--header", "--key-pattern"})),
+    "Messages": Section(
+        "messages", frozenset({"--file", "--lines", "--json", "--header", "--key-pattern", "--count", "--every"})
+    ),
     "Delay": Section("delays", frozenset({"--delay"})),
-    "Receiving": Section("receiving", frozenset({"--count", "--idle-timeout", "--prefetch", "--offset", "--track"})),
+    "Receiving": Section(
+        "receiving", frozenset({"--count", "--until-empty", "--idle-timeout", "--prefetch", "--offset", "--track"})
+    ),
     "Programs": Section("programs", frozenset({"--exec", "--concurrency"})),
     "Retries": Section("retries", frozenset({"--retries"})),
     "Duplicates": Section("duplicates", frozenset({"--deduplicate"})),

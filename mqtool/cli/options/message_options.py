@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.options.broker_options import PublishingBroker
-from mqtool.cli.values import TIME_LIMIT, header_option, parsed
+from mqtool.cli.values import DURATION, TIME_LIMIT, header_option, parsed
 from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
@@ -55,6 +55,26 @@ def rate(text: str) -> float:
 RATE = dict[str, Any](parser=parsed(rate), metavar="RATE")
 ConfirmTimeout = Annotated[
     float, typer.Option(rich_help_panel="Messages", help="Give up after this long without confirms", **TIME_LIMIT)
+]
+
+#: A steady flow of messages; see pipe/flow.py.
+Count = typer.Option(
+    "--count",
+    "-c",
+    "-n",
+    min=1,
+    help="Publish N messages, with places such as {n}",
+    rich_help_panel="Messages",
+    metavar="N",
+)
+Every = Annotated[
+    float | None,
+    typer.Option(
+        help="Publish a message this often, until Ctrl-C or --count", rich_help_panel="Messages", **TIME_LIMIT
+    ),
+]
+Jitter = Annotated[
+    float, typer.Option(help="Vary the times of --every by up to this much", rich_help_panel="Messages", **DURATION)
 ]
 
 
@@ -227,6 +247,9 @@ class MessageOptions:
             rich_help_panel="Messages",
         ),
     ] = None
+    count: Annotated[int | None, Count] = None
+    every: Every = None
+    jitter: Jitter = 0.0
     persistent: Annotated[
         bool,
         typer.Option("--persistent", help="Send persistent messages (delivery mode 2)", rich_help_panel="Messages"),
@@ -249,6 +272,11 @@ class MessageOptions:
     def is_stream(self) -> bool:
         """True if the input may contain several messages."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
+
+    @property
+    def is_repeated(self) -> bool:
+        """True if one message is published several times."""
+        return self.count is not None or self.every is not None or self.jitter > 0
 
 
 Words = Annotated[

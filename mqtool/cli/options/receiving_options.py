@@ -26,6 +26,11 @@ def _condition(text: str) -> Any:
     return parse(text)
 
 
+UntilEmpty = Annotated[
+    bool, typer.Option("--until-empty", help="Stop once no message is ready", rich_help_panel="Receiving")
+]
+
+
 #: --where; the value is a mqtool.where.Where.
 WhereOption = Annotated[
     Any | None,

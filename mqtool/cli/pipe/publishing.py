@@ -89,7 +89,7 @@ def publishing_channel(
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
-    if not options.is_stream and options.file is None:
+    if not options.is_stream and not options.is_repeated and options.file is None:
         print_as_script(asked.broker)
     access = access_to(asked.broker)
     # By default, the broker returns every unroutable message, and Outgoing decides which of them count as failed. A
@@ -154,8 +154,10 @@ class Outgoing:
         self.delayed: dict[str, Message] | None = None
         self._counts = dict.fromkeys(Confirmation, 0)
         self._unroutable = 0
-        self._is_one = not options.is_stream
-        self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
+        self._is_one = not (options.is_stream or options.is_repeated)
+        is_typed_in = options.is_stream and output.is_terminal(0) and options.file is None
+        self._is_piped = not self._is_one and not is_typed_in
+        self._is_endless = options.every is not None and options.count is None
         self._is_mandatory = options.mandatory
         self._channel = channel
         self._source = source
@@ -173,7 +175,8 @@ class Outgoing:
         Raises:
             NotConfirmed, SomeFailed: the broker confirmed none of the messages, or not all of them.
             BadData: the input is not valid, or cannot be read to its end.
-            SystemExit: a signal ended the input early; all messages read until then are confirmed.
+            SystemExit: a signal ended the input early; all messages read until then are confirmed. Not for
+                a flow without an end (--every), which only a signal ends.
         """
         try:
             self._report_each(receipts, _filled(line) if isinstance(line, str) else line)
@@ -192,7 +195,8 @@ class Outgoing:
             raise SomeFailed(f"{self._failed:,} of {_messages(self.total)} failed")
         if self._kept is not None and self._kept.continued:
             raise SomeFailed(f"still to be sent: {counted(self._kept.continued)} of an earlier run")
-        stopping.exit_if_requested()
+        if not self._is_endless:
+            stopping.exit_if_requested()
 
     @property
     def total(self) -> int:
@@ -222,7 +226,7 @@ class Outgoing:
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
             self._counts[Confirmation.CONFIRMED] += 1
-            self._unroutable += original(receipt.message) is receipt.message  # a delayed message is not routed yet
+            self._count_unroutable(receipt.message)
             self.is_unreceived = self._source.is_typed
             if not self._is_piped or current().verbose:
                 unreceived = "" if output.speaks_as_script() else ", no queue received it"
@@ -248,6 +252,15 @@ class Outgoing:
             to = self._channel.addressed(message)
             if to.exchange:  # a queue exists, or sending to it fails
                 delayed.setdefault(repr((to.exchange, to.routing_key, to.properties.get("headers"))), to)
+
+    def _count_unroutable(self, message: Message) -> None:
+        """Count a message that no queue has received. Say so at once for the first of many that are not shown."""
+        self._unroutable += (is_routed := original(message) is message)  # a delayed message is not routed yet
+        if is_routed and self._unroutable == 1 and self._is_piped and not current().verbose:
+            message = self._channel.addressed(message)
+            output.notice(
+                f"no queue received {_beginning(message)[0][:60]!r}, sent with the key {message.routing_key!r}"
+            )
 
     def _must_reach_a_queue(self, message: Message) -> bool:
         """Return True if an unroutable message counts as failed. By default, one sent to the default exchange does."""

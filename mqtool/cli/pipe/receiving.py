@@ -168,6 +168,7 @@ class Matching(NamedTuple):
     receiving: ReceivingOptions
     where: "Where | None"
     skips: bool = False
+    until_empty: bool = False
 
     def settings(self) -> Receiving:
         """Return the settings for consuming. Raises UsageError if --auto-ack would lose messages that do not match."""
@@ -214,6 +215,14 @@ class Matching(NamedTuple):
             return None
         return over_limit(channel, queue, PeekKind(How.IN_TURN, int(limit)))
 
+    def _ends_full(self, held: int) -> bool:
+        """Say that the prefetch limit is reached; return True if the command ends when no more messages arrive."""
+        output.warning(
+            f"{held:,} messages that do not match are held unacknowledged: the prefetch limit is reached, so no more "
+            "will arrive"
+        )
+        return self.until_empty
+
     def _chosen(
         self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Receiving, where: "Where"
     ) -> Iterator[Delivery]:
@@ -234,11 +243,8 @@ class Matching(NamedTuple):
                         return
                 elif not self.skips and not (over is not None and over.stays(delivery)):
                     held += 1
-                    if held == most:
-                        output.warning(
-                            f"{held:,} messages that do not match are held unacknowledged: the prefetch limit is "
-                            "reached, so no more will arrive"
-                        )
+                    if held == most and self._ends_full(held):
+                        return
         except TimedOut as error:  # its count includes messages that do not match
             raise TimedOut(f"timed out after {self.receiving.timeout:g} s, with {found:,} received") from error
         finally:

@@ -329,6 +329,24 @@ class InputInBatches(Input, InBatches):
         return super().rest(published, frame_max)
 
 
+class Repeated(Input):
+    """One message, published again and again. Nobody has written those that follow, so rest() leaves them out.
+
+    Args:
+        count: the number of messages; None for no end but a signal.
+    """
+
+    def __init__(self, read: Iterator[Message | None], count: int | None) -> None:
+        super().__init__(read, fraction=None if count is None else lambda: self._handed_out / count)
+
+    def __iter__(self) -> Iterator[Message | None]:
+        return _until_stopped(super().__iter__())
+
+    def rest(self, published: int, frame_max: int | None = None) -> Iterator[Message]:
+        self._read = iter(())
+        return super().rest(published, frame_max)
+
+
 def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
     while stopping.requested() is None:
         try:
@@ -359,33 +377,28 @@ def read_messages(
             opened.
     """
     words, options = asked.words, asked.options
-    if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
-        raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "use only one of them")
     said = _said(asked, default)
-    if said is not None and (options.is_stream or options.file):
-        raise UsageError(
-            f"the message {said!r} is on the command line, but an option reads messages from input",
-            "use either message words, or input with -l, -0, -D, --json or -f",
-        )
+    _check(options, said)
     asked.delays.check(mandatory=options.mandatory)
-    if options.trust_streams and not options.as_json:
-        raise UsageError("--trust-streams needs --json", "only an NDJSON line says that its message is from a stream")
-    if options.keep_broker_headers and not options.as_json:
-        raise UsageError("--keep-broker-headers needs --json", "only an NDJSON line has headers that a broker has set")
     making = _Making(asked, addressing, with_ids=with_ids)
     delimiter = _delimiter(options)
-    if said is not None:
-        return Input(iter(making.messages([os.fsencode(said)])), is_typed=True)
-    is_asked_for = options.is_stream or options.file is not None or bool(words)
-    if not is_asked_for and not has_input(STDIN):
+    body = None if said is None else os.fsencode(said)
+    if said is None and not options.is_stream and options.file is None and not words and not has_input(STDIN):
         if default is None:
             raise UsageError(
                 "there is no message: no words, and no input",
                 "write the message at the end of the command, or pipe it in; '' is an empty message",
             )
-        return Input(iter(making.messages([default])), is_typed=True)
+        body = default
+    if body is not None:
+        if options.is_repeated:
+            return making.repeated(body, options)
+        return Input(iter(making.messages([body])), is_typed=True)
     descriptor = opened(options.file)
     batches = _from_input(descriptor, options, delimiter, making, may_be_empty=bool(words))
+    if options.is_repeated:
+        one = next(batches, None)
+        return making.repeated(one[0].body, options) if one else Input(iter(()))
     if adapt is not None:
         batches = ([*map(adapt, batch)] for batch in batches)
     return InputInBatches(
@@ -407,6 +420,23 @@ def _said(asked: Publishing, default: bytes | None) -> str | None:
         if script.empty_text_is_missing and not first:
             return os.fsdecode(default)
     return " ".join(words)
+
+
+def _check(options: MessageOptions, said: str | None) -> None:
+    """Raise UsageError if options contradict each other or the message `said` on the command line."""
+    if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
+        raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "use only one of them")
+    if options.is_repeated and options.is_stream:
+        raise UsageError("--count and --every repeat one message", "leave out the option that reads several")
+    if said is not None and (options.is_stream or options.file):
+        raise UsageError(
+            f"the message {said!r} is on the command line, but an option reads messages from input",
+            "use either message words, or input with -l, -0, -D, --json or -f",
+        )
+    if options.trust_streams and not options.as_json:
+        raise UsageError("--trust-streams needs --json", "only an NDJSON line says that its message is from a stream")
+    if options.keep_broker_headers and not options.as_json:
+        raise UsageError("--keep-broker-headers needs --json", "only an NDJSON line has headers that a broker has set")
 
 
 def _check_size(size: int) -> None:
@@ -494,6 +524,8 @@ class _Making:
         self._keeps_queue_headers = options.keep_broker_headers
         is_addressed = None not in addressing
         self._streams = StreamNotice(is_wanted=not (options.trust_streams or is_addressed))
+        if options.is_repeated:
+            self._places = [name for name in self._places if name not in ("n", "time", "uuid")]
         if self._pattern is None and self._places and options.is_stream and not options.as_json:
             raise UsageError(
                 f"the routing key contains {{{self._places[0]}}}, but --key-pattern is missing",
@@ -529,6 +561,26 @@ class _Making:
             for message in messages:
                 message.routing_key = self._key(message.body)
         return messages
+
+    def repeated(self, body: bytes, options: MessageOptions) -> Repeated:
+        """Return messages that are made from this text and the routing key when they are due; see flow.py."""
+        from mqtool.cli.pipe import flow
+
+        text, key = os.fsdecode(body), self._routing_key
+        places = flow.Places(text, key or "")
+        due = flow.numbers(options.count, options.every, options.jitter)
+
+        def made() -> Iterator[Message | None]:
+            for number in due:
+                if number is None:
+                    yield None
+                    continue
+                filled = places.filling(number)
+                self._routing_key = None if key is None else filled(key)
+                yield from self.messages([os.fsencode(filled(text))])
+            self.report_unmatched()
+
+        return Repeated(made(), options.count)
 
     def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[list[Message]]:
         from mqtool import ndjson
@@ -592,11 +644,14 @@ class _Making:
         groups = match.groupdict() if match else {}
         if match is None:
             self._unmatched += 1
+            if self._unmatched == 1:
+                line = body[:60].decode("utf-8", "replace")
+                output.warning(f"--key-pattern does not match {line!r}: sent with {UNKNOWN!r} in the key")
         key = re.sub(_PLACE, lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
         return key.encode()[:255].decode("utf-8", "ignore")
 
     def report_unmatched(self) -> None:
-        if self._unmatched:
+        if self._unmatched > 1:
             output.warning(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
 
 

@@ -4,13 +4,15 @@ from contextlib import suppress
 from math import inf
 from typing import NamedTuple
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.administration import ready_after_deliveries
 from mqtool.amqp.consume_policies import ASSUMED_LIMIT
-from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
 from mqtool.cli.display import output
-from mqtool.errors import AccessRefused, Unavailable
+from mqtool.errors import AccessRefused, NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.spelling import pasteable
+from mqtool.topology import Queue
 from mqtool.work import peeking
 from mqtool.work.peeking import How, OverLimit, PeekKind
 
@@ -60,6 +62,21 @@ def delivery_limit(access: Access, channel: Channel, queue: str, *, requeues: bo
             "--prefetch N takes more at a time"
         )
     return 0 if must_stay else min(limit, ASSUMED_LIMIT)
+
+
+def until_empty(settings: Receiving, access: Access, channel: ChannelOrSession, queue: Queue) -> Receiving:
+    """Return settings that stop consuming once a queue has no ready messages.
+
+    Raises:
+        UsageError: the queue is a stream, whose messages stay.
+    """
+    is_stream = queue.arguments.get("x-queue-type") == "stream"
+    if isinstance(channel, Channel):
+        with suppress(NotFound):  # a queue that will be declared
+            is_stream = kind_of(access, channel, queue.name, HINT_PATIENCE).how is How.STREAM
+    if is_stream:
+        raise UsageError(f"{queue.name!r} is a stream, which never becomes empty", "use --idle-timeout or --count")
+    return settings._replace(is_finished=lambda: not ready_after_deliveries(channel, queue.name))
 
 
 class Leaving(NamedTuple):
