@@ -76,10 +76,11 @@ _LOOKS_AT = {
     "policies": "policies",
     "clients": "other users' clients",
     "features": "deprecated features",
+    "deprecated": "deprecated features",
     "messages": "messages",
 }
 #: Checks that say nothing about whether the broker works, and need more rights than users have who only monitor it.
-_OPTIONAL = ("links", "readers", "permissions", "guest")
+_OPTIONAL = ("links", "readers", "deprecated", "permissions", "guest")
 
 
 @dataclass(frozen=True, slots=True)

@@ -785,9 +785,10 @@ def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_na
     assert rates == [["in/s", "out/s", "ack/s"], [], []]
 
 
-def test_doctor_and_list_show_terminated_shovels_and_federation_links(lonely_shell: Shell) -> None:
+def test_doctor_and_list_show_what_stopped_and_what_is_deprecated(lonely_shell: Shell) -> None:
     """`doctor` reports shovels that are terminated and federation links that do not work, with the broker's reason but
-    without passwords, and `list` shows them. The answers are those of RabbitMQ 4.3.6.
+    without passwords, and deprecated features that are in use. `list` shows all of these. The answers are those of
+    RabbitMQ 4.3.6.
     """
     shovels = [
         {"name": "dead", "vhost": "/", "type": "dynamic", "state": "terminated", "reason": '"failed to connect"'},
@@ -801,19 +802,22 @@ def test_doctor_and_list_show_terminated_shovels_and_federation_links(lonely_she
     parameters = [{"vhost": "/", "component": "shovel", "name": "dead", "value": {"src-uri": "amqp://ann:s3cr3t@a"}}]
     overview = {"rabbitmq_version": "4.3.6", "listeners": []}
     bodies = {"shovels": shovels, "federation-links": links, "parameters": parameters, "overview": overview}
+    bodies |= {"deprecated-features": [{"name": "global_qos", "state": "permitted", "doc_url": "https://a"}]}
     with serving(bodies) as (url, _):
-        broker = ("--management", url, "-u", "amqp://127.0.0.1:1", "--vhost", "/")
+        broker = ("--management", url, "-u", "amqp://127.0.0.1:1")
         looked = lonely_shell.run("mqtool", "doctor", "--between", "10ms", "--json", *broker)
         found = {each["thing"]: each["what"] for each in map(json.loads, looked.stdout.splitlines())}
         listed = {
             kind: lonely_shell.run("mqtool", "list", kind, *broker).stdout
-            for kind in ("shovels", "federation", "parameters")
+            for kind in ("shovels", "federation", "parameters", "deprecated")
         }
         uris = lonely_shell.run("mqtool", "list", "shovels", "name", "src_uri", *broker).stdout
     assert found == {
         "shovel 'dead'": "is terminated: failed to connect",
         "federation link of queue 'q' to upstream 'up'": "does not work: cannot open amqp://ann@b",
+        "feature 'global_qos'": "is in use and deprecated, and a later RabbitMQ refuses it",
     }
+    assert listed["deprecated"].startswith("global_qos\tpermitted\ttrue\t")
     assert listed["shovels"].startswith("dead\tdynamic\tterminated\t")
     assert listed["federation"].splitlines()[0] == "up\tqueue\t\tq\terror\tcannot open amqp://ann@b"
     assert listed["parameters"] == 'shovel\tdead\t{"src-uri":"amqp://ann@a"}\n'

@@ -315,6 +315,8 @@ def _findings(
 
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
     yield from _tried("links", diagnosis.of_links(api, vhost), unchecked)
+    if vhost is None:  # the broker does not say in which virtual host a feature is used
+        yield from _tried("deprecated", connected_clients.deprecated_features(api), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
     yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)
