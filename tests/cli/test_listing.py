@@ -223,7 +223,9 @@ def test_a_table_on_a_terminal_escapes_names_and_fits_into_80_columns(shell: She
 
 @on_any_broker
 def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> None:
-    """If a column is mistyped, `list queues` exits with 2 and suggests the column with the most similar name."""
+    """If a column is mistyped, `list queues` exits with 2 and suggests the column with the most similar name. If
+    names of queues are given in place of columns, it suggests --queue.
+    """
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
@@ -233,6 +235,11 @@ def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> N
         wrong = shell.run("mqtool", "list", "queues", *words)
         assert (wrong.stdout, wrong.code) == ("", 2)
         assert "did you mean 'messages_ready'?" in wrong.stderr
+    names = shell.run("mqtool", "list", "queues", "work", "dead").stderr
+    assert (
+        "queues have no column 'work'\nhint: to list only these queues: mqtool list queues --queue=work --queue=dea"
+        in names
+    )
 
 
 @on_any_broker

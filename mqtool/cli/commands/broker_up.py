@@ -23,6 +23,7 @@ from mqtool.cli.chosen_broker import choose, is_same_node, read_password
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
+from mqtool.cli.display.progress import working
 from mqtool.cli.options import BrokerOptions
 from mqtool.errors import NothingAnswers, Unavailable, UsageError
 from mqtool.spelling import pasteable
@@ -133,7 +134,8 @@ def up(
 
             starter.stay(wanted, when_up)
             return
-        started = _start(starter, wanted, foreground=foreground)
+        with working(f"starting {starter.describe}"):
+            started = _start(starter, wanted, foreground=foreground)
     _say_new(started)
     if foreground:
         _stay(started)
@@ -402,7 +404,8 @@ def restart(name: Name = DEFAULT_NAME) -> None:
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
         ports.keep(started)
-        with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
-            started = starter.restart(started)
-        started = _ready(started)
+        with working(f"restarting {starter.describe}"):
+            with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
+                started = starter.restart(started)
+            started = _ready(started)
     _say_up(started, f"{starter.describe} is up again")

@@ -14,7 +14,6 @@ from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, Yes
-from mqtool.cli.options.queue_options import queue_option
 from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.spelling import counted
@@ -35,10 +34,15 @@ def close(
     of_user: Annotated[
         str | None, typer.Option(metavar="USER", help="Close all of a user's", autocompletion=names_of("users"))
     ] = None,
-    queue: Annotated[str | None, queue_option("Close those that consume from a queue")] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue", "-q", metavar="QUEUE", help="Close those that consume from it", autocompletion=names_of("queues")
+        ),
+    ] = None,
     yes: Yes = False,
 ) -> None:
-    """Close a connection, those of a user, or those that consume from a queue.
+    """Close connections: by name, of a user, or of a queue's consumers.
 
     Most clients connect again. Only an administrator may close the connections of other users.
     """

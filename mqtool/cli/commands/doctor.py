@@ -83,7 +83,7 @@ def doctor(
     ] = 0,
     traffic: Annotated[
         str | None,
-        typer.Option(metavar="QUEUE|EXCHANGE", help="Also check copies of the messages that pass, as tap copies them"),
+        typer.Option(metavar="QUEUE|EXCHANGE", help="Also check the messages that pass, from copies of them"),
     ] = None,
     watched_for: Annotated[float, typer.Option("--for", help="How long to watch --traffic", **TIME_LIMIT)] = 30.0,
     count: Annotated[

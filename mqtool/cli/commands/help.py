@@ -68,7 +68,7 @@ def _found(words: list[str]) -> Any:
         before = words[:number]
         below = getattr(found, "commands", {})
         if word not in below:
-            names = [*below, *(TOPICS if not before else ())]
+            names = dict.fromkeys([*below, *(TOPICS if not before else ())])
             meant = meant_by(word, " ".join(["help", *before]), names) or meant_by(word, " ".join(before), ())
             hint = f"'mqtool help' lists the commands; topics: {', '.join(TOPICS)}"
             if meant not in ([], ["help"]):

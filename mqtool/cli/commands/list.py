@@ -119,7 +119,8 @@ class View:
         hidden = [*(name.removeprefix("-") for name in self._order), *(self._where.fields if self._where else ())]
         hidden += ["name"] * bool(self._only) + [*self._name_columns]
         self._fetched = {*self.columns, *hidden}
-        listing.check(self._fetched)
+        listing.check(self.columns, f"--{listing.things[:-1]}" if listing.things in _BY_AMQP else "")
+        listing.check(hidden)
         self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
         if self._counts:
             self._fetched |= {"name", "vhost", "type", *COUNTS}
