@@ -71,10 +71,10 @@ def _port(about: str, lowest: int = 1) -> Any:
     },
 )
 def up(
-    options: BrokerOptions,
+    *,
     kind: Annotated[BrokerKind, typer.Option(help="Kind of broker")] = BrokerKind.AUTO,
-    name: Name = DEFAULT_NAME,
     port: Annotated[int | None, _port("AMQP port")] = None,
+    name: Name = DEFAULT_NAME,
     management_port: Annotated[int | None, _port("Port of the management API")] = None,
     stream_port: Annotated[int | None, _port("Port of the stream protocol (not with --cluster)")] = None,
     data_dir: Annotated[
@@ -97,6 +97,7 @@ def up(
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker emulates")] = None,
     definitions: DefinitionsOption = None,
+    options: BrokerOptions,
 ) -> None:
     """Start a broker, unless one is already reachable."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
