@@ -131,8 +131,8 @@ def test_no_hint_suggests_a_harmful_command_for_a_word_that_only_resembles_it(
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
     """Of about 170 words that other tools use, such as `prune`, only five get a hint to use a command that changes or
     consumes something: `clean`, `clone`, `delay`, `more` and `tag`. Each of these differs in only one letter from the
-    name or a synonym of the command in the hint, and so looks like a typing error. For example, the hint for `policy clean`
-    is `policy clear`.
+    name or a synonym of the command in the hint, and so looks like a typing error. For example, the hint for
+    `policy clean` is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
