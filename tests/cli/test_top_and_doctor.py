@@ -167,8 +167,12 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     wait_until(is_found, "the queue in which nothing moves")
     assert found["thing"] == "queue 'task_queue'"
     assert found["what"] == "has 2 messages waiting, and nothing moves: a long task, or a forgotten basic.ack"
-    row = watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")
-    assert (row[0], row[-1]) == ("task_queue", "nothing moves?")
+
+    def row() -> list[str]:
+        return watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")
+
+    wait_until(lambda: row()[-1] == "nothing moves?", lambda: f"the warning: {row()}")
+    assert row()[0] == "task_queue"
 
 
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:

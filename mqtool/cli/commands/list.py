@@ -218,8 +218,10 @@ class View:
         asked = []
         for row in rows:
             if row["vhost"] != self._access.vhost or row["type"] == "stream":
-                if row["type"] != "classic":
-                    self._age = "counts of streams and of other vhosts can be up to 5 s old"
+                if row["type"] == "stream":
+                    self._age = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+                elif row["type"] != "classic":
+                    self._age = self._age or "counts of other vhosts can be up to 5 s old"
             elif row["type"] != "classic" or "consumers" in self._fetched:
                 asked.append(row)
         if not asked:
