@@ -6,7 +6,7 @@ docs/reference/changed-messages.md says how each rule was measured.
 import decimal
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mqtool.amqp.basic_frames import Properties
 from mqtool.codecs.field_tables import Int64L
@@ -18,9 +18,9 @@ from mqtool.inspection.upgrade import V4_0, V4_3, UpgradeChange, Version
 from mqtool.message import COPIES, Delivery
 from mqtool.spelling import counted
 
-_LARGEST = 16 << 20
-_HIGHEST = 31
-_NO_PRIORITY = "no-priority"
+_Key = TypeVar("_Key")
+#: The largest message, in bytes, and the highest priority of quorum queues.
+_LARGEST, _HIGHEST = 16 << 20, 31
 
 
 class Passing(NamedTuple):
@@ -95,11 +95,6 @@ def _above(passing: Passing) -> str | None:
     return f"priority {priority} to {queue!r}" if queue is not None and priority > _HIGHEST else None
 
 
-def _without_priority(passing: Passing) -> str | None:
-    queue = next(passing.queues(queue_type="quorum"), None)
-    return None if queue is None or passing.message.properties.get("priority") is not None else f"to {queue!r}"
-
-
 def _large(passing: Passing) -> str | None:
     size = len(passing.message.body)
     return counted(size, "byte") if size > _LARGEST else None
@@ -117,7 +112,8 @@ def _sent_back(passing: Passing) -> str | None:
     queue = passing.definitions.queues.get(str(latest.get("queue")))
     if queue is None or queue.arguments.get("x-dead-letter-exchange") == passing.message.exchange:
         return None
-    return f"count {latest.get('count')!r} of queue {queue.name!r}"
+    count = latest.get("count")
+    return f"count {count if isinstance(count, int) else '?'} of queue {queue.name!r}"
 
 
 def _mqtt(passing: Passing) -> str | None:
@@ -178,13 +174,6 @@ RULES = (
         _above,
     ),
     TrafficRule(
-        _NO_PRIORITY,
-        V4_3,
-        "without a priority to quorum queues that also get messages with one: RabbitMQ 4.3 treats it as 4",
-        "give each message a priority, or none",
-        _without_priority,
-    ),
-    TrafficRule(
         "copies",
         V4_0,
         "with a CC header to queues with a dead-letter routing key: from RabbitMQ 4.0 on, dead letters keep CC",
@@ -227,6 +216,14 @@ RULES = (
         _not_in_amqp10,
     ),
 )
+#: About several messages: Traffic applies it.
+_NO_PRIORITY = TrafficRule(
+    "no-priority",
+    V4_3,
+    "without a priority to a quorum queue that also gets messages with one: RabbitMQ 4.3 treats them as of priority 4",
+    "give each message a priority, or none",
+    lambda _: None,
+)
 
 
 class Traffic:
@@ -241,7 +238,10 @@ class Traffic:
         self._thing, self._vhost = thing, vhost
         self._definitions, self._router = definitions, Router(definitions)
         self._exchange, self._key = exchange, key
-        self._found: dict[str, tuple[int, str]] = {}
+        self._found: dict[TrafficRule, tuple[int, str]] = {}
+        #: The quorum queues that get messages with a priority, and those that get some without: how many, and one.
+        self._prioritized: set[str] = set()
+        self._others: dict[str, tuple[int, str]] = {}
 
     def add(self, message: Delivery) -> None:
         """Apply the rules to a message."""
@@ -252,18 +252,29 @@ class Traffic:
         except BadData:  # a bad x-delay, which the broker treats as none
             route = None
         passing = Passing(message, route, self._definitions)
+        where = f"routing key {message.routing_key!r}"
         for rule in RULES:
             if (part := rule.applies(passing)) is not None:
-                count, example = self._found.get(rule.check, (0, f"routing key {message.routing_key!r}, {part}"))
-                self._found[rule.check] = count + 1, example
+                _count(self._found, rule, f"{where}, {part}")
+        for queue in passing.queues(queue_type="quorum"):
+            if message.properties.get("priority") is None:
+                _count(self._others, queue, f"{where}, to {queue!r}")
+            else:
+                self._prioritized.add(queue)
 
     def findings(self, present: Version, wanted: Version) -> Iterator[Finding]:
         """Yield a finding for each rule that applies to a message, and to an upgrade between these versions."""
-        has_priorities = not self._found.keys().isdisjoint({"message-priority", "priority-limit"})
-        for rule in RULES:
-            if rule.check in self._found and (rule.check != _NO_PRIORITY or has_priorities):
-                count, example = self._found[rule.check]
-                what = f"gets messages {rule.what} ({count:,} of {self.count:,}; for example {example})"
-                change = UpgradeChange(rule.since, Finding(rule.check, self._thing, what, rule.hint, self._vhost))
-                if present < change.since and change.concerns(wanted):
-                    yield change.finding
+        found = dict(self._found)
+        if mixed := sorted(self._prioritized & self._others.keys()):
+            found[_NO_PRIORITY] = self._others[mixed[0]]
+        for rule, (count, example) in found.items():
+            what = f"gets messages {rule.what} ({count:,} of {self.count:,}; for example {example})"
+            change = UpgradeChange(rule.since, Finding(rule.check, self._thing, what, rule.hint, self._vhost))
+            if present < change.since and change.concerns(wanted):
+                yield change.finding
+
+
+def _count(found: dict[_Key, tuple[int, str]], key: _Key, example: str) -> None:
+    """Count one more for a key, and keep its first example."""
+    count, first = found.get(key, (0, example))
+    found[key] = count + 1, first

@@ -464,7 +464,7 @@ HARMLESS: list[tuple[str, pika.BasicProperties]] = [
     ("plain", RawHeaders(("id", Int64(1 << 40)), ("n", Int8(5)), ("x", 1.5))),
     ("plain", RawHeaders(("a", None), ("b", True), ("c", "text"))),
     ("plain", pika.BasicProperties(priority=200)),
-    ("quorum", pika.BasicProperties()),
+    ("quorum", pika.BasicProperties(content_type="text/plain")),
     ("plain", RawHeaders(("CC", ["plain"]))),
     ("work", RawHeaders(("BCC", ["plain"]))),
     ("plain", RawHeaders(("x-list", [1, 2]), ("x-table", {"z": 1, "a": 2}))),

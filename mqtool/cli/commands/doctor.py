@@ -261,14 +261,18 @@ def _of_traffic(access: Access, name: str, seconds: float, count: int | None, wa
     """Check copies of the messages that pass through a queue or an exchange, as `mqtool tap` copies them."""
     api, vhost = access.management(), access.vhost
     present = upgrade.running(api)
-    found = definitions.read(api, vhost)
+    found, hint = definitions.read(api, vhost), "name an exchange, or look into the queues with --peek 10"
     if name in found.queues:
         try:
             bound = taps.like_queue(api, vhost, name)
         except UsageError as error:  # its hint is one for `mqtool tap`
-            hint = "name an exchange, or look into the queues with --peek 10"
             raise UsageError(str(error), hint) from error
+        bound = bound._replace(notes=(f"not checked: messages that reach {name!r} through the default exchange",))
         seen = Traffic(f"queue {name!r}", vhost, found, "", name)
+    elif name in ("", "amq.default"):
+        raise UsageError("no copies can be made of messages to the default exchange", hint)
+    elif name not in found.exchanges:
+        raise NotFound(f"there is no queue or exchange {name!r} in vhost {vhost!r}", "'mqtool topology' shows them")
     else:
         bound = taps.to_exchange(lambda: api, vhost, name, (), {})
         seen = Traffic(f"exchange {name!r}", vhost, found, name, None)
