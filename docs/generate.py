@@ -1,6 +1,7 @@
 """Writes the pages of docs/reference that describe commands, dialects and the Python interface: make docs.
 
-Also writes docs/mqtool.1, mqtool/cli/help/index.py and the table of scripts in docs/how-to/older-tutorials.md.
+Also writes docs/mqtool.1, index.py and tutorials.txt in mqtool/cli/help, and the table of scripts in
+docs/how-to/older-tutorials.md.
 """
 
 import functools
@@ -14,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mqtool import __version__
+from mqtool import __version__, plays
 from mqtool.cli.commands import whole_tree
 from mqtool.cli.help.description import CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.help_topics import TOPICS, topic_text
 from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.cli.help.overview import overview
 from mqtool.topology import Exchange, Stream
+from mqtool.tutorials import pages as tutorial_pages
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, DialectLines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from tests.cli import tutorial_comparisons
@@ -34,6 +36,8 @@ PYTHON = _REFERENCE / "python.md"
 MANUAL = Path(__file__).parent / "mqtool.1"
 OLDER_TUTORIALS = Path(__file__).parent / "how-to" / "older-tutorials.md"
 INDEX = Path(__file__).parents[1] / "mqtool" / "cli" / "help" / "index.py"
+#: The rows of `tutorial list`.
+TUTORIAL_ROWS = INDEX.with_name("tutorials.txt")
 
 
 @functools.cache
@@ -128,6 +132,22 @@ def index() -> str:
         "}",
     ]
     return "\n".join(rows) + "\n"
+
+
+def tutorials() -> str:
+    """Return the rows of `tutorial list`, separated by tabs: number, name, title, summary, and if there is a page."""
+
+    def row(name: str) -> Iterator[str]:
+        yield str(tutorial_pages.NUMBERED.index(name) + 1) if name in tutorial_pages.NUMBERED else ""
+        yield name
+        if name in tutorial_pages.NAMES:
+            page = tutorial_pages.page(name)
+            yield from (page.title, page.summary.removesuffix("."), "page")
+        else:
+            play = plays.PLAYS[name]
+            yield from (play.title, f"{play.story[0].lower()}{play.story[1:]}".removesuffix("."), "")
+
+    return "".join("\t".join(row(name)) + "\n" for name in plays.PLAYS)
 
 
 #: The topics of `mqtool help` that are on the page of notation, with the name of each one's heading.
@@ -387,6 +407,7 @@ if __name__ == "__main__":
     COMMAND_PAGES.mkdir(exist_ok=True)
     pages = reference() | {
         INDEX: index(),
+        TUTORIAL_ROWS: tutorials(),
         DIALECTS: dialects(),
         NOTATION: notation(),
         OLDER_TUTORIALS: tutorial_comparisons.page(OLDER_TUTORIALS.read_text()),

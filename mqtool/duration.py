@@ -63,7 +63,7 @@ class Backoff(NamedTuple):
     """
 
     first: float = 0.25
-    factor: float = 2.0
+    factor: float = 2.5
     longest: float = 15.0
     attempts: int | None = None
 
@@ -76,3 +76,8 @@ class Backoff(NamedTuple):
             yield delay * random.uniform(0.5, 1.0)
             delay = min(delay * self.factor, self.longest)
             attempt += 1
+
+
+def is_news(attempt: int, why: str, before: str) -> bool:
+    """True if a failed attempt to reconnect is worth a notice: the first of several with this reason, or each fifth."""
+    return why != before or attempt % 5 == 0

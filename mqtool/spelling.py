@@ -115,8 +115,13 @@ def as_text(value: Any) -> str:
 
 
 def in_time(count: int, seconds: float) -> str:
-    """Return a duration and a rate: "2.0 s (1,500/s)". A rate below 10/s has a decimal; one below 0.1/s is left out."""
-    rate = count / max(seconds, 0.001)
+    """Return a duration and a rate: "2.0 s (1,500/s)". A rate below 10/s has a decimal.
+
+    The rate is left out if it is below 0.1/s, or if the time is too short to measure it.
+    """
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    rate = count / seconds
     return f"{seconds:.1f} s" + (f" ({rate:,.{int(rate < 10)}f}/s)" if rate >= 0.1 else "")
 
 

@@ -20,6 +20,7 @@ from mqtool.codecs.field_tables import (
     decode_short_string,
     encode_property,
     encode_short_string,
+    header_names,
     header_size,
     largest_payload,
 )
@@ -217,6 +218,10 @@ class Properties(Mapping[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:
         return self._by_name().items()
+
+    def sent_headers(self) -> list[str]:
+        """Return the names of the headers in the order in which they were sent, with duplicates."""
+        return header_names(self._encoded)
 
     def _by_name(self) -> dict[str, Any]:
         if self._decoded is None:
@@ -463,7 +468,7 @@ def delivery_from(
     method: spec.Basic.Deliver | spec.Basic.GetOk, content: spec.BasicProperties, body: bytes, queue: str, epoch: int
 ) -> Delivery:
     """Convert a delivery that pika has received to a Delivery."""
-    properties = properties_of(content)
+    properties = Properties(content.headers[_ENCODED])
     tag = method.delivery_tag
     return Delivery(body, method.exchange, method.routing_key, queue, method.redelivered, properties, tag, epoch)
 

@@ -22,7 +22,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.io_thread import Answer, IoThread
 from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, failure_of, received_at
-from mqtool.duration import Backoff
+from mqtool.duration import Backoff, is_news
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import CONFIRM_TIMEOUT
 from mqtool.silence import Silence
@@ -370,6 +370,7 @@ class Connection:
         self.notice(f"lost the connection to {where}: {why}")
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(backoff.delays(), 1), False
+        said = ""
         for attempt, delay in self._attempts:
             if self._is_over_within(delay):
                 return
@@ -380,7 +381,9 @@ class Connection:
                         return
                 self._set_up_again()
             except (Unavailable, exceptions.AMQPError) as failure:
-                self.notice(f"attempt {attempt} to reconnect failed: {pika_errors.in_words(failure)}")
+                if is_news(attempt, words := pika_errors.in_words(failure), said):
+                    self.notice(f"attempt {attempt} to reconnect failed: {words}")
+                said = words
             except MqtoolError as failure:
                 self._fail(failure)
                 return

@@ -16,6 +16,7 @@ from mqtool.address import connection_name
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp10.refusals import CRASHED, ClosedByBroker, Lost, crashed, too_old
 from mqtool.amqp10.transport import Transport
+from mqtool.duration import is_news
 from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 from mqtool.silence import Silence
 
@@ -295,6 +296,7 @@ class ReopeningTransport:
         may_log_in = not _is_of_deleted_vhost(error)
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
+        said = ""
         for attempt, delay in self._attempts:
             if self._closing.wait(delay):
                 return False
@@ -307,7 +309,9 @@ class ReopeningTransport:
                 if (final := _final(failure)) is not None:
                     self._fail(final)
                     return False
-                self._notice(f"attempt {attempt} to reconnect failed: {_in_words(failure)}")
+                if is_news(attempt, why := _in_words(failure), said):
+                    self._notice(f"attempt {attempt} to reconnect failed: {why}")
+                said = why
             else:
                 self._opened_at = time.monotonic()
                 self._notice(f"connected again to {self._addresses[0]} after {self._opened_at - lost_at:.1f} s")

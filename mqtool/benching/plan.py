@@ -78,7 +78,7 @@ class BenchPlan:
         self._check_kind()
         self._check_protocol()
         if self.duration is None and self.messages is None:
-            raise UsageError("the run would never end", "give --duration or --messages")
+            raise UsageError("the run would never end", "give --duration or --count")
         if self.duration is not None and self.warm_up >= self.duration:
             raise UsageError("the warm-up takes the whole run", "make --warm-up shorter than --duration")
         if 0 < self.prefetch < self.acknowledge:

@@ -48,6 +48,7 @@ def show_all(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 HelpAll = Annotated[bool, typer.Option("--help-all", is_eager=True, callback=show_all, help="Show all options")]
 
 

@@ -38,7 +38,7 @@ OTHER_OPTIONS = (
     ("--tls", "--tls-ca", _TLS),
     ("--cacert", "--tls-ca", _TLS),
     ("--declare", "", "'mqtool queue declare NAME' declares a queue"),
-    *((limit, "--count", "--count N") for limit in ("--limit", "--max", "--max-messages", "--num")),
+    *((limit, "--count", "--count N") for limit in ("--messages", "--limit", "--max", "--max-messages", "--num")),
     *((key, "--routing-key", "") for key in ("--key", "-k", "--topic")),
     *((key, "--key-pattern", _KEY_TO_EMIT) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
     *((key, "--auto-ack", _BY_KEY) for key in ("--key", "-k", "--topic", "--routing-key", "-r")),
@@ -95,6 +95,11 @@ _ARGUMENTS = {
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
     """Convert typer's usage error to a sentence and a hint."""
+    what, hint = _explained(error)
+    return re.sub(r"^Invalid value for '(.+?)'(?: / '[^']+')*: ", r"\1: ", what), hint
+
+
+def _explained(error: typer.TyperException) -> tuple[str, str | None]:
     context: Any = current().parsing
     facts: Any = getattr(context and context.command, "callback", None)
     path = context.command_path if context else "mqtool"

@@ -429,6 +429,25 @@ def sorted_table(table: bytes, added: bytes = _NONE, *, unique: bool) -> bytes:
     return table if encoded == table else encoded
 
 
+def header_names(properties: bytes) -> list[str]:
+    """Return the names of a message's headers in the order in which they were sent, with duplicates.
+
+    Args:
+        properties: the message's flags and properties. If they are damaged, the list is empty.
+    """
+    try:
+        (flags,), position = struct.unpack_from(">H", properties), 2
+        for number in range(PROPERTIES.index("headers")):
+            if flags & 1 << (15 - number):
+                _, position = decode_short_string(properties, position)
+        if not flags & 1 << (15 - PROPERTIES.index("headers")):
+            return []
+        table = properties[position : position + 4 + _SIZE.unpack_from(properties, position)[0]]
+        return [name.decode("utf-8", "surrogateescape") for name, _ in _encoded_fields(table)]
+    except (ValueError, struct.error, IndexError):
+        return []
+
+
 def _encoded_fields(table: bytes) -> list[tuple[bytes, bytes]]:
     """Return the names of a table with the encoded fields, in the types that RabbitMQ writes."""
     fields, position, end = [], 4, len(table)

@@ -106,8 +106,11 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
         raise AccessRefused(what, hint)
 
 
-def deprecated_features(api: Management, wanted: Version) -> Iterator[Finding]:
-    """Find deprecated features that are in use, and that version `wanted` refuses. Only an administrator may list them.
+def deprecated_features(api: Management, wanted: Version | None = None) -> Iterator[Finding]:
+    """Find deprecated features that are in use. Only an administrator may list them.
+
+    Args:
+        wanted: find only features that this version refuses, and that no other check finds.
 
     Raises:
         AccessRefused: the user is not an administrator.
@@ -116,8 +119,10 @@ def deprecated_features(api: Management, wanted: Version) -> Iterator[Finding]:
     if present < V3_13:  # it has no such list
         return
     for feature in api.items("deprecated-features/used"):
-        if present < _DEPRECATED.get(feature["name"], present) <= wanted:
-            what = f"is in use and deprecated, and RabbitMQ {_DEPRECATED[feature['name']]} refuses it"
+        refusing = _DEPRECATED.get(feature["name"], present)
+        if wanted is None or present < refusing <= wanted:
+            who = "a later RabbitMQ" if wanted is None else f"RabbitMQ {refusing}"
+            what = f"is in use and deprecated, and {who} refuses it"
             hint = feature.get("doc_url") or "https://www.rabbitmq.com/release-information/deprecated-features-list"
             yield Finding("deprecated-feature", f"feature {feature['name']!r}", what, hint)
 

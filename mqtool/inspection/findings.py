@@ -19,6 +19,8 @@ _WORST_FIRST = (
     *("permission", "left-over", "firehose"),
     *("small-frames", "amqp10-address", "transient-consumer", "global-prefetch"),
     *("delayed-exchange", "transient", "queue-argument", "queue-type", "binding-key", "policy-setting", "mirrored"),
+    *("message-size", "duplicate-header", "message-priority", "priority-limit", "no-priority", "copies"),
+    *("message-expiration", "mqtt-header", "integer-type", "header-order", "amqp10-header"),
     *("deprecated-feature", "delivery-count", "delivery-limit", "x-death", "lazy"),
 )
 #: The maximum number of findings of the same problem to describe one by one.
@@ -74,10 +76,11 @@ _LOOKS_AT = {
     "policies": "policies",
     "clients": "other users' clients",
     "features": "deprecated features",
+    "deprecated": "deprecated features",
     "messages": "messages",
 }
 #: Checks that say nothing about whether the broker works, and need more rights than users have who only monitor it.
-_OPTIONAL = ("links", "readers", "permissions", "guest")
+_OPTIONAL = ("links", "readers", "deprecated", "permissions", "guest")
 
 
 @dataclass(frozen=True, slots=True)

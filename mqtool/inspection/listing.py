@@ -15,7 +15,7 @@ from mqtool.address import hide_passwords
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.management.queue_contents import uncounted
-from mqtool.spelling import as_text, did_you_mean, pasteable
+from mqtool.spelling import as_text, did_you_mean, pasteable, quoted
 
 Row = dict[str, Any]
 #: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
@@ -39,15 +39,22 @@ class Listing:
     source: ListingSource
     of_vhost: bool = True
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check the names of columns; raise UsageError, with the nearest name as a hint, if one is unknown."""
-        for name in names:
-            if name not in self.columns:
-                columns = f"columns: {', '.join(sorted(self.columns))}"
-                hint = did_you_mean(name, self.columns, columns)
-                if "," in name:
-                    hint = f"separate columns with spaces: {name.replace(',', ' ')}"
-                raise UsageError(f"{self.things} have no column {name!r}", hint)
+    def check(self, names: Iterable[str], by_name: str = "") -> None:
+        """Check the names of columns; raise UsageError, with the nearest name as a hint, if one is unknown.
+
+        Args:
+            by_name: the option that lists only the objects with a name, such as "--queue", if there is one.
+        """
+        if not (unknown := [name for name in names if name not in self.columns]):
+            return
+        hint = f"columns: {', '.join(sorted(self.columns))}"
+        if by_name:
+            named = " ".join(f"{by_name}={quoted(name)}" for name in unknown)
+            only = pasteable(f"list {self.things} {named}")
+            hint = f"to list only these {self.things}: {only}; 'mqtool list {self.things} --help' names the columns"
+        if "," in unknown[0]:
+            hint = f"separate columns with spaces: {unknown[0].replace(',', ' ')}"
+        raise UsageError(f"{self.things} have no column {unknown[0]!r}", did_you_mean(unknown[0], self.columns, hint))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield rows with these columns. Values that the broker does not report are None."""

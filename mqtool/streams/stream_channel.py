@@ -13,6 +13,7 @@ from typing import Self
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Receiving
 from mqtool.amqp.administration import check_lines
 from mqtool.codecs.sections import encode, for_old_streams
+from mqtool.duration import is_news
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
@@ -282,6 +283,7 @@ class StreamChannel:
         self.notice(f"lost the connection to {at}: {words}")
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(self._backoff.delays(), 1), False
+        said = ""
         for attempt, pause in self._attempts:
             if self._stop.wait(min(pause, max(0.0, until - time.monotonic()))) or time.monotonic() >= until:
                 return False
@@ -294,7 +296,9 @@ class StreamChannel:
             except NotFound:
                 raise
             except Unavailable as failure:
-                self.notice(f"attempt {attempt} to reconnect failed: {failure}")
+                if is_news(attempt, words := str(failure), said):
+                    self.notice(f"attempt {attempt} to reconnect failed: {words}")
+                said = words
             else:
                 self._opened_at = time.monotonic()
                 self.notice(f"connected again to {at} after {self._opened_at - lost_at:.1f} s")

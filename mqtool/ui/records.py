@@ -5,7 +5,7 @@ counts and the rates from the management API. docs/reference/events.md describes
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def records(
     title: str,
     copying: Callable[[], "Copies"] | None = None,
     *,
-    example: str = "",
+    examples: Sequence[str] = (),
     is_play: bool = False,
 ) -> Iterator[Json]:
     """Yield records until the iterator is closed. If the broker goes away, wait until it is back.
@@ -67,10 +67,12 @@ def records(
         find: finds the management API; called again after an error, since a restarted broker may use another port.
         title: the broker's name and address, for the page's head.
         copying: starts copying single messages on RabbitMQ; None to show only counts and rates.
-        example: a command that puts a first message into an empty virtual host, for the page to propose.
+        examples: first commands to type, for the page to propose if the virtual host is empty.
         is_play: True for the page of a tutorial or drill.
     """
-    about = {"kind": "about", "title": title, "vhost": vhost, "example": example}
+    about = {"kind": "about", "title": title, "vhost": vhost, "examples": [*examples]}
+    if title:
+        yield {"kind": "problem", "text": f"connecting to {title} …"}
     while True:
         try:
             yield from _of_broker(find(), about, copying, is_play=is_play)

@@ -346,6 +346,31 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
     assert as_ann("mqtool", "queue", "declare", "ann-new") == 77
 
 
+@pytest.mark.parametrize("way", ["queue", "user", "name"])
+def test_connection_close_closes_the_connections_of_a_client(
+    admin: Shell, ann: str, broker: TestBroker, way: str
+) -> None:
+    """`connection close` closes a connection by its name, those of a user, or those that consume from a queue. The
+    client connects again.
+    """
+    admin.run("mqtool", "permission", "set", ann, "--configure", ".*", "--write", ".*", "--read", ".*")
+    receiver = admin.start("mqtool", "receive", "-q", "jobs", "--user", ann, "--password-file", "secret")
+    receiver.wait_until_ready()
+
+    def names() -> list[str]:
+        listed = admin.run("mqtool", "list", "consumers", "connection", "--where", f"user='{ann}'")
+        return listed.stdout.splitlines()
+
+    wait_until(names, "its consumer in the list")
+    which = {"queue": ["--queue", "jobs"], "user": ["--of-user", ann], "name": names()}[way]
+    closed = admin.run("mqtool", "connection", "close", "--yes", *which)
+    assert closed.code == 0, closed.stderr
+    assert closed.stderr.startswith("closed ")
+    receiver.wait_until_connected_again(1)
+    gone = admin.run("mqtool", "connection", "close", "--yes", "nobody's")
+    assert said(gone) == (69, 'mqtool: connection "nobody\'s" does not exist')
+
+
 def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
     """`user password` changes a user's password and keeps the tags; `user tags` changes the tags and keeps the
     password. `user delete` deletes the user. `user add` for an existing user exits with 1, and `user delete` for a

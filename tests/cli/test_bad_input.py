@@ -128,7 +128,7 @@ COMMAND_LINE = [
             ("send x --property timestamp=", "", "timestamp must be seconds since 1970"),
             ("send x --property expiration=", "", "is not a number of milliseconds up to 315360000000"),
             ("send x --property expiration=", "s", "is too long: at most 36500d"),
-            ("send x --max-length=", "", "Invalid value for '--max-length'"),
+            ("send x --max-length=", "", "--max-length"),
             ("queue declare q -a x-max-length=", "", "is larger than a signed 64-bit integer"),
             ("send x -u amqp://localhost/?heartbeat=", "", "not a whole number of up to 10 digits"),
             ("send x -u amqp://localhost/?connection_timeout=", "", "not a whole number of up to 10 digits"),
@@ -159,13 +159,15 @@ COMMAND_LINE = [
     Case("emit-log topic {app} -l --key-pattern (?P<level>x)", 2, "the routing key contains {app}", "write (?P<app>…)"),
     Case("emit-log topic app -l --key-pattern (?P<app>x)", 2, "needs a routing key with {group} placeholders"),
     # What to receive, and how.
-    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "hint: mqtool receive --count 10"),
-    Case("receive -c many", 2, "Invalid value for '--count' / '-c' / '-n': 'many'"),
+    Case("receive -c 0", 2, "--count: 0", "hint: mqtool receive --count 10"),
+    Case("receive --messages 3", 2, "unknown option --messages", "hint: --count N"),
+    Case("bench --messages none", 2, "--messages: 'none' is not a number"),
+    Case("receive -c many", 2, "--count: 'many'"),
     Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms, 5s, 2m or 1h30m: it has no unit"),
     Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
-    Case("receive --idle-timeout soon", 2, "Invalid value for '--idle-timeout': 'soon' is not a duration"),
-    Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),
-    Case("receive --prefetch 65536", 2, "Invalid value for '--prefetch': 65536"),
+    Case("receive --idle-timeout soon", 2, "--idle-timeout: 'soon' is not a duration"),
+    Case("receive --prefetch -1", 2, "--prefetch: -1"),
+    Case("receive --prefetch 65536", 2, "--prefetch: 65536"),
     Case("receive --format %z", 2, "unknown placeholder '%z' in --format", "'mqtool help output'"),
     Case(
         "receive --format json", 2, "--format 'json' has no placeholders, such as %s for the body", "for JSON: --json"
@@ -188,7 +190,7 @@ COMMAND_LINE = [
     Case("rpc-client 30 -- -1", 2, "the request '-1' is not a whole number of 0 or more", "use --text"),
     Case("rpc-client 1.5 --function add100", 2, "the request '1.5' is not an integer", "use --text"),
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
-    Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
+    Case("publisher-confirms batch --batch-size 0", 2, "--batch-size: 0"),
     # Mistyped names.
     Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'mqtool send'?"),
     Case(
@@ -228,7 +230,7 @@ COMMAND_LINE = [
     Case("receive -c abc", 2, "'abc' is not a number", "hint: mqtool receive --count 10"),
     Case("receive --timeout", 2, "'--timeout' requires an argument", "hint: mqtool receive --timeout 5s"),
     Case("send --delay later", 2, "'later' is not a duration such as 300ms", "hint: mqtool send --delay 5s"),
-    Case("drill restart-broker -c 3", 2, "'--count' / '-c' / '-n': 3", "hint: mqtool drill restart-broker --count 20"),
+    Case("drill restart-broker -c 3", 2, "mqtool: --count: 3", "hint: mqtool drill restart-broker --count 20"),
     Case("broker up --port x", 2, "'x' is not a number", "hint: mqtool broker up --port 5673"),
     Case("topology --format", 2, "requires an argument", "hint: --format is one of tree, mermaid, dot, json"),
     Case("topology --format x", 2, "'tree', 'mermaid', 'dot', 'json'", "hint: mqtool topology --format tree"),
@@ -323,7 +325,7 @@ BROKER = [
     ],
 ]
 
-SUM = r"{} confirmed in [\d.]+ s \([\d,.]+/s\)"
+SUM = r"{} confirmed in (less than 0.1 s|[\d.]+ s \([\d,.]+/s\))"
 GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 
 #: Invalid lines after two valid messages, which are still delivered. The empty line is counted as a line.

@@ -83,8 +83,8 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 @on_any_broker
 @large
 def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBroker) -> None:
-    """The report of `bench` has a histogram, a line with the numbers of lost, duplicated, reordered and redelivered
-    messages, and a summary. No line is longer than 80 columns.
+    """The report of `bench` has a summary in its first line, a histogram, and a line with the numbers of lost,
+    duplicated, reordered and redelivered messages. No line is longer than 80 columns.
     """
     done = shell.run(
         *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
@@ -92,10 +92,10 @@ def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBrok
     assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "quorum queue, 1 publisher, 2 consumers" in " ".join(lines[:2])
+    assert "quorum queue, 1 publisher, 2 consumers" in " ".join(lines[:3])
     assert any("█" in line for line in lines)
     assert "lost 0, duplicated 0, out of order 0, redelivered 0" in lines
-    assert lines[-1].endswith("; 0 lost")
+    assert lines[0].endswith("; 0 lost")
 
 
 def test_without_a_terminal_bench_needs_yes_for_a_broker_that_mqtool_did_not_start(

@@ -20,6 +20,7 @@ from docs.generate import (
     MANUAL,
     NOTATION,
     PYTHON,
+    TUTORIAL_ROWS,
     described,
     dialects,
     index,
@@ -27,6 +28,7 @@ from docs.generate import (
     notation,
     python,
     reference,
+    tutorials,
     write_whole,
 )
 from mqtool.cli.commands import command_tree, without_aliases
@@ -140,6 +142,7 @@ def test_the_generated_reference_is_up_to_date() -> None:
     assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
+    assert TUTORIAL_ROWS.read_text() == tutorials()
     assert DIALECTS.read_text() == dialects()
     assert NOTATION.read_text() == notation()
     if sys.version_info < (3, 14):  # which writes the types of signatures differently

@@ -129,10 +129,10 @@ def test_no_hint_suggests_a_harmful_command_for_a_word_that_only_resembles_it(
 
 @large
 def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> None:
-    """Of about 170 words that other tools use, such as `prune`, only four get a hint to use a command that changes or
-    consumes something: `clean`, `delay`, `more` and `tag`. Each of these differs in only one letter from the name or
-    a synonym of the command in the hint, and so looks like a typing error. For example, the hint for `policy clean`
-    is `policy clear`.
+    """Of about 170 words that other tools use, such as `prune`, only five get a hint to use a command that changes or
+    consumes something: `clean`, `clone`, `delay`, `more` and `tag`. Each of these differs in only one letter from the
+    name or a synonym of the command in the hint, and so looks like a typing error. For example, the hint for
+    `policy clean` is `policy clear`.
     """
     known = {each for guesses in GUESSES.values() for each in guesses} | {*ALIASES}
     hits = {
@@ -146,6 +146,7 @@ def test_few_words_of_other_tools_lead_to_commands_that_change_something() -> No
     assert hits == {
         ("clean", "permission clear"),
         ("clean", "policy clear"),
+        ("clone", "connection close"),
         ("delay", "delayed relay"),
         ("more", "dlq redrive"),
         ("more", "move"),
@@ -206,7 +207,7 @@ def test_each_hint_in_the_table_of_guesses_is_a_command_that_exists(command: str
         ("help exit", ["help exit-codes"]),
         ("help worke", ["help worker"]),
         ("scrub x", ["recording scrub"]),
-        ("close_connection x", ["help rabbitmqctl"]),
+        ("close_connection x", ["connection close NAME"]),
         ("version", ["--version"]),
         ("create-queue jobs", ["queue declare"]),
         ("send-message x", ["send"]),

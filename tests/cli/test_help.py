@@ -121,9 +121,9 @@ def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
 
 def test_help_shows_the_default_queue_and_its_type() -> None:
     """The help of a tutorial's command names the default queue or exchange, its type, and whether it is durable."""
-    assert "default: (hello, a durable quorum queue" in line_of("send")
-    assert "default: (logs, a transient fanout exchange" in line_of("emit-log fanout")
-    assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
+    assert "default: hello, a durable quorum queue" in line_of("send")
+    assert "default: logs, a transient fanout exchange" in line_of("emit-log fanout")
+    assert "default: rpc_queue, a durable quorum queue" in line_of("rpc-server")
 
 
 def test_help_says_which_options_are_settings_of_a_new_queue() -> None:
@@ -142,7 +142,7 @@ def test_a_help_topic_leaves_out_defaults_that_differ_between_commands() -> None
     declaring = " ".join(topic_page("declaring", 80).split())
     assert "-q, --queue QUEUE Queue --" in declaring
     assert "-e, --exchange EXCHANGE Exchange --" in declaring
-    assert "default: (python)]" in declaring
+    assert "default: python]" in declaring
     assert "default: 20s]" in topic_page("messages", 80)
 
 
@@ -157,13 +157,14 @@ def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
 
 def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) -> None:
     """`mqtool help COMMAND` prints the same as `mqtool COMMAND --help`, `mqtool help TOPIC` prints a help topic, and
-    `mqtool help` prints the same as `mqtool --help`.
+    `mqtool help` prints the same as `mqtool --help`. For a word that is neither, the hint names the topics.
     """
     assert lonely_shell.run("mqtool", "help").stdout == lonely_shell.run("mqtool", "--help").stdout
     assert (
         lonely_shell.run("mqtool", "help", "queue", "declare").stdout
         == lonely_shell.run("mqtool", "queue", "declare", "--help").stdout
     )
+    assert "; topics: connection, delivery, " in lonely_shell.run("mqtool", "help", "topicz").stderr
     assert "\n  65     bad input data\n" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
     assert len(overview().splitlines()) <= LINES[80]
 

@@ -223,7 +223,9 @@ def test_a_table_on_a_terminal_escapes_names_and_fits_into_80_columns(shell: She
 
 @on_any_broker
 def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> None:
-    """If a column is mistyped, `list queues` exits with 2 and suggests the column with the most similar name."""
+    """If a column is mistyped, `list queues` exits with 2 and suggests the column with the most similar name. If
+    names of queues are given in place of columns, it suggests --queue.
+    """
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
@@ -233,6 +235,11 @@ def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> N
         wrong = shell.run("mqtool", "list", "queues", *words)
         assert (wrong.stdout, wrong.code) == ("", 2)
         assert "did you mean 'messages_ready'?" in wrong.stderr
+    names = shell.run("mqtool", "list", "queues", "work", "dead").stderr
+    assert (
+        "queues have no column 'work'\nhint: to list only these queues: mqtool list queues --queue=work --queue=dea"
+        in names
+    )
 
 
 @on_any_broker
@@ -258,11 +265,13 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 def test_list_queues_prints_no_note_about_counts_if_it_prints_no_row(
     shell: Shell, listing: object, broker: TestBroker
 ) -> None:
-    """`list queues` notes how old the counts of streams can be. If it prints no row, because none matches --where, it
+    """`list queues` notes how old the counts of streams can be, and that RabbitMQ also counts the offsets that readers
+    store: 100 messages and a stored offset are 101. If it prints no row, because none matches --where, it
     omits this note.
     """
     broker.api("PUT", f"queues/{broker.vhost}/s", {"durable": True, "arguments": {"x-queue-type": "stream"}})
-    assert "counts of streams" in shell.run("mqtool", "list", "queues").stderr
+    noted = shell.run("mqtool", "list", "queues").stderr
+    assert noted == "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers\n"
     none = shell.run("mqtool", "list", "queues", "--where", "name=other")
     assert (none.code, none.stderr) == (0, f"no such queues in vhost '{broker.vhost}'\n")
 
@@ -425,6 +434,7 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, `list queues` sums up the wait queues in which mqtool keeps delayed messages: one line gives the
     number of these queues and of their messages. With --all or in a pipe, the command lists each wait queue.
+    `top` shows the same queues.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
@@ -435,6 +445,11 @@ def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBrok
     assert "jobs.delay.1h" in on_terminal(shell, *command, "--all").stdout
     assert shell.run(*command).stdout.count("\n") == 3
     assert sums in on_terminal(shell, *command, "--watch", "50ms", keys=["q"], cue="q quit").stdout
+    top = ("mqtool", "top", "--once", "--management", broker.management)
+    shown = on_terminal(shell, *top).stdout
+    assert ("+2 wait queues of mqtool (--all lists them)" in shown, "jobs.delay" in shown) == (True, False)
+    assert "jobs.delay.1h" in on_terminal(shell, *top, "--all").stdout
+    assert "jobs.delay.1h" in shell.run(*top).stdout
 
 
 @on_any_broker

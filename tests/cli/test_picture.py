@@ -2104,21 +2104,26 @@ def test_a_consumer_without_a_name_is_named_after_its_client_library(
 
 
 @on_any_broker
-def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
+def test_the_page_of_an_empty_broker_proposes_three_commands_for_that_broker(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """If nothing is declared on the broker, the page of `mqtool ui` proposes a `send` command with the broker's URL,
-    without the password. The command exits with 0, and its queue appears on the page.
+    """If nothing is declared on the broker, the page of `mqtool ui` proposes three commands with the broker's URL,
+    without the password: to send a message, to receive it, and to publish a log that nobody gets. The first one exits
+    with 0, and its queue appears on the page. The legend shows only shapes that have been on the page.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
     page.until(lambda: page.find("#empty:not([hidden])"), "the hint")
-    proposed = page.text("#example")
-    assert proposed == f"mqtool send hello --url amqp://guest@{broker.url.partition('@')[2]}"
+    proposed = [each.text for each in page.find("#examples code")]
+    url = f"--url amqp://guest@{broker.url.partition('@')[2]}"
+    assert proposed == [f"mqtool {words} {url}" for words in ("send hello", "receive", "emit-log topic kern.info lost")]
+    assert not page.find("#legend li:not([hidden])")
     elsewhere = {"MQTOOL_URL": "amqp://127.0.0.1:9", "AMQP_URL": "amqp://127.0.0.1:9"}
-    assert shell.run(*shlex.split(proposed), environment=elsewhere).code == 0
+    assert shell.run(*shlex.split(proposed[0]), environment=elsewhere).code == 0
     page.until(lambda: not page.find("#empty:not([hidden])"), "the queue instead of the hint")
+    page.until(lambda: page.find("#legend li:not([hidden])"), "the legend")
+    assert {each.text.partition(":")[0] for each in page.find("#legend li:not([hidden])")} <= {"ready", "confirmed"}
     chromium.get("about:blank")
 
 

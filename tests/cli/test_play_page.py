@@ -271,7 +271,7 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
     page.until(lambda: page.find("#plays:not([hidden]) button"), "the list of tutorials")
     assert len(page.find("#plays button")) == 20
     parts = ["#narration", "#checks", "#plays", "#view", "#terminals", "#legend"]
-    assert all(box(page, part)["height"] > 15 for part in parts)
+    assert all(box(page, part)["height"] > 15 for part in parts[:-1]), "the legend is empty if no shape was seen"
     assert overlapping(page, parts) == []
     assert page.ask("return document.documentElement.scrollWidth <= innerWidth")
     if width == 1280:

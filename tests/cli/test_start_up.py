@@ -84,6 +84,15 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
     assert loads_client()
 
 
+def test_tutorial_list_imports_no_tutorial_and_no_client(lonely_shell: Shell) -> None:
+    """`tutorial list`, which beginners type first, prints a fixed list, and imports neither tutorials nor clients."""
+    listed = lonely_shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", "tutorial", "list")
+    assert listed.stdout.splitlines()[1].startswith("hello-world\t")
+    loaded = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
+    assert "mqtool.cli.command_line" in loaded
+    assert not loaded & {"mqtool.amqp", "mqtool.plays", "mqtool.tutorials", "pika", "ssl"}
+
+
 def test_mqtool_builds_only_the_parser_of_the_command_that_it_runs() -> None:
     """To start quickly, mqtool builds only the parser of the command that the command line names, such as `queue
     purge`. The exception is a command line that names only a group, such as `queue`, or an unknown command of the

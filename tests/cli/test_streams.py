@@ -902,7 +902,7 @@ def test_a_filter_value_that_cannot_be_sent_is_refused(shell: Shell, command: st
     `send-stream`, `receive-stream` and `receive` exit with 2.
     """
     refused = shell.run("mqtool", command, "-q", "s", "--filter", value)
-    assert (refused.code, f"Invalid value for '--filter': a filter value {why}\n" in refused.stderr) == (2, True)
+    assert (refused.code, f"--filter: a filter value {why}\n" in refused.stderr) == (2, True)
 
 
 def test_the_longest_filter_value_counts_towards_the_size_of_a_frame(shell: Shell, broker: TestBroker) -> None:

@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.cli.access import Access
 from mqtool.cli.commands import doctor
+from mqtool.codecs.field_tables import CLIENT, Int8, Int64, Int64L, encode_short_string
 from mqtool.errors import MqtoolError
 from mqtool.inspection.findings import Unchecked
 from tests.brokers import LIKE, TestBroker, on_any_broker
-from tests.cli.shell import Shell, wait_until
+from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import closable_terminal, on_terminal
 from tests.cli.test_wrong_answers import serving
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
 
 
@@ -164,8 +167,12 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     wait_until(is_found, "the queue in which nothing moves")
     assert found["thing"] == "queue 'task_queue'"
     assert found["what"] == "has 2 messages waiting, and nothing moves: a long task, or a forgotten basic.ack"
-    row = watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")
-    assert (row[0], row[-1]) == ("task_queue", "nothing moves?")
+
+    def row() -> list[str]:
+        return watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")
+
+    wait_until(lambda: row()[-1] == "nothing moves?", lambda: f"the warning: {row()}")
+    assert row()[0] == "task_queue"
 
 
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
@@ -298,9 +305,9 @@ def test_doctor_reports_a_user_who_can_write_to_orders_dlq_but_not_to_orders(
 
 
 @on_any_broker
-def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If many queues have the same problem, `doctor` prints one finding. For 40 queues, the finding names the first
-    21 and says that there are 19 others. With --json, `doctor` prints one finding for each queue.
+def test_doctor_prints_equal_findings_one_a_line(watcher: Shell, broker: TestBroker) -> None:
+    """If many queues have the same problem, `doctor` prints one line for each of the first 20, how many more there are,
+    and one hint. With --json, `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -308,12 +315,9 @@ def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> Non
             "PUT", f"queues/{broker.vhost}/{name}", {"durable": True, "arguments": {"x-dead-letter-exchange": "gone"}}
         )
     looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
-    assert looked.stdout.splitlines()[0].endswith(
-        "has the dead-letter exchange 'gone', which does not exist: its dead letters are lost (and 39 more: "
-        + str(many[1:21])[1:-1]
-        + " and 19 others)"
-    )
-    assert len(looked.stdout.splitlines()) == 2
+    *lines, more, hint = looked.stdout.splitlines()
+    assert [line.split("'")[1] for line in lines] == many[:20]
+    assert (more, hint[:2]) == ("… and 20 more like these; --json lists them", "  ")
     assert "40 findings" in looked.stderr
     each = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--json").stdout.splitlines()
     assert sorted(json.loads(line)["thing"] for line in each) == [f"queue {name!r}" for name in many]
@@ -417,6 +421,121 @@ def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     ):
         assert (what in told) is is_told, told
     assert "knows only the changes up to" not in told
+
+
+class RawHeaders(pika.BasicProperties):
+    """Headers in AMQP's encoding, with duplicates and in any order, and other properties."""
+
+    def __init__(self, *headers: tuple[str, object], **properties: Any) -> None:
+        super().__init__(**properties)
+        self.fields = [encode_short_string(name) + CLIENT.encode_value(value) for name, value in headers]
+
+    def encode(self) -> list[bytes]:
+        table = b"".join(self.fields)
+        self.headers = {}
+        flags, (number, *others) = 1 << 13, super().encode()
+        del others[0]  # the empty table
+        return [
+            (int.from_bytes(number, "big") | flags).to_bytes(2, "big"),
+            len(table).to_bytes(4, "big") + table,
+            *others,
+        ]
+
+
+#: A dead letter's header, as RabbitMQ 3.10 writes it.
+DEATH = [{"count": Int64(3), "exchange": "orders", "queue": "work", "reason": "rejected", "routing-keys": ["work"]}]
+#: Messages that RabbitMQ 4.3 treats differently: the check that finds each, its routing key, and its properties.
+PLANTED: list[tuple[str, str, pika.BasicProperties]] = [
+    ("integer-type", "plain", RawHeaders(("x-id", [{"n": Int64L(5)}]))),
+    ("header-order", "plain", RawHeaders(("b", 1), ("a", 2))),
+    ("duplicate-header", "plain", RawHeaders(("a", 1), ("a", 2))),
+    ("message-priority", "fast", pika.BasicProperties(priority=7)),
+    ("priority-limit", "fast", pika.BasicProperties(priority=200)),
+    ("no-priority", "fast", pika.BasicProperties()),
+    ("copies", "work", RawHeaders(("CC", ["plain"]))),
+    ("x-death", "work", RawHeaders(("x-death", DEATH))),
+    ("message-expiration", "short", pika.BasicProperties(expiration="60000")),
+    ("mqtt-header", "plain", RawHeaders(("x-mqtt-dup", False), ("x-mqtt-publish-qos", Int8(1)))),
+    ("amqp10-header", "plain", RawHeaders(("price", Decimal("1.50")))),
+    ("message-size", "plain", pika.BasicProperties()),
+]
+#: Messages that resemble those, and that RabbitMQ 4.3 treats in the same way.
+HARMLESS: list[tuple[str, pika.BasicProperties]] = [
+    ("plain", RawHeaders(("id", Int64(1 << 40)), ("n", Int8(5)), ("x", 1.5))),
+    ("plain", RawHeaders(("a", None), ("b", True), ("c", "text"))),
+    ("plain", pika.BasicProperties(priority=200)),
+    ("quorum", pika.BasicProperties(content_type="text/plain")),
+    ("plain", RawHeaders(("CC", ["plain"]))),
+    ("work", RawHeaders(("BCC", ["plain"]))),
+    ("plain", RawHeaders(("x-list", [1, 2]), ("x-table", {"z": 1, "a": 2}))),
+    ("work", pika.BasicProperties(expiration="60000")),
+    ("plain", pika.BasicProperties(content_type="text/plain", delivery_mode=2, message_id="1", reply_to="plain")),
+    ("dead", RawHeaders(("x-death", [{**DEATH[0], "queue": "dying"}]))),
+]
+
+
+@contextmanager
+def watched_exchange(watcher: Shell, broker: TestBroker, count: int) -> Iterator[tuple[BlockingChannel, Running]]:
+    """A channel to publish to the exchange orders, while `doctor --traffic` looks at its next `count` messages."""
+    queues: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "fast": {"x-queue-type": "quorum", "x-delivery-limit": 20},
+        "quorum": {"x-queue-type": "quorum", "x-delivery-limit": 20},
+        "work": {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "plain"},
+        "dying": {"x-dead-letter-exchange": "orders", "x-dead-letter-routing-key": "dead"},
+        "dead": {},
+        "short": {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "kept"},
+        "kept": {"x-queue-type": "stream"},
+    }
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.exchange_declare("orders", "direct")
+        for name, arguments in queues.items():
+            channel.queue_declare(name, durable=True, arguments=arguments)
+            channel.queue_bind(name, "orders")
+        look = f"mqtool doctor --vhost {broker.vhost} --upgrade 4.3 --traffic orders --for 1m -c {count} --json"
+        looking = watcher.start(*look.split(), ready=False).wait_for_stderr("watching")
+        yield channel, looking
+
+
+@pytest.mark.differs_since("4.0", "it does already what 4.0 does")
+def test_doctor_traffic_names_messages_that_a_newer_rabbitmq_treats_differently(
+    watcher: Shell, broker: TestBroker
+) -> None:
+    """`doctor --upgrade 4.3 --traffic EXCHANGE` names each kind of message that RabbitMQ 4.3 refuses or delivers
+    differently, with an example, and takes no message from a queue.
+    """
+    with watched_exchange(watcher, broker, len(PLANTED)) as (channel, looking):
+        for check, key, properties in PLANTED:
+            body = bytes((16 << 20) + 1) if check == "message-size" else b"secret"
+            channel.basic_publish("orders", key, body, properties)
+        told = looking.wait()
+        assert channel.queue_declare("work", passive=True).method.message_count == 2
+    assert told.code == 3, told.stderr
+    found = {each["check"]: each for each in map(json.loads, told.stdout.splitlines())}
+    assert found.keys() == {check for check, _, _ in PLANTED}
+    for check, key, _ in PLANTED:
+        assert found[check]["thing"] == "exchange 'orders'"
+        assert f"(1 of 12; for example routing key '{key}', " in found[check]["what"], found[check]
+    assert "header 'x-id'" in found["integer-type"]["what"]
+    assert "'a' after 'b'" in found["header-order"]["what"]
+    assert "secret" not in told.stdout
+    page = (ROOT / "docs" / "reference" / "changed-messages.md").read_text()
+    assert set(re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)) == found.keys()
+
+
+@pytest.mark.differs_since("4.0", "it does already what 4.0 does")
+def test_doctor_traffic_is_silent_about_messages_that_stay_the_same(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor --traffic` reports no message that RabbitMQ 4.3 treats in the same way, for example those with a priority
+    for a classic queue.
+    """
+    with watched_exchange(watcher, broker, len(HARMLESS)) as (channel, looking):
+        for key, properties in HARMLESS:
+            channel.basic_publish("orders", key, b"x", properties)
+        told = looking.wait()
+    assert (told.code, told.stdout) == (0, ""), told.stderr
+    assert "10 messages passed through 'orders'" in told.stderr
 
 
 @contextmanager
@@ -682,9 +801,10 @@ def test_top_once_leaves_out_columns_on_a_narrow_terminal_rather_than_break_a_na
     assert rates == [["in/s", "out/s", "ack/s"], [], []]
 
 
-def test_doctor_and_list_show_terminated_shovels_and_federation_links(lonely_shell: Shell) -> None:
+def test_doctor_and_list_show_what_stopped_and_what_is_deprecated(lonely_shell: Shell) -> None:
     """`doctor` reports shovels that are terminated and federation links that do not work, with the broker's reason but
-    without passwords, and `list` shows them. The answers are those of RabbitMQ 4.3.6.
+    without passwords, and deprecated features that are in use. `list` shows all of these. The answers are those of
+    RabbitMQ 4.3.6.
     """
     shovels = [
         {"name": "dead", "vhost": "/", "type": "dynamic", "state": "terminated", "reason": '"failed to connect"'},
@@ -698,19 +818,22 @@ def test_doctor_and_list_show_terminated_shovels_and_federation_links(lonely_she
     parameters = [{"vhost": "/", "component": "shovel", "name": "dead", "value": {"src-uri": "amqp://ann:s3cr3t@a"}}]
     overview = {"rabbitmq_version": "4.3.6", "listeners": []}
     bodies = {"shovels": shovels, "federation-links": links, "parameters": parameters, "overview": overview}
+    bodies |= {"deprecated-features": [{"name": "global_qos", "state": "permitted", "doc_url": "https://a"}]}
     with serving(bodies) as (url, _):
-        broker = ("--management", url, "-u", "amqp://127.0.0.1:1", "--vhost", "/")
+        broker = ("--management", url, "-u", "amqp://127.0.0.1:1")
         looked = lonely_shell.run("mqtool", "doctor", "--between", "10ms", "--json", *broker)
         found = {each["thing"]: each["what"] for each in map(json.loads, looked.stdout.splitlines())}
         listed = {
             kind: lonely_shell.run("mqtool", "list", kind, *broker).stdout
-            for kind in ("shovels", "federation", "parameters")
+            for kind in ("shovels", "federation", "parameters", "deprecated")
         }
         uris = lonely_shell.run("mqtool", "list", "shovels", "name", "src_uri", *broker).stdout
     assert found == {
         "shovel 'dead'": "is terminated: failed to connect",
         "federation link of queue 'q' to upstream 'up'": "does not work: cannot open amqp://ann@b",
+        "feature 'global_qos'": "is in use and deprecated, and a later RabbitMQ refuses it",
     }
+    assert listed["deprecated"].startswith("global_qos\tpermitted\ttrue\t")
     assert listed["shovels"].startswith("dead\tdynamic\tterminated\t")
     assert listed["federation"].splitlines()[0] == "up\tqueue\t\tq\terror\tcannot open amqp://ann@b"
     assert listed["parameters"] == 'shovel\tdead\t{"src-uri":"amqp://ann@a"}\n'

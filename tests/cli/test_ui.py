@@ -486,6 +486,16 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
         return error.code, dict(error.headers), error.read()
 
 
+def about(url: str, secret: str) -> dict[str, Any]:
+    """Return the first record about the broker. Before it, the page is told to which broker mqtool connects."""
+    request = urllib.request.Request(f"{url}events", headers={"Authorization": f"Bearer {secret}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        connecting, found = json.loads(answer.readline()), json.loads(answer.readline())
+    assert (connecting["kind"], found["kind"]) == ("problem", "about")
+    assert connecting["text"] == f"connecting to {found['title']} …"
+    return dict(found)
+
+
 @on_any_broker
 def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: TestBroker) -> None:
     """The server of `mqtool ui` sends events and runs actions only if a request has the secret from the page's address.
@@ -497,9 +507,7 @@ def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: Test
     assert status == 200
     assert "script-src 'self'" in headers["Content-Security-Policy"]
     assert "unsafe" not in headers["Content-Security-Policy"]
-    status, _, line = fetch(f"{url}events", Authorization=f"Bearer {secret}")
-    assert status == 200
-    assert json.loads(line)["kind"] == "about"
+    assert about(url, secret)["vhost"] == broker.vhost
     assert fetch(f"{url}events")[0] == fetch(f"{url}events", Authorization="Bearer x")[0] == 401
     for headers_of_others in (
         {"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"},
@@ -599,8 +607,7 @@ def test_the_page_changes_the_broker_of_a_protected_context_if_confirm_names_the
     changing = ("-C", "prod", "--allow-changes", "--confirm", "prod")
     ui = shell.start("mqtool", "ui", *changing, ready=False).wait_for_stdout("\n")
     url, _, secret = ui.stdout.strip().partition("#")
-    about = json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])
-    assert about["example"] == "mqtool send hello --context prod --confirm prod"
+    assert about(url, secret)["examples"][0] == "mqtool send hello --context prod --confirm prod"
     lines = run_action(ui, "purge", queue="jobs")
     assert (lines[0]["command"], lines[-1]["code"]) == (
         "mqtool queue purge --yes jobs --context prod --confirm prod",
@@ -624,7 +631,7 @@ def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell:
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
     url, _, secret = ui.stdout.strip().partition("#")
-    assert json.loads(fetch(f"{url}events", Authorization=f"Bearer {secret}")[2])["kind"] == "about"
+    assert about(url, secret)["vhost"] == "/"
     actions = names_of_actions(ui)
     if broker.kind == "rabbitmq":
         assert actions == ["route", "peek"]

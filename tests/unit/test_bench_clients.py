@@ -226,7 +226,7 @@ def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: in
 
 
 def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
-    """With `--messages 3`, a `bench` publisher sends three messages, and is done once all three have been confirmed."""
+    """With `--count 3`, a `bench` publisher sends three messages, and is done once all three have been confirmed."""
     client, wire = publisher(messages=3, duration=None)
     client.work(wire, START)
     client.work(wire, START)
@@ -467,7 +467,7 @@ def test_bench_records_the_longest_time_between_two_confirms() -> None:
 
 
 def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_nacks() -> None:
-    """A `bench` publisher sends no more messages than `--messages` allows. It counts every message that the broker
+    """A `bench` publisher sends no more messages than `--count` allows. It counts every message that the broker
     nacks, whether the nack arrives before or after the last message was sent.
     """
     client, wire = publisher(rate=1000, messages=5, duration=None)

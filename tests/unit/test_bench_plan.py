@@ -50,7 +50,7 @@ from mqtool.topology import Exchange, Queue
                 ("--transient", {"persistent": False}), ("--ack", {"acknowledge": 2}), ("--prefetch", {"prefetch": 7}),
             )
         ),
-        ({"duration": None}, "the run would never end", "give --duration or --messages"),
+        ({"duration": None}, "the run would never end", "give --duration or --count"),
         ({"duration": 5.0, "warm_up": 5.0}, "the warm-up takes the whole run",
          "make --warm-up shorter than --duration"),
         ({"prefetch": 1, "acknowledge": 2}, "--ack 2 waits for more messages than --prefetch 1 allows",
@@ -114,7 +114,7 @@ def test_settings_of_a_run_that_do_not_contradict_each_other_are_accepted(settin
 def test_publishers_share_the_messages_of_a_run(
     settings: dict[str, Any], total: int | None, shares: list[int | None]
 ) -> None:
-    """The number of messages of a `bench` run is --messages, or --rate times --duration (at least 1), whichever is
+    """The number of messages of a `bench` run is --count, or --rate times --duration (at least 1), whichever is
     smaller. If only one of these limits is set, that limit applies. If neither is set, the number is not limited. The
     publishers share the messages evenly.
     """

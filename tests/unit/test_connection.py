@@ -392,8 +392,9 @@ def test_closing_does_not_wait_long_for_a_broker_that_has_not_replied(
 
 
 def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost: Vhost) -> None:
-    """When a connection is lost, mqtool reopens it and its channels. Notices report the loss, each failed attempt, and
-    how long reconnecting took. A caller that opens another channel waits until the connection is open again.
+    """When a connection is lost, mqtool reopens it and its channels. Notices report the loss, the first and each fifth
+    of the attempts that fail for the same reason, and how long reconnecting took. A caller that opens another channel
+    waits until the connection is open again.
     """
     told = Told()
     opened = connect(notice=told, backoff=AT_ONCE)
@@ -401,16 +402,18 @@ def test_a_lost_connection_and_its_channels_are_reopened(connect: Connect, vhost
     log = Log(channel)
     with vhost.faults.refuse_connections():
         vhost.faults.cut_connections()
-        told.wait_for("attempt 2")
+        told.wait_for("attempt 5")
         assert opened.hopeless is None
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(opened.channel)
-            told.wait_for("attempt 9")
+            told.wait_for("attempt 10")
             vhost.faults.clear()
             assert publish(other.result()) == []
     assert channel.declare(Q) == Q
     assert re.fullmatch(rf"lost the connection to {re.escape(str(where))}: {CUT}", told[0])
     assert told[1].startswith(f"attempt 1 to reconnect failed: no broker answers at {where.host}:{where.port}")
+    numbers = [each.split()[1] for each in told if each.startswith("attempt ")]
+    assert numbers[:3] == ["1", "5", "10"]
     assert re.fullmatch(rf"connected again to {where} after \d\.\d s", told[-1])
     assert log.events[0] == "paused"
     assert log.events[-1] == ("opened", True)

@@ -27,10 +27,10 @@ def test_a_queue_name_with_another_number_or_word_is_not_a_misspelling(word: str
 
 @pytest.mark.parametrize(
     ("count", "seconds", "printed"),
-    [(3000, 2.0, "2.0 s (1,500/s)"), (4, 2.5, "2.5 s (1.6/s)"), (1, 10.9, "10.9 s"), (0, 1.0, "1.0 s")],
+    [(3000, 2.0, "2.0 s (1,500/s)"), (4, 2.5, "2.5 s (1.6/s)"), (1, 10.9, "10.9 s"), (5, 0.008, "less than 0.1 s")],
 )
-def test_a_slow_rate_is_not_printed_as_zero(count: int, seconds: float, printed: str) -> None:
+def test_a_rate_that_means_nothing_is_not_printed(count: int, seconds: float, printed: str) -> None:
     """In mqtool's summaries, such as "2.5 s (1.6/s)", a rate below 10/s has one decimal place, and a rate below 0.1/s
-    is left out instead of being printed as 0/s.
+    is left out instead of being printed as 0/s, as is a rate measured in less than 0.1 s.
     """
     assert in_time(count, seconds) == printed

@@ -23,6 +23,7 @@ from mqtool.cli.commands.broker_up import Name, app, known, say_if_commands_use_
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, STREAM_PORT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
+from mqtool.cli.display.progress import working
 from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import MqtoolError, Unavailable, UsageError
@@ -44,7 +45,8 @@ def down(name: Name = DEFAULT_NAME) -> None:
             return
         starter = starter_of(started)
         was_running = starter.running(started) > 0
-        starter.stop(started)
+        with working(f"stopping {starter.describe}"):
+            starter.stop(started)
     output.status(f"stopped {starter.describe}" if was_running else f"nothing to stop: {starter.describe} had ended")
     choice = choose()
     is_default = not (choice.is_named or choice.is_started)

@@ -23,6 +23,7 @@ from mqtool.cli.chosen_broker import choose, is_same_node, read_password
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
+from mqtool.cli.display.progress import working
 from mqtool.cli.options import BrokerOptions
 from mqtool.errors import NothingAnswers, Unavailable, UsageError
 from mqtool.spelling import pasteable
@@ -70,10 +71,10 @@ def _port(about: str, lowest: int = 1) -> Any:
     },
 )
 def up(
-    options: BrokerOptions,
+    *,
     kind: Annotated[BrokerKind, typer.Option(help="Kind of broker")] = BrokerKind.AUTO,
-    name: Name = DEFAULT_NAME,
     port: Annotated[int | None, _port("AMQP port")] = None,
+    name: Name = DEFAULT_NAME,
     management_port: Annotated[int | None, _port("Port of the management API")] = None,
     stream_port: Annotated[int | None, _port("Port of the stream protocol (not with --cluster)")] = None,
     data_dir: Annotated[
@@ -96,6 +97,7 @@ def up(
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker emulates")] = None,
     definitions: DefinitionsOption = None,
+    options: BrokerOptions,
 ) -> None:
     """Start a broker, unless one is already reachable."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
@@ -133,7 +135,8 @@ def up(
 
             starter.stay(wanted, when_up)
             return
-        started = _start(starter, wanted, foreground=foreground)
+        with working(f"starting {starter.describe}"):
+            started = _start(starter, wanted, foreground=foreground)
     _say_new(started)
     if foreground:
         _stay(started)
@@ -402,7 +405,8 @@ def restart(name: Name = DEFAULT_NAME) -> None:
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
         ports.keep(started)
-        with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
-            started = starter.restart(started)
-        started = _ready(started)
+        with working(f"restarting {starter.describe}"):
+            with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
+                started = starter.restart(started)
+            started = _ready(started)
     _say_up(started, f"{starter.describe} is up again")

@@ -5,13 +5,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from mqtool import management
-from mqtool.amqp import Address, Connection
+from mqtool import management, taps
+from mqtool.amqp import Address, Connection, Receiving
+from mqtool.amqp.subscription import Buffer
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
@@ -23,10 +26,11 @@ from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.existence import check_vhost
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import TIME_LIMIT, parsed
-from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
 from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
 from mqtool.inspection.converted_definitions import unmatched_policies
 from mqtool.inspection.findings import Finding, Unchecked, not_checked, worst_first
+from mqtool.inspection.traffic import Traffic
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
 from mqtool.spelling import counted
@@ -41,6 +45,8 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Seconds to wait for a connection to the network address.
 _PATIENCE = 5
+#: How many copies to keep while mqtool is busy.
+_KEPT = 100_000
 #: Seconds to wait for a reply with --format nagios. NRPE ends a check after 10 s. In that time, mqtool also has to
 #: start, and may look for the management API at two ports.
 _CHECK_PATIENCE = 4.0
@@ -52,6 +58,7 @@ Format = Literal["text", "json", "nagios", "prometheus", "sarif"]
     "mqtool doctor",
     "mqtool doctor --vhost staging --json",
     "mqtool doctor --upgrade 4.3 --peek 10",
+    "mqtool doctor --upgrade 4.3 --traffic orders --for 30s",
     "mqtool doctor definitions.json --upgrade 4.3 --format sarif",
     effect=Effect.READS,
     heading="See",
@@ -74,6 +81,14 @@ def doctor(
     peek: Annotated[
         int, typer.Option(min=0, metavar="N", help="Also check N messages per queue; delivers each of them once")
     ] = 0,
+    traffic: Annotated[
+        str | None,
+        typer.Option(metavar="QUEUE|EXCHANGE", help="Also check the messages that pass, from copies of them"),
+    ] = None,
+    watched_for: Annotated[float, typer.Option("--for", help="How long to watch --traffic", **TIME_LIMIT)] = 30.0,
+    count: Annotated[
+        int | None, typer.Option("--count", "-c", min=1, metavar="N", help="Stop --traffic after N messages")
+    ] = None,
     form: Annotated[
         Format, typer.Option("--format", help="Format: text, json, nagios, prometheus or sarif", metavar="FORMAT")
     ] = "text",
@@ -87,8 +102,11 @@ def doctor(
     With --format prometheus, exits with 0 if the broker could be checked.
     """
     form = "json" if as_json else form
-    if (file is not None or peek) and upgrade_to is None:
-        raise UsageError(f"{'--peek' if peek else 'a file'} needs --upgrade", "mqtool doctor FILE --upgrade 4.3")
+    for given, what in ((traffic, "--traffic"), (peek or None, "--peek"), (file, "a file")):
+        if given is not None and upgrade_to is None:
+            raise UsageError(f"{what} needs --upgrade", f"add --upgrade {upgrade.V4_3}")
+    if file is not None and traffic is not None:
+        raise UsageError("--traffic needs a broker, not a file", "leave out the file, or --traffic")
     if file is not None:
         found = worst_first(_of_file(file, broker.options.vhost, cast("Version", upgrade_to)))
         _report(found, form, str(file), file)
@@ -103,7 +121,10 @@ def doctor(
     if broker.options.vhost is None:
         check_vhost(access)
     if upgrade_to is not None:
-        found = worst_first(_of_upgrade(access, broker.options.vhost, upgrade_to, peek, unchecked))
+        found = [*_of_upgrade(access, broker.options.vhost, upgrade_to, peek, unchecked)]
+        found = worst_first(
+            found + ([] if traffic is None else _of_traffic(access, traffic, watched_for, count, upgrade_to))
+        )
     else:
         found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port, unchecked))
     _report(found, form, str(access.address), unchecked=unchecked)
@@ -199,7 +220,7 @@ def _of_upgrade(
     yield from _tried("features", connected_clients.deprecated_features(api, wanted), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     if peek and upgrade.running(api) < upgrade.V4_0:
-        yield from _of_messages(access, api, vhost, peek, unchecked)
+        yield from _of_messages(access, api, vhost, wanted, peek, unchecked)
     elif peek:
         output.notice("messages were not checked: for a broker from RabbitMQ 4.0 on, nothing changes for them")
     for note in upgrade.notes(api, wanted):
@@ -208,25 +229,64 @@ def _of_upgrade(
 
 
 def _of_messages(
-    access: Access, api: Management, vhost: str | None, most: int, unchecked: list[Unchecked]
+    access: Access, api: Management, vhost: str | None, wanted: Version, most: int, unchecked: list[Unchecked]
 ) -> Iterator[Finding]:
-    """Check how often messages were requeued and dead-lettered: up to `most` of each queue, from its head."""
+    """Check up to `most` messages of each queue, from its head, and how often they were requeued and dead-lettered."""
+    present, definitions_of = upgrade.running(api), cache(lambda vhost: definitions.read(api, vhost))
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
             continue
-        seen = list[Mapping[str, Any]]()
+        name, there = queue["name"], queue["vhost"]
+        headers = list[Mapping[str, Any]]()
+        seen = Traffic(f"queue {name!r}", there, definitions_of(there), "", name)
         try:
-            there = _in_vhost(access, queue["vhost"])._replace(backoff=None)
-            with there.connect() as connection, stopping.calling(connection.stop):
+            with (
+                _in_vhost(access, there)._replace(backoff=None).connect() as connection,
+                stopping.calling(connection.stop),
+            ):
                 channel = connection.channel()
-                kind = peeking.kind_of(channel, queue["name"], api, queue["vhost"])
-                with closing(peeking.peek(channel, queue["name"], kind, most)) as deliveries:
+                kind = peeking.kind_of(channel, name, api, there)
+                with closing(peeking.peek(channel, name, kind, most)) as deliveries:
                     for each in stopping.until_requested(deliveries):
-                        seen.append(each.headers)
+                        headers.append(each.headers)
+                        seen.add(each)
         except MqtoolError as error:
-            unchecked.append(Unchecked("messages", f"queue {queue['name']!r}: {error}", error.hint))
+            unchecked.append(Unchecked("messages", f"queue {name!r}: {error}", error.hint))
         stopping.exit_if_requested()
-        yield from upgrade.message_findings(queue, seen)
+        yield from upgrade.message_findings(queue, headers)
+        yield from seen.findings(present, wanted)
+
+
+def _of_traffic(access: Access, name: str, seconds: float, count: int | None, wanted: Version) -> list[Finding]:
+    """Check copies of the messages that pass through a queue or an exchange, as `mqtool tap` copies them."""
+    api, vhost = access.management(), access.vhost
+    present = upgrade.running(api)
+    found, hint = definitions.read(api, vhost), "name an exchange, or look into the queues with --peek 10"
+    if name in found.queues:
+        try:
+            bound = taps.like_queue(api, vhost, name)
+        except UsageError as error:  # its hint is one for `mqtool tap`
+            raise UsageError(str(error), hint) from error
+        bound = bound._replace(notes=(f"not checked: messages that reach {name!r} through the default exchange",))
+        seen = Traffic(f"queue {name!r}", vhost, found, "", name)
+    elif name in ("", "amq.default"):
+        raise UsageError("no copies can be made of messages to the default exchange", hint)
+    elif name not in found.exchanges:
+        raise NotFound(f"there is no queue or exchange {name!r} in vhost {vhost!r}", "'mqtool topology' shows them")
+    else:
+        bound = taps.to_exchange(lambda: api, vhost, name, (), {})
+        seen = Traffic(f"exchange {name!r}", vhost, found, name, None)
+    for note in bound.notes:
+        output.notice(note)
+    with access.connect() as connection, stopping.calling(connection.stop):
+        receiving = Receiving(timeout=seconds, buffer=Buffer(_KEPT))
+        tap = taps.Tap(connection.channel(), bound.bindings, receiving)
+        output.status(f"watching {name!r} for {seconds:g} s …")
+        with suppress(TimedOut):
+            for message in islice(tap.deliveries, count):
+                seen.add(message)
+    output.status(f"{counted(seen.count, 'message')} passed through {name!r}")
+    return list(seen.findings(present, wanted))
 
 
 def _in_vhost(access: Access, vhost: str) -> Access:
@@ -259,6 +319,8 @@ def _findings(
 
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
     yield from _tried("links", diagnosis.of_links(api, vhost), unchecked)
+    if vhost is None:  # the broker does not say in which virtual host a feature is used
+        yield from _tried("deprecated", connected_clients.deprecated_features(api), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
     yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)

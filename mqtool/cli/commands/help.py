@@ -46,7 +46,7 @@ def show_help(
     """Show the help of a command or topic."""
     if not words:
         output.show(overview.overview())
-    elif words[0] in TOPICS:
+    elif len(words) == 1 and words[0] in TOPICS:
         formatter = ctx.make_formatter()
         options = topic_options(describe(whole_tree()), words[0])
         write_topic(words[0], [(option.syntax, option.text) for option in options], formatter)
@@ -68,9 +68,11 @@ def _found(words: list[str]) -> Any:
         before = words[:number]
         below = getattr(found, "commands", {})
         if word not in below:
-            names = [*below, *(TOPICS if not before else ())]
+            names = dict.fromkeys([*below, *(TOPICS if not before else ())])
             meant = meant_by(word, " ".join(["help", *before]), names) or meant_by(word, " ".join(before), ())
-            hint = did_you_mean_commands(meant) if meant else "'mqtool help' lists the commands and topics"
+            hint = f"'mqtool help' lists the commands; topics: {', '.join(TOPICS)}"
+            if meant not in ([], ["help"]):
+                hint = did_you_mean_commands(meant)
             raise UsageError(f"unknown command or topic {' '.join(words)!r}", hint)
         found = below[word]
     return found

@@ -119,7 +119,8 @@ class View:
         hidden = [*(name.removeprefix("-") for name in self._order), *(self._where.fields if self._where else ())]
         hidden += ["name"] * bool(self._only) + [*self._name_columns]
         self._fetched = {*self.columns, *hidden}
-        listing.check(self._fetched)
+        listing.check(self.columns, f"--{listing.things[:-1]}" if listing.things in _BY_AMQP else "")
+        listing.check(hidden)
         self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
         if self._counts:
             self._fetched |= {"name", "vhost", "type", *COUNTS}
@@ -217,8 +218,10 @@ class View:
         asked = []
         for row in rows:
             if row["vhost"] != self._access.vhost or row["type"] == "stream":
-                if row["type"] != "classic":
-                    self._age = "counts of streams and of other vhosts can be up to 5 s old"
+                if row["type"] == "stream":
+                    self._age = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+                elif row["type"] != "classic":
+                    self._age = self._age or "counts of other vhosts can be up to 5 s old"
             elif row["type"] != "classic" or "consumers" in self._fetched:
                 asked.append(row)
         if not asked:

@@ -16,6 +16,7 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
+from mqtool.delays import is_wait_queue
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.inspection.alarms import alarms
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
@@ -66,6 +67,8 @@ class Screen:
         vhost: the virtual host whose queues are shown; None for all.
         order: a key of _ORDERS.
         descending: True if the largest value comes first.
+        hides_wait_queues: True to leave out mqtool's wait queues, as `list queues` does on a terminal.
+        left_out: how many wait queues the latest sample left out; if the broker sorts, this is not known.
         looks: the latest samples; each maps vhost and name to a queue.
     """
 
@@ -73,6 +76,8 @@ class Screen:
     vhost: str | None
     order: str = "r"
     descending: bool = True
+    hides_wait_queues: bool = False
+    left_out: int = 0
     looks: list[dict[tuple[str, str], Json]] = field(default_factory=list)
     found: Management | None = None
 
@@ -92,16 +97,27 @@ class Screen:
         """Fetch up to `limit` queues whose names contain this text, in the chosen order; ties are sorted by name."""
         path = _ORDERS[self.order].path
         if limit is None or self.count(name) <= _ALL_AT_ONCE:
-            found = list(api.queues(self.api, self.vhost, COLUMNS, name=name))
+            every = list(api.queues(self.api, self.vhost, COLUMNS, name=name))
+            found = [*filter(self._shows, every)]
+            self.left_out = len(every) - len(found)
         else:
             order = {"sort": path, "sort_reverse": str(self.descending).lower()}
-            found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, name=name, **order), limit))
+            page = api.queues(self.api, self.vhost, COLUMNS, page_size=limit, name=name, **order)
+            found, self.left_out = list(islice(filter(self._shows, page), limit)), 0
         found.sort(key=lambda queue: (queue["name"], queue["vhost"]), reverse=path == "name" and self.descending)
         if path != "name":
             found.sort(key=lambda queue: _value(queue, path), reverse=self.descending)
         found = found[:limit]
         self.looks = [*self.looks[-_LOOKS_BACK:], {(queue["vhost"], queue["name"]): queue for queue in found}]
         return found
+
+    def _shows(self, queue: Json) -> bool:
+        return not (self.hides_wait_queues and is_wait_queue(queue["name"]))
+
+    @property
+    def left_out_in_words(self) -> str:
+        """A text such as "+2 wait queues of mqtool (--all lists them)"; "" if no queue is left out."""
+        return f"+{counted(self.left_out, 'wait queue')} of mqtool (--all lists them)" if self.left_out else ""
 
     def count(self, name: str) -> int:
         """Return the number of queues whose names contain this text."""
@@ -145,15 +161,19 @@ def top(
         bool, typer.Option("--once", help="Print one sample and exit; in a pipe, this is the default")
     ] = False,
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
+    shows_all: Annotated[bool, typer.Option("--all", help="Include mqtool's wait queues")] = False,
 ) -> None:
     """Watch queues, rates and consumers."""
     access = access_to(broker)
     screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
+    screen.hides_wait_queues = output.is_terminal(1) and not shows_all
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(None)]
         if not layout.show_rows(rows, _SHOWN, narrower=[columns for _, columns in reversed(_NARROW)]):
             output.status("no queues")
+        if screen.left_out:
+            output.status(screen.left_out_in_words)
     else:
         Live(partial(_frame, screen, access.title), interval, screen.press, partial(_peek, broker)).run()
 
@@ -193,12 +213,13 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
         queues = screen.queues(height, wanted)
         rows = [screen.row(queue) for queue in queues]
         totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
-        beyond, alarmed = max(0, screen.count(wanted) - len(rows)), alarms(screen.api)
+        beyond, alarmed = max(0, screen.count(wanted) - len(rows) - screen.left_out), alarms(screen.api)
     except Unavailable:
         screen.found = None  # a restarted broker's management API may have another address
         raise
     shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
     body = layout.table(rows, shown, warning="warning", folded=False) if rows else Text("no queues")
+    totals = f"{totals}; {screen.left_out_in_words}".rstrip("; ")
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Frame(

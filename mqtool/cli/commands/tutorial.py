@@ -16,15 +16,15 @@ from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import leave_other_brokers
-from mqtool.cli.command_line import command, group
-from mqtool.cli.commands import tutorial_try
+from mqtool.cli.command_line import NoColor, command
+from mqtool.cli.commands import tutorial_list, tutorial_try
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import Again, Left, PlayPage, ShownBroker
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
-from mqtool.cli.options.page_options import NoColor, PageOptions
+from mqtool.cli.options.page_options import PageOptions
 from mqtool.errors import Unavailable, UsageError
 from mqtool.plays.goals import GOALS, repair_programs
 from mqtool.plays.performing import new_prefix, perform, why_not
@@ -37,41 +37,8 @@ from mqtool.tutorials import pages
 _REPAIR = "repair"
 
 
-def _hint(word: str) -> str | None:
-    """Return the hint for the number or the name of a tutorial without a command before it."""
-    if word.isdecimal() or word.replace("_", "-") in pages.NAMES:
-        return f"to read it: mqtool tutorial show {word}; to run it: mqtool tutorial run {word}"
-    return None
-
-
-app = group("tutorial", "Learn RabbitMQ: read tutorials, watch them, and try them.", heading="Learn", hint=_hint)
+app = tutorial_list.part
 app.add_typer(tutorial_try.part)
-
-
-@command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")
-def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False
-) -> None:
-    """List the tutorials, in the recommended order."""
-    current().no_color = no_color
-    is_read = output.is_terminal(1) and not as_json
-    columns = (
-        ("number", "name", "summary") if is_read else ("name", "title", "summary") if as_json else ("name", "summary")
-    )
-    narrower = (("number", "name"), ("name",))
-    layout.show_rows(map(_row, plays.PLAYS), columns, narrower=narrower, prose="summary", as_json=as_json)
-    if is_read:
-        output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read most of them.")
-
-
-def _row(name: str) -> dict[str, str]:
-    number = str(pages.NUMBERED.index(name) + 1) if name in pages.NUMBERED else ""
-    if name in pages.NAMES:
-        page = pages.page(name)
-        return {"number": number, "name": name, "title": page.title, "summary": page.summary.removesuffix(".")}
-    play = plays.PLAYS[name]
-    summary = f"{play.story[0].lower()}{play.story[1:]}".removesuffix(".")
-    return {"number": "", "name": name, "title": play.title, "summary": summary}
 
 
 @command(

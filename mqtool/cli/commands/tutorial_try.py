@@ -20,13 +20,13 @@ from mqtool.broker.tutorial_broker import AnnouncedBroker
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import choose, is_same_node, leave_other_brokers
-from mqtool.cli.command_line import command
+from mqtool.cli.command_line import NoColor, command
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
 from mqtool.cli.display.play_page import PlayPage, ShownBroker
 from mqtool.cli.invocation import current
-from mqtool.cli.options.page_options import NoColor, PageOptions
+from mqtool.cli.options.page_options import PageOptions
 from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, REPAIR, reached_goals
 from mqtool.plays.goals.goal import Goal

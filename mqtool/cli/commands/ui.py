@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+#: What the page of an empty virtual host proposes: a message that waits, its consumer, and a log that nobody gets.
+_FIRST_STEPS = (["send", "hello"], ["receive"], ["emit-log", "topic", "kern.info", "lost"])
+
 #: The maximum number of records that --record keeps: ten minutes at 150 events per second.
 _MAX_RECORDS = 100_000
 
@@ -103,7 +106,7 @@ def ui(
             access.vhost,
             access.title,
             copies if tap or firehose else None,
-            example=actions.shown(["send", "hello"], {}),
+            examples=[actions.shown(words, {}) for words in _FIRST_STEPS],
         )
 
     answers = {"/actions": actions.listed, "/preview": actions.preview, "/run": actions.run}

@@ -26,6 +26,7 @@ def show(result: Result) -> None:
 
 def lines(result: Result) -> Iterator[str]:
     """Yield the lines of the report, each at most 80 characters long."""
+    yield quotable(result)
     yield from textwrap.wrap(f"{result.broker}: {result.plan.in_words()}", _WIDTH)
     yield ""
     yield f"{'':<12}{'messages':>14}{'per second':>14}"
@@ -48,8 +49,6 @@ def lines(result: Result) -> Iterator[str]:
     yield counts(result)
     if uses := broker_use(result):
         yield uses
-    yield ""
-    yield quotable(result)
 
 
 def _names(plan: BenchPlan) -> tuple[str, ...]:

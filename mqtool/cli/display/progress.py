@@ -1,9 +1,10 @@
 """A progress line on stderr."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from mqtool.cli.display import ascii_terminal, output
@@ -121,3 +122,24 @@ class Progress:
         bar.add_task("", total=1.0 if known else None)
         bar.start()
         return bar
+
+
+class _Working(Progress):
+    @property
+    def sum(self) -> str:
+        return f"{self._done} … {time.monotonic() - self._started:.0f} s"
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Context manager: if work takes more than a second, show on a terminal what it is, and the seconds so far."""
+    progress = _Working(what)
+    timer = threading.Timer(PATIENCE, progress.show, (0,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()

@@ -19,7 +19,7 @@ from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, Read
 from mqtool.spelling import counted
 
 _INDENT = 18
-#: If more objects than this have the same problem, `doctor` names only the first ones in its text output.
+#: If more objects than this have the same problem, `doctor` reports only the first ones in its text output.
 _NAMED = 20
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
@@ -162,8 +162,10 @@ def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
             output.show_json({**asdict(finding), "severity": finding.severity})
         return
     for same in grouped(found):
-        for line in said(same, named=_NAMED):
-            layout.show_wrapped(line, "    ", style="1")
+        for each in same[:_NAMED]:
+            layout.show_wrapped(f"{each.where} {each.what}", "    ", style="1")
+        if len(same) > _NAMED:
+            output.show(f"… and {len(same) - _NAMED:,} more like these; --json lists them", style="1")
         layout.show_wrapped(f"  {same[0].hint}", "  ")
 
 

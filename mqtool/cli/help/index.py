@@ -5,6 +5,7 @@ SENTENCES = {
     "broker": "Start a broker for yourself, and stop it",
     "cheat": "Show recipes to copy, one screen per topic",
     "completion": "Print the completion script for your shell",
+    "connection": "Close connections of clients",
     "context": "Name brokers, and choose the one to use",
     "definitions": "Export, compare, import and convert definitions",
     "delayed": "Show, cancel, deliver or relay delayed messages",

@@ -46,7 +46,7 @@ SECTIONS = {
     "Load": Section(
         "benchmarks",
         frozenset(
-            {"--rate", "--duration", "--messages", "--size", "--publishers", "--consumers", "--queue-type", "--at"}
+            {"--rate", "--duration", "--count", "--size", "--publishers", "--consumers", "--queue-type", "--at"}
             | {"--vary"}
         ),
     ),
@@ -57,6 +57,9 @@ SECTIONS = {
 def help_record(parameter: Any, context: Any) -> Any:
     """Return the syntax and the text of a parameter, None if it is hidden. A duration's default has a unit: 30s."""
     record = parameter.get_help_record(context)
-    if record is None or parameter.metavar != "DURATION":
-        return record
-    return record[0], re.sub(r"(?<=\[default: )[\d.]+", lambda found: compact_duration(float(found[0])), record[1])
+    if record is None:
+        return None
+    text = re.sub(r"(?<=default: )\((.*?)\)(?=[];])", r"\1", record[1])
+    if parameter.metavar == "DURATION":
+        text = re.sub(r"(?<=\[default: )[\d.]+(?=[];])", lambda found: compact_duration(float(found[0])), text)
+    return record[0], text

@@ -105,8 +105,9 @@ class Load:
     ] = None
     messages: Annotated[
         int | None,
-        typer.Option("--messages", "-c", "-n", min=1, help="Publish N messages", rich_help_panel="Load", metavar="N"),
+        typer.Option("--count", "-c", "-n", min=1, help="Publish N messages", rich_help_panel="Load", metavar="N"),
     ] = None
+    also_messages: Annotated[int | None, typer.Option("--messages", min=1, hidden=True)] = None
     sizes: Annotated[
         Any,
         typer.Option(
@@ -203,10 +204,11 @@ class Load:
         Raises:
             UsageError: options contradict each other.
         """
+        messages = self.messages or self.also_messages
         return BenchPlan(
             rate=self.rate,
-            duration=default if self.duration is None and self.messages is None else self.duration,
-            messages=self.messages,
+            duration=default if self.duration is None and messages is None else self.duration,
+            messages=messages,
             sizes=tuple(self.sizes),
             bodies=self.bodies,
             publishers=self.publishers,

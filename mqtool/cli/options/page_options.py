@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PageOptions:

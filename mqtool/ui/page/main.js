@@ -222,10 +222,12 @@ function tell() {
   byId("note").textContent = state.about.note || "";
   if (document.activeElement !== byId("time"))
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
-  if (state.about.example) byId("example").textContent = state.about.example;
+  for (const [number, code] of byId("examples").querySelectorAll("code").entries())
+    code.textContent = state.about.examples?.[number] ?? code.textContent;
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
   if (byId("found").textContent !== picture.finder.result) byId("found").textContent = picture.finder.result;
   tellView(picture.view);
+  tellLegend();
   announce(state);
   fillTables(byId("tables"), state, picture.shown, picture.moment, choose);
   doing.suggest(state);
@@ -255,6 +257,11 @@ function tellView(view) {
   );
 }
 
+/** Show the legend of each shape that is in the picture, or was since the page was opened. */
+function tellLegend() {
+  for (const { dataset } of byId("picture").querySelectorAll("[data-fate]")) legend.get(dataset.fate).hidden = false;
+}
+
 /** Announce to screen readers what has happened since the last call. */
 function announce(state) {
   const { number, sentences } = state;
@@ -274,7 +281,10 @@ function clock(milliseconds) {
   return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 }
 
-function showLegend() {
+/** @type {Map<string, HTMLElement>} the items of the legend, by fate */
+const legend = new Map();
+
+function fillLegend() {
   for (const [name, fate] of Object.entries(FATES)) {
     const item = document.createElement("li");
     const svg = document.createElementNS(SVG, "svg");
@@ -283,13 +293,15 @@ function showLegend() {
     svg.setAttribute("aria-hidden", "true");
     svg.appendChild(document.createElementNS(SVG, "path")).setAttribute("d", fate.shape);
     item.append(svg, fate.means);
+    item.hidden = true;
+    legend.set(name, item);
     byId("legend").append(item);
   }
 }
 
 // In a frame of a documentation page, there is no room for the header, the legend and the like.
 if (window.parent !== window) document.body.classList.add("embedded");
-showLegend();
+fillLegend();
 if (recorded) {
   player.isLive = false;
   const records = JSON.parse(recorded.textContent).sort(inOrder);
