@@ -1,0 +1,910 @@
+"""Finds operations after which clients see something else on the embedded broker than on RabbitMQ: `make differ`.
+
+`draw()` makes a random sequence of operations from the tables below: declarations, and what clients of AMQP 0-9-1,
+AMQP 1.0, the stream protocol and the management API do. `difference()` performs a sequence on both brokers. After each
+operation it waits until clients of both have been told the same: the reply, the deliveries of each consumer with all
+headers, and the number of messages and consumers of each queue. At the end it empties all queues. If the brokers still
+differ after a time limit, or if a reply differs, `shortest()` leaves out as much as possible.
+
+An operation is a tuple of a name, which is a method of Side, and plain values. Print it, and it can be pasted into
+SEQUENCES of tests/protocol/test_differential.py.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import re
+import select
+import struct
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from random import Random
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pamqp import commands, frame
+from pamqp.base import Frame as Method
+from pamqp.commands import Basic, Channel, Confirm, Exchange, Queue, Tx
+
+from mqtool.codecs import field_tables
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
+from mqtool.codecs.amqp10_values import Milliseconds, Symbol
+from mqtool.codecs.field_tables import CLIENT, Int32, UInt8, UInt32
+from mqtool.message import PROPERTIES as NAMES
+from tests.brokers import TestBroker, speaks_amqp10
+from tests.protocol import raw_amqp10 as amqp10
+from tests.protocol import raw_stream
+from tests.protocol.raw_amqp10 import RawAmqp10, described
+from tests.protocol.raw_client import RawClient
+
+Operation = tuple[Any, ...]
+
+#: A time that is over before the next operation, and one that never is, in milliseconds.
+SOON, NEVER = 21, 600_000
+#: Seconds that pass after each operation of a sequence with such a short time: up to three of them in a row.
+_SOON_IS_OVER = 0.12
+#: Seconds within which a broker answers, and within which both have told clients the same: at first, and to be sure.
+_ANSWERS_WITHIN, _PATIENCE, _MORE_PATIENCE = 20.0, 1.0, 10.0
+
+
+class L(int):
+    """An integer whose type on the wire is `L`."""
+
+    def __repr__(self) -> str:
+        return f"L({int(self)})"
+
+
+# What operations are drawn from: choices of a value, or, in a dict, names with their choices, for a list of pairs.
+
+QUEUES = ("a", "b", "c")
+KEYS = ("a", "a", "b", "c", "k")
+CLIENTS = ("p", "q", "1.0")
+NUMBERS = (0, 1, 2, 3)
+
+_BOTH = {
+    "x-message-ttl": (0, SOON, NEVER),
+    "x-max-length": (1, 2),
+    "x-max-length-bytes": (3,),
+    "x-overflow": ("reject-publish", "drop-head"),
+    "x-dead-letter-exchange": ("", "x"),
+    "x-dead-letter-routing-key": ("b", "c", "k"),
+    "x-single-active-consumer": (True,),
+}
+CLASSIC = _BOTH | {"x-max-priority": (2,), "x-overflow": ("reject-publish", "drop-head", "reject-publish-dlx")}
+QUORUM = _BOTH | {
+    "x-delivery-limit": (0, 1, 2),
+    "x-dead-letter-strategy": ("at-least-once",),
+    "x-delayed-retry-type": ("all", "failed", "returned"),
+    "x-delayed-retry-min": (SOON, NEVER),
+    "x-delayed-retry-max": (NEVER,),
+}
+HEADERS = {
+    "z": (1, "text"),
+    "a": (True, {"z": 1, "a": [L(2)]}),
+    "n": (L(5), 2**40),
+    "CC": (["b"], ["c", "k"]),
+    "BCC": (["b"], ["k"]),
+    "x-death": ([{"queue": "other", "reason": "rejected", "count": 3}],),
+}
+PROPERTIES = {
+    "delivery_mode": (1, 2),
+    "priority": (0, 1, 9),
+    "expiration": ("0", str(SOON), str(NEVER)),
+    "correlation_id": ("7",),
+    "type": ("t",),
+}
+HEADER_10 = {"durable": (True, False), "priority": (2, 9), "ttl": (SOON, NEVER)}
+ANNOTATIONS = {"x-cc": (["b"], ["k"]), "x-note": ("text",)}
+PROPERTIES_10 = {"subject": ("s",), "group_id": ("g",), "message_id": ("m",), "reply_to": ("/queues/c",)}
+#: How a message is settled: the method of AMQP 0-9-1, and the outcome of AMQP 1.0.
+SETTLING: dict[str, tuple[Method, Any]] = {
+    "ack": (Basic.Ack(), described(amqp10.ACCEPTED)),
+    "reject": (Basic.Reject(requeue=False), described(amqp10.REJECTED)),
+    "nack": (Basic.Nack(requeue=False), described(amqp10.MODIFIED, False, True)),
+    "reject, requeue": (Basic.Reject(requeue=True), described(amqp10.MODIFIED, True)),
+    "nack, requeue": (Basic.Nack(requeue=True), described(amqp10.RELEASED)),
+}
+ACKMODES = ("ack_requeue_true", "ack_requeue_false", "reject_requeue_true", "reject_requeue_false")
+FLAG = (False, True)
+
+#: Each operation with its weight, and what each of its values is drawn from.
+OPERATIONS: dict[str, tuple[Any, ...]] = {
+    "classic": (2, QUEUES, CLASSIC),
+    "quorum": (2, QUEUES, QUORUM),
+    "stream": (1, ("b", "c"), {"x-max-length-bytes": (1_000_000,)}),
+    "exchange": (1, ("direct", "fanout", "topic", "headers")),
+    "bind": (1, QUEUES, KEYS),
+    "unbind": (1, QUEUES, KEYS),
+    "purge": (1, QUEUES),
+    "delete": (1, QUEUES, FLAG, FLAG),
+    "publish": (14, ("", "", "x"), KEYS, HEADERS, PROPERTIES),
+    "commit": (2, ("", "x"), KEYS, (1, 2)),
+    "get": (8, QUEUES, (*SETTLING, "keep")),
+    "consume": (6, ("p", "q"), QUEUES, (0, 1, 2), FLAG, {"x-priority": (1, 10), "x-stream-offset": ("first", 1)}),
+    "consume_exclusively": (1, ("p", "q"), QUEUES),
+    "settle": (12, NUMBERS, tuple(SETTLING)),
+    "cancel": (2, NUMBERS),
+    "recover": (1, ("p", "q")),
+    "close": (2, CLIENTS),
+    "cut": (2, CLIENTS),
+    "outlast": (1, QUEUES, FLAG),
+    "send": (6, ("/queues/a", "/queues/b", "/exchanges/x/k"), HEADER_10, ANNOTATIONS, PROPERTIES_10, HEADERS),
+    "attach": (4, QUEUES, (1, 2, 100), {"rabbitmq:priority": (1, 10)}),
+    "stream_publish": (2, ("b", "c")),
+    "stream_read": (2, ("b", "c"), (0, 1)),
+    "http_publish": (3, ("amq.default", "x"), KEYS, {"priority": (1,), "expiration": (str(NEVER),)}),
+    "http_get": (3, QUEUES, ACKMODES),
+    "http_purge": (1, QUEUES),
+    "http_delete": (1, QUEUES, ("", "?if-empty=true", "?if-unused=true")),
+    "http_counts": (1, QUEUES),
+}
+_SETS_UP = ("classic", "quorum", "stream")
+_ONLY_4 = ("send", "attach", "outlast")
+
+
+def draw(seed: int, *, like: str) -> list[Operation]:
+    """Return the sequence of this seed, for RabbitMQ 3.10 or 4.3.
+
+    Only a few of the operations, options and headers occur in it, so that they meet, and the rest is out of their way.
+    """
+    random = Random(seed)
+    known = [name for name in OPERATIONS if like != "3.10" or name not in _ONLY_4]
+    few = {name for name in known if random.random() < 0.4} | {"publish"}
+    tables = [table for _, *table in OPERATIONS.values()]
+    names = {name for table in itertools.chain(*tables) if isinstance(table, dict) for name in table}
+    used = {name for name in sorted(names) if random.random() < 0.35}
+    # What they all use: without a dead-letter exchange, most queues end the story of a message.
+    used |= {"x-dead-letter-exchange", "x-dead-letter-routing-key"} if random.random() < 0.7 else set()
+
+    is_soon = random.random() < 0.2  # they wait after each operation
+
+    def soon(value: Any) -> Any:
+        return type(value)(NEVER) if value in (SOON, str(SOON)) and not is_soon else value
+
+    def value(choices: Any) -> Any:
+        if not isinstance(choices, dict):
+            return random.choice(choices)
+        left = [name for name in choices if name in used]
+        many = random.choice((0, 1, 2, 3)) if left else 0
+        # Only headers may occur twice.
+        drawn = random.choices(left, k=many) if choices is HEADERS else random.sample(left, min(many, len(left)))
+        return [(name, soon(random.choice(choices[name]))) for name in drawn]
+
+    def operation(name: str) -> Operation:
+        return (name, *map(value, OPERATIONS[name][1:]))
+
+    declared = [random.choice(("classic", "quorum")), random.choice(_SETS_UP), random.choice(_SETS_UP)]
+    sequence = [(kind, queue, operation(kind)[2]) for kind, queue in zip(declared, QUEUES, strict=True)]
+    if random.random() < 0.6:
+        sequence += [operation("exchange"), *[operation("bind") for _ in range(random.choice((1, 2)))]]
+    weights = [OPERATIONS[name][0] for name in sorted(few)]
+    return sequence + [operation(name) for name in random.choices(sorted(few), weights, k=random.choice((6, 12, 24)))]
+
+
+# Clients
+
+
+class Client091:
+    """A connection with one channel, which is opened again if the broker closes it."""
+
+    def __init__(self, side: "Side", *, confirms: bool = True) -> None:
+        self.side, self.confirms, self.returned = side, confirms, 0
+        self.connect()
+
+    def connect(self) -> None:
+        self.raw = RawClient(self.side.broker.url)
+        self.raw.socket.settimeout(_ANSWERS_WITHIN)
+        if self.confirms:
+            self.raw.send(Confirm.Select())
+            self.raw.expect(Confirm.SelectOk)
+
+    def call(self, method: Method) -> Any:
+        """Send a method; return its reply, or the text of the error with which the broker closes the channel."""
+        self.raw.send(method)
+        return self.reply()
+
+    def reply(self) -> Any:
+        while (got := self.receive()) is None:
+            pass
+        return got
+
+    def receive(self) -> Any:
+        """Handle a frame; return it if it is a reply."""
+        got = self._frame()
+        match got:
+            case Basic.Deliver():
+                self.side.delivered(self, got.consumer_tag, got.delivery_tag, self.content(got))
+            case Basic.Return():
+                self.content(got)
+                self.returned = got.reply_code
+            case Basic.Cancel():
+                self.side.cancelled(got.consumer_tag)
+            case Channel.Close():
+                self.raw.send(Channel.CloseOk())
+                self.raw.send(Channel.Open())
+                self.raw.expect(Channel.OpenOk)
+                if self.confirms:
+                    self.raw.send(Confirm.Select())
+                    self.raw.expect(Confirm.SelectOk)
+                self.side.lost(self)
+                return f"{got.reply_code} {got.reply_text}"
+            case commands.Connection.Close():
+                self.raw.send(commands.Connection.CloseOk(), 0)
+                self.raw.socket.close()
+                self.connect()
+                self.side.lost(self)
+                return f"connection closed: {got.reply_code} {got.reply_text}"
+            case Basic.GetOk():
+                return got, self.content(got)
+            case _:
+                return got
+        return None
+
+    def _frame(self) -> Any:
+        head = self.raw.read(7)
+        payload = self.raw.read(int.from_bytes(head[3:]) + 1)
+        return frame.unmarshal(head + payload)[2] if head[0] == 1 else payload[:-1] if head[0] < 8 else None
+
+    def content(self, method: Any) -> str:
+        """Read a message; return what is to be seen of it."""
+        head, body = self._frame(), b""
+        while len(body) < int.from_bytes(head[4:12]):
+            body += self._frame()
+        properties = field_tables.decode_properties(head[12:])
+        shown = {name: value if name != "headers" else typed(value) for name, value in properties.items()}
+        if len(field_tables.encode_property("headers", properties.get("headers", {}))) + 14 > len(head):
+            shown["and"] = "duplicates"
+        again = " redelivered" if getattr(method, "redelivered", False) else ""
+        return f"{body.decode(errors='replace')}{again} from {method.exchange!r} {method.routing_key!r} {shown}"
+
+    def publish(self, exchange: str, key: str, body: bytes, headers: list[Any], properties: dict[str, Any]) -> None:
+        table = b"".join(field_tables.encode_short_string(name) + encoded(value) for name, value in headers)
+        parts = {"headers": struct.pack(">I", len(table)) + table} if headers else {}
+        parts |= {name: field_tables.encode_property(name, value) for name, value in properties.items()}
+        flags = sum(1 << (15 - NAMES.index(name)) for name in parts)
+        content = struct.pack(">HHQH", 60, 0, len(body), flags) + b"".join(
+            parts[name] for name in NAMES if name in parts
+        )
+        self.raw.send(Basic.Publish(exchange=exchange, routing_key=key, mandatory=True))
+        for kind, payload in ((2, content), (3, body)):
+            self.raw.socket.sendall(struct.pack(">BHI", kind, 1, len(payload)) + payload + b"\xce")
+
+    def settle(self, tag: Any, how: str) -> Any:
+        method = SETTLING[how][0]
+        method.delivery_tag = tag
+        self.raw.send(method)
+        return self.synced()
+
+    def synced(self) -> Any:
+        """Wait until the broker has handled everything that was sent."""
+        return self.call(Channel.Flow(active=True))
+
+    def close(self) -> Any:
+        return (
+            self.call(Channel.Close(200, "", 0, 0)),
+            self.call(Channel.Open()),
+            self.confirms and self.call(Confirm.Select()),
+        )
+
+    def cancel(self, tag: str) -> Any:
+        return self.call(Basic.Cancel(consumer_tag=tag))
+
+
+class Client10:
+    """A connection of AMQP 1.0 with one session, which is opened again if the broker ends it."""
+
+    def __init__(self, side: "Side") -> None:
+        self.side = side
+        self.connect()
+
+    def connect(self) -> None:
+        self.raw = RawAmqp10(self.side.broker.url)
+        self.raw.socket.settimeout(_ANSWERS_WITHIN)
+        self.links: list[str] = []
+        self.sent = 0
+
+    def receive(self) -> Any:
+        got = self.raw.receive()
+        if got.code == amqp10.TRANSFER:
+            self.side.delivered(self, self.links[got.fields[0]], got.fields[1], shown_10(got.payload))
+        elif got.code in (amqp10.END, amqp10.CLOSE):
+            self.raw.socket.close()
+            self.connect()
+            self.side.lost(self)
+            return str(got.error)
+        elif got.code == amqp10.DETACH and got.error:
+            self.side.cancelled(self.links[got.fields[0]])
+            self.raw.send(amqp10.DETACH, UInt32(got.fields[0]), True)
+            return None
+        return got
+
+    def reply(self, code: int) -> Any:
+        """Return the next frame of this kind, or the text of an error."""
+        while not (got := self.receive()) or (not isinstance(got, str) and got.code != code):
+            pass
+        return got
+
+    def publish(self, address: str, payload: bytes) -> Any:
+        handle = len(self.links)
+        self.links.append("")
+        self.raw.attach(amqp10.SENDER, address, handle=handle)
+        for code in (amqp10.ATTACH, amqp10.FLOW):
+            if isinstance(got := self.reply(code), str):
+                return got
+        self.raw.publish(self.sent, payload, handle=handle)
+        self.sent += 1
+        outcome = self.reply(amqp10.DISPOSITION)
+        if not isinstance(outcome, str):
+            outcome = str(outcome.field(4))
+            self.raw.send(amqp10.DETACH, UInt32(handle), True)
+            self.reply(amqp10.DETACH)
+        return outcome
+
+    def attach(self, queue: str, tag: str, credit: int, properties: dict[str, int]) -> Any:
+        handle = len(self.links)
+        self.links.append(tag)
+        rest = (None, None, None, {Symbol(name): Int32(value) for name, value in properties.items()})
+        self.raw.attach(amqp10.RECEIVER, f"/queues/{queue}", handle=handle, rest=rest)
+        if not isinstance(got := self.reply(amqp10.ATTACH), str):
+            self.raw.flow(handle, credit)
+            return "attached"
+        return got
+
+    def settle(self, number: Any, how: str) -> Any:
+        self.raw.settle(number, SETTLING[how][1], settled=False)
+        got = self.reply(amqp10.DISPOSITION)
+        return got if isinstance(got, str) else str(got.field(4))
+
+    def close(self) -> Any:
+        self.raw.send(amqp10.END)
+        return self.reply(amqp10.END)
+
+    def cancel(self, tag: str) -> Any:
+        self.raw.send(amqp10.DETACH, UInt32(self.links.index(tag)), True)
+        got = self.reply(amqp10.DETACH)
+        return got if isinstance(got, str) else "detached"
+
+
+class StreamClient:
+    """A connection of the stream protocol."""
+
+    def __init__(self, side: "Side") -> None:
+        where = urlsplit(side.broker.streams)
+        self.side = side
+        self.raw = raw_stream.RawStream(str(where.hostname), where.port or 5552)
+        self.raw.log_in()
+        assert self.raw.request(raw_stream.OPEN, raw_stream.string(side.broker.vhost)).code == 1
+
+    def receive(self) -> Any:
+        got = self.raw.next()
+        if got.key != raw_stream.DELIVER:
+            return None if got.key in (raw_stream.HEARTBEAT, raw_stream.METADATA_UPDATE) else f"frame {got.key}"
+        chunk = raw_stream.chunk_of(got.body)
+        for number, entry in enumerate(chunk.entries):
+            tag, first = self.side.reading[self]
+            if chunk.first_offset + number >= first:
+                self.side.logs[tag].append(f"{chunk.first_offset + number}: {shown_10(entry)}")
+        self.raw.send(raw_stream.CREDIT, struct.pack(">BH", 1, 1))
+        return None
+
+
+def encoded(value: Any) -> bytes:
+    """Encode a value of a header."""
+    if isinstance(value, L):
+        return struct.pack(">cq", b"L", value)
+    if isinstance(value, list):
+        items = b"".join(map(encoded, value))
+        return b"A" + struct.pack(">I", len(items)) + items
+    if isinstance(value, dict):
+        fields = b"".join(field_tables.encode_short_string(name) + encoded(each) for name, each in value.items())
+        return b"F" + struct.pack(">I", len(fields)) + fields
+    return CLIENT.encode_value(value)
+
+
+def typed(value: Any) -> Any:
+    """Return a value with the letter of its type, unless it is text; without times."""
+    if isinstance(value, dict):
+        return {name: typed(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [typed(each) for each in value]
+    if isinstance(value, datetime):
+        return "some time"
+    return value if isinstance(value, str) else f"{CLIENT.encode_value(value)[:1].decode()} {value}"
+
+
+def shown_10(payload: bytes) -> str:
+    """Return what is to be seen of an AMQP 1.0 message: the fields that are set, with their types; without times."""
+    message = Amqp10Message.decode(payload)
+    parts = {
+        name: {key: value for key, value in section._asdict().items() if value is not None}
+        for name, section in (("header", message.header), ("properties", message.properties))
+    }
+    parts |= {
+        "annotations": message.message_annotations,
+        "delivery": message.delivery_annotations,
+        "application": message.application_properties,
+        "footer": message.footer,
+    }
+    return f"{message.body!r} { {name: _typed_10(part) for name, part in parts.items() if part} }"
+
+
+def _typed_10(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _typed_10(each) for name, each in value.items()}
+    if isinstance(value, amqp10.Described):
+        return _typed_10(value.value)
+    if isinstance(value, list):
+        return [_typed_10(each) for each in value]
+    if isinstance(value, Milliseconds | datetime):
+        return "some time"
+    return value if type(value) in (str, bytes, bool) else f"{type(value).__name__} {value}"
+
+
+class Side:
+    """One of the two brokers, and the clients of a sequence on it. Its methods are the operations."""
+
+    def __init__(self, broker: TestBroker) -> None:
+        self.broker = broker
+        self.clients: dict[str, Any] = {}
+        self.kinds: dict[str, dict[str, Any]] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Close all connections, and delete everything."""
+        for each in self.clients.values():
+            each.raw.socket.close()
+        self.clients = {"watch": Client091(self, confirms=False)}
+        for name in QUEUES:
+            self.clients["watch"].call(Queue.Delete(queue=name))
+        self.clients["watch"].call(Exchange.Delete(exchange="x"))
+        self.kinds = {}
+        self.published = 0
+        self.held: list[tuple[str, str, int, Any, Any, str]] = []  # queue, tag, number; client, delivery tag, message
+        self.consuming: dict[str, tuple[str, Any]] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.reading: dict[Any, tuple[str, int]] = {}
+        self.ready: dict[str, Any] = {}
+        self.asks_for: str | None = None
+
+    def client(self, name: str) -> Any:
+        """Return a client, which is connected when it is first needed."""
+        if name not in self.clients:
+            kind = {"1.0": Client10, "streams": StreamClient}.get(name, Client091)
+            self.clients[name] = kind(self)
+        return self.clients[name]
+
+    def do(self, what: Operation) -> Any:
+        """Perform an operation, and return the reply. A method becomes its name and values."""
+        self.asks_for = None
+        try:
+            reply = getattr(self, what[0])(*what[1:])
+        except (OSError, EOFError, AssertionError) as error:
+            reply = f"{type(error).__name__}: {error}"
+        return _plain(reply)
+
+    def state(self) -> dict[str, Any]:
+        """Return what clients have been told so far, and how many messages and consumers each queue has."""
+        for name, each in list(self.clients.items()):
+            while select.select([each.raw.socket], [], [], 0)[0]:
+                if isinstance(told := each.receive(), str | Method):
+                    self.logs.setdefault(f"client {name}", []).append(str(_plain(told)))
+        self.ready = {}
+        for name, options in self.kinds.items():
+            if options.get("x-queue-type") != "stream":
+                got = self.clients["watch"].call(Queue.Declare(queue=name, passive=True))
+                is_ok = isinstance(got, Queue.DeclareOk)
+                self.ready[name] = (got.message_count, got.consumer_count) if is_ok else got
+        counts = {self.asks_for: self._api_counts(self.asks_for)} if self.asks_for else {}
+        return {"ready, consumers": self.ready, "deliveries": self.logs, "API": counts}
+
+    # -- what clients are told
+
+    def delivered(self, client: Any, tag: str, number: Any, message: str) -> None:
+        log = self.logs.setdefault(tag, [])
+        log.append(message)
+        if tag in self.consuming:  # not with automatic acknowledgement
+            self.held.append((self.consuming[tag][0], tag, len(log), client, number, message))
+
+    def cancelled(self, tag: str) -> None:
+        self.logs.setdefault(tag, []).append("cancelled by the broker")
+        self.consuming.pop(tag, None)
+
+    def lost(self, client: Any) -> None:
+        self.held = [each for each in self.held if each[3] is not client]
+        self.consuming = {tag: each for tag, each in self.consuming.items() if each[1] is not client}
+
+    # -- operations
+
+    def classic(self, name: str, options: list[Any], kind: str = "classic") -> Any:
+        arguments = {"x-queue-type": kind, **dict(options)}
+        got = self.client("p").call(Queue.Declare(queue=name, durable=True, arguments=arguments))
+        if isinstance(got, Queue.DeclareOk):
+            self.kinds.setdefault(name, arguments)
+            return "declared" if kind == "stream" else got
+        return got
+
+    def quorum(self, name: str, options: list[Any]) -> Any:
+        return self.classic(name, options, "quorum")
+
+    def stream(self, name: str, options: list[Any]) -> Any:
+        return self.classic(name, options, "stream")
+
+    def exchange(self, kind: str) -> Any:
+        return self.client("p").call(Exchange.Declare(exchange="x", exchange_type=kind))
+
+    def bind(self, queue: str, key: str) -> Any:
+        return self.client("p").call(Queue.Bind(queue=queue, exchange="x", routing_key=key))
+
+    def unbind(self, queue: str, key: str) -> Any:
+        return self.client("p").call(Queue.Unbind(queue=queue, exchange="x", routing_key=key))
+
+    def purge(self, queue: str) -> Any:
+        return self.client("p").call(Queue.Purge(queue=queue))
+
+    def delete(self, queue: str, if_unused: bool, if_empty: bool) -> Any:
+        got = self.client("p").call(Queue.Delete(queue=queue, if_unused=if_unused, if_empty=if_empty))
+        if isinstance(got, Queue.DeleteOk) and self.kinds.pop(queue, {}).get("x-queue-type") == "stream":
+            return "deleted"
+        return got
+
+    def body(self) -> bytes:
+        self.published += 1
+        return b"m%d" % self.published
+
+    def publish(self, exchange: str, key: str, headers: list[Any], properties: list[Any]) -> Any:
+        client = self.client("p")
+        client.returned = 0
+        client.publish(exchange, key, self.body(), headers, dict(properties))
+        got = client.reply()
+        name = type(got).__name__ if isinstance(got, Basic.Ack | Basic.Nack) else got
+        return name, client.returned
+
+    def commit(self, exchange: str, key: str, count: int) -> Any:
+        """Publish in a transaction."""
+        client = self.clients["tx"] = Client091(self, confirms=False)
+        client.call(Tx.Select())
+        for _ in range(count):
+            client.publish(exchange, key, self.body(), [], {})
+        return client.call(Tx.Commit()), client.returned
+
+    def get(self, queue: str, how: str) -> Any:
+        client = self.client("p")
+        got = client.call(Basic.Get(queue=queue))
+        if not isinstance(got, tuple):
+            return got
+        method, message = got
+        if how == "keep":
+            self.held.append((queue, "get", self.published + len(self.held), client, method.delivery_tag, message))
+        else:
+            how = str(_plain(client.settle(method.delivery_tag, how)))
+        return message, method.message_count, how
+
+    def _may_consume(self, queue: str) -> bool:
+        """True unless the queue has a consumer: which of several gets a message depends on times."""
+        is_single = self.kinds.get(queue, {}).get("x-single-active-consumer", False)
+        return is_single or all(queue != other for other, _ in self.consuming.values())
+
+    def consume(self, name: str, queue: str, prefetch: int, no_ack: bool, options: list[Any]) -> Any:
+        if not self._may_consume(queue):
+            return None
+        is_stream = self.kinds.get(queue, {}).get("x-queue-type") == "stream"
+        client, tag = self.client(name), f"{name} {queue} {len(self.logs)}"
+        client.call(Basic.Qos(prefetch_count=prefetch or is_stream * 100))
+        arguments = {key: value for key, value in options if (key == "x-stream-offset") == is_stream}
+        self.logs[tag] = []
+        self.consuming[tag] = queue, client
+        got = client.call(Basic.Consume(queue=queue, consumer_tag=tag, no_ack=no_ack, arguments=arguments))
+        if no_ack or not isinstance(got, Basic.ConsumeOk):
+            self.consuming.pop(tag, None)
+        return got
+
+    def consume_exclusively(self, name: str, queue: str) -> Any:
+        """Try to, and cancel. A queue with messages would deliver some of them before."""
+        if self.ready.get(queue, (1,))[0] != 0:
+            return None
+        client = self.client(name)
+        got = client.call(Basic.Consume(queue=queue, consumer_tag="exclusive", exclusive=True))
+        return got, isinstance(got, Basic.ConsumeOk) and client.cancel("exclusive")
+
+    def settle(self, number: int, how: str) -> Any:
+        """Settle one of the messages that clients hold."""
+        if not self.held:
+            return None
+        self.held.sort(key=lambda each: each[:3])
+        each = self.held.pop(number % len(self.held))
+        return each[5], each[3].settle(each[4], how)
+
+    def cancel(self, number: int) -> Any:
+        if not self.consuming:
+            return None
+        tag = sorted(self.consuming)[number % len(self.consuming)]
+        client = self.consuming.pop(tag)[1]
+        return client.cancel(tag)
+
+    def recover(self, name: str) -> Any:
+        client = self.client(name)
+        self.held = [each for each in self.held if each[3] is not client]
+        return client.call(Basic.Recover(requeue=True))
+
+    def close(self, name: str) -> Any:
+        """Close the channel or the session."""
+        if name not in self.clients:
+            return None
+        client = self.clients[name]
+        self.lost(client)
+        return client.close()
+
+    def cut(self, name: str) -> None:
+        """Lose the connection."""
+        if client := self.clients.pop(name, None):
+            client.raw.socket.close()
+            self.lost(client)
+
+    def outlast(self, queue: str, is_late: bool) -> Any:
+        """Take a message, and wait for the consumer timeout; perhaps acknowledge it then."""
+        if self.ready.get(queue, (0,))[0] == 0 or not self._may_consume(queue):
+            return None
+        self.logs.pop("timeout", None)
+        client = self.clients["timeout"] = Client091(self, confirms=False)
+        client.call(Basic.Qos(prefetch_count=1))
+        self.consuming["timeout"] = queue, client
+        got = client.call(Basic.Consume(queue=queue, consumer_tag="timeout", arguments={"x-consumer-timeout": 1000}))
+        while isinstance(got, Basic.ConsumeOk) and "timeout" in self.consuming:
+            client.receive()
+        self.consuming.pop("timeout", None)
+        mine = [each for each in self.held if each[3] is client]
+        late = is_late and [client.settle(each[4], "ack") for each in mine]
+        self.lost(client)
+        client.close()
+        return got, late
+
+    def empty(self, queue: str) -> Any:
+        """Take all messages; at the end of each sequence."""
+        kind = self.kinds.get(queue, {})
+        if kind.get("x-queue-type") == "stream":
+            return self.consume("p", queue, 100, False, [("x-stream-offset", "first")])
+        if "x-single-active-consumer" in kind:
+            return self.consume("p", queue, 0, True, [])
+        found = []
+        while isinstance(got := self.client("p").call(Basic.Get(queue=queue, no_ack=True)), tuple):
+            found.append(got[1])
+        return [*found, got]
+
+    def send(
+        self, address: str, header: list[Any], annotations: list[Any], properties: list[Any], more: list[Any]
+    ) -> Any:
+        kinds = {"priority": UInt8, "ttl": UInt32, "durable": bool}
+        return self.client("1.0").publish(
+            address,
+            Amqp10Message(
+                header=MessageHeader(**{name: kinds[name](value) for name, value in header}),
+                message_annotations={Symbol(name): value for name, value in annotations},
+                properties=BareProperties(**dict(properties)),
+                application_properties={name: value for name, value in more if isinstance(value, str | bool | int)},
+                body=data_section(self.body()),
+            ).encode(),
+        )
+
+    def attach(self, queue: str, credit: int, properties: list[Any]) -> Any:
+        if not self._may_consume(queue) or self.kinds.get(queue, {}).get("x-queue-type") == "stream":
+            return None
+        client, tag = self.client("1.0"), f"1.0 {queue} {len(self.logs)}"
+        self.logs[tag] = []
+        self.consuming[tag] = queue, client
+        got = client.attach(queue, tag, credit, dict(properties))
+        if got != "attached":
+            self.consuming.pop(tag, None)
+        return got
+
+    def stream_publish(self, queue: str) -> Any:
+        client = self.client("streams")
+        if (code := client.raw.declare_publisher(1, queue)) != 1:
+            return code
+        client.raw.publish(1, 1, Amqp10Message(body=data_section(self.body())).encode())
+        return client.raw.confirmed(1), client.raw.request(raw_stream.DELETE_PUBLISHER, b"\x01").code
+
+    def stream_read(self, queue: str, offset: int) -> Any:
+        client = self.clients[f"reader {len(self.logs)}"] = StreamClient(self)
+        tag = f"stream {queue} {len(self.logs)}"
+        self.logs[tag] = []
+        self.reading[client] = tag, offset
+        return client.raw.subscribe(1, queue, raw_stream.at(offset))
+
+    # -- the management API
+
+    def _http(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        where = urlsplit(self.broker.management)
+        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=_ANSWERS_WITHIN)
+        headers = {"Authorization": "Basic Z3Vlc3Q6Z3Vlc3Q=", "Content-Type": "application/json"}
+        connection.request(method, f"/api/{path}", None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        return answer.status, json.loads(text) if text else None
+
+    def http_publish(self, exchange: str, key: str, properties: list[Any]) -> Any:
+        body = {"routing_key": key, "payload": self.body().decode(), "payload_encoding": "string"}
+        path = f"exchanges/{self.broker.vhost}/{exchange}/publish"
+        return self._http("POST", path, {**body, "properties": dict(properties)})
+
+    def http_get(self, queue: str, ackmode: str) -> Any:
+        body = {"count": 1, "ackmode": ackmode, "encoding": "auto"}
+        status, got = self._http("POST", f"queues/{self.broker.vhost}/{queue}/get", body)
+        return status, json.loads(re.sub(r'"time": *\d+', '"time": 0', json.dumps(got, sort_keys=True)))
+
+    def http_purge(self, queue: str) -> Any:
+        return self._http("DELETE", f"queues/{self.broker.vhost}/{queue}/contents")
+
+    def http_delete(self, queue: str, query: str) -> Any:
+        got = self._http("DELETE", f"queues/{self.broker.vhost}/{queue}{query}")
+        if got[0] == 204:
+            self.kinds.pop(queue, None)
+        return got
+
+    def http_counts(self, queue: str) -> None:
+        """Compare the counts of the management API, too, which RabbitMQ updates every few seconds."""
+        self.asks_for = queue if self.kinds.get(queue, {}).get("x-queue-type", "stream") != "stream" else None
+
+    def _api_counts(self, queue: str) -> Any:
+        status, got = self._http("GET", f"queues/{self.broker.vhost}/{queue}")
+        return status, {
+            name: got.get(name) for name in ("messages", "messages_ready", "messages_delayed", "messages_dlx")
+        }
+
+
+def _plain(reply: Any) -> Any:
+    """Return a reply with methods as their names and values."""
+    if isinstance(reply, Method):
+        return reply.name, {name: value for name, value in reply if name != "consumer_tag"}
+    return type(reply)(map(_plain, reply)) if isinstance(reply, tuple | list) else reply
+
+
+# Comparing
+
+
+class Difference(NamedTuple):
+    """What differs after an operation.
+
+    Attributes:
+        place: how many operations were performed.
+        kind: the operation's name, and what differs: its reply, or a part of Side.state().
+    """
+
+    place: int
+    operation: Operation
+    part: str
+    ours: Any
+    theirs: Any
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.operation[0], self.part
+
+    @property
+    def words(self) -> set[str]:
+        """The words that only one of the brokers says, to tell differences of the same kind from each other."""
+        return set(_WORD.findall(str(self.ours))) ^ set(_WORD.findall(str(self.theirs)))
+
+
+_WORD = re.compile("[A-Za-z_-]{2,}")
+
+
+def difference(ours: Side, theirs: Side, sequence: list[Operation], patience: float = _PATIENCE) -> Difference | None:
+    """Perform the same operations on both brokers; return the first difference.
+
+    Args:
+        patience: seconds after which a difference of what clients are told is one.
+    """
+    sides = ours, theirs
+    for side in sides:
+        side.start()
+    pause = _SOON_IS_OVER if str(SOON) in repr(sequence) else 0.0
+    ending = [*(("close", name) for name in CLIENTS), *(("empty", name) for name in QUEUES)]
+    for place, what in enumerate([*sequence, *ending], 1):
+        replies = [side.do(what) for side in sides]
+        if replies[0] != replies[1]:
+            return Difference(place, what, "reply", *replies)
+        until = time.monotonic() + patience + 6 * (what[0] == "http_counts")
+        time.sleep(pause)
+        agreed = 0
+        while agreed < 2:  # once could be by chance, before RabbitMQ begins to dead-letter, to deliver or to refuse
+            states = [side.state() for side in sides]
+            agreed = agreed + 1 if states[0] == states[1] else 0
+            if not agreed and time.monotonic() > until:
+                return Difference(place, what, *_differing(*states))
+            time.sleep(0.005)
+    return None
+
+
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Return the first part that differs, and what differs in it."""
+    part = next(name for name in ours if ours[name] != theirs[name])
+    names = [name for name in {**ours[part], **theirs[part]} if ours[part].get(name) != theirs[part].get(name)]
+    return part, *({name: side[part].get(name) for name in names} for side in (ours, theirs))
+
+
+def shortest(ours: Side, theirs: Side, sequence: list[Operation]) -> tuple[list[Operation], Difference] | None:
+    """Return the shortest sequence found, with its difference: without operations, options and unusual values that the
+    difference does not need. None if there is no difference, or if it is not the same each time.
+    """
+    found = difference(ours, theirs, sequence)
+    if found is None or not _is_same(found, difference(ours, theirs, sequence, _MORE_PATIENCE)):
+        return None
+    sequence = sequence[: found.place]
+    is_shorter = True
+    while is_shorter:
+        is_shorter = False
+        for shorter in _shorter(sequence):
+            again = difference(ours, theirs, shorter)
+            if again is not None and _is_same(found, again):
+                sequence, found, is_shorter = shorter[: again.place], again, True
+                break
+    again = difference(ours, theirs, sequence, _MORE_PATIENCE)
+    return (sequence, again) if again is not None and _is_same(found, again) else None
+
+
+def _is_same(found: Difference, again: Difference | None) -> bool:
+    return again is not None and again.kind == found.kind and again.words <= found.words
+
+
+def _shorter(sequence: list[Operation]) -> Iterator[list[Operation]]:
+    size = len(sequence) // 2
+    while size:
+        for start in range(0, len(sequence), size):
+            yield sequence[:start] + sequence[start + size :]
+        size //= 2
+    for place, what in enumerate(sequence):
+        for number, value in enumerate(what):
+            others = [value[:each] + value[each + 1 :] for each in range(len(value))] if isinstance(value, list) else []
+            if number and not isinstance(value, list) and value != (first := OPERATIONS[what[0]][number][0]):
+                others = [first]
+            for other in others:
+                yield [*sequence[:place], (*what[:number], other, *what[number + 1 :]), *sequence[place + 1 :]]
+
+
+def story(sequence: list[Operation], found: Difference) -> str:
+    """Return a sequence and its difference, to be read, and to be pasted."""
+    lines = ["[", *(f"    {what!r}," for what in sequence), "]"]
+    return "\n".join(
+        [*lines, f"{found.operation}: {found.part}", f"  RabbitMQ: {found.theirs}", f"  embedded: {found.ours}"]
+    )
+
+
+def main() -> int:
+    """Run seeds for a time, or one seed. Return 1 if there was a difference."""
+    parser = argparse.ArgumentParser(prog="python -m tests.differ", description=__doc__)
+    parser.add_argument("--rabbitmq", nargs=3, metavar=("URL", "MANAGEMENT", "STREAMS"), required=True)
+    parser.add_argument("--embedded", nargs=3, metavar=("URL", "MANAGEMENT", "STREAMS"), required=True)
+    parser.add_argument("--seconds", type=int, default=3600)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    given = parser.parse_args()
+    name = f"differ-{uuid.uuid4().hex[:12]}"
+    brokers = [
+        TestBroker(kind, url, management, streams=streams).with_fresh_vhost(name)
+        for kind, (url, management, streams) in (("embedded", given.embedded), ("rabbitmq", given.rabbitmq))
+    ]
+    like = "4.3" if speaks_amqp10(brokers[1]) else "3.10"
+    ours, theirs = map(Side, brokers)
+    seen: dict[str, int] = {}
+    began = time.monotonic()
+    for number, seed in enumerate([given.seed] if given.seed is not None else itertools.count(given.first), 1):
+        if short := shortest(ours, theirs, draw(seed, like=like)):
+            text = story(*short)
+            if text not in seen:
+                print(f"\nseed {seed}, sequence {number}, after {time.monotonic() - began:.0f} s:\n{text}", flush=True)
+            seen[text] = seen.get(text, 0) + 1
+        if time.monotonic() > began + given.seconds:
+            break
+    print(f"\n{number} sequences in {time.monotonic() - began:.0f} s, {len(seen)} differences", flush=True)
+    for broker in brokers:
+        broker.drop_vhost()
+    return 1 if seen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
