@@ -11,16 +11,20 @@ SEQUENCES of tests/protocol/test_differential.py.
 """
 
 import argparse
+import collections
+import contextlib
 import http.client
 import itertools
 import json
+import os
 import re
 import select
 import struct
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from random import Random
 from typing import Any, NamedTuple
@@ -30,12 +34,16 @@ from pamqp import commands, frame
 from pamqp.base import Frame as Method
 from pamqp.commands import Basic, Channel, Confirm, Exchange, Queue, Tx
 
+from mqtool.broker import ports
+from mqtool.broker.choice import STARTERS, BrokerKind
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.state import Wanted
 from mqtool.codecs import field_tables
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section
 from mqtool.codecs.amqp10_values import Milliseconds, Symbol
-from mqtool.codecs.field_tables import CLIENT, Int32, UInt8, UInt32
+from mqtool.codecs.field_tables import CLIENT, Int32, Int64L, UInt8, UInt32
 from mqtool.message import PROPERTIES as NAMES
-from tests.brokers import TestBroker, speaks_amqp10
+from tests.brokers import TestBroker, from_environment
 from tests.protocol import raw_amqp10 as amqp10
 from tests.protocol import raw_stream
 from tests.protocol.raw_amqp10 import RawAmqp10, described
@@ -48,15 +56,11 @@ SOON, NEVER = 21, 600_000
 #: Seconds that pass after each operation of a sequence with such a short time: up to three of them in a row.
 _SOON_IS_OVER = 0.12
 #: Seconds within which a broker answers, and within which both have told clients the same: at first, and to be sure.
-_ANSWERS_WITHIN, _PATIENCE, _MORE_PATIENCE = 20.0, 1.0, 10.0
+_ANSWERS_WITHIN, _PATIENCE, _MORE_PATIENCE = 20.0, 1.0, 5.0
 
 
-class L(int):
-    """An integer whose type on the wire is `L`."""
-
-    def __repr__(self) -> str:
-        return f"L({int(self)})"
-
+#: Stands for an integer whose type on the wire is `L`.
+LONG = "5L"
 
 # What operations are drawn from: choices of a value, or, in a dict, names with their choices, for a list of pairs.
 
@@ -84,8 +88,8 @@ QUORUM = _BOTH | {
 }
 HEADERS = {
     "z": (1, "text"),
-    "a": (True, {"z": 1, "a": [L(2)]}),
-    "n": (L(5), 2**40),
+    "a": (True, {"z": 1, "a": [2]}),
+    "n": (LONG, 2**40),
     "CC": (["b"], ["c", "k"]),
     "BCC": (["b"], ["k"]),
     "x-death": ([{"queue": "other", "reason": "rejected", "count": 3}],),
@@ -111,7 +115,36 @@ SETTLING: dict[str, tuple[Method, Any]] = {
 ACKMODES = ("ack_requeue_true", "ack_requeue_false", "reject_requeue_true", "reject_requeue_false")
 FLAG = (False, True)
 
-#: Each operation with its weight, and what each of its values is drawn from.
+#: Operations that are one method, and what it is sent with.
+METHODS: dict[str, Any] = {
+    **{
+        kind: lambda name, options, kind=kind: Queue.Declare(
+            queue=name, durable=True, arguments={"x-queue-type": kind, **dict(options)}
+        )
+        for kind in ("classic", "quorum", "stream")
+    },
+    "exchange": lambda kind: Exchange.Declare(exchange="x", exchange_type=kind),
+    "bind": lambda queue, key: Queue.Bind(queue=queue, exchange="x", routing_key=key),
+    "unbind": lambda queue, key: Queue.Unbind(queue=queue, exchange="x", routing_key=key),
+    "purge": lambda queue: Queue.Purge(queue=queue),
+    "delete": lambda queue, if_unused, if_empty: Queue.Delete(queue=queue, if_unused=if_unused, if_empty=if_empty),
+}
+#: Operations that are one request to the management API: method, path and body.
+REQUESTS: dict[str, Any] = {
+    "http_publish": lambda exchange, key, properties: (
+        *("POST", f"exchanges/V/{exchange}/publish"),
+        {"routing_key": key, "payload": "http", "payload_encoding": "string", "properties": dict(properties)},
+    ),
+    "http_get": lambda queue, mode: (
+        "POST",
+        f"queues/V/{queue}/get",
+        {"count": 1, "ackmode": mode, "encoding": "auto"},
+    ),
+    "http_purge": lambda queue: ("DELETE", f"queues/V/{queue}/contents", None),
+    "http_delete": lambda queue, query: ("DELETE", f"queues/V/{queue}{query}", None),
+}
+
+#: Each operation with its weight (those that take seconds are rare), and what each of its values is drawn from.
 OPERATIONS: dict[str, tuple[Any, ...]] = {
     "classic": (2, QUEUES, CLASSIC),
     "quorum": (2, QUEUES, QUORUM),
@@ -131,7 +164,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "recover": (1, ("p", "q")),
     "close": (2, CLIENTS),
     "cut": (2, CLIENTS),
-    "outlast": (1, QUEUES, FLAG),
+    "outlast": (0.1, QUEUES, FLAG),
     "send": (6, ("/queues/a", "/queues/b", "/exchanges/x/k"), HEADER_10, ANNOTATIONS, PROPERTIES_10, HEADERS),
     "attach": (4, QUEUES, (1, 2, 100), {"rabbitmq:priority": (1, 10)}),
     "stream_publish": (2, ("b", "c")),
@@ -140,20 +173,21 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "http_get": (3, QUEUES, ACKMODES),
     "http_purge": (1, QUEUES),
     "http_delete": (1, QUEUES, ("", "?if-empty=true", "?if-unused=true")),
-    "http_counts": (1, QUEUES),
+    "http_counts": (0.1, QUEUES),
 }
 _SETS_UP = ("classic", "quorum", "stream")
-_ONLY_4 = ("send", "attach", "outlast")
+#: Before, there was no AMQP 1.0 without a plugin, and a consumer could not choose its timeout.
+_ONLY_SINCE = {"send": (4, 0), "attach": (4, 0), "outlast": (4, 3)}
 
 
-def draw(seed: int, *, like: str) -> list[Operation]:
-    """Return the sequence of this seed, for RabbitMQ 3.10 or 4.3.
+def draw(seed: int, like: str) -> list[Operation]:
+    """Return the sequence of this seed, for a version of RabbitMQ such as 4.3.
 
     Only a few of the operations, options and headers occur in it, so that they meet, and the rest is out of their way.
     """
-    random = Random(seed)
-    known = [name for name in OPERATIONS if like != "3.10" or name not in _ONLY_4]
-    few = {name for name in known if random.random() < 0.4} | {"publish"}
+    random, version = Random(seed), tuple(map(int, like.split(".")))
+    known = [name for name in OPERATIONS if version >= _ONLY_SINCE.get(name, (0,))]
+    few = {name for name in known if random.random() < min(0.4, OPERATIONS[name][0])} | {"publish"}
     tables = [table for _, *table in OPERATIONS.values()]
     names = {name for table in itertools.chain(*tables) if isinstance(table, dict) for name in table}
     used = {name for name in sorted(names) if random.random() < 0.35}
@@ -199,8 +233,10 @@ class Client091:
         self.raw = RawClient(self.side.broker.url)
         self.raw.socket.settimeout(_ANSWERS_WITHIN)
         if self.confirms:
-            self.raw.send(Confirm.Select())
-            self.raw.expect(Confirm.SelectOk)
+            self.call(Confirm.Select())
+
+    def _reopened(self) -> Any:
+        return self.call(Channel.Open()), self.confirms and self.call(Confirm.Select())
 
     def call(self, method: Method) -> Any:
         """Send a method; return its reply, or the text of the error with which the broker closes the channel."""
@@ -225,12 +261,8 @@ class Client091:
                 self.side.cancelled(got.consumer_tag)
             case Channel.Close():
                 self.raw.send(Channel.CloseOk())
-                self.raw.send(Channel.Open())
-                self.raw.expect(Channel.OpenOk)
-                if self.confirms:
-                    self.raw.send(Confirm.Select())
-                    self.raw.expect(Confirm.SelectOk)
                 self.side.lost(self)
+                self._reopened()
                 return f"{got.reply_code} {got.reply_text}"
             case commands.Connection.Close():
                 self.raw.send(commands.Connection.CloseOk(), 0)
@@ -256,13 +288,16 @@ class Client091:
             body += self._frame()
         properties = field_tables.decode_properties(head[12:])
         shown = {name: value if name != "headers" else typed(value) for name, value in properties.items()}
-        if len(field_tables.encode_property("headers", properties.get("headers", {}))) + 14 > len(head):
-            shown["and"] = "duplicates"
+        if field_tables.header_size(properties) != len(head):
+            shown["and"] = "headers of the same name"
         again = " redelivered" if getattr(method, "redelivered", False) else ""
         return f"{body.decode(errors='replace')}{again} from {method.exchange!r} {method.routing_key!r} {shown}"
 
     def publish(self, exchange: str, key: str, body: bytes, headers: list[Any], properties: dict[str, Any]) -> None:
-        table = b"".join(field_tables.encode_short_string(name) + encoded(value) for name, value in headers)
+        table = b"".join(
+            field_tables.encode_short_string(name) + CLIENT.encode_value(Int64L(5) if value == LONG else value)
+            for name, value in headers
+        )
         parts = {"headers": struct.pack(">I", len(table)) + table} if headers else {}
         parts |= {name: field_tables.encode_property(name, value) for name, value in properties.items()}
         flags = sum(1 << (15 - NAMES.index(name)) for name in parts)
@@ -277,18 +312,10 @@ class Client091:
         method = SETTLING[how][0]
         method.delivery_tag = tag
         self.raw.send(method)
-        return self.synced()
-
-    def synced(self) -> Any:
-        """Wait until the broker has handled everything that was sent."""
-        return self.call(Channel.Flow(active=True))
+        return self.call(Channel.Flow(active=True))  # its reply comes after the message was settled
 
     def close(self) -> Any:
-        return (
-            self.call(Channel.Close(200, "", 0, 0)),
-            self.call(Channel.Open()),
-            self.confirms and self.call(Confirm.Select()),
-        )
+        return self.call(Channel.Close(200, "", 0, 0)), self._reopened()
 
     def cancel(self, tag: str) -> Any:
         return self.call(Basic.Cancel(consumer_tag=tag))
@@ -317,9 +344,9 @@ class Client10:
             self.side.lost(self)
             return str(got.error)
         elif got.code == amqp10.DETACH and got.error:
-            self.side.cancelled(self.links[got.fields[0]])
+            tag = self.links[got.fields[0]]
             self.raw.send(amqp10.DETACH, UInt32(got.fields[0]), True)
-            return None
+            return self.side.cancelled(tag) if tag else str(got.error)
         return got
 
     def reply(self, code: int) -> Any:
@@ -392,19 +419,6 @@ class StreamClient:
         return None
 
 
-def encoded(value: Any) -> bytes:
-    """Encode a value of a header."""
-    if isinstance(value, L):
-        return struct.pack(">cq", b"L", value)
-    if isinstance(value, list):
-        items = b"".join(map(encoded, value))
-        return b"A" + struct.pack(">I", len(items)) + items
-    if isinstance(value, dict):
-        fields = b"".join(field_tables.encode_short_string(name) + encoded(each) for name, each in value.items())
-        return b"F" + struct.pack(">I", len(fields)) + fields
-    return CLIENT.encode_value(value)
-
-
 def typed(value: Any) -> Any:
     """Return a value with the letter of its type, unless it is text; without times."""
     if isinstance(value, dict):
@@ -450,7 +464,7 @@ class Side:
     def __init__(self, broker: TestBroker) -> None:
         self.broker = broker
         self.clients: dict[str, Any] = {}
-        self.kinds: dict[str, dict[str, Any]] = {}
+        self.queues: dict[str, dict[str, Any]] = {}
         self.start()
 
     def start(self) -> None:
@@ -461,7 +475,7 @@ class Side:
         for name in QUEUES:
             self.clients["watch"].call(Queue.Delete(queue=name))
         self.clients["watch"].call(Exchange.Delete(exchange="x"))
-        self.kinds = {}
+        self.queues = {}
         self.published = 0
         self.held: list[tuple[str, str, int, Any, Any, str]] = []  # queue, tag, number; client, delivery tag, message
         self.consuming: dict[str, tuple[str, Any]] = {}
@@ -481,10 +495,23 @@ class Side:
         """Perform an operation, and return the reply. A method becomes its name and values."""
         self.asks_for = None
         try:
-            reply = getattr(self, what[0])(*what[1:])
+            reply = self._done(*what)
         except (OSError, EOFError, AssertionError) as error:
             reply = f"{type(error).__name__}: {error}"
         return _plain(reply)
+
+    def _done(self, name: str, *values: Any) -> Any:
+        if name in REQUESTS:
+            reply = self._http(*REQUESTS[name](*values))
+        elif name in METHODS:
+            reply = self.client("p").call(METHODS[name](*values))
+        else:
+            return getattr(self, name)(*values)
+        if isinstance(reply, Queue.DeleteOk) or (name, reply) == ("http_delete", (204, None)):
+            self.queues.pop(values[0], None)
+        elif isinstance(reply, Queue.DeclareOk):
+            self.queues.setdefault(values[0], {"x-queue-type": name, **dict(values[1])})
+        return reply
 
     def state(self) -> dict[str, Any]:
         """Return what clients have been told so far, and how many messages and consumers each queue has."""
@@ -493,7 +520,7 @@ class Side:
                 if isinstance(told := each.receive(), str | Method):
                     self.logs.setdefault(f"client {name}", []).append(str(_plain(told)))
         self.ready = {}
-        for name, options in self.kinds.items():
+        for name, options in self.queues.items():
             if options.get("x-queue-type") != "stream":
                 got = self.clients["watch"].call(Queue.Declare(queue=name, passive=True))
                 is_ok = isinstance(got, Queue.DeclareOk)
@@ -518,38 +545,6 @@ class Side:
         self.consuming = {tag: each for tag, each in self.consuming.items() if each[1] is not client}
 
     # -- operations
-
-    def classic(self, name: str, options: list[Any], kind: str = "classic") -> Any:
-        arguments = {"x-queue-type": kind, **dict(options)}
-        got = self.client("p").call(Queue.Declare(queue=name, durable=True, arguments=arguments))
-        if isinstance(got, Queue.DeclareOk):
-            self.kinds.setdefault(name, arguments)
-            return "declared" if kind == "stream" else got
-        return got
-
-    def quorum(self, name: str, options: list[Any]) -> Any:
-        return self.classic(name, options, "quorum")
-
-    def stream(self, name: str, options: list[Any]) -> Any:
-        return self.classic(name, options, "stream")
-
-    def exchange(self, kind: str) -> Any:
-        return self.client("p").call(Exchange.Declare(exchange="x", exchange_type=kind))
-
-    def bind(self, queue: str, key: str) -> Any:
-        return self.client("p").call(Queue.Bind(queue=queue, exchange="x", routing_key=key))
-
-    def unbind(self, queue: str, key: str) -> Any:
-        return self.client("p").call(Queue.Unbind(queue=queue, exchange="x", routing_key=key))
-
-    def purge(self, queue: str) -> Any:
-        return self.client("p").call(Queue.Purge(queue=queue))
-
-    def delete(self, queue: str, if_unused: bool, if_empty: bool) -> Any:
-        got = self.client("p").call(Queue.Delete(queue=queue, if_unused=if_unused, if_empty=if_empty))
-        if isinstance(got, Queue.DeleteOk) and self.kinds.pop(queue, {}).get("x-queue-type") == "stream":
-            return "deleted"
-        return got
 
     def body(self) -> bytes:
         self.published += 1
@@ -585,13 +580,13 @@ class Side:
 
     def _may_consume(self, queue: str) -> bool:
         """True unless the queue has a consumer: which of several gets a message depends on times."""
-        is_single = self.kinds.get(queue, {}).get("x-single-active-consumer", False)
+        is_single = self.queues.get(queue, {}).get("x-single-active-consumer", False)
         return is_single or all(queue != other for other, _ in self.consuming.values())
 
     def consume(self, name: str, queue: str, prefetch: int, no_ack: bool, options: list[Any]) -> Any:
         if not self._may_consume(queue):
             return None
-        is_stream = self.kinds.get(queue, {}).get("x-queue-type") == "stream"
+        is_stream = self.queues.get(queue, {}).get("x-queue-type") == "stream"
         client, tag = self.client(name), f"{name} {queue} {len(self.logs)}"
         client.call(Basic.Qos(prefetch_count=prefetch or is_stream * 100))
         arguments = {key: value for key, value in options if (key == "x-stream-offset") == is_stream}
@@ -664,7 +659,7 @@ class Side:
 
     def empty(self, queue: str) -> Any:
         """Take all messages; at the end of each sequence."""
-        kind = self.kinds.get(queue, {})
+        kind = self.queues.get(queue, {})
         if kind.get("x-queue-type") == "stream":
             return self.consume("p", queue, 100, False, [("x-stream-offset", "first")])
         if "x-single-active-consumer" in kind:
@@ -690,7 +685,7 @@ class Side:
         )
 
     def attach(self, queue: str, credit: int, properties: list[Any]) -> Any:
-        if not self._may_consume(queue) or self.kinds.get(queue, {}).get("x-queue-type") == "stream":
+        if not self._may_consume(queue) or self.queues.get(queue, {}).get("x-queue-type") == "stream":
             return None
         client, tag = self.client("1.0"), f"1.0 {queue} {len(self.logs)}"
         self.logs[tag] = []
@@ -718,39 +713,22 @@ class Side:
 
     def _http(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         where = urlsplit(self.broker.management)
-        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=_ANSWERS_WITHIN)
-        headers = {"Authorization": "Basic Z3Vlc3Q6Z3Vlc3Q=", "Content-Type": "application/json"}
-        connection.request(method, f"/api/{path}", None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        text = answer.read()
-        connection.close()
-        return answer.status, json.loads(text) if text else None
-
-    def http_publish(self, exchange: str, key: str, properties: list[Any]) -> Any:
-        body = {"routing_key": key, "payload": self.body().decode(), "payload_encoding": "string"}
-        path = f"exchanges/{self.broker.vhost}/{exchange}/publish"
-        return self._http("POST", path, {**body, "properties": dict(properties)})
-
-    def http_get(self, queue: str, ackmode: str) -> Any:
-        body = {"count": 1, "ackmode": ackmode, "encoding": "auto"}
-        status, got = self._http("POST", f"queues/{self.broker.vhost}/{queue}/get", body)
-        return status, json.loads(re.sub(r'"time": *\d+', '"time": 0', json.dumps(got, sort_keys=True)))
-
-    def http_purge(self, queue: str) -> Any:
-        return self._http("DELETE", f"queues/{self.broker.vhost}/{queue}/contents")
-
-    def http_delete(self, queue: str, query: str) -> Any:
-        got = self._http("DELETE", f"queues/{self.broker.vhost}/{queue}{query}")
-        if got[0] == 204:
-            self.kinds.pop(queue, None)
-        return got
+        with contextlib.closing(
+            http.client.HTTPConnection(str(where.hostname), where.port, _ANSWERS_WITHIN)
+        ) as connection:
+            headers = {"Authorization": "Basic Z3Vlc3Q6Z3Vlc3Q=", "Content-Type": "application/json"}
+            path = path.replace("/V/", f"/{self.broker.vhost}/")
+            connection.request(method, f"/api/{path}", None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            text = re.sub(rb'"time": *\d+', b'"time":0', answer.read())
+            return answer.status, json.loads(text) if text else None
 
     def http_counts(self, queue: str) -> None:
         """Compare the counts of the management API, too, which RabbitMQ updates every few seconds."""
-        self.asks_for = queue if self.kinds.get(queue, {}).get("x-queue-type", "stream") != "stream" else None
+        self.asks_for = queue if self.queues.get(queue, {}).get("x-queue-type", "stream") != "stream" else None
 
     def _api_counts(self, queue: str) -> Any:
-        status, got = self._http("GET", f"queues/{self.broker.vhost}/{queue}")
+        status, got = self._http("GET", f"queues/V/{queue}")
         return status, {
             name: got.get(name) for name in ("messages", "messages_ready", "messages_delayed", "messages_dlx")
         }
@@ -771,7 +749,7 @@ class Difference(NamedTuple):
 
     Attributes:
         place: how many operations were performed.
-        kind: the operation's name, and what differs: its reply, or a part of Side.state().
+        part: what differs: the reply, or a part of Side.state().
     """
 
     place: int
@@ -780,14 +758,16 @@ class Difference(NamedTuple):
     ours: Any
     theirs: Any
 
-    @property
-    def kind(self) -> tuple[str, str]:
-        return self.operation[0], self.part
-
-    @property
     def words(self) -> set[str]:
-        """The words that only one of the brokers says, to tell differences of the same kind from each other."""
+        """Return the words that only one of the brokers says."""
         return set(_WORD.findall(str(self.ours))) ^ set(_WORD.findall(str(self.theirs)))
+
+    def is_like(self, other: "Difference") -> bool:
+        """Return True if both may have the same cause: the brokers disagree about the same words or, if about none,
+        in the same part.
+        """
+        mine, others = self.words(), other.words()
+        return bool(mine) and mine <= others if others else not mine and self.part == other.part
 
 
 _WORD = re.compile("[A-Za-z_-]{2,}")
@@ -827,43 +807,48 @@ def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, 
     return part, *({name: side[part].get(name) for name in names} for side in (ours, theirs))
 
 
-def shortest(ours: Side, theirs: Side, sequence: list[Operation]) -> tuple[list[Operation], Difference] | None:
-    """Return the shortest sequence found, with its difference: without operations, options and unusual values that the
-    difference does not need. None if there is no difference, or if it is not the same each time.
+def shortest(
+    ours: Side, theirs: Side, sequence: list[Operation], found: Difference
+) -> tuple[list[Operation], Difference] | None:
+    """Return a sequence without the operations, options and unusual values that a difference does not need, and the
+    difference of this sequence. None if the difference is not there again.
     """
-    found = difference(ours, theirs, sequence)
-    if found is None or not _is_same(found, difference(ours, theirs, sequence, _MORE_PATIENCE)):
+    best = sequence[: found.place], found
+
+    def differs(shorter: list[Operation], patience: float = _PATIENCE) -> bool:
+        nonlocal best
+        again = difference(ours, theirs, shorter, patience)
+        if again is None or not again.is_like(found):
+            return False
+        best = shorter[: again.place], again
+        return True
+
+    def leave_out(size: int) -> None:
+        place = 0
+        while place < len(best[0]):
+            if not differs(best[0][:place] + best[0][place + size :]):
+                place += size
+
+    if not differs(sequence, _MORE_PATIENCE):
         return None
-    sequence = sequence[: found.place]
-    is_shorter = True
-    while is_shorter:
-        is_shorter = False
-        for shorter in _shorter(sequence):
-            again = difference(ours, theirs, shorter)
-            if again is not None and _is_same(found, again):
-                sequence, found, is_shorter = shorter[: again.place], again, True
-                break
-    again = difference(ours, theirs, sequence, _MORE_PATIENCE)
-    return (sequence, again) if again is not None and _is_same(found, again) else None
+    for size in (12, 6, 3, 1):
+        leave_out(size)
+    for place in range(len(best[0])):
+        while place < len(best[0]) and any(
+            differs([*best[0][:place], simpler, *best[0][place + 1 :]]) for simpler in _simpler(best[0][place])
+        ):
+            pass
+    leave_out(1)
+    return best if differs(best[0], _MORE_PATIENCE) else None
 
 
-def _is_same(found: Difference, again: Difference | None) -> bool:
-    return again is not None and again.kind == found.kind and again.words <= found.words
-
-
-def _shorter(sequence: list[Operation]) -> Iterator[list[Operation]]:
-    size = len(sequence) // 2
-    while size:
-        for start in range(0, len(sequence), size):
-            yield sequence[:start] + sequence[start + size :]
-        size //= 2
-    for place, what in enumerate(sequence):
-        for number, value in enumerate(what):
-            others = [value[:each] + value[each + 1 :] for each in range(len(value))] if isinstance(value, list) else []
-            if number and not isinstance(value, list) and value != (first := OPERATIONS[what[0]][number][0]):
-                others = [first]
-            for other in others:
-                yield [*sequence[:place], (*what[:number], other, *what[number + 1 :]), *sequence[place + 1 :]]
+def _simpler(what: Operation) -> Iterator[Operation]:
+    """Yield an operation without one of its options, and with the first choice for one of its values."""
+    for number, (value, choices) in enumerate(zip(what[1:], OPERATIONS[what[0]][1:], strict=True), 1):
+        shorter = [value[:each] + value[each + 1 :] for each in range(len(value))] if isinstance(value, list) else []
+        for other in shorter if isinstance(value, list) else [choices[0]]:
+            if other != value:
+                yield (*what[:number], other, *what[number + 1 :])
 
 
 def story(sequence: list[Operation], found: Difference) -> str:
@@ -877,33 +862,55 @@ def story(sequence: list[Operation], found: Difference) -> str:
 def main() -> int:
     """Run seeds for a time, or one seed. Return 1 if there was a difference."""
     parser = argparse.ArgumentParser(prog="python -m tests.differ", description=__doc__)
-    parser.add_argument("--rabbitmq", nargs=3, metavar=("URL", "MANAGEMENT", "STREAMS"), required=True)
-    parser.add_argument("--embedded", nargs=3, metavar=("URL", "MANAGEMENT", "STREAMS"), required=True)
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--seed", type=int, help="run only this seed")
+    parser.add_argument("--embedded", nargs=3, metavar=("AMQP", "MANAGEMENT", "STREAMS"), help="URLs of a running one")
     given = parser.parse_args()
-    name = f"differ-{uuid.uuid4().hex[:12]}"
-    brokers = [
-        TestBroker(kind, url, management, streams=streams).with_fresh_vhost(name)
-        for kind, (url, management, streams) in (("embedded", given.embedded), ("rabbitmq", given.rabbitmq))
-    ]
-    like = "4.3" if speaks_amqp10(brokers[1]) else "3.10"
-    ours, theirs = map(Side, brokers)
-    seen: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        rabbitmq = from_environment() or _started(stack)
+        version = rabbitmq.with_fresh_vhost(name := f"differ-{uuid.uuid4().hex[:12]}").version
+        like = ".".join(version.split(".")[:2])
+        urls = given.embedded
+        if not urls:
+            own = stack.enter_context(EmbeddedBroker(management_port=0, stream_port=0, like=like))
+            urls = [own.urls[kind] for kind in ("amqp", "http", "stream")]
+        brokers = TestBroker("embedded", urls[0], urls[1], streams=urls[2]), rabbitmq
+        sides = [Side(broker.with_fresh_vhost(name)) for broker in brokers]
+        for side in sides:
+            stack.callback(side.broker.drop_vhost)
+        print(f"RabbitMQ {version}, and the embedded broker like {like}", flush=True)
+        seeds = [given.seed] if given.seed is not None else itertools.count(given.first)
+        return int(run(*sides, seeds, like, given.seconds))
+
+
+def _started(stack: contextlib.ExitStack) -> TestBroker:
+    """Start a private RabbitMQ node, which is stopped in the end."""
+    os.environ["XDG_STATE_HOME"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-differ-"))
+    starter = STARTERS[BrokerKind.NODE]
+    started = starter.start(Wanted("differ", ports.free_port(), stream_port=0))
+    stack.callback(starter.stop, started)
+    management, streams = (str(started.details[name]) for name in ("management", "streams"))
+    return TestBroker("rabbitmq", started.url, management, streams=streams)
+
+
+def run(ours: Side, theirs: Side, seeds: Iterable[int], like: str, seconds: float) -> bool:
+    """Run these seeds until the time is over, and print each difference once. Return True if there are any."""
+    alike: collections.Counter[object] = collections.Counter()
+    told: set[str] = set()
     began = time.monotonic()
-    for number, seed in enumerate([given.seed] if given.seed is not None else itertools.count(given.first), 1):
-        if short := shortest(ours, theirs, draw(seed, like=like)):
-            text = story(*short)
-            if text not in seen:
-                print(f"\nseed {seed}, sequence {number}, after {time.monotonic() - began:.0f} s:\n{text}", flush=True)
-            seen[text] = seen.get(text, 0) + 1
-        if time.monotonic() > began + given.seconds:
+    for number, seed in enumerate(seeds, 1):
+        sequence = draw(seed, like)
+        found = difference(ours, theirs, sequence)
+        alike[kind := found and (found.part, frozenset(found.words()))] += 1
+        short = shortest(ours, theirs, sequence, found) if found and alike[kind] <= 3 else None
+        if short and (text := story(*short)) not in told:
+            told.add(text)
+            print(f"\nseed {seed}, sequence {number}, after {time.monotonic() - began:.0f} s:\n{text}", flush=True)
+        if time.monotonic() > began + seconds:
             break
-    print(f"\n{number} sequences in {time.monotonic() - began:.0f} s, {len(seen)} differences", flush=True)
-    for broker in brokers:
-        broker.drop_vhost()
-    return 1 if seen else 0
+    print(f"\n{number} sequences, {number - alike[None]} of them with a difference; {len(told)} different ones")
+    return bool(told)
 
 
 if __name__ == "__main__":
