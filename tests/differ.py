@@ -453,7 +453,7 @@ def shown_10(payload: bytes) -> str:
 
 def _typed_10(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): _typed_10(each) for name, each in value.items()}
+        return {name: _typed_10(value[name]) for name in sorted(value)}
     if isinstance(value, amqp10.Described):
         return _typed_10(value.value)
     if isinstance(value, list):
@@ -516,13 +516,16 @@ class Side:
             reply = self.client("p").call(METHODS[name](*values))
         else:
             return getattr(self, name)(*values)
+        options = self.queues.get(values[0], {"x-queue-type": name})
         if isinstance(reply, Queue.DeclareOk):
-            self.queues.setdefault(values[0], {"x-queue-type": name, **dict(values[1])})
-        is_stream = self.queues.get(values[0], {}).get("x-queue-type") == "stream"
+            options = self.queues.setdefault(values[0], options | dict(values[1]))
+            # RabbitMQ counts a stream's messages every few seconds, and a quorum queue's consumers in its own way.
+            kind = options["x-queue-type"]
+            return "declared", kind != "stream" and reply.message_count, kind == "classic" and reply.consumer_count
         if isinstance(reply, Queue.DeleteOk) or (name, reply) == ("http_delete", (204, None)):
             self.queues.pop(values[0], None)
-        # How many messages a stream has, RabbitMQ counts every few seconds.
-        return reply.name if is_stream and isinstance(reply, Queue.DeclareOk | Queue.DeleteOk) else reply
+            return "deleted" if options["x-queue-type"] == "stream" else reply
+        return reply
 
     def state(self) -> dict[str, Any]:
         """Return what clients have been told so far, and how many messages and consumers each queue has."""
@@ -532,10 +535,10 @@ class Side:
                     self.logs.setdefault(f"client {name}", []).append(str(_plain(told)))
         self.ready = {}
         for name, options in self.queues.items():
-            if options.get("x-queue-type") != "stream":
+            if options["x-queue-type"] != "stream":
                 got = self.clients["watch"].call(Queue.Declare(queue=name, passive=True))
-                is_ok = isinstance(got, Queue.DeclareOk)
-                self.ready[name] = (got.message_count, got.consumer_count) if is_ok else got
+                is_ok, is_classic = isinstance(got, Queue.DeclareOk), options["x-queue-type"] == "classic"
+                self.ready[name] = (got.message_count, is_classic and got.consumer_count) if is_ok else got
         counts = {self.asks_for: self._api_counts(self.asks_for)} if self.asks_for else {}
         return {"ready, consumers": self.ready, "deliveries": self.logs, "API": counts}
 

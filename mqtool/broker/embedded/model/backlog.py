@@ -223,10 +223,15 @@ class PriorityBacklog(Backlog):
 
 
 class PriorityQuorumBacklog(PriorityBacklog):
-    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities, each with its requeued messages first."""
+    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities; requeued messages come before all others."""
 
     _kind = QuorumBacklog
     _default = 4
+
+    def put_back(self, entry: BacklogEntry) -> None:
+        """Requeue a message of any priority behind those requeued earlier."""
+        self._level(self._max + 1).put_back(entry)
+        self._grow(entry, 1)
 
 
 class TwoLevelBacklog(QuorumBacklog):
