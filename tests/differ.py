@@ -69,10 +69,11 @@ KEYS = ("a", "a", "b", "c", "k")
 CLIENTS = ("p", "q", "1.0")
 NUMBERS = (0, 1, 2, 3)
 
+# Not x-max-length-bytes: the embedded broker counts bodies, but RabbitMQ also the AMQP 1.0 sections that it stores and,
+# in quorum queues of 4.3, properties.
 _BOTH = {
     "x-message-ttl": (0, SOON, NEVER),
     "x-max-length": (1, 2),
-    "x-max-length-bytes": (3,),
     "x-overflow": ("reject-publish", "drop-head"),
     "x-dead-letter-exchange": ("", "x"),
     "x-dead-letter-routing-key": ("b", "c", "k"),
