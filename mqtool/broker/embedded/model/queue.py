@@ -518,7 +518,8 @@ class BrokerQueue:
         self.backlog.put_back(entry)
 
     def drop_expired(self) -> bool:
-        """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them.
+        """Dead-letter or drop a few of the expired messages: those that no other message keeps from expiring. Return
+        True if there are more of them.
 
         As long as requeued messages have to be put back, put some of them back instead, and return True.
         """
@@ -532,15 +533,15 @@ class BrokerQueue:
             if not len(backlog):
                 self._expiring = False
                 return False
-            expires_at = backlog.head().expires_at
+            expires_at = backlog.next_expiry()
             if expires_at is None or expires_at > now:
                 return False
-            self._dead_letter(backlog.take(), "expired")
+            self._dead_letter(backlog.take_expiring(), "expired")
         return True
 
     def _arm_expiry(self) -> None:
-        """Set the alarm for the expiry of the message at the head, or for the next turn if it has expired."""
-        expires_at = self.backlog.head().expires_at if len(self.backlog) else None
+        """Set the alarm for the next message that expires, or for the next turn if it has expired."""
+        expires_at = self.backlog.next_expiry()
         if expires_at is not None:
             self._expiry.set_by(expires_at)
 
