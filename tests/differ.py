@@ -160,7 +160,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "commit": (2, ("", "x"), KEYS, (1, 2)),
     "get": (8, QUEUES, (*SETTLING, "keep")),
     "consume": (6, ("p", "q"), QUEUES, (0, 1, 2), FLAG, {"x-priority": (1, 10), "x-stream-offset": ("first", 1)}),
-    "consume_exclusively": (1, ("p", "q"), QUEUES),
+    "consume_exclusively": (3, ("p", "q"), QUEUES),
     "settle": (12, NUMBERS, tuple(SETTLING)),
     "cancel": (2, NUMBERS),
     "recover": (1, ("p", "q")),
@@ -192,7 +192,7 @@ def draw(seed: int, like: str) -> list[Operation]:
     few = {name for name in known if random.random() < min(0.4, OPERATIONS[name][0])} | {"publish"}
     tables = [table for _, *table in OPERATIONS.values()]
     names = {name for table in itertools.chain(*tables) if isinstance(table, dict) for name in table}
-    used = {name for name in sorted(names) if random.random() < 0.35}
+    used = {name for name in sorted(names) if random.random() < 0.45}
     # What they all use: without a dead-letter exchange, most queues end the story of a message.
     used |= {"x-dead-letter-exchange", "x-dead-letter-routing-key"} if random.random() < 0.7 else set()
 
@@ -205,7 +205,7 @@ def draw(seed: int, like: str) -> list[Operation]:
         if not isinstance(choices, dict):
             return random.choice(choices)
         left = [name for name in choices if name in used]
-        many = random.choice((0, 1, 2, 3)) if left else 0
+        many = random.choice((0, 1, 2, 3, 4))
         drawn = random.sample(left, min(many, len(left)))
         if choices is HEADERS and version >= (4, 0) and "z" in drawn:
             drawn += ["z"] * (random.random() < 0.3)  # in 3.10, most operations keep duplicates
@@ -791,8 +791,15 @@ class Difference(NamedTuple):
         mine, others = self.words(), other.words()
         return bool(mine) and mine <= others if others else not mine and self.part == other.part
 
+    def unless_race(self, sequence: list[Operation]) -> "Difference | None":
+        """Return None if only the order differs of a message that was routed to several queues, and of dead letters:
+        whether one of the queues gets the message before another one's dead letters depends on times.
+        """
+        ours, theirs = (sorted(_MESSAGE.findall(str(side))) for side in (self.ours, self.theirs))
+        return None if ours == theirs and "x-death" in str(self.ours) and _SPREADS.search(str(sequence)) else self
 
-_WORD = re.compile("[A-Za-z_-]{2,}")
+
+_WORD, _MESSAGE, _SPREADS = re.compile("[A-Za-z_-]{2,}"), re.compile("m[0-9]+|http"), re.compile("'B?CC'|'x', '")
 
 
 def difference(ours: Side, theirs: Side, sequence: list[Operation], patience: float = _PATIENCE) -> Difference | None:
@@ -809,7 +816,7 @@ def difference(ours: Side, theirs: Side, sequence: list[Operation], patience: fl
     for place, what in enumerate([*sequence, *ending], 1):
         replies = [side.do(what) for side in sides]
         if replies[0] != replies[1]:
-            return Difference(place, what, "reply", *replies)
+            return Difference(place, what, "reply", *replies).unless_race(sequence)
         until = time.monotonic() + patience + 6 * (what[0] == "http_counts")
         time.sleep(pause)
         agreed = 0
@@ -817,7 +824,7 @@ def difference(ours: Side, theirs: Side, sequence: list[Operation], patience: fl
             states = [side.state() for side in sides]
             agreed = agreed + 1 if states[0] == states[1] else 0
             if not agreed and time.monotonic() > until:
-                return Difference(place, what, *_differing(*states))
+                return Difference(place, what, *_differing(*states)).unless_race(sequence)
             time.sleep(0.005)
     return None
 
