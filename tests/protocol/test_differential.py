@@ -31,6 +31,16 @@ SEQUENCES: dict[str, list[Operation]] = {
         ("consume", "p", "c", 0, False, []),
         ("http_delete", "c", "?if-unused=true"),
     ],
+    "get-ok of a classic queue does not count what expires when the message before it is taken": [
+        ("classic", "b", []),
+        ("publish", "", "b", [], []),
+        ("publish", "", "b", [], [("expiration", "0")]),
+        ("get", "b", "ack"),
+    ],
+    "a quorum queue of 4.3 has the same delayed retries in each declaration": [
+        ("quorum", "b", []),
+        ("quorum", "b", [("x-delayed-retry-min", 600000)]),
+    ],
     "a classic queue drops what exceeds its length before it delivers what was requeued": [
         ("classic", "c", [("x-max-length", 1)]),
         ("consume", "p", "c", 1, False, []),

@@ -391,6 +391,8 @@ class BrokerQueue:
             return None
         entry = self.backlog.take()
         if self._expiring:
+            if self.kind == "classic":
+                self.drop_expired()  # they are no longer in get-ok's count
             self._arm_expiry()
         if self._limited:
             self._throttle()
