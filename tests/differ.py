@@ -933,8 +933,10 @@ def run(ours: Side, theirs: Side, seeds: Iterable[int], like: str, seconds: floa
     for number, seed in enumerate(seeds, 1):
         sequence = draw(seed, like)
         found = difference(ours, theirs, sequence)
-        alike[kind := found and (found.part, frozenset(found.words()))] += 1
-        short = shortest(ours, theirs, sequence, found) if found and alike[kind] == 1 else None
+        alike[kind := found and (found.part, frozenset(found.words()) or found.operation[0])] += 1
+        # Those that differ in the same words mostly have the same cause, but not those that differ in order or number.
+        is_new = found is not None and alike[kind] <= (1 if found.words() else 10)
+        short = shortest(ours, theirs, sequence, found) if found and is_new else None
         if short and (text := story(*short)) not in told:
             told.add(text)
             print(f"\nseed {seed}, sequence {number}, after {time.monotonic() - began:.0f} s:\n{text}", flush=True)
