@@ -157,7 +157,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "purge": (1, QUEUES),
     "delete": (1, QUEUES, FLAG, FLAG),
     "publish": (14, ("", "", "x"), KEYS, HEADERS, PROPERTIES),
-    "commit": (2, ("", "x"), KEYS, (1, 2)),
+    "commit": (6, ("", "", "x"), KEYS, (1, 2, 3)),
     "get": (8, QUEUES, (*SETTLING, "keep")),
     "consume": (6, ("p", "q"), QUEUES, (0, 1, 2), FLAG, {"x-priority": (1, 10), "x-stream-offset": ("first", 1)}),
     "consume_exclusively": (3, ("p", "q"), QUEUES),
@@ -177,7 +177,22 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "http_delete": (1, QUEUES, ("", "?if-empty=true", "?if-unused=true")),
     "http_counts": (0.1, QUEUES),
 }
-_SETS_UP = ("classic", "quorum", "stream")
+#: Operations, options, properties and headers that belong together.
+THEMES = (
+    "x-max-length x-overflow commit http_publish",
+    "x-dead-letter-exchange x-dead-letter-routing-key x-death CC BCC bind",
+    "x-dead-letter-exchange x-dead-letter-routing-key x-dead-letter-strategy x-overflow purge delete http_counts",
+    "x-single-active-consumer x-priority rabbitmq:priority cancel cut consume_exclusively attach",
+    "x-delayed-retry-type x-delayed-retry-min x-delayed-retry-max x-max-length recover delete http_counts",
+    "x-delivery-limit x-dead-letter-exchange x-dead-letter-routing-key cut outlast http_get",
+    "x-message-ttl expiration ttl x-dead-letter-exchange",
+    "x-max-priority priority",
+    "z a n CC BCC delivery_mode correlation_id type",
+    "send attach cut durable x-cc x-note subject group_id message_id reply_to z a priority",
+    "stream stream_publish stream_read x-stream-offset",
+    "http_publish http_get http_purge http_delete http_counts purge",
+    "classic quorum exchange bind unbind purge delete",
+)
 #: Before, there was no AMQP 1.0 without a plugin, and a consumer could not choose its timeout.
 _ONLY_SINCE = {"send": (4, 0), "attach": (4, 0), "outlast": (4, 3)}
 
@@ -185,17 +200,11 @@ _ONLY_SINCE = {"send": (4, 0), "attach": (4, 0), "outlast": (4, 3)}
 def draw(seed: int, like: str) -> list[Operation]:
     """Return the sequence of this seed, for a version of RabbitMQ such as 4.3.
 
-    Only a few of the operations, options and headers occur in it, so that they meet, and the rest is out of their way.
+    Its operations, options and headers are those of a few themes, so that they meet.
     """
     random, version = Random(seed), tuple(map(int, like.split(".")))
-    known = [name for name in OPERATIONS if version >= _ONLY_SINCE.get(name, (0,))]
-    few = {name for name in known if random.random() < min(0.4, OPERATIONS[name][0])} | {"publish"}
-    tables = [table for _, *table in OPERATIONS.values()]
-    names = {name for table in itertools.chain(*tables) if isinstance(table, dict) for name in table}
-    used = {name for name in sorted(names) if random.random() < 0.45}
-    # What they all use: without a dead-letter exchange, most queues end the story of a message.
-    used |= {"x-dead-letter-exchange", "x-dead-letter-routing-key"} if random.random() < 0.7 else set()
-
+    themes = " ".join(["publish get consume settle close", *random.sample(THEMES, 3)]).split()
+    few = sorted({name for name in themes if name in OPERATIONS and version >= _ONLY_SINCE.get(name, (0,))})
     is_soon = random.random() < 0.2  # they wait after each operation
 
     def soon(value: Any) -> Any:
@@ -204,9 +213,8 @@ def draw(seed: int, like: str) -> list[Operation]:
     def value(choices: Any) -> Any:
         if not isinstance(choices, dict):
             return random.choice(choices)
-        left = [name for name in choices if name in used]
-        many = random.choice((0, 1, 2, 3, 4))
-        drawn = random.sample(left, min(many, len(left)))
+        drawn = [name for name in choices if name in themes and random.random() < 0.6]
+        random.shuffle(drawn)
         if choices is HEADERS and version >= (4, 0) and "z" in drawn:
             drawn += ["z"] * (random.random() < 0.3)  # in 3.10, most operations keep duplicates
         return [(name, soon(random.choice(choices[name]))) for name in drawn]
@@ -214,12 +222,13 @@ def draw(seed: int, like: str) -> list[Operation]:
     def operation(name: str) -> Operation:
         return (name, *map(value, OPERATIONS[name][1:]))
 
-    declared = [random.choice(("classic", "quorum")), random.choice(_SETS_UP), random.choice(_SETS_UP)]
+    kinds = ["classic", "quorum", *["stream"] * ("stream" in themes)]
+    declared = [random.choice(kinds[:2]), random.choice(kinds), random.choice(kinds)]
     sequence = [(kind, queue, operation(kind)[2]) for kind, queue in zip(declared, QUEUES, strict=True)]
     if random.random() < 0.6:
         sequence += [operation("exchange"), *[operation("bind") for _ in range(random.choice((1, 2)))]]
-    weights = [OPERATIONS[name][0] for name in sorted(few)]
-    return sequence + [operation(name) for name in random.choices(sorted(few), weights, k=random.choice((6, 12, 24)))]
+    weights = [OPERATIONS[name][0] for name in few]
+    return sequence + [operation(name) for name in random.choices(few, weights, k=random.choice((6, 12, 24)))]
 
 
 # Clients
