@@ -26,6 +26,11 @@ SEQUENCES: dict[str, list[Operation]] = {
         ("publish", "", "a", [], []),
         ("publish", "", "a", [], [("expiration", "0"), ("priority", 1)]),
     ],
+    "the management API says that a full queue refuses a message": [
+        ("classic", "a", [("x-max-length", 1), ("x-overflow", "reject-publish")]),
+        ("publish", "", "a", [], []),
+        ("http_publish", "amq.default", "a", []),
+    ],
     "the management API deletes a stream that has a consumer": [
         ("stream", "c", []),
         ("consume", "p", "c", 0, False, []),
