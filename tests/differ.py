@@ -821,7 +821,9 @@ def difference(ours: Side, theirs: Side, sequence: list[Operation], patience: fl
     for side in sides:
         side.start()
     pause = _SOON_IS_OVER if str(SOON) in repr(sequence) else 0.0
-    ending = [*(("close", name) for name in CLIENTS), *(("empty", name) for name in QUEUES)]
+    ending: list[Operation] = [("close", name) for name in CLIENTS]
+    for name in QUEUES:
+        ending += [("empty", name), ("delete", name, False, False)]
     for place, what in enumerate([*sequence, *ending], 1):
         replies = [side.do(what) for side in sides]
         if replies[0] != replies[1]:
