@@ -15,7 +15,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate record mutants conformance corpus lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-page test-embedded test-rabbitmq soak siege simulate record differ mutants conformance corpus lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -154,6 +154,9 @@ record: .venv/installed-dev  ## record the answers of RabbitMQ at MQTOOL_TEST_UR
 	$(BIN)/python -m tests.conversations $(VERSION) $(SUBJECTS)
 	$(if $(SUBJECTS),,$(BIN)/python -m tests.protocol.management_requests $${MQTOOL_TEST_MANAGEMENT:-http://127.0.0.1:15672} \
 		>tests/recordings/$(VERSION)/management.ndjson)
+
+differ: .venv/installed-dev  ## compare the embedded broker with RabbitMQ (at MQTOOL_TEST_URL, or a private node) after random operations, for an hour (SECONDS=3600 FIRST=0, or SEED=7)
+	$(BIN)/python -m tests.differ --seconds $(or $(SECONDS),3600) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 mutants: .venv/installed-mutants  ## make many small changes to MODULE=mqtool/routing.py, and show those that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)

@@ -3,7 +3,7 @@
 
 RUN := lint demo embedded-and-3.10 4.3 newest-python packages felt
 WEEKLY := all-cases 4.0 trixie-python forky-python documentation-on-debian programs pika typer rstream compose conformance \
-	simulation soak siege mutants audit
+	simulation soak siege differ mutants audit
 .PHONY: run weekly list install images $(RUN) $(WEEKLY)
 run: $(RUN)
 weekly: $(WEEKLY)
@@ -36,7 +36,7 @@ documentation-on-debian: install ; $(stage) .ci/docs
 programs: install ; $(stage) .ci/programs
 pika typer rstream audit: install ; $(stage) .ci/$@
 compose: install images ; $(in_docker) .ci/compose rabbitmq:4.0-debian
-conformance soak siege: install ; $(stage) make $@
+conformance soak siege differ: install ; $(stage) make $@
 mutants: install
 	$(stage) bash -c 'for module in $$(python3 -m tests.mutants --list | tr -d "[],\""); do make mutants MODULE=$$module; done'
 simulation: install ; $(stage) make simulate SEEDS=100000

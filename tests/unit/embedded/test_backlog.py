@@ -65,9 +65,8 @@ class Expected:
             case "quorum of 3.13":
                 return (self.returned or self._in_order(self.fresh))[0]
             case "quorum of 4.3":
-                best = max(map(self._level, everything))
-                level = [each for each in self.returned if self._level(each) == best]
-                return (level or self._in_order(each for each in self.fresh if self._level(each) == best))[0]
+                in_order = sorted(self.fresh, key=lambda each: (-self._level(each), each.position))
+                return (self.returned or in_order)[0]
         if self.returned:
             return self.returned[0]
         low = self._in_order(each for each in self.fresh if (each.message.properties.priority or 0) < 5)

@@ -38,7 +38,7 @@ from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
 from mqtool.broker.embedded.model.totals import AMQP091
-from mqtool.broker.embedded.model.virtual_host import enqueue_in_steps
+from mqtool.broker.embedded.model.virtual_host import Publication, enqueue_in_steps
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
@@ -135,7 +135,7 @@ def plain(value: Value) -> Any:
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 async def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
-    """Publish a message. `routed` in the response is true if at least one queue accepted it and none refused it."""
+    """Publish a message. `routed` in the response is true if at least one queue got it; none may refuse it."""
     vhost, body, broker = call.vhost(vhost_name), call.body, call.broker
     exchange = vhost.exchanges.get(exchange_name(name))
     if exchange is None:
@@ -178,7 +178,13 @@ async def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
         totals.dropped += 1
         if vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=False)
-    return {"routed": publication.routed and publication.accepted}
+    return _told(publication)
+
+
+def _told(publication: Publication) -> Json:
+    if not publication.accepted:
+        raise bad_request("rejected Unable to publish message. Check queue limits.")
+    return {"routed": publication.routed}
 
 
 def _with_result(steps: Generator[None, None, Item]) -> Iterator[Item | None]:

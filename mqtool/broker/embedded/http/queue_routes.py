@@ -235,7 +235,7 @@ async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
             raise bad_request(f"cannot delete queue '{name}' in vhost '{vhost}'. {what}")
     if query.get("if-empty") == "true" and len(queue) and queue.kind != "stream":
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
-    if query.get("if-unused") == "true" and len(queue.consumers):
+    if query.get("if-unused") == "true" and len(queue.consumers) and queue.kind != "stream":
         raise bad_request(f"queue '{name}' in vhost '{vhost}' in use")
     await in_slices(call.vhost(vhost).deletions.steps(queue))
 

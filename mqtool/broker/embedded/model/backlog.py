@@ -1,5 +1,6 @@
 """The ready messages of a queue, in the order in which they will be delivered."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
@@ -100,6 +101,14 @@ class Backlog:
             self._fresh.popleft()
         self.body_bytes -= len(entry.message.body)
         return entry
+
+    def next_expiry(self) -> int | None:
+        """Return when the message expires that take_expiring() takes; None for never, or if there is none."""
+        return self.head().expires_at if len(self) else None
+
+    def take_expiring(self) -> BacklogEntry:
+        """Remove and return the message that expires first, of those that no other message keeps from expiring."""
+        return self.take()
 
     def _first(self) -> BacklogEntry:
         """Return the first message that was not requeued; read it back from disk if it is paged out."""
@@ -223,10 +232,31 @@ class PriorityBacklog(Backlog):
 
 
 class PriorityQuorumBacklog(PriorityBacklog):
-    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities, each with its requeued messages first."""
+    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities; requeued messages come before all others.
+
+    The first message of each priority, and the first that was requeued, can expire.
+    """
 
     _kind = QuorumBacklog
     _default = 4
+
+    def put_back(self, entry: BacklogEntry) -> None:
+        """Requeue a message of any priority behind those requeued earlier."""
+        self._level(self._max + 1).put_back(entry)
+        self._grow(entry, 1)
+
+    def _expiring(self) -> Backlog:
+        """Return the level whose first message expires first."""
+        levels = (level for level in self._levels.values() if len(level))
+        return min(levels, key=lambda level: math.inf if (at := level.next_expiry()) is None else at)
+
+    def next_expiry(self) -> int | None:
+        return self._expiring().next_expiry() if self._size else None
+
+    def take_expiring(self) -> BacklogEntry:
+        entry = self._expiring().take()
+        self._grow(entry, -1)
+        return entry
 
 
 class TwoLevelBacklog(QuorumBacklog):

@@ -146,8 +146,16 @@ def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None
             raise precondition_failed(f"invalid property '{what}' for {where}")
 
 
+#: The arguments of quorum queues that RabbitMQ knows from 4.3 on.
+_LATER_QUORUM = (
+    *("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"),
+    *("x-consumer-timeout", "x-consumer-disconnected-timeout"),
+)
+
+
 def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> None:
     """Raise ChannelException 406, naming the difference, if a repeated declaration does not match the queue."""
+    later = _LATER_QUORUM if queue.kind == "quorum" and queue.profile.delayed_retry else ()
     where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
     _equivalent("durable", where, declared.durable, queue.durable)
     _equivalent("auto_delete", where, declared.auto_delete, queue.auto_delete)
@@ -156,7 +164,7 @@ def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> No
         arguments = {"x-queue-type": "classic", **arguments}
         if arguments["x-queue-type"] == "classic" and "x-queue-type" not in queue.arguments:
             del arguments["x-queue-type"]
-    for argument in SUPPORTED[queue.kind]:
+    for argument in (*SUPPORTED[queue.kind], *later):
         equivalent_argument(argument, where, arguments, queue.arguments)
     if queue.kind == "stream":
         is_compared = {INITIAL_OFFSET: queue.profile.initial_offsets, FILTER_SIZE: queue.profile.delayed_retry}

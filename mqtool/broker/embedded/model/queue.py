@@ -391,6 +391,8 @@ class BrokerQueue:
             return None
         entry = self.backlog.take()
         if self._expiring:
+            if self.kind == "classic":
+                self.drop_expired()  # they are no longer in get-ok's count
             self._arm_expiry()
         if self._limited:
             self._throttle()
@@ -468,8 +470,10 @@ class BrokerQueue:
                 self._expiring = self._expiring or entry.expires_at is not None
                 self._put_back(entry, why, not_before)
             if not (self.line.waiting or self.deleted):
-                self.pump()
-                self._drop_surplus()
+                # A classic queue drops what exceeds its limits before it delivers, a quorum queue afterwards.
+                steps = self.pump, self._drop_surplus
+                for step in reversed(steps) if self.kind == "classic" else steps:
+                    step()
         else:
             for _ in range(min(_AT_ONCE, len(self._leaving))):
                 self.ledger.drop_purged(self._leaving.popleft())
@@ -518,7 +522,8 @@ class BrokerQueue:
         self.backlog.put_back(entry)
 
     def drop_expired(self) -> bool:
-        """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them.
+        """Dead-letter or drop a few of the expired messages: those that no other message keeps from expiring. Return
+        True if there are more of them.
 
         As long as requeued messages have to be put back, put some of them back instead, and return True.
         """
@@ -532,15 +537,15 @@ class BrokerQueue:
             if not len(backlog):
                 self._expiring = False
                 return False
-            expires_at = backlog.head().expires_at
+            expires_at = backlog.next_expiry()
             if expires_at is None or expires_at > now:
                 return False
-            self._dead_letter(backlog.take(), "expired")
+            self._dead_letter(backlog.take_expiring(), "expired")
         return True
 
     def _arm_expiry(self) -> None:
-        """Set the alarm for the expiry of the message at the head, or for the next turn if it has expired."""
-        expires_at = self.backlog.head().expires_at if len(self.backlog) else None
+        """Set the alarm for the next message that expires, or for the next turn if it has expired."""
+        expires_at = self.backlog.next_expiry()
         if expires_at is not None:
             self._expiry.set_by(expires_at)
 
