@@ -5,9 +5,8 @@
         └──────────────────────── correlation-id: 42 ──────────────────┘
 
 The client has its own queue for replies, and puts the queue's address into each request. A reply's correlation-id is
-that of its request or, if the request has none, its message-id. The server needs only one link for all replies: the
-link has no address, so each reply contains one. The server accepts a request after it has replied. Direct replies need
-no queue: the client gets an address that is valid as long as its link. After a lost connection, it asks again.
+that of its request or, if the request has none, its message-id. The server has one link for all replies, without an
+address: each reply contains one. Direct replies need no queue: the client gets an address with each new link.
 
 https://www.rabbitmq.com/tutorials/tutorial-six-go-amqp10
 """

@@ -688,7 +688,7 @@ def test_a_dead_letter_queue_with_other_arguments_is_used_if_it_drops_no_message
         shell.run("mqtool", "new-task", "-q", "jobs", "one")
     result = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "--retries", "0", "-c", "2")
     assert "0 done, 0 retries, 2 dead" in result.stderr
-    assert result.stderr.count("queue 'jobs.dlq' exists with ") == 1
+    assert result.stderr.count("queue 'jobs.dlq' already exists, and ") == 1
     assert depth(broker, "jobs.dlq") == 2
 
 

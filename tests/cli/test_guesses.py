@@ -251,7 +251,6 @@ def test_ls_and_list_are_hints_for_each_other(monkeypatch: pytest.MonkeyPatch, g
         ("list queues --output json", "did you mean '--json'?"),
         ("list queues -o FILE", "redirect standard output: > FILE"),
         ("send --in 1d x", "did you mean '--delay'?"),
-        ("send --count 3 x", "'mqtool send --help-all' lists the options"),
         ("send --message x", "it is an argument: mqtool send x"),
         ("send -m x", "it is an argument: mqtool send x"),
         ("send -m", "it is an argument: mqtool send [OPTIONS] [WORD...]"),

@@ -398,7 +398,7 @@ def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     assert (none.code, "does not exist" in none.stderr or "no queue received the" in none.stderr) == (75, True)
     assert shell.run("mqtool", *["send", "-e", "", "-r", "gone", "-l", "--no-mandatory"], stdin="7\n").code == 0
     typed = shell.run("mqtool", *["send", "-e", "", "-r", "gone", "x"])
-    assert (typed.code, "queue 'gone' does not exist" in typed.stderr) == (75, True)
+    assert (typed.code, "shows whether queue 'gone' exists" in typed.stderr) == (75, True)
 
 
 def test_emit_log_suggests_an_exchange_that_has_a_similar_name_and_bindings(shell: Shell, broker: TestBroker) -> None:

@@ -205,7 +205,7 @@ def call(client: Client, queue: Queue) -> None:
         serving = pool.submit(serve)
         try:
             with suppress(MqtoolError), client.channel() as connection:
-                replies = rpc.call(connection.channel(), queue, BODIES, Receiving(timeout=20))
+                replies = rpc.call(connection.channel(), queue, [*map(Message, BODIES)], Receiving(timeout=20))
                 got = {number: reply.body for number, reply in replies}
                 assert got == {number: body * 2 for number, body in enumerate(BODIES)}
         finally:

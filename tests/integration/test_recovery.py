@@ -263,7 +263,8 @@ def test_a_new_connection_that_the_broker_closes_during_the_handshake_is_retried
     proxy.break_early = 2
     proxy.cut()
     assert [receipt.confirmation for receipt in channel.publish([Message(b"x")], routing_key="q")] == ["confirmed"]
-    assert sum("closed the connection before it was open" in notice for notice in notices) == 2
+    assert proxy.break_early == 0
+    assert any("closed the connection before it was open" in notice for notice in notices)
 
 
 def test_an_exclusive_queue_is_declared_and_bound_again_after_a_reconnection(

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.cli.commands import recording
-from mqtool.cli.commands.recording import RecordingOptions, Replayed
 from mqtool.errors import BadData
 from mqtool.recordings.recording import (
     Changes,
@@ -63,21 +61,6 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
-
-
-def test_replay_lets_its_publisher_wait_for_confirms_before_a_long_gap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the next message is due in more than 0.1 s, `recording replay` first yields None twice, which tells its
-    publisher that there is no message yet. The publisher then waits for confirms, and reports the confirmed messages
-    before the gap.
-    """
-    clock = Clock()
-    monkeypatch.setattr(recording, "time", clock)
-    file = tmp_path / "recording"
-    file.write_bytes(b"\n".join([line(1), line(1.05), line(1.25)]))
-    replayed = Replayed(RecordingOptions([file], Selection(), Changes()), ReplayPace(clock=clock), keeps_rest=False)
-    assert [message is not None for message in replayed] == [True, True, False, False, True]
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import struct
 from typing import Any
 
@@ -49,7 +50,7 @@ def stranger(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch, loop: asyncio.AbstractEventLoop) -> list[float]:
     """The time of the event loop, as the only item of a list."""
-    now = [1000.0]
+    now = [float(math.ceil(loop.time()))]  # clients may have connected already
     monkeypatch.setattr(loop, "time", lambda: now[0])
     return now
 

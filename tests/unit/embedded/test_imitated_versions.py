@@ -25,7 +25,7 @@ def test_a_version_that_cannot_be_imitated_raises_value_error() -> None:
     """
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the text is compared below
         profile("3.8")
-    assert str(refused.value) == ("cannot behave like RabbitMQ 3.8, only like 3.10, 4.0, 4.2, 4.3.5, 4.3, 4.4")
+    assert str(refused.value) == ("cannot behave like RabbitMQ 3.8, only like 3.10, 4.0, 4.2, 4.3, 4.3.5, 4.4")
 
 
 def test_the_broker_tells_clients_which_product_and_version_it_is() -> None:

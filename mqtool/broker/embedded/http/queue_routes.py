@@ -57,7 +57,7 @@ def _checked_name(kind: str, name: str) -> str:
 @route(READ, "queues/VHOST", visitor)
 def queues(call: RouteCall, vhost: str | None = None) -> Listed:
     found = [queue for each in call.vhosts(vhost) for queue in each.queues.values()]
-    return Listed(found, lambda queue: _wanted_view(call, queue))
+    return Listed(found, lambda queue: _wanted_view(call, queue) | _name_of_policy(queue))
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
@@ -118,6 +118,11 @@ def _policies(queue: BrokerQueue) -> Json:
         "operator_policy": queue.policy.operator_policy,
         "effective_policy_definition": plain(queue.policy.definition),
     }
+
+
+def _name_of_policy(queue: BrokerQueue) -> Json:
+    """In a list, a queue has it even without statistics, on every version."""
+    return {"policy": queue.policy.policy} if queue.policy.policy else {}
 
 
 def _delivery_limit(queue: BrokerQueue) -> Json:
