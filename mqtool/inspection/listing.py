@@ -52,10 +52,10 @@ class Listing:
             named = " ".join(f"{by_name}={quoted(name)}" for name in unknown)
             only = pasteable(f"list {self.things} {named}")
             hint = f"to list only these {self.things}: {only}; 'mqtool list {self.things} --help' names the columns"
-        hint = did_you_mean(unknown[0], self.columns, hint)
+        said = f"{self.things} have no column {unknown[0]!r}"
         if "," in unknown[0]:
-            hint = f"separate columns with spaces: {unknown[0].replace(',', ' ')}"
-        raise UsageError(f"{self.things} have no column {unknown[0]!r}", hint)
+            raise UsageError(said, f"separate columns with spaces: {unknown[0].replace(',', ' ')}")
+        raise UsageError(said, did_you_mean(unknown[0], self.columns, hint))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield rows with these columns. Values that the broker does not report are None."""
