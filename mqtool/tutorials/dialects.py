@@ -81,7 +81,7 @@ class DialectLines:
         purges_requests: True if the RPC server purges its queue when it starts.
         on_stderr: True if the scripts print on stderr, as Go's log package does.
         emits_on_stdout: True if the publishers of logs print on stdout nevertheless.
-        usage_topic: the usage line of a receiver of topics.
+        usage_topic: the arguments in the usage line of a receiver of topics.
         usage_code, usage_code_topic: the exit code of a receiver of logs without severities, or without patterns.
     """
 
@@ -121,7 +121,7 @@ class DialectLines:
     purges_requests = False
     on_stderr = False
     emits_on_stdout = False
-    usage_topic = "mqtool receive-log topic [binding_key]..."
+    usage_topic = "[binding_key]..."
     usage_code = usage_code_topic = 1
 
 
@@ -226,7 +226,7 @@ class _GoArticle2Lines(_GoLines):
     persistent_logs = True
     worker_prefetch = 0
     key_in_body = True
-    usage_topic = "mqtool receive-log topic [info] [warning] [error]"
+    usage_topic = "[info] [warning] [error]"
 
 
 class _JavaAmqpLines(DialectLines):

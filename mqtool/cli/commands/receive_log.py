@@ -176,7 +176,7 @@ def receive_topic(
             logs,
             "PATTERN...",
             "mqtool receive-log topic 'kern.*' '*.critical'",
-            lines.usage_topic,
+            " ".join(("mqtool receive-log topic", lines.usage_topic)),
             lines.usage_code_topic,
         )
 
