@@ -8,9 +8,8 @@ To consume:   socket ─> pika_private ─ basic_frames ─ subscription ─ con
 
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pika import spec
 from pika.channel import Channel as PikaChannel
@@ -20,7 +19,7 @@ from mqtool.amqp.administration import Reply, Request
 from mqtool.amqp.basic_frames import delivery_from
 from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
 from mqtool.amqp.receive_settings import STREAMING, Receiving
-from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel, Thing
+from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel, Thing
 from mqtool.amqp.replies import Replies
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.field_values import FieldValue
@@ -28,22 +27,8 @@ from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
+    from mqtool.amqp.connection import Connection
     from mqtool.amqp.consumer import Consumer
-
-
-class ChannelOwner(ChannelConnection, Protocol):
-    """The part of Connection that a channel uses."""
-
-    deadline: float
-    cluster: str
-
-    def stop(self) -> None: ...
-    @property
-    def broker(self) -> str: ...
-    @property
-    def broker_to_show(self) -> str: ...
-    def channel(self) -> "Channel": ...
-    def beside(self) -> AbstractContextManager["ChannelOwner"]: ...
 
 
 class Channel(ChannelListener):
@@ -57,7 +42,7 @@ class Channel(ChannelListener):
         replies: publishes the replies of answer(); None before the first.
     """
 
-    def __init__(self, connection: ChannelOwner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
+    def __init__(self, connection: "Connection", *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
         self.reopening = ReopeningChannel(connection, strict=strict)
         self.stopping = False

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pika import frame, spec
 from pika.channel import Channel as PikaChannel
@@ -11,10 +12,13 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import pika_private
 from mqtool.amqp.basic_frames import returned_message
 from mqtool.amqp.io_thread import IoThread
-from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel
+from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.unconfirmed import WINDOW, MessageWriter, Route, Unconfirmed
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, InBatches, Message, Receipt
+
+if TYPE_CHECKING:
+    from mqtool.amqp.connection import Connection
 
 #: The number of a list's messages to publish together: the broker handles them while the next ones are encoded.
 _BATCH_SIZE = 256
@@ -36,7 +40,7 @@ class Publisher(ChannelListener):
         route: the route passed to the latest receipts().
     """
 
-    def __init__(self, channel: ReopeningChannel, connection: ChannelConnection, confirm_timeout: float) -> None:
+    def __init__(self, channel: ReopeningChannel, connection: "Connection", confirm_timeout: float) -> None:
         self.unconfirmed = Unconfirmed(
             connection.io.run, connection.io.run_later, channel.open_another, lambda: connection.hopeless
         )

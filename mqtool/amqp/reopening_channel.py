@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pika import exceptions
-from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import administration, pika_errors
 from mqtool.amqp.administration import Reply, Request
-from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, IoThread, Requests
+from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, Requests
 from mqtool.errors import MqtoolError, StoppedWaiting
-from mqtool.silence import Silence
 from mqtool.topology import Binding, Exchange, Queue
+
+if TYPE_CHECKING:
+    from mqtool.amqp.connection import Connection
 
 
 class Journal:
@@ -76,38 +77,6 @@ def is_named_by_broker(queue: Queue) -> bool:
 Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 
-class ChannelConnection(Protocol):
-    """The part of Connection that a ReopeningChannel uses.
-
-    Attributes:
-        has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
-        lacks_a_node: True if a node could not be reached when the connection was opened.
-        comes_back: True if the connection is reopened after a loss.
-        silence: how long the broker has not replied.
-        must_stop: True if the command must stop.
-        hopeless: the reason if the command must stop without waiting for the broker; otherwise None.
-    """
-
-    has_progressed: bool
-    lacks_a_node: bool
-
-    @property
-    def io(self) -> IoThread: ...
-    @property
-    def notice(self) -> Callable[[str], None]: ...
-    @property
-    def frame_max(self) -> int: ...
-    @property
-    def comes_back(self) -> bool: ...
-    @property
-    def silence(self) -> Silence: ...
-    @property
-    def must_stop(self) -> bool: ...
-    @property
-    def hopeless(self) -> str | None: ...
-    def open_pika_channel(self, on_open: Callable[[PikaChannel], None], /) -> PikaChannel: ...
-
-
 class ChannelListener:
     """Receives the events of a channel. Its methods are called on the I/O thread, unless stated otherwise.
 
@@ -154,7 +123,7 @@ class ReopeningChannel:
         strict: reject any difference between what is declared and what exists.
     """
 
-    def __init__(self, connection: ChannelConnection, *, strict: bool) -> None:
+    def __init__(self, connection: "Connection", *, strict: bool) -> None:
         self.failure: MqtoolError | None = None
         self.refused = False
         self.timed_out: set[int] = set()

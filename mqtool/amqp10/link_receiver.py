@@ -3,11 +3,10 @@
 If the caller dies or stops while handling a delivery, the broker requeues the message for another receiver.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mqtool.amqp import Receiving, pika_errors
 from mqtool.codecs import sections
@@ -15,6 +14,9 @@ from mqtool.codecs.amqp10_frames import SETTLED, UNSETTLED, Accepted, Attach, Fl
 from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol
 from mqtool.message import LARGEST_MESSAGE, Delivery
 from mqtool.offsets import Offset, Start, StreamPosition
+
+if TYPE_CHECKING:
+    from mqtool.amqp10.link_connection import LinkConnection
 
 #: The credit for a prefetch of 0 (no limit): credit in AMQP 1.0 is always limited.
 _MANY = 65_535
@@ -46,23 +48,6 @@ def stream_filters(values: Sequence[str], sql: str | None) -> dict[str, Describe
     return filters | ({_SQL: Described(Symbol(f"amqp:{_SQL}"), sql)} if sql is not None else {})
 
 
-class ReceiverOwner(Protocol):
-    """The part of LinkConnection that receivers use."""
-
-    changed: threading.Condition
-    epoch: int
-    stopping: bool
-    has_crashed: bool
-    is_lost: bool
-    unsettled: dict[int, "Receiver"]
-
-    def check(self) -> None: ...
-    def wait(self, done: Callable[[], bool], timeout: float | None, /) -> None: ...
-    def give_credit(self, receiver: "Receiver", /) -> None: ...
-    def settle(self, deliveries: Sequence[Delivery], state: Any, /) -> None: ...
-    def end_receiver(self, receiver: "Receiver", /, *, stays: bool) -> None: ...
-
-
 class Receiver:
     """A link that receives from a queue, and its deliveries.
 
@@ -79,7 +64,7 @@ class Receiver:
 
     def __init__(
         self,
-        session: ReceiverOwner,
+        session: "LinkConnection",
         name: str,
         address: str | None,
         receiving: Receiving,

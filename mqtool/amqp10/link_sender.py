@@ -4,12 +4,11 @@ Outcomes: accepted (confirmed), released (no queue received it), rejected (a que
 https://www.rabbitmq.com/docs/amqp#outcomes
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mqtool.amqp import pika_errors
 from mqtool.codecs import sections
@@ -28,6 +27,9 @@ from mqtool.codecs.amqp10_frames import (
 from mqtool.errors import BadData, MqtoolError, NotConfirmed, StoppedWaiting
 from mqtool.message import Confirmation, InBatches, Message, Receipt
 from mqtool.spelling import counted
+
+if TYPE_CHECKING:
+    from mqtool.amqp10.link_connection import LinkConnection
 
 #: The most messages, and bytes of bodies, that may be waiting for credit or for an outcome.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
@@ -106,23 +108,6 @@ def addressed(message: Message, to: str) -> Message:
     )
 
 
-class SenderOwner(Protocol):
-    """The part of LinkConnection that senders use."""
-
-    changed: threading.Condition
-    failure: MqtoolError | None
-    confirm_timeout: float
-
-    @property
-    def hopeless(self) -> str | None: ...
-    def sending_link(self, address: str | None, /) -> "SendingLink": ...
-    def transfers(self, handle: int, outgoing: OutgoingTransfer, /) -> list[bytes] | None: ...
-    def pump(self) -> None: ...
-    def check(self) -> None: ...
-    def patience(self) -> float: ...
-    def wait(self, done: Callable[[], bool], timeout: float | None, /) -> None: ...
-
-
 class SendingLink:
     """A link to one address, or a link on which each message has its own. Used under the session's lock.
 
@@ -187,7 +172,7 @@ class SendingLink:
                 return outcome
         return None
 
-    def pump(self, session: SenderOwner) -> list[bytes]:
+    def pump(self, session: "LinkConnection") -> list[bytes]:
         """Return the frames of all messages that may be sent now."""
         frames: list[bytes] = []
         while self.waiting and self.credit > 0 and self.is_attached:
@@ -210,7 +195,7 @@ class Sender:
             session's thread, under its lock.
     """
 
-    def __init__(self, session: SenderOwner, address: str | None, *, persistent: bool) -> None:
+    def __init__(self, session: "LinkConnection", address: str | None, *, persistent: bool) -> None:
         self.address = address
         self.on_refused: Callable[[Receipt], None] = lambda _: None
         self._session = session

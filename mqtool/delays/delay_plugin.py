@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from mqtool.amqp import Channel, ChannelOwner
+from mqtool.amqp import Channel, Connection
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, expect, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
@@ -29,7 +29,7 @@ TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-dela
 
 
 #: For each connection, True if its broker knows the type x-delayed-message.
-_answers: WeakKeyDictionary[ChannelOwner, bool] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
@@ -72,7 +72,7 @@ def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     return known
 
 
-def _is_known(connection: ChannelOwner, exchange: Exchange) -> bool:
+def _is_known(connection: Connection, exchange: Exchange) -> bool:
     with connection.beside() as beside:
         try:
             beside.channel().declare(exchange)

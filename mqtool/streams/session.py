@@ -7,9 +7,9 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rstream import exceptions
 from rstream.constants import OffsetType
@@ -308,17 +308,3 @@ class StreamSession:
         if self._own_loop is not None:
             return self._own_loop.run_until_complete(asyncio.wait_for(request, patience))
         return asyncio.run_coroutine_threadsafe(request, _loop()).result(patience)
-
-
-class SessionOwner(Protocol):
-    """The part of StreamChannel that its publisher and consumer use."""
-
-    inbox: Inbox
-    stopping: bool
-    has_progressed: bool
-    notice: Callable[[str], None]
-
-    @property
-    def is_lost(self) -> bool: ...
-    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[StreamSession]: ...
-    def reopen(self, go_on: Callable[[], None], until: float = ..., /) -> bool: ...

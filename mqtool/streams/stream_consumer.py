@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rstream import schema
 from rstream.constants import OffsetType
@@ -18,8 +19,11 @@ from mqtool.offsets import FIRST, LAST, NEXT, Offset, Start
 from mqtool.spelling import pasteable
 from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, parse_chunk
 from mqtool.streams.rstream_private import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
-from mqtool.streams.session import SessionOwner, StreamSession
+from mqtool.streams.session import StreamSession
 from mqtool.topology import Stream
+
+if TYPE_CHECKING:
+    from mqtool.streams.stream_channel import StreamChannel
 
 #: The number of chunks that the broker may send in advance.
 _CREDIT = 10
@@ -161,7 +165,7 @@ class StreamConsumer:
 
     def __init__(
         self,
-        channel: SessionOwner,
+        channel: "StreamChannel",
         stream: Stream,
         receiving: Receiving,
         track: str | None,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
+from typing import TYPE_CHECKING
 
 import mmh3
 
@@ -13,8 +14,11 @@ from mqtool.amqp import Channel
 from mqtool.errors import DeclaredDifferently, MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
-from mqtool.streams.session import SessionOwner, StreamSession, not_confirmed, refusal
+from mqtool.streams.session import StreamSession, not_confirmed, refusal
 from mqtool.topology import Exchange, Queue, Stream
+
+if TYPE_CHECKING:
+    from mqtool.streams.stream_channel import StreamChannel
 
 #: The seed of the hash. All clients use the same one, so that a key maps to the same partition in each.
 _SEED = 104_729
@@ -97,7 +101,7 @@ class StreamPublisher:
 
     def __init__(
         self,
-        channel: SessionOwner,
+        channel: "StreamChannel",
         streams: Sequence[str],
         patience: float,
         encode: Callable[[Message], bytes],

@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
-from mqtool.amqp import Channel, ChannelOwner, Receiving, administration
+from mqtool.amqp import Channel, Connection, Receiving, administration
 from mqtool.delays.destinations import Destination, Warn, derived_name, name_for
 from mqtool.delays.wait_queues import AT_LEAST_ONCE, LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
@@ -181,7 +181,7 @@ class WaitQueueChecks:
         dead: the queues that are known to have no leader; extended when another one is found.
     """
 
-    def __init__(self, connection: ChannelOwner, dead: set[str], warn: Warn) -> None:
+    def __init__(self, connection: Connection, dead: set[str], warn: Warn) -> None:
         self.avoided = set(dead)
         self._connection = connection
         self._dead = dead
@@ -192,7 +192,7 @@ class WaitQueueChecks:
         self._threads = ThreadPoolExecutor(_ASKED)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._beside: ChannelOwner | None = None
+        self._beside: Connection | None = None
         self._to_close = ExitStack()
 
     def __enter__(self) -> Self:
@@ -252,7 +252,7 @@ class WaitQueueChecks:
                     if self._beside is asked:
                         self._beside = None
 
-    def _connected(self) -> ChannelOwner:
+    def _connected(self) -> Connection:
         with self._lock:
             if self._is_closed:
                 raise Unavailable("the connection is closed")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from mqtool.amqp import Channel, ChannelOwner, Connection, Receiving, administration
+from mqtool.amqp import Channel, Connection, Receiving, administration
 from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
@@ -211,7 +211,7 @@ def check_leader(connection: Connection, queue: str, then: str) -> None:
         )
 
 
-def has_leader(connection: ChannelOwner, queue: str, within: float) -> bool:
+def has_leader(connection: Connection, queue: str, within: float) -> bool:
     """Return True if a queue answers within this many seconds. Safe to call from any thread."""
     asking = connection.channel()
     try:
@@ -227,7 +227,7 @@ def has_leader(connection: ChannelOwner, queue: str, within: float) -> bool:
     return True
 
 
-def is_empty(connection: ChannelOwner, queue: str) -> bool:
+def is_empty(connection: Connection, queue: str) -> bool:
     """Return True if a queue delivers no message.
 
     A depth of 0 does not show that: RabbitMQ also reports it for a quorum queue that does not answer within 250 ms.

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp import ChannelOwner, Connection, Receiving, parse_addresses
+from mqtool.amqp import Connection, Receiving, parse_addresses
 from mqtool.codecs.field_tables import CLIENT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import GetRefused, HeadersTooLarge, NotConfirmed, Unavailable
@@ -433,9 +433,9 @@ class FakeChannel:
         self.is_open = False
 
     @property
-    def owner(self) -> ChannelOwner:
+    def owner(self) -> Connection:
         """The connection of the channel."""
-        return cast(ChannelOwner, self)
+        return cast(Connection, self)
 
     def channel(self) -> "FakeChannel":
         return self
