@@ -188,6 +188,12 @@ def docker_image() -> str:
     return image
 
 
+def depth(broker: TestBroker, queue: str) -> int:
+    """How many ready messages a queue has."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        return connection.channel().depth_of(queue)
+
+
 def free_port() -> int:
     """Return a free port that no other test of this run gets, on any worker.
 

@@ -30,7 +30,10 @@ from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
 from tests.brokers import ALL_CASES, IN_CI, LIKE, TestBroker, free_port, from_environment, skip_or_fail
 from tests.cli import preloaded
+from tests.cli.browser import chromedriver, chromium
 from tests.cli.shell import Shell
+
+__all__ = ["chromedriver", "chromium"]
 
 #: The server of preloaded commands. It ends when pytest closes its standard input.
 _SERVER = pytest.StashKey[subprocess.Popen[bytes]]()

@@ -12,10 +12,9 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker, free_port, large, on_any_broker, own_broker
+from tests.brokers import TestBroker, depth, free_port, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
 

@@ -29,9 +29,9 @@ from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong, comp
 from mqtool.codecs.field_tables import Float32, Int8, Int16, UInt8, UInt16, UInt32
 from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, large, skip_without_amqp10
+from tests.brokers import TestBroker, depth, large, skip_without_amqp10
 from tests.cli.shell import IDLE, Shell, wait_until
-from tests.cli.test_exec import depth, lose_replies
+from tests.cli.test_exec import lose_replies
 from tests.corpus.frames import recorded, sections
 from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10, described
 from tests.proxy import Proxy

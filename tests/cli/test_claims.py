@@ -19,9 +19,8 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE
-from tests.brokers import ALL_CASES, IN_CI, TestBroker, large, on_any_broker
+from tests.brokers import ALL_CASES, IN_CI, TestBroker, depth, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
-from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
 from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Repeated, Scene, attacks, untouched

@@ -17,11 +17,10 @@ from mqtool.broker.state import Started, save
 from mqtool.cli.chosen_broker import choose
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.description import leaves
-from tests.brokers import IN_CI, TestBroker, large, on_any_broker
+from tests.brokers import IN_CI, TestBroker, depth, large, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
-from tests.cli.test_exec import depth
 
 #: Commands that only send or show messages: they do not ask if they declare nothing. The queue jobs, the stream events
 #: and the exchanges TYPE_used exist.

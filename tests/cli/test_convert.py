@@ -36,9 +36,8 @@ from mqtool.work.conversion_plan import Refusal
 from mqtool.work.exact_bindings import ExactBindings
 from mqtool.work.held_messages import has_leader, is_empty
 from mqtool.work.queue_conversion import Conversion, ConversionTally, Stopped, inexact_binding
-from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
+from tests.brokers import Restartable, TestBroker, depth, large, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
-from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
 from tests.proxy import Tampering
 from tests.unit.test_queue_limits import not_counted

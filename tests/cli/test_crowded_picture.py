@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from tests.brokers import pictures
+from tests.cli.browser import Page
 from tests.cli.test_picture import OVERLAPPING, differences, jobs, message, play, recorded, seek
-from tests.cli.test_ui import Page, chromium
-
-__all__ = ["chromium"]
 
 # A sample of the widths and of the tutorials: the weekly run has all of them.
 pytestmark = [pictures, pytest.mark.sampled(2)]

@@ -13,10 +13,9 @@ import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 BODIES = ["one", "two", "three"]
 

@@ -11,10 +11,9 @@ import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import LIKE, TestBroker, large, on_any_broker
+from tests.brokers import LIKE, TestBroker, depth, large, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 from tests.cli.test_policies import fill
 from tests.cli.test_wrong_answers import NOWHERE, serving
 

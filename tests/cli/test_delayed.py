@@ -16,10 +16,9 @@ from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
-from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
+from tests.brokers import Restartable, TestBroker, depth, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
 BY_EXCHANGE = "messages wait in exchange "

@@ -24,9 +24,8 @@ from mqtool.message import DUE, Confirmation, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work import delay_relay
 from mqtool.work.delay_relay import Relay, RelayNames
-from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
+from tests.brokers import Restartable, TestBroker, depth, large, on_any_broker, own_broker
 from tests.cli.shell import PATIENCE, Running, Shell, wait_until
-from tests.cli.test_exec import depth
 
 #: The number of messages that may arrive twice when a relay is killed.
 AT_ONCE = 200

@@ -9,9 +9,8 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.management import Management, path
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, large
+from tests.brokers import TestBroker, depth, large
 from tests.cli.shell import Shell, wait_until
-from tests.cli.test_exec import depth
 
 
 class Waiting:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
-from tests.cli.test_exec import depth
 
 
 def _message(message_id: str, body: str = "x") -> str:

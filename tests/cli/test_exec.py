@@ -16,14 +16,9 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.message import Message
 from mqtool.topology import Queue
 from mqtool.tutorials import rpc
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.processes import children_of, is_alive
-
-
-def depth(broker: TestBroker, queue: str) -> int:
-    with Connection(parse_addresses(broker.url)) as connection:
-        return connection.channel().depth_of(queue)
 
 
 @on_any_broker

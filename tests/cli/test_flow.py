@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,9 @@
 import pytest
 
 from mqtool.duration import parse_duration_or_seconds
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:

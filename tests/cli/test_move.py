@@ -16,10 +16,9 @@ from mqtool.amqp import Connection, Receiving, parse_addresses
 from mqtool.codecs.field_tables import CLIENT
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 from tests.proxy import Proxy
 
 

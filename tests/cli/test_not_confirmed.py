@@ -21,10 +21,9 @@ from mqtool.broker.embedded.in_process import Vhost
 from mqtool.cli.pipe.publishing import FailedMessages
 from mqtool.cli.pipe.source import Input
 from mqtool.errors import UsageError
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import closable_terminal, on_terminal
-from tests.cli.test_exec import depth
 
 
 def _bodies(shell: Shell, name: str) -> list[str]:

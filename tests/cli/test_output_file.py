@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.embedded.in_process import Vhost
-from tests.brokers import TestBroker, free_port, large, on_any_broker
+from tests.brokers import TestBroker, depth, free_port, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import closable_terminal
-from tests.cli.test_exec import depth
 
 
 def lines_of(path: Path) -> list[str]:

@@ -17,10 +17,9 @@ from mqtool.message import Message
 from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Queue
 from mqtool.work import peeking
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 from tests.cli.test_move import bodies, taken
 
 

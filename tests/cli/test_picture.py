@@ -20,11 +20,9 @@ import pytest
 from mqtool import plays
 from mqtool.ui.page_server import PageServer, single_file
 from tests.brokers import TestBroker, on_any_broker, pictures
+from tests.cli.browser import Page
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
-from tests.cli.test_ui import Page, chromium
-
-__all__ = ["chromium"]
 
 # A sample of the widths and of the tutorials: the weekly run has all of them.
 pytestmark = [pictures, pytest.mark.sampled(2)]

@@ -14,10 +14,8 @@ from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from mqtool.ui.page_server import single_file
 from tests.brokers import large
+from tests.cli.browser import Page
 from tests.cli.test_picture import box, play
-from tests.cli.test_ui import Page, chromium
-
-__all__ = ["chromium"]
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,10 +19,9 @@ from pamqp import commands
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker.embedded.in_process import Vhost
 from mqtool.topology import Binding, Queue
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 from tests.corpus.frames import messages_091, recorded
 from tests.hostile import VALUES, short, sized
 from tests.protocol.raw_client import RawClient, raw_frame

@@ -12,12 +12,11 @@ import pytest
 
 from mqtool.ui.page_server import single_file
 from tests.brokers import large
+from tests.cli.browser import Page
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.test_picture import box, of_terminal, play, recorded, seek
 from tests.cli.test_tutorial import processes_with
-from tests.cli.test_ui import Page, chromium
 
-__all__ = ["chromium"]
 pytestmark = large
 
 

@@ -5,10 +5,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, depth
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
-from tests.cli.test_exec import depth
 
 SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
 

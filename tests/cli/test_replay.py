@@ -15,9 +15,8 @@ from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
-from tests.cli.test_exec import depth
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
 

@@ -18,10 +18,9 @@ import pytest
 from mqtool.amqp import Connection, Receiving, parse_addresses
 from mqtool.message import Message
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, large, on_any_broker
+from tests.brokers import TestBroker, depth, large, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import closable_terminal
-from tests.cli.test_exec import depth
 from tests.processes import is_alive, only_on_linux
 from tests.proxy import Proxy
 

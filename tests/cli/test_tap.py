@@ -11,9 +11,8 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
 from mqtool.ndjson import to_message
 from mqtool.topology import Exchange, Queue
-from tests.brokers import Restartable, TestBroker, on_any_broker
+from tests.brokers import Restartable, TestBroker, depth, on_any_broker
 from tests.cli.shell import Shell, wait_until
-from tests.cli.test_exec import depth
 
 
 @pytest.fixture

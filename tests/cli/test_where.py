@@ -8,9 +8,8 @@ from mqtool.address import parse_addresses
 from mqtool.amqp import Receiving
 from mqtool.amqp.connection import Connection
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, depth, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
-from tests.cli.test_exec import depth
 
 
 def sent(shell: Shell, count: int) -> None:
