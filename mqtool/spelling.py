@@ -42,6 +42,11 @@ def pasteable(own: str, *words: str) -> str:
     return " ".join(["mqtool", own, *broker, *dashes, *map(quoted, words)])
 
 
+def starting_a_server(queue: str) -> str:
+    """Return the command line that starts an RPC server on a queue, which is the tutorial's without --queue."""
+    return pasteable("rpc-server") if queue == "rpc_queue" else pasteable("rpc-server --queue=", queue)
+
+
 def quoted(word: str) -> str:
     """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'.
 

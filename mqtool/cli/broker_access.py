@@ -57,13 +57,14 @@ def dialect_names(options: BrokerOptions) -> DialectNames:
     return NAMES[options.dialect or Dialect.PYTHON]
 
 
-def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True) -> Access:
+def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True, tells_which: bool = True) -> Access:
     """Resolve how to reach the broker. Call this first, and only once: it also sets up printing and logging.
 
     In a protected context, ask for confirmation if the command changes the broker and does not itself ask.
 
     Args:
         reconnects: False for commands that hold messages unacknowledged, since reconnecting would redeliver them.
+        tells_which: False if the command itself says which broker it uses.
 
     Raises:
         UsageError: an option is not valid, the password file cannot be read, or there is no terminal to ask on.
@@ -74,8 +75,8 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     set_up_printing(options)
     choice = chosen(options)
     name_broker(typed_choice(options))
-    if not choice.is_named and (choice.api or not choice.is_started):
-        _tell_once(f"using {choice.description()}")
+    if tells_which and not choice.is_named:
+        _tell_which(choice)
     management = choice.management(
         broker.management if isinstance(broker, ManagedBroker) and "management" in typed else None
     )
@@ -100,12 +101,20 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     return access
 
 
-def _tell_once(which: str) -> None:
-    """Tell a terminal which broker is used, as the user named none. Each terminal is told once, until that changes."""
+def _tell_which(choice: Choice) -> None:
+    """Tell a terminal which broker is used, as the user named none. Each terminal is told once, until that changes.
+
+    A terminal is not told about the broker of `broker up`, unless `tutorial try` runs on another one.
+    """
     if not output.is_terminal(2) or current().quiet or output.speaks_as_script():
         return
-    from mqtool.broker import background, state
+    from mqtool.broker import background, state, tutorial_broker
 
+    which = f"using {choice.description()}"
+    if choice.is_started and not choice.api:
+        if (trial := tutorial_broker.running()) is None:
+            return
+        which += f"; {trial.hint}"
     terminal = background.started(os.getsid(0))
     line, told = f"{terminal.pid} {terminal.born} {which}", state.home() / "told"
     before: list[str] = []

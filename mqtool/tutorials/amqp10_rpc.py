@@ -17,7 +17,7 @@ from mqtool.amqp import Receiving
 from mqtool.amqp10 import LinkSession, queue_address
 from mqtool.errors import NotFound, Unavailable
 from mqtool.message import Delivery, Message, expiring, new_message_id
-from mqtool.spelling import pasteable
+from mqtool.spelling import starting_a_server
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
 ONE_AT_A_TIME = Receiving(prefetch=1)  # other servers get the rest
@@ -58,7 +58,7 @@ def call(
         try:
             list(session.sender(queue_address(queue.name)).send(asked))
         except NotFound as error:
-            hint = f"start one: {pasteable('rpc-server --queue=', queue.name)}"
+            hint = f"start one: {starting_a_server(queue.name)}"
             raise Unavailable(f"no RPC server: queue {queue.name!r} does not exist", hint) from error
 
     receiver = session.receiver(address, receiving._replace(auto_ack=True, after_reopening=send))

@@ -2,7 +2,7 @@
 
 from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Receipt
-from mqtool.spelling import pasteable
+from mqtool.spelling import pasteable, starting_a_server
 
 
 def refused_request(queue: str, receipt: Receipt) -> MqtoolError:
@@ -12,6 +12,5 @@ def refused_request(queue: str, receipt: Receipt) -> MqtoolError:
             f"the broker refused a request to queue {queue!r}", f"it may be full: {pasteable('queue show', queue)}"
         )
     return Unavailable(
-        f"queue {queue!r} does not exist: no RPC server has declared it",
-        f"start one: {pasteable('rpc-server --queue=', queue)}",
+        f"queue {queue!r} does not exist: no RPC server has declared it", f"start one: {starting_a_server(queue)}"
     )

@@ -11,7 +11,7 @@ from mqtool.amqp import administration
 from mqtool.amqp.administration import Asks, LooksUp
 from mqtool.errors import BadData, ExitCode, MqtoolError, NotConfirmed, NotFound, StoppedWaiting, TimedOut, Unavailable
 from mqtool.message import ERROR_REPLY, Delivery, Message
-from mqtool.spelling import pasteable
+from mqtool.spelling import starting_a_server
 from mqtool.topology import Queue
 from mqtool.work.deduplication import HandledMessages, MessageKey
 from mqtool.work.exec_command import ExecCommand
@@ -180,7 +180,7 @@ def in_order(
         if _has_no_server(channel, queue):
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}",
-                f"the requests in the queue have expired; start one: {pasteable('rpc-server --queue=', queue.name)}",
+                f"the requests in the queue have expired; start a server: {starting_a_server(queue.name)}",
             ) from error
         raise TimedOut(
             f"{len(missing)} of {count} replies did not come in time{_which(missing, count)}", "--timeout waits longer"

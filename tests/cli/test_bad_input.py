@@ -177,7 +177,7 @@ COMMAND_LINE = [
     Case("receive-log topic # --json --format %b", 2, "--raw, --json and --format cannot be combined"),
     Case("completion", 2, "Missing argument 'SHELL': one of bash, zsh, fish", 'eval "$(mqtool completion bash)"'),
     Case("receive-log direct", 2, "Missing argument 'SEVERITY...'", "for example: mqtool receive-log direct info"),
-    Case("receive-log topic", 2, "Missing argument 'PATTERN...'", "for example: mqtool receive-log topic 'kern.*'"),
+    Case("receive-log topic", 2, "Missing argument 'PATTERN...'", "all topics, with quotes: '#'"),
     Case("receive-log headers", 2, "receive-log headers needs a header", "receive-log headers format=pdf"),
     Case("receive-log headers pdf", 2, "'pdf' is not a header"),
     Case("receive-log headers a=b --match some", 2, "'some' is not one of 'all', 'any'"),

@@ -129,6 +129,37 @@ def test_no_arrow_crosses_the_binding_keys_of_another_queue(chromium: Any, tmp_p
             assert page.ask(OVERLAPPING) == [], (keys, width)
 
 
+def test_the_binding_keys_of_several_exchanges_are_in_the_order_of_their_arrows(chromium: Any, tmp_path: Path) -> None:
+    """If three exchanges are bound to one queue, the binding keys of each are above those of the next exchange, and
+    cover no queue and no exchange. This is tested at widths of 1280, 768 and 390 pixels.
+    """
+    records, names = logs([["#"]]), ["amber", "blue", "cyan"]
+    for topology in (each for each in records if each["kind"] == "topology"):
+        topology["exchanges"] += [{"name": name, "type": "topic", "alternate": None} for name in names]
+        bound = {"to": topology["links"][0]["to"], "toExchange": False, "more": 0}
+        topology["links"] = [
+            {**bound, "from": name, "keys": [f"{name}.kern.*", f"{name}.*.critical"]} for name in names
+        ]
+    page = recorded(chromium, tmp_path, records)
+    for width in (1280, 768, 390):
+        page.resize(width)
+        page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+        seek(page, 0.3)
+        words, covered = page.ask(
+            """
+            const box = (each) => each.getBoundingClientRect();
+            const words = [...document.querySelectorAll("#picture .arrow-words text")].filter((e) => e.textContent);
+            const boxes = [...document.querySelectorAll("#picture .node .box")].map(box);
+            const covers = (word) => boxes.some(({ left, right, top, bottom }) =>
+              word.right > left && word.left < right && word.bottom > top + 1.5 && word.top < bottom - 1.5);
+            words.sort((one, other) => box(one).top - box(other).top);
+            return [words.map((each) => each.textContent), words.filter((each) => covers(box(each))).length];
+            """
+        )
+        assert [name for word in words for name in names if f"{name}.kern" in word] == names, (width, words)
+        assert covered == 0, width
+
+
 def width_of(page: Page) -> float:
     """Return the width of the picture, in pixels."""
     return float(page.ask("return document.querySelector('#picture').getBoundingClientRect().width"))

@@ -1,5 +1,7 @@
 """A steady flow: --count, --every and places in the text and the key, in all publishing commands."""
 
+import re
+
 import pytest
 
 from tests.brokers import TestBroker, depth, on_any_broker
@@ -58,3 +60,11 @@ def test_ctrl_c_ends_a_flow_with_its_rate_and_counts(shell: Shell, broker: TestB
     )
     assert ended.code == 0
     assert f"\x1b[2K{depth(broker, 'jobs')} confirmed in " in ended.stdout
+
+
+def test_the_rate_of_a_flow_is_the_one_asked_for(shell: Shell) -> None:
+    """The last line of a short flow shows the rate of --every: three messages, 500 ms apart, are two a second, although
+    they take only a second.
+    """
+    sent = shell.run("mqtool", "send", "-q", "jobs", "--every", "500ms", "--count", "3", "x")
+    assert re.fullmatch(r"3 confirmed in 1\.\d s \((1\.[5-9]|2\.0)/s\)\n", sent.stderr), sent.stderr

@@ -5,6 +5,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
+from tests.cli.terminal import on_terminal
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,16 @@ def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) 
         in shell.run(*receive, "notes.txt", "todo").stderr
     )
     assert "is the name of a file" not in shell.run(*receive, "kern.*", "todo").stderr
+
+
+@on_any_broker
+def test_emit_log_headers_says_how_to_send_a_header(shell: Shell) -> None:
+    """The words of `receive-log headers` are headers, but those of `emit-log headers` are text. If the first one looks
+    like a header, a terminal is told so.
+    """
+    told = on_terminal(shell, "mqtool", "emit-log", "headers", "type=log", "up").stdout
+    assert "'type=log' was sent as text; to send it as a header: -H type=log" in told
+    assert "as text" not in on_terminal(shell, "mqtool", "emit-log", "headers", "-H", "type=log", "up=1").stdout
 
 
 @on_any_broker

@@ -132,8 +132,9 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
 
 def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
     """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
-    `tutorial try`. Commands for which no broker is named use it, and say so on a terminal. After `tutorial try` has
-    ended, commands no longer mention its broker, unless AMQP_URL still names it: then they say to unset it.
+    `tutorial try`. Commands for which no broker is named use it, and say so on a terminal; if they use the broker of
+    `broker up` instead, they say how to use that of `tutorial try`. After `tutorial try` has ended, commands no longer
+    mention its broker, unless AMQP_URL still names it: then they say to unset it.
     """
     closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -144,9 +145,15 @@ def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(
     assert lonely_shell.script(f"{way}; mqtool send x").code == 0
     told = on_terminal(lonely_shell, "mqtool", "send", "x", columns=200).stdout
     assert re.search(r"using amqp://guest@127.0.0.1:\d+, from the running 'mqtool tutorial try'\r\n", told)
+    used = on_terminal(lonely_shell, "mqtool", "broker", "up", columns=200).stdout
+    assert re.fullmatch(r"using the broker at \S+, which stops with the running 'mqtool tutorial try'\r\n", used)
     started = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()))
     assert started.code == 0
     assert way in started.stderr
+    told = on_terminal(lonely_shell, "sh", "-c", "mqtool send x; mqtool send x", columns=200).stdout
+    assert (
+        told.count(f"from 'mqtool broker up'; a tutorial runs at {way.rpartition('=')[2]}; to use it, type: {way}") == 1
+    )
     running.interrupt().wait()
     assert "mqtool broker up" in lonely_shell.run("mqtool", "send", "x", "--url", closed).stderr
     still_set = lonely_shell.script(f"{way}; mqtool send x").stderr

@@ -265,7 +265,7 @@ _NO_INSTALLATION = "nothing needs to be installed; without Docker or RabbitMQ, t
 _FILE = "the password is in a file, not on the command line"
 TASKS = [
     Task("brew install rabbitmq; apt-get install rabbitmq-server", "broker up", _NO_INSTALLATION, runs=False),
-    Task("brew services start rabbitmq; rabbitmq-server", "broker up", runs=False),
+    Task("brew services start rabbitmq; rabbitmq-server; invoke-rc.d rabbitmq-server start", "broker up", runs=False),
     Task("invoke-rc.d rabbitmq-server stop; brew services stop rabbitmq", "broker down", runs=False),
     Task("invoke-rc.d rabbitmq-server restart", "broker restart", runs=False),
     Task("docker run -e RABBITMQ_DEFAULT_USER=dusong -e RABBITMQ_DEFAULT_PASS=… -d -v mq-plugins:/plugins -p 5672:5672 "
@@ -275,8 +275,8 @@ TASKS = [
          f"the image already contains the delayed message plugin for RabbitMQ 3.13; {_FILE}", runs=False),
     Task("loopback_users in rabbitmq.config", "broker up --listen 0.0.0.0",
          "remote clients log in as the user `remote`, not as `guest`", runs=False),
-    Task("docker exec rabbitmq rabbitmq-plugins enable rabbitmq_delayed_message_exchange",
-         "plugin enable rabbitmq_delayed_message_exchange", runs=False),
+    Task("docker exec -it rabbitmq rabbitmq-plugins enable rabbitmq-delayed-message-exchange",
+         "plugin enable rabbitmq_delayed_message_exchange", "the plugin's name has underscores", runs=False),
     Task("rabbitmq-plugins enable rabbitmq_management", "plugin enable rabbitmq_management", runs=False),
     Task("rabbitmq-plugins disable xxx", "plugin disable xxx", runs=False),
     Task("rabbitmqctl list_users", "list users"),

@@ -309,7 +309,7 @@ def test_an_rpc_client_without_a_server_says_how_to_start_one(ready: int, consum
         [*ordered(of=2, lookup=Lookup(ready, consumers))]
     if is_missing:
         assert str(error.value) == "no RPC server consumes from queue 'requests'"
-        hint = "the requests in the queue have expired; start one: mqtool rpc-server --queue=requests"
+        hint = "the requests in the queue have expired; start a server: mqtool rpc-server --queue=requests"
         assert error.value.hint == hint
     else:
         assert str(error.value) == "2 of 2 replies did not come in time"

@@ -18,7 +18,7 @@ from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, chosen
 from mqtool.cli.chosen_broker import choose, is_same_node, read_password
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
@@ -270,10 +270,11 @@ def _is_reachable(options: BrokerOptions) -> bool:
     Raises:
         NothingAnswers: the user has named the broker.
     """
-    access = access_to(options)
+    access = access_to(options, tells_which=False)
     with contextlib.suppress(Unavailable):
         Connection(access.addresses, tls=access.tls).close()
-        output.show(f"using the broker at {access.address}")
+        ends = ", which stops with the running 'mqtool tutorial try'" if chosen(options).api else ""
+        output.show(f"using the broker at {access.address}{ends}")
         _say_tutorial(access.address.port)
         return True
     if (choice := choose(options.url, options.context, options.call.typed)).is_named:

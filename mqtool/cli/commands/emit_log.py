@@ -21,6 +21,7 @@ from mqtool.cli.pipe.existence import ask_to_declare
 from mqtool.cli.pipe.publishing import echo, publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.message import Message, Receipt
+from mqtool.spelling import quoted
 from mqtool.topology import Exchange
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
@@ -219,3 +220,6 @@ def _emit_with_topic(
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers, for routing by header."""
     _emit(publishing, exchange, dialect_names(publishing.broker).headers, headers_tutorial.emit)
+    first = publishing.words[0] if publishing.words else ""
+    if "=" in first and not publishing.options.headers and output.is_terminal(2) and not output.speaks_as_script():
+        output.notice(f"{first!r} was sent as text; to send it as a header: -H {quoted(first)}")

@@ -175,7 +175,7 @@ def receive_topic(
         raise _without_keys(
             logs,
             "PATTERN...",
-            "mqtool receive-log topic 'kern.*' '*.critical'",
+            "mqtool receive-log topic 'kern.*' '*.critical'; all topics, with quotes: '#'",
             " ".join(("mqtool receive-log topic", lines.usage_topic)),
             lines.usage_code_topic,
         )

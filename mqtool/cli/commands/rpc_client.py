@@ -37,7 +37,7 @@ from mqtool.errors import (
 )
 from mqtool.message import ERROR_REPLY, Delivery, Message
 from mqtool.ndjson import as_json
-from mqtool.spelling import counted, pasteable
+from mqtool.spelling import counted, starting_a_server
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
 from mqtool.tutorials.dialects import NAMES, Dialect, DialectLines
@@ -179,9 +179,9 @@ def _tell_if_nobody_serves(channel: ChannelOrSession, queue: Queue, timeout: flo
     # If there is such an error, the requests fail with it, too.
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently, StoppedWaiting):
         if not administration.depth(channel, queue.name).consumers:
-            server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
             output.notice(
-                f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: {server}"
+                f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: "
+                + starting_a_server(queue.name)
             )
 
 

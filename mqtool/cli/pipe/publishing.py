@@ -157,7 +157,8 @@ class Outgoing:
         self._is_one = not (options.is_stream or options.is_repeated)
         is_typed_in = options.is_stream and output.is_terminal(0) and options.file is None
         self._is_piped = not self._is_one and not is_typed_in
-        self._is_endless = options.every is not None and options.count is None
+        self._is_paced = options.every is not None
+        self._is_endless = self._is_paced and options.count is None
         self._is_mandatory = options.mandatory
         self._channel = channel
         self._source = source
@@ -330,7 +331,8 @@ class Outgoing:
         parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         if unconfirmed:
             parts += f", {unconfirmed:,} unanswered"
-        return f"{parts} in {in_time(self.total, seconds)}"
+        # The rate of a flow is that of its intervals, of which there is one less than there are messages.
+        return f"{parts} in {in_time(self.total - self._is_paced, seconds)}"
 
 
 def _lines_in(path: Path) -> int:

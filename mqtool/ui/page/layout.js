@@ -226,11 +226,12 @@ export function labelsOf(layout, arrows, curve) {
   const { places, narrow, size } = layout;
   const half = (narrow ? size.height : size.width) / 2;
   const found = [];
-  for (const { key, from, to, label } of arrows) {
+  const stacks = new Map();
+  for (const { key, from, to, label: text } of arrows) {
     const points = curve(from, to);
     if (!points.length) continue;
     const [start, end] = [places.get(from), places.get(to)];
-    const lines = label ? linesOf(label, size.longest) : [];
+    const lines = text ? linesOf(text, size.longest) : [];
     const width = Math.max(0, ...lines.map((line) => line.length)) * CHARACTER;
     const height = lines.length * LINE;
     let { x, y } = pointOf(points, 0.5);
@@ -250,7 +251,15 @@ export function labelsOf(layout, arrows, curve) {
       // Keep the rate away from the arrow, so that messages on the arrow do not cover it.
       if (!isBelow) rate = end.y + (lines.length ? 19 : -11) - y;
     }
-    found.push({ key, lines, x, y, width, rate, beside });
+    const label = { key, lines, x, y, width, rate, beside };
+    found.push(label);
+    if (end.layer > start.layer && lines.length) {
+      if (!stacks.has(to)) stacks.set(to, []);
+      stacks.get(to).push({ label, along: narrow ? start.x : start.y });
+    }
+  }
+  for (const [to, stack] of stacks) {
+    if (stack.length > 1) pile(stack, places.get(to), narrow ? half + 16 : null);
   }
   found.sort((one, other) => one.y - other.y);
   const labels = new Map();
@@ -266,6 +275,21 @@ export function labelsOf(layout, arrows, curve) {
     labels.set(each.key, each);
   }
   return labels;
+}
+
+/**
+ * Put the labels of several arrows to the same node above each other, in the order of the arrows: in a narrow picture,
+ * `above` the middle of the node, so that it covers none; else in front of the node.
+ */
+function pile(stack, node, above) {
+  stack.sort((one, other) => one.along - other.along);
+  const height = stack.reduce((sum, { label }) => sum + label.lines.length * LINE + 1, 0);
+  let y = node.y - (above === null ? height / 2 - LINE + 4 : above + height);
+  for (const { label } of stack) {
+    label.y = y;
+    label.rate = label.lines.length * LINE + 1;
+    y += label.lines.length * LINE + 1;
+  }
 }
 
 /**
