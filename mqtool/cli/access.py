@@ -347,7 +347,8 @@ class Access(NamedTuple):
             if urlsplit(guess.url).port == port + _APART and self._is_cluster_of(guess):
                 return guess
             hint = self._hint_at_management() or f"if it does: --management {guess.url}; if not, name the right one"
-            failure = Unavailable(f"the management API at {guess.url} may not belong to the broker at {self.address}", hint)
+            what = f"the management API at {guess.url} may not belong to the broker at {self.address}"
+            failure = Unavailable(what, hint)
         assert failure is not None
         raise failure
 

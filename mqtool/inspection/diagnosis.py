@@ -34,8 +34,8 @@ _OF_CONVERSION = ".mqtool-convert"
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
-def _how_to_declare(exchange: str) -> str:
-    return f"{pasteable('exchange declare', exchange, 'fanout')}, and bind a queue to it"
+def _how_to_declare(exchange: str, vhost: str) -> str:
+    return f"{pasteable('exchange declare', exchange, 'fanout', vhost=vhost)}, and bind a queue to it"
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Paths:
                 continue
             to = self.exchanges.get(alternate)
             if to is None:
-                what, hint = "does not exist", _how_to_declare(alternate)
+                what, hint = "does not exist", _how_to_declare(alternate, self.vhost)
             elif alternate not in self.bound and self._alternate(to) is None:
-                what, hint = "has no bindings", pasteable("exchange bind", alternate, "QUEUE")
+                what, hint = "has no bindings", pasteable("exchange bind", alternate, "QUEUE", vhost=self.vhost)
             else:
                 continue
             what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
@@ -104,7 +104,7 @@ class Paths:
                 seen.add(frozenset(circle))
                 way = " → ".join(map(repr, circle))
                 what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
-                hint = f"{pasteable('exchange unbind', circle[0], circle[1], 'KEY')}, unless it is meant"
+                hint = f"{pasteable('exchange unbind', *circle[:2], 'KEY', vhost=self.vhost)}, unless it is meant"
                 yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
 
     def _circles_of_queues(self) -> Iterator[Finding]:
@@ -331,7 +331,8 @@ def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]])
     key = arguments.get("x-dead-letter-routing-key")
     if arguments.get("x-dead-letter-exchange") == "" and isinstance(key, str) and (queue["vhost"], key) not in queues:
         what = f"dead-letters to the queue {key!r}, which does not exist: its dead letters are lost"
-        yield Finding.of("queue", queue, "dead-letter-exchange", what, pasteable("queue declare", key))
+        hint = pasteable("queue declare", key, vhost=queue["vhost"])
+        yield Finding.of("queue", queue, "dead-letter-exchange", what, hint)
 
 
 def surplus(queue: Json) -> Iterator[Finding]:
@@ -356,7 +357,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     finding = partial(Finding.of, "queue", queue)
     if queue["name"].startswith(_OF_BENCH) and not queue.get("consumers"):
         what = "was left behind by a bench that was killed, unless one is running"
-        yield finding("left-over", what, pasteable("queue delete", queue["name"]))
+        yield finding("left-over", what, pasteable("queue delete", queue["name"], vhost=queue["vhost"]))
         return
     name, is_holding, _ = queue["name"].partition(_OF_CONVERSION)
     if is_holding and has_no_consumer(queue):
@@ -382,7 +383,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     exchange = arguments.get("x-dead-letter-exchange")
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
         what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
-        yield finding("dead-letter-exchange", what, _how_to_declare(exchange))
+        yield finding("dead-letter-exchange", what, _how_to_declare(exchange, queue["vhost"]))
     elif (
         exchange is None and earlier is not None and queue.get("type") != "stream" and not is_wait_queue(queue["name"])
     ):

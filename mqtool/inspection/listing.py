@@ -268,7 +268,8 @@ def _enabled(plugin: str, items: Iterable[Mapping[str, Any]]) -> Iterator[Mappin
     try:
         yield from items
     except NotFound as error:
-        raise NotFound(f"the plugin {plugin} is not enabled", pasteable("plugin enable ", plugin)) from error
+        hint = f"{pasteable('plugin enable', plugin)}, or on the broker's machine: rabbitmq-plugins enable {plugin}"
+        raise NotFound(f"the plugin {plugin} is not enabled", hint) from error
 
 
 def _without_secrets(value: Any) -> Any:
