@@ -21,6 +21,9 @@ Row = dict[str, Any]
 #: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
 ListingSource = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
+#: What to know about the number of messages that RabbitMQ reports for a stream.
+STREAM_COUNTS = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

@@ -175,6 +175,23 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     assert row()[0] == "task_queue"
 
 
+def test_top_and_list_queues_say_what_rabbitmq_counts_for_a_stream(watcher: Shell) -> None:
+    """RabbitMQ counts each offset that a reader stores as one more message of the stream. `top` and `list queues` say
+    so if they show a stream, and only then.
+    """
+    note = "RabbitMQ also counts stored offsets of readers"
+    watcher.run("mqtool", "queue", "declare", "jobs")
+    looks = (("mqtool", "top", "--once"), ("mqtool", "list", "queues", "name", "messages"))
+    for look in looks:
+        wait_until(lambda look=look: "jobs\t" in watcher.run(*look).stdout, "the queue")
+        assert note not in watcher.run(*look).stderr
+    watcher.run("mqtool", "queue", "declare", "events", "--queue-type", "stream")
+    for look in looks:
+        wait_until(lambda look=look: "events\t" in watcher.run(*look).stdout, "the stream")
+        assert watcher.run(*look).stderr.count(note) == 1
+    assert note in on_terminal(watcher, "mqtool", "top", keys=["q"], cue="events").stdout
+
+
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
     """`doctor` reports a queue that dead-letters to itself, but not a pair of queues for retries, which dead-letter to
     each other. It also reports exchanges bound to each other in a cycle, and alternate exchanges that have no bindings
