@@ -1,6 +1,6 @@
 """The checks of `doctor`: problems with queues, from two snapshots, and exchanges that route nowhere or in cycles."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from mqtool import management
 from mqtool.address import hide_passwords
 from mqtool.delays import is_wait_queue
-from mqtool.errors import NotFound
+from mqtool.errors import AccessRefused, NotFound
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
@@ -429,16 +429,32 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
 _SECRET, _LONGEST_REASON = "amqp_params", 200
 
 
-def of_links(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Find terminated shovels and federation links that do not work.
+def starting_shovels(api: Management, vhost: str | None) -> set[tuple[str, str]]:
+    """Return the virtual hosts and names of shovels that are not connected to both ends yet."""
+    with suppress(NotFound, AccessRefused):  # of_links() says who may not see them
+        return {(each["vhost"], each["name"]) for each in management.shovels(api, vhost) if _is_starting(each)}
+    return set()
+
+
+def _is_starting(shovel: Json) -> bool:
+    return shovel.get("state") == "starting"
+
+
+def of_links(api: Management, vhost: str | None, starting: Container[tuple[str, str]]) -> Iterator[Finding]:
+    """Find terminated shovels, shovels that cannot connect, and federation links that do not work.
+
+    Args:
+        starting: the result of starting_shovels() a while ago. RabbitMQ says no more of a shovel that cannot connect.
 
     Raises:
         AccessRefused: the user lacks the tag 'monitoring'.
     """
     with suppress(NotFound):  # the plugin is not enabled
         for shovel in management.shovels(api, vhost):
-            if shovel.get("state") == "terminated":
+            hangs = _is_starting(shovel) and (shovel["vhost"], shovel["name"]) in starting
+            if hangs or shovel.get("state") == "terminated":
                 what = f"is terminated{_reason(shovel.get('reason'))}"
+                what = "is still starting: it has not connected to both ends" if hangs else what
                 hint = "check the URIs, the users and the queues at both ends; 'mqtool list shovels' shows all shovels"
                 yield Finding("shovel", f"shovel {shovel['name']!r}", what, hint, shovel.get("vhost"))
     with suppress(NotFound):

@@ -330,12 +330,13 @@ def _findings(
                 raise KeyboardInterrupt
 
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
-    yield from _tried("links", diagnosis.of_links(api, vhost), unchecked)
+    starting = diagnosis.starting_shovels(api, vhost)
     if vhost is None:  # the broker does not say in which virtual host a feature is used
         yield from _tried("deprecated", connected_clients.deprecated_features(api), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
     yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)
+    yield from _tried("links", diagnosis.of_links(api, vhost, starting), unchecked)
     if before:
         now = _readers(access, api, vhost, stream_port, unchecked)
         yield from queue_details.reader_findings(before, now)
