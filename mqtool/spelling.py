@@ -25,7 +25,7 @@ def name_broker(options: Mapping[str, str]) -> None:
     _broker_options[:] = [quoted(f"{name}={value}") for name, value in options.items()]
 
 
-def pasteable(own: str, *words: str) -> str:
+def pasteable(own: str, *words: str, vhost: str | None = None) -> str:
     """Return a command line of mqtool that the user can paste: its arguments are quoted for the shell.
 
     If options on the command line named the broker, the returned command line contains them, too.
@@ -33,8 +33,11 @@ def pasteable(own: str, *words: str) -> str:
     Args:
         own: the command and its options, such as "queue delete". If it ends in "=", words[0] is that option's value.
         words: the arguments, such as names of queues. If any starts with a dash, "--" is put in front of them.
+        vhost: the virtual host of the objects, if it may not be that of the URL.
     """
-    broker = [] if _WITHOUT_BROKER.match(own) else _broker_options
+    broker = [] if _WITHOUT_BROKER.match(own) else [*_broker_options]
+    if vhost is not None and not any(option.startswith("--vhost=") for option in broker):
+        broker.append(quoted(f"--vhost={vhost}"))
     if own.endswith("="):
         first, *words_after = words
         return " ".join([f"mqtool {own}{quoted(first)}", *broker, *map(quoted, words_after)])

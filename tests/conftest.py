@@ -53,6 +53,7 @@ _WITH_NODES = {
     "test_drill_restart_broker_loses_nothing",
     "test_broker_up_starts_a_broker_and_broker_down_stops_it",
     "test_an_enabled_plugin_is_listed_immediately_and_after_a_restart",
+    "test_list_shovels_and_doctor_show_shovels_that_do_not_work",
     "test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed",
     "test_broker_commands_work_with_a_broker_in_docker",
     "test_a_conversion_can_be_resumed_after_the_broker_was_killed",

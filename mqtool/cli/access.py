@@ -283,7 +283,8 @@ class Access(NamedTuple):
         """Locate the management API: at the given URL, at the one recorded by 'broker up', or on the broker's host.
 
         On the host, the port is 15671 with TLS, and 15672 without. If the AMQP port is not the default one, mqtool
-        tries the AMQP port + 10000 first, and checks that the API belongs to this broker.
+        tries the AMQP port + 10000 first, and checks that the API belongs to this broker: that it reports a listener
+        on the AMQP port or, at AMQP port + 10000, the same cluster, because Docker may have mapped both ports.
 
         Args:
             patience: seconds to wait for a connection and for a response; None for those of this Access.
@@ -329,7 +330,7 @@ class Access(NamedTuple):
             guesses: the APIs at the usual ports.
             recorded: the APIs of brokers in Docker, which listen on the default port in their container.
         """
-        from mqtool.management import HOW_TO_ENABLE, listens_on
+        from mqtool.management import listens_on
 
         failure: MqtoolError | None = None
         port = self.address.port
@@ -343,11 +344,22 @@ class Access(NamedTuple):
             # Only some users may see the listeners.
             if is_ours or (is_ours is None and port == _AMQP_PORT and not in_container):
                 return guess
-            hint = self._hint_at_management() or HOW_TO_ENABLE
-            what = f"the management API at {guess.url} does not belong to the broker at {self.address}"
+            if urlsplit(guess.url).port == port + _APART and self._is_cluster_of(guess):
+                return guess
+            hint = self._hint_at_management() or f"if it does: --management {guess.url}; if not, name the right one"
+            what = f"the management API at {guess.url} may not belong to the broker at {self.address}"
             failure = Unavailable(what, hint)
         assert failure is not None
         raise failure
+
+    def _is_cluster_of(self, api: "Management") -> bool:
+        """True if the broker and a management API report the same cluster name, and one that is not common."""
+        with suppress(MqtoolError):
+            name = str(api.get("overview").get("cluster_name") or "@localhost")
+            if not name.endswith("@localhost"):
+                with self._replace(backoff=None, wait=None).connect() as connection:
+                    return connection.cluster == self.address.cluster(name)
+        return False
 
     def _hint_at_management(self) -> str | None:
         """Return how an embedded broker gets a management API; None for other brokers.

@@ -1,6 +1,6 @@
 """The checks of `doctor`: problems with queues, from two snapshots, and exchanges that route nowhere or in cycles."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from mqtool import management
 from mqtool.address import hide_passwords
 from mqtool.delays import is_wait_queue
-from mqtool.errors import NotFound
+from mqtool.errors import AccessRefused, NotFound
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
@@ -34,8 +34,8 @@ _OF_CONVERSION = ".mqtool-convert"
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
-def _how_to_declare(exchange: str) -> str:
-    return f"{pasteable('exchange declare', exchange, 'fanout')}, and bind a queue to it"
+def _how_to_declare(exchange: str, vhost: str) -> str:
+    return f"{pasteable('exchange declare', exchange, 'fanout', vhost=vhost)}, and bind a queue to it"
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Paths:
                 continue
             to = self.exchanges.get(alternate)
             if to is None:
-                what, hint = "does not exist", _how_to_declare(alternate)
+                what, hint = "does not exist", _how_to_declare(alternate, self.vhost)
             elif alternate not in self.bound and self._alternate(to) is None:
-                what, hint = "has no bindings", pasteable("exchange bind", alternate, "QUEUE")
+                what, hint = "has no bindings", pasteable("exchange bind", alternate, "QUEUE", vhost=self.vhost)
             else:
                 continue
             what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
@@ -104,7 +104,7 @@ class Paths:
                 seen.add(frozenset(circle))
                 way = " → ".join(map(repr, circle))
                 what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
-                hint = f"{pasteable('exchange unbind', circle[0], circle[1], 'KEY')}, unless it is meant"
+                hint = f"{pasteable('exchange unbind', *circle[:2], 'KEY', vhost=self.vhost)}, unless it is meant"
                 yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
 
     def _circles_of_queues(self) -> Iterator[Finding]:
@@ -331,7 +331,8 @@ def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]])
     key = arguments.get("x-dead-letter-routing-key")
     if arguments.get("x-dead-letter-exchange") == "" and isinstance(key, str) and (queue["vhost"], key) not in queues:
         what = f"dead-letters to the queue {key!r}, which does not exist: its dead letters are lost"
-        yield Finding.of("queue", queue, "dead-letter-exchange", what, pasteable("queue declare", key))
+        hint = pasteable("queue declare", key, vhost=queue["vhost"])
+        yield Finding.of("queue", queue, "dead-letter-exchange", what, hint)
 
 
 def surplus(queue: Json) -> Iterator[Finding]:
@@ -356,7 +357,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     finding = partial(Finding.of, "queue", queue)
     if queue["name"].startswith(_OF_BENCH) and not queue.get("consumers"):
         what = "was left behind by a bench that was killed, unless one is running"
-        yield finding("left-over", what, pasteable("queue delete", queue["name"]))
+        yield finding("left-over", what, pasteable("queue delete", queue["name"], vhost=queue["vhost"]))
         return
     name, is_holding, _ = queue["name"].partition(_OF_CONVERSION)
     if is_holding and has_no_consumer(queue):
@@ -382,7 +383,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     exchange = arguments.get("x-dead-letter-exchange")
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
         what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
-        yield finding("dead-letter-exchange", what, _how_to_declare(exchange))
+        yield finding("dead-letter-exchange", what, _how_to_declare(exchange, queue["vhost"]))
     elif (
         exchange is None and earlier is not None and queue.get("type") != "stream" and not is_wait_queue(queue["name"])
     ):
@@ -428,16 +429,32 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
 _SECRET, _LONGEST_REASON = "amqp_params", 200
 
 
-def of_links(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Find terminated shovels and federation links that do not work.
+def starting_shovels(api: Management, vhost: str | None) -> set[tuple[str, str]]:
+    """Return the virtual hosts and names of shovels that are not connected to both ends yet."""
+    with suppress(NotFound, AccessRefused):  # of_links() says who may not see them
+        return {(each["vhost"], each["name"]) for each in management.shovels(api, vhost) if _is_starting(each)}
+    return set()
+
+
+def _is_starting(shovel: Json) -> bool:
+    return shovel.get("state") == "starting"
+
+
+def of_links(api: Management, vhost: str | None, starting: Container[tuple[str, str]]) -> Iterator[Finding]:
+    """Find terminated shovels, shovels that cannot connect, and federation links that do not work.
+
+    Args:
+        starting: the result of starting_shovels() a while ago. RabbitMQ says no more of a shovel that cannot connect.
 
     Raises:
         AccessRefused: the user lacks the tag 'monitoring'.
     """
     with suppress(NotFound):  # the plugin is not enabled
         for shovel in management.shovels(api, vhost):
-            if shovel.get("state") == "terminated":
+            hangs = _is_starting(shovel) and (shovel["vhost"], shovel["name"]) in starting
+            if hangs or shovel.get("state") == "terminated":
                 what = f"is terminated{_reason(shovel.get('reason'))}"
+                what = "is still starting: it has not connected to both ends" if hangs else what
                 hint = "check the URIs, the users and the queues at both ends; 'mqtool list shovels' shows all shovels"
                 yield Finding("shovel", f"shovel {shovel['name']!r}", what, hint, shovel.get("vhost"))
     with suppress(NotFound):

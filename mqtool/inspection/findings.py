@@ -1,7 +1,7 @@
 """Findings of `doctor`: problems with a broker, how severe they are, and how they are grouped."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Self
 
@@ -57,6 +57,10 @@ class Finding:
     def severity(self) -> str:
         """The severity of the problem: "critical" or "warning"."""
         return "critical" if self.check in CRITICAL else "warning"
+
+    def in_default_vhost(self) -> Self:
+        """Return a copy whose object is named with the virtual host "/", which `where` leaves out."""
+        return replace(self, thing=f"{self.thing} in vhost '/'")
 
     @property
     def where(self) -> str:

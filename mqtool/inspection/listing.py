@@ -21,6 +21,9 @@ Row = dict[str, Any]
 #: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
 ListingSource = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
+#: What to know about the number of messages that RabbitMQ reports for a stream.
+STREAM_COUNTS = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -268,7 +271,8 @@ def _enabled(plugin: str, items: Iterable[Mapping[str, Any]]) -> Iterator[Mappin
     try:
         yield from items
     except NotFound as error:
-        raise NotFound(f"the plugin {plugin} is not enabled", pasteable("plugin enable ", plugin)) from error
+        hint = f"{pasteable('plugin enable', plugin)}, or on the broker's machine: rabbitmq-plugins enable {plugin}"
+        raise NotFound(f"the plugin {plugin} is not enabled", hint) from error
 
 
 def _without_secrets(value: Any) -> Any:

@@ -226,6 +226,11 @@ _NO_PRIORITY = TrafficRule(
 )
 
 
+def changes_messages(present: Version, wanted: Version) -> bool:
+    """True if any rule is about an upgrade between these versions."""
+    return any(present < rule.since <= wanted for rule in (*RULES, _NO_PRIORITY))
+
+
 class Traffic:
     """Counts the messages that each rule applies to, and keeps an example for each rule.
 

@@ -3,7 +3,7 @@
 Specify the columns that you need: this makes responses far smaller. https://www.rabbitmq.com/docs/http-api-reference
 """
 
-from mqtool.management.api_client import HOW_TO_ENABLE, PAGE_SIZE, PATIENCE, Management, exchange_path, path
+from mqtool.management.api_client import PAGE_SIZE, PATIENCE, Management, exchange_path, path
 from mqtool.management.api_lists import (
     bindings,
     bindings_from,

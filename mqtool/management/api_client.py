@@ -128,7 +128,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     raise ValueError("cut short")
 
 
-HOW_TO_ENABLE = (
+_HOW_TO_ENABLE = (
     "is the broker up? Enable it there with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
 )
 
@@ -150,7 +150,7 @@ def refusal(answer: "BaseHTTPResponse", url: str, user: str) -> MqtoolError:
         case HTTPStatus.BAD_REQUEST:
             return UsageError(f"the broker refuses: {reason}")
         case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
-            return BadAnswer(f"{url} is not a management API", HOW_TO_ENABLE)
+            return BadAnswer(f"{url} is not a management API", _HOW_TO_ENABLE)
         case status:
             return Unavailable(f"the management API at {url} answers {status} {reason}".rstrip())
 
@@ -416,7 +416,7 @@ class Management:
         return answer
 
     def _no_answer(self, error: Exception) -> NothingAnswers:
-        hint = self._on_silence() or HOW_TO_ENABLE
+        hint = self._on_silence() or _HOW_TO_ENABLE
         return NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", hint)
 
     def _decoded(self, content: bytes) -> Any:
@@ -430,7 +430,7 @@ class Management:
             raise self._not_an_api() from error
 
     def _not_an_api(self) -> BadAnswer:
-        return BadAnswer(f"{self.url} is not a management API", HOW_TO_ENABLE)
+        return BadAnswer(f"{self.url} is not a management API", _HOW_TO_ENABLE)
 
 
 def path(*names: str) -> str:

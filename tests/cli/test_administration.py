@@ -2,6 +2,7 @@
 hosts and plugins.
 """
 
+import json
 import re
 import socket
 import uuid
@@ -620,6 +621,50 @@ def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shel
         assert listed() == ""
     finally:
         lonely_shell.run("mqtool", "broker", "down")
+
+
+def test_list_shovels_and_doctor_show_shovels_that_do_not_work(lonely_shell: Shell) -> None:
+    """Without the plugin, `list shovels` says how to enable it. With it, `list shovels` shows the state of shovels, and
+    `doctor` reports one that cannot log in, and one that is terminated because its connection was closed. `list
+    parameters` shows how they are configured. No command prints the password.
+    """
+    own_broker(BrokerKind.NODE)
+    shell, port = lonely_shell, free_port()
+    shell.environment["XDG_STATE_HOME"] = str(shell.directory)
+    shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(port))
+    node = TestBroker("rabbitmq", f"amqp://127.0.0.1:{port}", f"http://127.0.0.1:{port + 10_000}")
+    try:
+        missing = shell.run("mqtool", "list", "shovels")
+        assert missing.code == 69
+        enable = "mqtool plugin enable rabbitmq_shovel_management"
+        assert f"hint: {enable}, or on the broker's machine: rabbitmq-plugins" in missing.stderr
+        assert shell.run(*enable.split()).code == 0
+        for name, to in (("cut", "amqp://"), ("refused", f"amqp://guest:s3cr3t@127.0.0.1:{port}")):
+            value = {"src-uri": "amqp://", "src-queue": "jobs", "dest-uri": to, "dest-queue": "done"}
+            node.api("PUT", f"parameters/shovel/%2F/{name}", {"value": {**value, "reconnect-delay": 600}})
+
+        def shown() -> str:
+            return shell.run("mqtool", "list", "shovels", "name", "type", "state", "--sort", "name").stdout
+
+        refused = "refused\tdynamic\tstarting\n"
+        wait_until(lambda: shown() == f"cut\tdynamic\trunning\n{refused}", shown)
+
+        def is_cut() -> bool:  # once the list has the shovel's connections
+            for connection in shell.run("mqtool", "list", "connections", "name").stdout.splitlines():
+                shell.run("mqtool", "connection", "close", connection, "--yes")
+            return shown() == f"cut\tdynamic\tterminated\n{refused}"
+
+        wait_until(is_cut, shown)
+        found = shell.run("mqtool", "doctor", "--between", "500ms")
+        assert found.code == 3
+        assert "shovel 'cut' is terminated" in found.stdout
+        assert "shovel 'refused' is still starting: it has not connected to both ends" in found.stdout
+        configured = shell.run("mqtool", "list", "parameters", "--json")
+        assert sorted(json.loads(line)["name"] for line in configured.stdout.splitlines()) == ["cut", "refused"]
+        listed = shell.run("mqtool", "list", "shovels", "--json").stdout
+        assert "s3cr3t" not in found.stdout + configured.stdout + listed
+    finally:
+        shell.run("mqtool", "broker", "down")
 
 
 @on_any_broker

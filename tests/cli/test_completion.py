@@ -169,7 +169,7 @@ def test_completion_of_names_without_a_broker_prints_nothing(lonely_shell: Shell
         port = silent.getsockname()[1]
         for variables in (
             {"MQTOOL_URL": "amqp://127.0.0.1:1"},
-            {"MQTOOL_URL": "amqp://127.0.0.1", "MQTOOL_MANAGEMENT_URL": f"http://127.0.0.1:{port}"},
+            {"MQTOOL_URL": "amqp://127.0.0.1:1", "MQTOOL_MANAGEMENT_URL": f"http://127.0.0.1:{port}"},
             {"MQTOOL_URL": "no URL at all"},
         ):
             lonely_shell.environment.update(variables)

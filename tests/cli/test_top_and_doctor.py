@@ -175,6 +175,23 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     assert row()[0] == "task_queue"
 
 
+def test_top_and_list_queues_say_what_rabbitmq_counts_for_a_stream(watcher: Shell) -> None:
+    """RabbitMQ counts each offset that a reader stores as one more message of the stream. `top` and `list queues` say
+    so if they show a stream, and only then.
+    """
+    note = "RabbitMQ also counts stored offsets of readers"
+    watcher.run("mqtool", "queue", "declare", "jobs")
+    looks = (("mqtool", "top", "--once"), ("mqtool", "list", "queues", "name", "messages"))
+    for look in looks:
+        wait_until(lambda look=look: "jobs\t" in watcher.run(*look).stdout, "the queue")
+        assert note not in watcher.run(*look).stderr
+    watcher.run("mqtool", "queue", "declare", "events", "--queue-type", "stream")
+    for look in looks:
+        wait_until(lambda look=look: "events\t" in watcher.run(*look).stdout, "the stream")
+        assert watcher.run(*look).stderr.count(note) == 1
+    assert note in on_terminal(watcher, "mqtool", "top", keys=["q"], cue="events").stdout
+
+
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
     """`doctor` reports a queue that dead-letters to itself, but not a pair of queues for retries, which dead-letter to
     each other. It also reports exchanges bound to each other in a cycle, and alternate exchanges that have no bindings
@@ -221,6 +238,32 @@ def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: S
     assert watcher.run(*found["hint"].split()).code == 0
     assert findings(watcher, broker) == {}
     assert "are lost" not in watcher.run(*declare).stderr
+
+
+def test_doctor_names_the_virtual_host_of_each_finding_if_the_url_names_another_one(lonely_shell: Shell) -> None:
+    """`doctor` checks all virtual hosts. If the URL names one, `doctor` also says which findings are about "/", and the
+    commands in hints name the virtual host. A hint that several findings share is printed once.
+    """
+    with EmbeddedBroker(management_port=0) as started:
+        at = f"amqp://guest:guest@127.0.0.1:{started.port}"
+        broker = TestBroker("embedded", at, str(started.management_url))
+        shop = broker.with_fresh_vhost("shop")
+        lonely_shell.environment |= {"MQTOOL_URL": shop.url, "MQTOOL_MANAGEMENT_URL": broker.management}
+        lost = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "gone", "x-queue-type": "classic"}
+        for vhost in ("%2F", "shop"):
+            broker.api("PUT", f"queues/{vhost}/jobs", {"durable": True, "arguments": lost})
+            sent = {"properties": {}, "routing_key": "jobs", "payload": "x", "payload_encoding": "string"}
+            broker.api("POST", f"exchanges/{vhost}/amq.default/publish", sent)
+        look = ("mqtool", "doctor", "--between", "10ms")
+        said = lonely_shell.run(*look).stdout
+        assert said.count("start a consumer, or delete the queue") == 1, said
+        assert "queue 'jobs' in vhost '/' has 1 message and no consumer\n" in said
+        assert "queue 'jobs' in vhost 'shop' has 1 message and no consumer\n" in said
+        commands = re.findall(r"^  (mqtool queue declare .*)$", said, re.MULTILINE)
+        assert sorted(commands) == [f"mqtool queue declare --vhost={name} gone" for name in ("/", "shop")]
+        for command in commands:
+            assert lonely_shell.run(*command.split()).code == 0
+        assert "dead-letters to" not in lonely_shell.run(*look).stdout
 
 
 @on_any_broker
@@ -536,6 +579,36 @@ def test_doctor_traffic_is_silent_about_messages_that_stay_the_same(watcher: She
         told = looking.wait()
     assert (told.code, told.stdout) == (0, ""), told.stderr
     assert "10 messages passed through 'orders'" in told.stderr
+
+
+@pytest.mark.parametrize("option", ["--peek", "--traffic"])
+def test_doctor_checks_messages_between_the_versions_of_the_upgrade_only(lonely_shell: Shell, option: str) -> None:
+    """On RabbitMQ 4.0, `doctor --upgrade 4.3` checks messages by the rules that are new in 4.3: one without a priority,
+    in a quorum queue that also gets some with one. `--upgrade 4.2` says that nothing changes for messages.
+    """
+    with EmbeddedBroker(management_port=0, like="4.0") as started, pika_channel(started.url) as channel:
+        lonely_shell.environment |= {"MQTOOL_URL": started.url, "MQTOOL_MANAGEMENT_URL": str(started.management_url)}
+        arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": ""}
+        channel.queue_declare("jobs", durable=True, arguments=arguments)
+        channel.exchange_declare("orders", "fanout")
+        channel.queue_bind("jobs", "orders")
+        look = ["mqtool", "doctor", "--json", option, *(["9"] if option == "--peek" else ["orders", "-c", "2"])]
+        same = lonely_shell.run(*look, "--upgrade", "4.2")
+        assert "messages were not checked: from RabbitMQ 4.0.5 to 4.2, nothing changes for them" in same.stderr
+        if option == "--traffic":
+            looking = lonely_shell.start(*look, "--upgrade", "4.3", ready=False).wait_for_stderr("watching")
+        for properties in (pika.BasicProperties(priority=3), pika.BasicProperties()):
+            channel.basic_publish("orders", "", b"x", properties)
+        told = looking.wait() if option == "--traffic" else lonely_shell.run(*look, "--upgrade", "4.3")
+    assert "no-priority" in [json.loads(line)["check"] for line in told.stdout.splitlines()], told.stderr
+
+
+@contextmanager
+def pika_channel(url: str) -> Iterator[BlockingChannel]:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
 
 
 @contextmanager

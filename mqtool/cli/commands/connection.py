@@ -59,7 +59,8 @@ def close(
         found = [each["name"] for each in management.connections(api, None, columns) if each["user"] == of_user]
         of = f" of user {of_user!r}"
     else:
-        found, of = sorted(_consuming(api, access.vhost, str(queue))), f" that consume from queue {queue!r}"
+        found = sorted(_consuming(api, access.vhost, str(queue)))
+        of = f" that {'consumes' if len(found) == 1 else 'consume'} from queue {queue!r}"
     what = f"connection {name!r}" if name is not None else f"{counted(len(found), 'connection')}{of}"
     if not found:
         output.status(f"no connections{of}")

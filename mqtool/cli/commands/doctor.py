@@ -30,7 +30,7 @@ from mqtool.errors import AccessRefused, BadAnswer, MqtoolError, NotFound, SomeF
 from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
 from mqtool.inspection.converted_definitions import unmatched_policies
 from mqtool.inspection.findings import Finding, Unchecked, not_checked, worst_first
-from mqtool.inspection.traffic import Traffic
+from mqtool.inspection.traffic import Traffic, changes_messages
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
 from mqtool.spelling import counted
@@ -127,6 +127,8 @@ def doctor(
         )
     else:
         found = worst_first(_findings(access, broker.options.vhost, between, say, stream_port, unchecked))
+    if access.vhost != "/" and form in ("text", "nagios"):  # the URL names another virtual host
+        found = [each.in_default_vhost() if each.vhost == "/" else each for each in found]
     _report(found, form, str(access.address), unchecked=unchecked)
 
 
@@ -219,13 +221,20 @@ def _of_upgrade(
     yield from _tried("clients", connected_clients.findings(api, vhost, wanted), unchecked)
     yield from _tried("features", connected_clients.deprecated_features(api, wanted), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
-    if peek and upgrade.running(api) < upgrade.V4_0:
+    if peek and _changes_messages(api, wanted):
         yield from _of_messages(access, api, vhost, wanted, peek, unchecked)
-    elif peek:
-        output.notice("messages were not checked: for a broker from RabbitMQ 4.0 on, nothing changes for them")
     for note in upgrade.notes(api, wanted):
         output.status(f"RabbitMQ {note.since}: {note.text}")
     _warn_of_unknown(wanted)
+
+
+def _changes_messages(api: Management, wanted: Version) -> bool:
+    """Return whether anything changes for messages up to this version; if nothing does, say so."""
+    present = upgrade.running(api)
+    if changes_messages(present, wanted):
+        return True
+    output.notice(f"messages were not checked: from RabbitMQ {present} to {wanted}, nothing changes for them")
+    return False
 
 
 def _of_messages(
@@ -253,13 +262,16 @@ def _of_messages(
         except MqtoolError as error:
             unchecked.append(Unchecked("messages", f"queue {name!r}: {error}", error.hint))
         stopping.exit_if_requested()
-        yield from upgrade.message_findings(queue, headers)
+        if present < upgrade.V4_0:
+            yield from upgrade.message_findings(queue, headers)
         yield from seen.findings(present, wanted)
 
 
 def _of_traffic(access: Access, name: str, seconds: float, count: int | None, wanted: Version) -> list[Finding]:
     """Check copies of the messages that pass through a queue or an exchange, as `mqtool tap` copies them."""
     api, vhost = access.management(), access.vhost
+    if not _changes_messages(api, wanted):
+        return []
     present = upgrade.running(api)
     found, hint = definitions.read(api, vhost), "name an exchange, or look into the queues with --peek 10"
     if name in found.queues:
@@ -318,12 +330,13 @@ def _findings(
                 raise KeyboardInterrupt
 
     yield from _tried("nodes", diagnosis.of_nodes(api), unchecked)
-    yield from _tried("links", diagnosis.of_links(api, vhost), unchecked)
+    starting = diagnosis.starting_shovels(api, vhost)
     if vhost is None:  # the broker does not say in which virtual host a feature is used
         yield from _tried("deprecated", connected_clients.deprecated_features(api), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
     before = _readers(access, api, vhost, stream_port, unchecked)
     yield from _tried("queues", diagnosis.findings(api, vhost, wait), unchecked)
+    yield from _tried("links", diagnosis.of_links(api, vhost, starting), unchecked)
     if before:
         now = _readers(access, api, vhost, stream_port, unchecked)
         yield from queue_details.reader_findings(before, now)

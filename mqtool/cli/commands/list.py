@@ -22,7 +22,18 @@ from mqtool.cli.values import TIME_LIMIT
 from mqtool.delays import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.alarms import alarms
-from mqtool.inspection.listing import COUNTS, EXCHANGES, LISTINGS, QUEUES, Listing, Row, in_order, queues_named, refresh
+from mqtool.inspection.listing import (
+    COUNTS,
+    EXCHANGES,
+    LISTINGS,
+    QUEUES,
+    STREAM_COUNTS,
+    Listing,
+    Row,
+    in_order,
+    queues_named,
+    refresh,
+)
 from mqtool.spelling import as_text, counted
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.tutorials.dialects import DialectNames
@@ -219,7 +230,7 @@ class View:
         for row in rows:
             if row["vhost"] != self._access.vhost or row["type"] == "stream":
                 if row["type"] == "stream":
-                    self._age = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+                    self._age = STREAM_COUNTS
                 elif row["type"] != "classic":
                     self._age = self._age or "counts of other vhosts can be up to 5 s old"
             elif row["type"] != "classic" or "consumers" in self._fetched:

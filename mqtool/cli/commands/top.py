@@ -20,7 +20,7 @@ from mqtool.delays import is_wait_queue
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.inspection.alarms import alarms
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
-from mqtool.inspection.listing import Row
+from mqtool.inspection.listing import STREAM_COUNTS, Row
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean
@@ -115,6 +115,11 @@ class Screen:
         return not (self.hides_wait_queues and is_wait_queue(queue["name"]))
 
     @property
+    def shows_streams(self) -> bool:
+        """True if the latest sample has a stream."""
+        return any(queue.get("type") == "stream" for queue in self.looks[-1].values())
+
+    @property
     def left_out_in_words(self) -> str:
         """A text such as "+2 wait queues of mqtool (--all lists them)"; "" if no queue is left out."""
         return f"+{counted(self.left_out, 'wait queue')} of mqtool (--all lists them)" if self.left_out else ""
@@ -174,6 +179,8 @@ def top(
             output.status("no queues")
         if screen.left_out:
             output.status(screen.left_out_in_words)
+        if screen.shows_streams:
+            output.notice(STREAM_COUNTS)
     else:
         Live(partial(_frame, screen, access.title), interval, screen.press, partial(_peek, broker)).run()
 
@@ -220,11 +227,18 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
     shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
     body = layout.table(rows, shown, warning="warning", folded=False) if rows else Text("no queues")
     totals = f"{totals}; {screen.left_out_in_words}".rstrip("; ")
+    counted_too = STREAM_COUNTS.partition("; ")[2]
+    notes = [Text(counted_too, style=layout.DIM, no_wrap=True, overflow="ellipsis")] if screen.shows_streams else []
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Frame(
         body,
-        above=[head_line(f"{title}   {sorted_by}", alarmed), Text(totals, no_wrap=True, overflow="ellipsis"), Text("")],
+        above=[
+            head_line(f"{title}   {sorted_by}", alarmed),
+            Text(totals, no_wrap=True, overflow="ellipsis"),
+            *notes,
+            Text(""),
+        ],
         heads=1 if rows else 0,
         beyond=beyond,
         keys="  ".join(["Enter peek", *(f"{key} {order.word}" for key, order in _ORDERS.items())]),

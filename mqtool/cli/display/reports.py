@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -161,12 +162,14 @@ def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
         for finding in found:
             output.show_json({**asdict(finding), "severity": finding.severity})
         return
-    for same in grouped(found):
+    groups = [*grouped(found)]
+    for same, following in zip_longest(groups, groups[1:]):
         for each in same[:_NAMED]:
             layout.show_wrapped(f"{each.where} {each.what}", "    ", style="1")
         if len(same) > _NAMED:
             output.show(f"… and {len(same) - _NAMED:,} more like these; --json lists them", style="1")
-        layout.show_wrapped(f"  {same[0].hint}", "  ")
+        if following is None or following[0].hint != same[0].hint:
+            layout.show_wrapped(f"  {same[0].hint}", "  ")
 
 
 def nagios_state(found: Sequence[Finding], unchecked: Sequence[Unchecked] = ()) -> int:
