@@ -153,7 +153,7 @@ def to_exchange(
                     raise UsageError(
                         f"exchange {exchange!r} is direct, and which keys are bound to it is not known ({error})",
                         f"name keys: {pasteable('tap', exchange, 'KEY')}",
-                    )
+                    ) from error
                 return Bound(named or (Binding(exchange, "", "#" if told != "headers" else ""),))
         unknown = (
             f"the type of exchange {exchange!r} is not known ({error}): if it divides messages among its queues, this "
