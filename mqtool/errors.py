@@ -137,11 +137,11 @@ class DeclaredDifferently(MqtoolError):
     exit_code = ExitCode.DECLARED_DIFFERENTLY
 
 
-#: RabbitMQ's error message for a queue or exchange that exists with different settings.
+#: RabbitMQ's error message for a queue or exchange that exists with different settings. It quotes some types twice.
 _DIFFERS = (
     r"inequivalent arg '(.*?)' for (queue|exchange) '(.*?)' in vhost .*: "
-    r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
-    r"but current is (?:the value )?'?([^']*?)'?(?: of type '(\w+)')?$"
+    r"received (?:the value )?'{0,2}([^']*?)'{0,2}(?: of type '\w+')? "
+    r"but current is (?:the value )?'{0,2}([^']*?)'{0,2}(?: of type '(\w+)')?$"
 )
 
 

@@ -14,6 +14,7 @@ published (routing key publish.EXCHANGE) or delivered (deliver.QUEUE). https://w
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mqtool import management
@@ -114,13 +115,19 @@ class Bound(NamedTuple):
 
 
 def to_exchange(
-    api: Callable[[], Management], vhost: str, exchange: str, keys: Iterable[str], arguments: Mapping[str, Any]
+    api: Callable[[], Management],
+    vhost: str,
+    exchange: str,
+    keys: Iterable[str],
+    arguments: Mapping[str, Any],
+    ask: Callable[[], str] | None = None,
 ) -> Bound:
     """Return bindings that copy the messages that an exchange routes.
 
     Args:
         api: returns the management API, to look up the exchange's type, and the keys bound to a direct exchange if
-            `keys` is empty. If the API is not available, `keys` are used unchecked.
+            `keys` is empty.
+        ask: returns the exchange's type if the API is not available. It may raise AccessRefused.
         keys: binding keys; empty, or "#" unless the exchange is direct, for all messages.
         arguments: arguments of each binding, for a headers exchange.
 
@@ -138,10 +145,21 @@ def to_exchange(
     except NotFound:
         raise
     except (Unavailable, AccessRefused) as error:
-        if named:
-            return Bound(named)
-        unknown = f"the type of exchange {exchange!r} is not known ({error}); if it is direct, name its keys"
-        return Bound((Binding(exchange, "", "#"),), (unknown,))
+        with suppress(AccessRefused):
+            if ask is not None and (told := ask()) != DELAYED:
+                _check_copies(exchange, told)
+                _check_selects(exchange, told, keys, arguments)
+                if told == "direct" and not named:
+                    raise UsageError(
+                        f"exchange {exchange!r} is direct, and which keys are bound to it is not known ({error})",
+                        f"name keys: {pasteable('tap', exchange, 'KEY')}",
+                    ) from error
+                return Bound(named or (Binding(exchange, "", "#" if told != "headers" else ""),))
+        unknown = (
+            f"the type of exchange {exchange!r} is not known ({error}): if it divides messages among its queues, this "
+            "tap takes some" + "; if it is direct, name its keys" * (not named)
+        )
+        return Bound(named or (Binding(exchange, "", "#"),), (unknown,))
     _check_copies(exchange, kind)
     _check_selects(exchange, kind, keys, arguments)
     if named or kind != "direct":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, 
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, UsageError
+from mqtool.errors import AccessRefused, DeclaredDifferently, Difference, MqtoolError, NotFound, UsageError
 from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
@@ -215,6 +215,27 @@ def has_arguments(channel: Asks, queue: Queue) -> bool:
     except (NotFound, UsageError):  # such as "invalid arg 'x-max-length'", if the queue does not exist
         pass
     return False
+
+
+def type_of_exchange(channel: Asks, name: str) -> str:
+    """Return the type of an existing exchange, which the broker names in an error. The channel is then closed.
+
+    The exchange is declared again, as one of another type and with an alternate exchange that no exchange can have. If
+    somebody has just deleted it, nothing is declared.
+
+    Raises:
+        NotFound: it does not exist.
+        AccessRefused: the user may not configure it.
+    """
+    guess = Exchange(name, arguments={"alternate-exchange": 0})
+    expect(channel, guess)
+    try:
+        channel.ask(declare_request(guess))
+    except DeclaredDifferently as error:
+        differs = Difference.reported_in(str(error))
+        if differs is not None and differs.setting == "type":
+            return differs.theirs
+    return guess.type
 
 
 def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:

@@ -16,7 +16,7 @@ from mqtool.inspection.findings import Finding
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.api_client import Json
-from mqtool.management.overflow import rejects_beyond
+from mqtool.management.overflow import holds_dead_letters, rejects_beyond
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -330,9 +330,13 @@ def _without_dead_letter_queue(queue: Json, queues: Collection[tuple[str, str]])
     arguments = management.effective_arguments(queue)
     key = arguments.get("x-dead-letter-routing-key")
     if arguments.get("x-dead-letter-exchange") == "" and isinstance(key, str) and (queue["vhost"], key) not in queues:
-        what = f"dead-letters to the queue {key!r}, which does not exist: its dead letters are lost"
+        what = f"dead-letters to the queue {key!r}, which does not exist: {_fate(queue)}"
         hint = pasteable("queue declare", key, vhost=queue["vhost"])
         yield Finding.of("queue", queue, "dead-letter-exchange", what, hint)
+
+
+def _fate(queue: Json) -> str:
+    return "it holds its dead letters" if holds_dead_letters(queue) else "its dead letters are lost"
 
 
 def surplus(queue: Json) -> Iterator[Finding]:
@@ -382,7 +386,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
         yield finding("stream-limit", what, "set a policy: mqtool policy set --help")
     exchange = arguments.get("x-dead-letter-exchange")
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
-        what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
+        what = f"has the dead-letter exchange {exchange!r}, which does not exist: {_fate(queue)}"
         yield finding("dead-letter-exchange", what, _how_to_declare(exchange, queue["vhost"]))
     elif (
         exchange is None and earlier is not None and queue.get("type") != "stream" and not is_wait_queue(queue["name"])

@@ -27,6 +27,17 @@ def overflow_of(kind: str, arguments: Mapping[str, Any], policies: Sequence[Json
     return "drop-head" if (kind, found) == ("quorum", "reject-publish-dlx") else found
 
 
+def holds_dead_letters(queue: Json) -> bool:
+    """True if a queue keeps each dead letter until another queue accepts it. If none does, it is not lost.
+
+    RabbitMQ ignores the strategy at-least-once if the queue drops messages at its limit.
+    """
+    arguments, policy = queue.get("arguments") or {}, queue.get("effective_policy_definition") or {}
+    strategy = arguments.get("x-dead-letter-strategy", policy.get("dead-letter-strategy"))
+    kind = queue.get("type") or "classic"
+    return (kind, strategy, overflow_of(kind, arguments, [policy])) == ("quorum", "at-least-once", "reject-publish")
+
+
 def rejects_beyond(
     kind: str, arguments: Mapping[str, Any], policies: Sequence[Json], limit: str = "max-length"
 ) -> int | None:

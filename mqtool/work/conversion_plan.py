@@ -55,7 +55,7 @@ _OF_TYPE = {
 }
 #: Arguments whose loss would change a queue's behaviour. Removing one requires an explicit --argument NAME:=null.
 _MATTERS = {
-    "x-max-priority": "its messages have priorities, which {to} queues do not have",
+    "x-max-priority": "{to} queues do not have this argument, and treat priorities differently",
     "x-message-ttl": "its messages expire, which those of a {to} do not",
     "x-dead-letter-exchange": "it has dead letters, which a {to} does not",
     "x-max-length": "its length is limited in messages, which that of a {to} is not",
@@ -373,9 +373,10 @@ def _of_queue(view: Json, plan: ConversionPlan, dropped: list[str]) -> Iterator[
     for argument in dropped:
         if argument in _MATTERS:
             why = _MATTERS[argument].format(to=to)
-            yield Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
+            yield Refusal(f"it has {argument}: {why}", f"to leave it out: --to {to} --argument {argument}:=null")
     for argument in _too_deep(plan.target):
-        yield Refusal(_TOO_DEEP.format(argument), f"to leave it out: --argument {quoted(f'{argument}:=null')}")
+        hint = f"to leave it out: --to {to} --argument {quoted(f'{argument}:=null')}"
+        yield Refusal(_TOO_DEEP.format(argument), hint)
 
 
 #: Why a queue cannot be declared with an argument that the management API shows only in part.

@@ -222,20 +222,26 @@ def peek(
         Unavailable: the queue has messages, but the broker delivers none.
         MqtoolError: one or two more requeues would make the queue drop the message at its head, or could do so if its
             limit is unknown and the message cannot be published again; or, on closing, another message. With basic.get
-            and an unknown limit: the message has been requeued before, so it was published again.
+            and an unknown limit: the message has been requeued before (from 4.3 on, twice), so it was published again.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
         receiving = Receiving(idle_timeout=_STREAM_PATIENCE, offset=offset)
         yield from islice(channel.consume(Queue(queue), receiving), most)
     elif kind.how is How.GET:
-        ready = channel.depth_of(queue)
-        for delivery in islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready)):
-            if not kind.is_certain and times_requeued(delivery, channel.connection.broker):
-                error = _publish_again(channel, queue, delivery, is_certain=False)
-                channel.acknowledge(delivery)
-                raise error
-            yield delivery
+        ready, broker = channel.depth_of(queue), channel.connection.broker
+        safe = 0 if is_before_4_3(broker) else 1  # the lowest limit is 1, and a nack does not count
+        try:
+            for delivery in islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready)):
+                if not kind.is_certain and times_requeued(delivery, broker) > safe:
+                    error = _publish_again(channel, queue, delivery, is_certain=False)
+                    channel.acknowledge(delivery)
+                    raise error
+                yield delivery
+        finally:
+            if safe:
+                with suppress(MqtoolError):  # the connection is lost
+                    channel.requeue_all()
     else:
         with looking(channel, queue, kind) as look:
             yield from look.messages(most)

@@ -57,7 +57,28 @@ class WaitingMessages:
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
-        columns = ("name", "arguments", "durable", "exclusive", "type")
+        for queue, view in self._wait_queues():
+            if view.get("exclusive"):
+                self._skipped(queue.name, Exclusive("it is exclusive to another connection"))
+                continue
+            count = 0
+            with self._skipping(queue):
+                count = self._channel.depth_of(queue.name)
+            if count:
+                yield queue, count
+
+    def held(self) -> Iterator[tuple[WaitQueue, int]]:
+        """Yield the wait queues with messages that are due, and their number, which may be some seconds old.
+
+        A wait queue holds such messages until their destination accepts them. No client can receive them.
+        """
+        for queue, view in self._wait_queues():
+            if count := view.get("messages_dlx"):
+                yield queue, count
+
+    def _wait_queues(self) -> Iterator[tuple[WaitQueue, Json]]:
+        """Yield each wait queue, also as the management API describes it."""
+        columns = ("name", "arguments", "durable", "exclusive", "type", "messages_dlx")
         views = {view["name"]: view for view in management.queues(self._api, self._vhost, columns)}
 
         @cache
@@ -76,16 +97,8 @@ class WaitingMessages:
                 view = {**view, "arguments": {**(view.get("arguments") or {}), **proof}}
             queue = wait_queue_of(view, onward)
             # In a stream, which no wait queue is, anyone may have written the exchange and key of a message.
-            if queue is None or view.get("type") == "stream":
-                continue
-            if view.get("exclusive"):
-                self._skipped(queue.name, Exclusive("it is exclusive to another connection"))
-                continue
-            count = 0
-            with self._skipping(queue):
-                count = self._channel.depth_of(queue.name)
-            if count:
-                yield queue, count
+            if queue is not None and view.get("type") != "stream":
+                yield queue, view
 
     def _dead_letters_to(self, view: Json | None) -> str | None:
         """Return a queue's dead-letter exchange; None if it has none, or if the broker does not confirm it."""

@@ -1385,7 +1385,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
         assert channel.get("held") is not None
         for name, to, said in (
             ("done", "quorum", "it is a quorum queue with these arguments already (name another type with --to"),
-            ("old", "quorum", "it has x-max-priority: its messages have priorities, which quorum queues do not have"),
+            ("old", "quorum", "it has x-max-priority: quorum queues do not have this argument, and treat priorities"),
             ("log", "classic", "it is a stream: its messages stay when they are read"),
             ("used", "quorum", "1 consumer would be cancelled"),
             ("held", "quorum", "unacknowledged, and would be lost (wait until"),

@@ -220,6 +220,23 @@ def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -
     assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
 
 
+def test_delayed_reports_messages_that_are_due_but_that_no_queue_accepts(shell: Shell, broker: TestBroker) -> None:
+    """If the destination of a delayed message is gone when the message is due, the wait queue holds it. `delayed ls`
+    and the other commands say so, and `delayed ls` does not say that no messages are waiting.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    assert shell.run("mqtool", "send", "-q", "gone", "--via", "ttl", "--delay", "1s", "late").code == 0
+    shell.run("mqtool", "queue", "delete", "gone", "--yes")
+    said = "warning: 1 message in wait queue 'gone.delay.1s' is due: it stays there until 'gone' exists and has room"
+    wait_until(lambda: said in " ".join(shell.run("mqtool", "delayed", "ls").stderr.split()), "the broker to count it")
+    where = ("--where", "routing_key=gone")
+    for words in (["ls"], ["ls", "--json"], ["show"], ["now", *where], ["cancel", *where, "--yes"]):
+        result = shell.run("mqtool", "delayed", *words)
+        assert (result.code, result.stdout) == (0, ""), result.stderr
+        assert said in " ".join(result.stderr.split())
+        assert "no messages are waiting" not in result.stderr
+
+
 def test_delayed_now_keeps_a_message_whose_exchange_was_deleted(waiting: Waiting) -> None:
     """If the destination exchange of a message no longer exists, `delayed now` names the exchange, keeps the message
     waiting, and exits with 75. If other selected messages can be delivered, it delivers them, and exits with 3. If a

@@ -4,9 +4,11 @@ messages because they were requeued too often.
 
 import json
 import sys
+import uuid
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pika
 import pytest
@@ -535,3 +537,25 @@ def test_peek_exits_with_130_if_ctrl_c_stops_it_before_it_has_read_all_messages(
     assert stopped.code == 130, stopped.stderr
     assert "matches" not in stopped.stderr
     assert [line.split(": ")[1] for line in shell.run("mqtool", "peek", "jobs").stdout.splitlines()] == ["0", "1"]
+
+
+def test_a_user_who_may_only_read_can_peek_again(shell: Shell, broker: TestBroker) -> None:
+    """A user who may neither declare a quorum queue nor publish to it, and cannot see its delivery limit, can peek at
+    it any number of times from RabbitMQ 4.3 on, because looking does not count towards the limit. Before, only once.
+    """
+    filled(shell, 3)
+    user = f"ann-{uuid.uuid4().hex[:8]}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    try:
+        rights = {"configure": "", "write": "", "read": ".*"}
+        broker.api("PUT", f"permissions/{quote(broker.vhost, safe='')}/{user}", rights)
+        url = broker.url.replace("guest:guest", f"{user}:secret")
+        looks = [shell.run("mqtool", "peek", "jobs", "--url", url, "--raw") for _ in range(3)]
+    finally:
+        broker.api("DELETE", f"users/{user}")
+    if broker.differs_since("4.3", "a nack does not count towards the limit"):
+        assert [(look.code, look.stdout.split()) for look in looks] == [(0, ["0", "1", "2"])] * 3, looks[-1].stderr
+        assert "count as a delivery" not in looks[-1].stderr
+    else:
+        assert [look.code for look in looks] == [0, 1, 1]
+    wait_until(lambda: depth(broker, "jobs") == 3, "all messages returned")

@@ -91,6 +91,24 @@ def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes
     assert goes in admin.run("mqtool", "queue", "show", "other").stdout
 
 
+@pytest.mark.parametrize("target", ["''=nowhere", "nowhere=key"])
+def test_dead_letters_that_no_queue_gets_are_not_lost_if_the_queue_holds_them(
+    admin: Shell, broker: TestBroker, target: str
+) -> None:
+    """With the dead-letter strategy at-least-once, a queue holds the dead letters that no queue gets. `queue show`,
+    `queue declare` and `doctor` do not say that they are lost.
+    """
+    exchange, key = target.replace("''", "").split("=")
+    settings = {"exchange": exchange, "routing-key": key, "strategy": "at-least-once"}
+    options = [f"--argument=x-dead-letter-{name}={value}" for name, value in settings.items()]
+    made = admin.run("mqtool", "queue", "declare", "held", "--argument=x-overflow=reject-publish", *options)
+    assert (made.code, "lost" in made.stderr) == (0, False), made.stderr
+    shown = admin.run("mqtool", "queue", "show", "held").stdout
+    assert ("held, " in shown, "lost" in shown) == (True, False), shown
+    found = admin.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms").stdout
+    assert ("it holds its dead letters" in found, "lost" in found) == (True, False), found
+
+
 def test_queue_show_lists_the_offset_and_lag_of_each_stream_consumer(shell: Shell, broker: TestBroker) -> None:
     """For a stream, `queue show` prints the stored offset and the lag of each named consumer. If nothing answers on the
     stream port, `queue show` says that the offset is unknown.

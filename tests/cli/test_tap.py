@@ -4,11 +4,13 @@ import json
 import signal
 import time
 import uuid
+from urllib.parse import quote
 
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.ndjson import to_message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import Restartable, TestBroker, depth, on_any_broker
@@ -153,6 +155,62 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
     without = shell.run("mqtool", "tap", "nowhere", "--management", "http://localhost:1")
     assert without.code == 69
     assert "no exchange 'nowhere'" in without.stderr
+
+
+def test_tap_without_the_management_api_takes_no_messages_from_queues(lonely_shell: Shell) -> None:
+    """If the management API is not available, `tap` asks the broker for the type of the exchange. If the exchange
+    divides messages among its queues, `tap` refuses, also if keys are given, and the queue gets all messages. A user
+    who may not ask is told that the tap may take messages.
+    """
+    shell = lonely_shell
+    with EmbeddedBroker(like="4.3") as broker, Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        shell.environment["MQTOOL_URL"] = broker.url
+        channel.declare(Exchange("divided", "x-modulus-hash", durable=True))
+        for keys in ((), ("key",)):
+            refused = shell.run("mqtool", "tap", "divided", *keys, "--idle-timeout", "1s")
+            assert (refused.code, refused.stdout) == (2, "")
+            assert "'divided' is of type x-modulus-hash, which divides messages among its queues" in refused.stderr
+
+
+@pytest.mark.parametrize("keys", [(), ("key",)])
+def test_tap_warns_a_user_who_may_not_know_the_type_of_an_exchange(
+    shell: Shell, broker: TestBroker, connection: Connection, keys: tuple[str, ...]
+) -> None:
+    """If neither the management API nor the broker tells the type of an exchange, `tap` says what that may mean."""
+    connection.channel().declare(Exchange("logs", "headers"))
+    user = f"ann-{uuid.uuid4().hex[:8]}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    try:
+        rights = {"configure": "^amq.gen", "write": "^amq.gen", "read": ".*"}
+        broker.api("PUT", f"permissions/{quote(broker.vhost, safe='')}/{user}", rights)
+        url = broker.url.replace("guest:guest", f"{user}:secret")
+        tap = shell.run("mqtool", "tap", "logs", *keys, "--url", url, "--idle-timeout", "100ms")
+    finally:
+        broker.api("DELETE", f"users/{user}")
+    assert tap.code == 0
+    assert "if it divides messages among its queues, this tap takes some" in tap.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["logs"], "exchange 'logs' is direct, and which keys are bound to it is not known"),
+        (["news", "a"], "fanout, which ignores binding keys"),
+        (["divided"], "divides messages among its queues"),
+    ],
+)
+def test_tap_without_the_management_api_refuses_what_it_cannot_copy(
+    shell: Shell, broker: TestBroker, connection: Connection, words: list[str], said: str
+) -> None:
+    """Without the management API, too, `tap` knows the type of an exchange, and refuses what it cannot copy."""
+    if words == ["divided"] and not broker.differs_since("4.3", "before, x-modulus-hash needs a plugin"):
+        pytest.skip("the broker has no exchange that divides messages")
+    kind = {"logs": "direct", "news": "fanout", "divided": "x-modulus-hash"}[words[0]]
+    connection.channel().declare(Exchange(words[0], kind))
+    refused = shell.run("mqtool", "tap", *words, "--management", "http://localhost:1", "--idle-timeout", "1s")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert said in refused.stderr
 
 
 @pytest.mark.usefixtures("api")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pika
 import pytest
@@ -64,6 +65,26 @@ def test_topic_permissions_apply_to_publishing_and_binding(
     assert api("DELETE", path)[0] == 204
     assert api("GET", path)[0] == 404
     connection.channel().queue_bind("q", "amq.topic", "#")
+
+
+@pytest.mark.parametrize("right", ["configure", "write", "read", None])
+def test_a_passive_declaration_needs_any_permission_from_rabbitmq_4_3_on(
+    broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, ann: str, right: str | None
+) -> None:
+    """From RabbitMQ 4.3 on, a passive declaration of a queue or an exchange needs one of the three permissions."""
+    mine = connect(broker.url).channel()
+    mine.queue_declare("jobs")
+    mine.exchange_declare("logs")
+    rights = {name: ".*" if name == right else "" for name in ("configure", "write", "read")}
+    api("PUT", f"permissions/{broker.vhost}/{ann}", rights)
+    connection = connect(broker.url.replace("guest:guest", f"{ann}:secret"))
+    refuses = right is None and broker.differs_since("4.3", "it checks passive declarations")
+    for declare in (
+        lambda channel: channel.queue_declare("jobs", passive=True),
+        lambda channel: channel.exchange_declare("logs", passive=True),
+    ):
+        with pytest.raises(ChannelClosedByBroker, match="configure access to") if refuses else nullcontext():
+            declare(connection.channel())
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])

@@ -219,7 +219,7 @@ def test_an_unsupported_argument_without_effect_on_messages_is_left_out_with_a_r
 @pytest.mark.parametrize(
     ("argument", "to", "why"),
     [
-        ("x-max-priority", "quorum", "its messages have priorities, which quorum queues do not have"),
+        ("x-max-priority", "quorum", "quorum queues do not have this argument, and treat priorities differently"),
         ("x-message-ttl", "stream", "its messages expire, which those of a stream do not"),
         ("x-dead-letter-exchange", "stream", "it has dead letters, which a stream does not"),
         ("x-max-length", "stream", "its length is limited in messages, which that of a stream is not"),
@@ -237,7 +237,7 @@ def test_an_unsupported_argument_that_affects_the_queue_must_be_removed_explicit
     """
     queue = view(arguments={argument: 1})
     assert found(to, queue=queue).refusals == [
-        Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
+        Refusal(f"it has {argument}: {why}", f"to leave it out: --to {to} --argument {argument}:=null")
     ]
     assert found(to, queue=queue).remarks == [*ONE_WAY[to], TOLD]
     assert found(to, {argument: None}, queue=queue).refusals == []
@@ -265,7 +265,7 @@ def test_a_queue_with_an_argument_that_is_nested_too_deeply_is_not_converted() -
     assert found(queue=queue).refusals == [
         Refusal(
             "its argument 'x-own it' is nested too deeply to stay the same",
-            "to leave it out: --argument 'x-own it:=null'",
+            "to leave it out: --to quorum --argument 'x-own it:=null'",
         )
     ]
     assert found(changes={"x-own it": None}, queue=queue).refusals == []

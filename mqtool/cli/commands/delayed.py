@@ -84,7 +84,8 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
             rows.append(dict(zip(_COLUMNS, row, strict=True)))
         for exchange, count in waiting.exchanges():
             rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
-    if not layout.show_rows(rows, _COLUMNS, as_json=as_json):
+        is_held = _warn_of_held(waiting)
+    if not layout.show_rows(rows, _COLUMNS, as_json=as_json) and not is_held:
         output.status("no messages are waiting")
     skipped.check()
 
@@ -137,7 +138,17 @@ def _record(each: Waiting) -> conditions.Record:
     return {**conditions.of_message(each.message), "queue": each.queue.name}
 
 
+def _warn_of_held(waiting: WaitingMessages) -> bool:
+    """Warn of messages that are due, but whose destinations do not accept them; return True if there are any."""
+    found = [*waiting.held()]
+    for queue, count in found[:_SAID]:
+        those = "is due: it stays there" if count == 1 else "are due: they stay there"
+        output.warning(f"{counted(count)} in wait queue {queue.name!r} {those} until {queue.to!r} exists and has room")
+    return bool(found)
+
+
 def _say_what_is_hidden(waiting: WaitingMessages) -> None:
+    _warn_of_held(waiting)
     for exchange, count in waiting.exchanges():
         output.notice(f"{counted(count)} in exchange {exchange!r} not shown: the plugin does not reveal them")
 

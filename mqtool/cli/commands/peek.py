@@ -77,7 +77,7 @@ def peek(
         channel = connection.channel()
         require(queue, channel, access)
         kind = waiting.kind_of(access, channel, queue)
-        costs = peeking.is_before_4_3(connection.broker) or kind.how is How.GET
+        costs = peeking.is_before_4_3(connection.broker)
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # With --where, any number of messages may have to be read to find enough matching ones.

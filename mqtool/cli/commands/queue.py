@@ -32,6 +32,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.inspection.listing import refresh
+from mqtool.management.overflow import holds_dead_letters
 from mqtool.management.queue_contents import Contents, contents
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Exchange, Queue
@@ -138,7 +139,7 @@ def declare_as(broker: BrokerOptions, thing: Exchange | Queue, *, if_not_exists:
 
 
 def _lost_dead_letters(channel: Channel, queue: Queue) -> str | None:
-    """Return a sentence that says that a queue's dead letters are lost, and how to mend it; None if they are not."""
+    """Return a sentence that says that no queue gets a queue's dead letters, and how to mend it; None if one does."""
     exchange, key = (queue.arguments.get(f"x-dead-letter-{name}") for name in ("exchange", "routing-key"))
     if exchange == "" and isinstance(key, str) and not administration.exists(channel, Queue(key)):
         missing, declare = f"queue {key!r}", pasteable("queue declare", key)
@@ -146,7 +147,9 @@ def _lost_dead_letters(channel: Channel, queue: Queue) -> str | None:
         missing, declare = f"exchange {exchange!r}", pasteable("exchange declare", exchange, "fanout")
     else:
         return None
-    return f"dead letters of {named(queue)} are lost: {missing} does not exist; to declare it: {declare}"
+    as_view = {"type": queue.arguments.get("x-queue-type"), "arguments": queue.arguments}
+    fate = "stay in it" if holds_dead_letters(as_view) else "are lost"
+    return f"dead letters of {named(queue)} {fate}: {missing} does not exist; to declare it: {declare}"
 
 
 def existing(channel: Channel, things: Iterable[Exchange | Queue], access: Access, *, if_exists: bool) -> Iterator[str]:

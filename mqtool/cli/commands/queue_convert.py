@@ -72,7 +72,8 @@ def convert(
     ] = None,
     yes: Yes = False,
     to: Annotated[
-        Literal["classic", "quorum", "stream"] | None, typer.Option(help="New type", show_default="quorum")
+        Literal["classic", "quorum", "stream"] | None,
+        typer.Option(help="New type", show_default="quorum; unchanged with --argument"),
     ] = None,
     arguments: Annotated[
         list[Any] | None, argument_option("New argument; KEY:=JSON if not a string, null to remove")

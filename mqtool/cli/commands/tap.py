@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.administration import type_of_exchange
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
@@ -119,7 +121,14 @@ class What:
         arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
         for name, keys in self.pairs:
             try:
-                yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, keys, arguments)
+                yield to_exchange(
+                    lambda: access.management(_PATIENCE),
+                    access.vhost,
+                    name,
+                    keys,
+                    arguments,
+                    partial(_type_over_amqp, access, name),
+                )
             except NotFound as error:
                 if self.exchange and self.exchange.startswith(f"{name}:"):
                     error.hint = f"if its name has a colon: {pasteable('tap --exchange=', self.exchange)}"
@@ -205,6 +214,11 @@ def tap(
         is_one = len({*what.names}) == 1 and not what.by_firehose
         line = broker.options.lines.log_with_key if is_one else _with_exchange
         print_taps(sources, TapPrinting(receiving, line, buffer, where))
+
+
+def _type_over_amqp(access: Access, exchange: str) -> str:
+    with access.connect() as connection:
+        return type_of_exchange(connection.channel(), exchange)
 
 
 def _with_exchange(delivery: Delivery) -> str:

@@ -17,6 +17,7 @@ from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, field
 from mqtool.inspection import definitions
 from mqtool.inspection.findings import Finding, Unchecked, grouped, not_checked, said
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, ReaderOffsets, name_of
+from mqtool.management.overflow import holds_dead_letters
 from mqtool.spelling import counted
 
 _INDENT = 18
@@ -83,7 +84,8 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
         return
     target = queue.dead_letters
     is_lost = target is not None and not target.queues and (target.exchange != "" or target.routing_key is not None)
-    yield from _fact("dead letters", _dead_letters(target), columns, BAD if is_lost else "")
+    fate = "held" if holds_dead_letters(row) else "lost"
+    yield from _fact("dead letters", _dead_letters(target, fate), columns, BAD if is_lost else "")
 
 
 def _fact(name: str, value: str, columns: int | None, style: str = "") -> Iterator[Line]:
@@ -92,18 +94,18 @@ def _fact(name: str, value: str, columns: int | None, style: str = "") -> Iterat
         yield [("" if number else f"  {name}").ljust(_INDENT), (piece, style)]
 
 
-def _dead_letters(target: DeadLetterTarget | None) -> str:
+def _dead_letters(target: DeadLetterTarget | None, fate: str) -> str:
     if target is None:
         return "dropped: the queue has no dead-letter exchange"
     key = "their own routing keys" if target.routing_key is None else f"routing key {target.routing_key!r}"
     exchange = f"exchange {shown(target.exchange)}" if target.exchange else "the default exchange"
     where = f"to {exchange} with {key}"
     if target.queues is None:
-        return f"{where}: lost, the exchange does not exist"
+        return f"{where}: {fate}, the exchange does not exist"
     if target.queues:
         return f"{where} ──> {', '.join(map(shown, target.queues))}"
     is_open = not target.exchange and target.routing_key is None
-    return f"{where}: to the queue of that name" if is_open else f"{where}: lost, no queue gets them"
+    return f"{where}: to the queue of that name" if is_open else f"{where}: {fate}, no queue gets them"
 
 
 def _consumer(consumer: Mapping[str, Any], places: ReaderOffsets | None) -> Line:

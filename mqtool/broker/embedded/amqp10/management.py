@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from mqtool.broker.embedded.amqp10.errors10 import binary, pair
 from mqtool.broker.embedded.model import topology_operations as topology
-from mqtool.broker.embedded.model.amqp_errors import NOT_FOUND, PRECONDITION_FAILED, AmqpException, ChannelException
+from mqtool.broker.embedded.model.amqp_errors import NOT_FOUND, PRECONDITION_FAILED, AmqpException
 from mqtool.broker.embedded.model.broker import NODE
 from mqtool.broker.embedded.model.declarations import check_exchange_type
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerDestination, ExchangeDeclaration
@@ -129,22 +129,11 @@ def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> 
 def _get_queue(request: ManagementRequest) -> ManagementAnswer:
     name, rights = request.name, request.client.rights
     if request.vhost.profile.passive_configures:
-        _check_any(rights, name)
+        rights.check_any("queue", name)
     queue = request.vhost.queues.get(name)
     if queue is None:
         raise ManagementRefused(404, f"queue '{name}' in vhost '{request.vhost.name}' not found")
     return 200, _described(queue)
-
-
-def _check_any(rights: Rights, name: str) -> None:
-    """Check that the user has at least one of the permissions (read, write or configure) on a queue."""
-    for what in ("read", "write"):
-        try:
-            rights.check(what, "queue", name)
-        except ChannelException:
-            continue
-        return
-    rights.check("configure", "queue", name)
 
 
 def _described(queue: BrokerQueue) -> Map:

@@ -58,7 +58,7 @@ class Profile(NamedTuple):
             3.13 on).
         limits_stream_clients: True if `max-connections` applies to clients of the stream protocol (from RabbitMQ 4.2.7
             on).
-        passive_configures: True if a passive declaration needs the configure permission.
+        passive_configures: True if a passive declaration needs a permission: configure, write or read.
         trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client. If not, the header is
             replaced, `x-last-death-…` headers are added, and CC stays if the message gets a new routing key.
         sorts_headers: True if the headers of a published message are sorted, without duplicates, and encoded again. If

@@ -42,6 +42,16 @@ class Rights:
         if not allowed:
             raise self._refused(what, f"{kind} '{name or 'amq.default'}'")
 
+    def check_any(self, kind: str, name: str) -> None:
+        """Check that the user has at least one of the permissions (read, write or configure)."""
+        for what in ("read", "write"):
+            try:
+                self.check(what, kind, name)
+            except ChannelException:
+                continue
+            return
+        self.check("configure", kind, name)
+
     def check_topic(self, what: str, exchange: BrokerExchange | None, key: str) -> None:
         """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key."""
         user = self._broker.users.get(self._user)

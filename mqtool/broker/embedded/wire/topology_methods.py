@@ -33,7 +33,7 @@ def queue_declare(channel: BrokerChannel, method: QueueClass.Declare) -> None:
         return
     name = without_line_ends(method.queue)
     if method.passive and channel.vhost.profile.passive_configures:
-        channel.session.rights.check("configure", "queue", name)
+        channel.session.rights.check_any("queue", name)
     queue = channel.queue(name) if method.passive else _declare_queue(channel, method, name)
     queue.touch()
     channel.last_queue = queue.name
@@ -158,7 +158,7 @@ def exchange_declare(channel: BrokerChannel, method: ExchangeClass.Declare) -> N
     if method.passive:
         _not_default(name)
         if channel.vhost.profile.passive_configures:
-            channel.session.rights.check("configure", "exchange", name)
+            channel.session.rights.check_any("exchange", name)
         channel.exchange(name)
     else:
         _declare_exchange(channel, method, name)
