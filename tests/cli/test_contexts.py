@@ -697,6 +697,7 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         """policy set limits --pattern ^jobs --definition {"max-length":1}""",
         "definitions import new.json",
         "user delete guest --myself -y",
+        "connection close --queue jobs --yes",
     )
     for words in some(commands):
         result = staging.run("mqtool", *words.split())

@@ -345,7 +345,7 @@ def test_the_number_of_unacknowledged_messages_is_readable_on_a_phone(chromium: 
           const [, line, below] = texts;
           const box = boxOf(queue.querySelector(".box")), ends = [line, below].map(boxOf);
           const isInside = ends.every(({ left, right }) => box.left < left && right < box.right);
-          const dots = [...document.querySelectorAll(".dot path")].map(boxOf);
+          const dots = [...document.querySelectorAll("#picture .dot path")].map(boxOf);
           const isFree = dots.every(({ top }) => top > ends[1].bottom - 4);
           const tops = texts.map((each) => boxOf(each).top);
           const isBelow = tops.every((top, at) => !at || top > tops[at - 1]);

@@ -98,6 +98,7 @@ TYPED: dict[str, Typing] = {
     "mqtool broker up --kind": Typing(rest=" --port $FREE_PORT --management-port $FREE_PORT_TOO"),
     "mqtool broker serve --port": Typing(until="amqp://"),
     "mqtool broker serve --management-port": Typing(until="listening", rest=" --port 0 --management-port 0"),
+    "mqtool connection close": Typing(f"{ANN}; {JOBS}"),
     "mqtool context use": Typing(CONTEXTS),
     "mqtool context show": Typing(CONTEXTS),
     "mqtool context rm": Typing(CONTEXTS),
@@ -158,6 +159,7 @@ TYPED: dict[str, Typing] = {
 }
 #: Examples that are not typed, and why.
 NOT_TYPED: dict[str, str] = {
+    "mqtool connection close '127.0.0.1:49152 -> 127.0.0.1:5672'": "no connection has this name",
     "mqtool drill kill-node": "it needs three RabbitMQ nodes: tests/cli/test_drills.py runs it",
     "mqtool plugin enable rabbitmq_shovel": "the embedded broker has no plugins",
     "mqtool plugin disable rabbitmq_shovel --yes": "the embedded broker has no plugins",

@@ -317,7 +317,7 @@ def test_hints_about_options_of_other_tools_name_options_that_the_command_has(mo
     commands in the hint exist.
     """
     for path, command in LEAVES.items():
-        flags = flags_of(command) | {"--help", "--help-all"}
+        flags = flags_of(command) | {"--help", "--help-all"} | ({"--messages"} if path == "bench" else set())
         for typed in dict.fromkeys(row[0] for row in OTHER_OPTIONS):
             if typed.split()[0] in flags:
                 continue

@@ -107,7 +107,7 @@ class Load:
         int | None,
         typer.Option("--count", "-c", "-n", min=1, help="Publish N messages", rich_help_panel="Load", metavar="N"),
     ] = None
-    also_messages: Annotated[int | None, typer.Option("--messages", min=1, hidden=True)] = None
+    also_messages: Annotated[int | None, typer.Option("--messages", min=1, metavar="N", hidden=True)] = None
     sizes: Annotated[
         Any,
         typer.Option(

@@ -1,7 +1,7 @@
 """Messages and their properties. They are kept as received bytes; only the fields that the broker uses are decoded."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple, Self
 
@@ -356,13 +356,23 @@ def encode_address(exchange: str, routing_key: str) -> bytes:
 SECTIONED, _DEAD, _COPIES = b"\x0a", b"\x0b", b"\x0c"
 
 
+class Copies(tuple[str, ...]):
+    """The further routing keys of a message.
+
+    Attributes:
+        held_bytes: the memory that they take; set when it is first needed.
+    """
+
+    held_bytes: int
+
+
 class StoredAddress(NamedTuple):
     """An address as the data directory stores it, with what is kept besides (see BrokerMessage)."""
 
     address: bytes
     is_sectioned: bool
     is_dead: bool
-    copies: Sequence[str] | None
+    copies: Copies | None
 
     @classmethod
     def of(cls, stored: bytes) -> Self:
@@ -382,7 +392,7 @@ class StoredAddress(NamedTuple):
             raise ValueError("address cut short") from error
         if at != len(marks):
             raise ValueError("bytes after the address")
-        return cls(stored[:end], is_sectioned, is_dead, copies)
+        return cls(stored[:end], is_sectioned, is_dead, None if copies is None else Copies(copies))
 
 
 class BrokerMessage:
@@ -405,7 +415,7 @@ class BrokerMessage:
         self.address, self.exchange, self.routing_key = parse_address(address)
         self.header = header
         self.body = body
-        self.copies: Sequence[str] | None = None
+        self.copies: Copies | None = None
         self.is_dead = False
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, TimeOfDeath, by_name
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Copies, TimeOfDeath, by_name
 from mqtool.broker.embedded.model.clock import Clock, TurnQueue
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
@@ -128,7 +128,7 @@ def dead_letter(
     dead = message.replace(headers=by_name(headers), address=(exchange, key), expires=False)
     dead.is_dead = True
     if routing_key is not None:
-        dead.copies = ()
+        dead.copies = Copies()
     return dead
 
 

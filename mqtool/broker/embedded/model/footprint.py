@@ -46,12 +46,14 @@ def of_message(message: BrokerMessage) -> int:
     raw = len(message.header.raw)
     if raw <= _SMALL and message.copies is None:
         return ENTRY + len(message.body)
-    header = message.header
+    header, copies = message.header, message.copies
+    # Counted once: a message can have many thousand headers and routing keys, and be routed to many queues.
     if not hasattr(header, "headers_bytes"):
-        # Counted once: a message can have many thousand headers, and be routed to many queues.
         header.headers_bytes = of_value(message.headers)
-    copies = 0 if message.copies is None else of_value([*message.copies])
-    return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes + copies
+    if copies is not None and not hasattr(copies, "held_bytes"):
+        copies.held_bytes = of_value([*copies])
+    held = header.headers_bytes + (0 if copies is None else copies.held_bytes)
+    return ENTRY + len(message.body) + raw + held + message.section_bytes
 
 
 def of_queue(kind: str, name: str, arguments: Table) -> int:

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     FailureLog,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Copies, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock, TurnQueue
@@ -621,7 +621,7 @@ def _without_bcc(message: BrokerMessage) -> BrokerMessage:
     if "BCC" not in headers:
         return message
     copy = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
-    copy.copies = carbon_copies(headers)
+    copy.copies = Copies(carbon_copies(headers))
     return copy
 
 
