@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pika
 import pytest
 
 from docs.generate import described
@@ -18,7 +19,7 @@ from mqtool.cli.chosen_broker import choose
 from mqtool.cli.contexts import Effect
 from mqtool.cli.help.description import leaves
 from tests.brokers import IN_CI, TestBroker, depth, large, on_any_broker
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
 
@@ -697,14 +698,18 @@ def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell
         """policy set limits --pattern ^jobs --definition {"max-length":1}""",
         "definitions import new.json",
         "user delete guest --myself -y",
-        "connection close --queue jobs --yes",
+        "connection close --queue watched --yes",
     )
+    consumer = pika.BlockingConnection(pika.URLParameters(broker.url))
+    consumer.channel().basic_consume(consumer.channel().queue_declare("watched", exclusive=True).method.queue, print)
+    wait_until(lambda: broker.api("GET", f"consumers/{broker.vhost}"), "the consumer")
     for words in some(commands):
         result = staging.run("mqtool", *words.split())
         assert result.code == 2, words
         assert "in the protected context 'staging'\nhint: pass --confirm staging" in result.stderr
     changing = {name for name, effect in effects().items() if effect is Effect.CHANGES}
     assert {name for name in changing if any(words.startswith(f"{name} ") for words in commands)} == changing
+    consumer.close()
     assert staging.run("mqtool", "definitions", "export").stdout == before
     assert "but the context is 'staging'" in staging.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod").stderr
     assert depth(broker, "jobs") == 1

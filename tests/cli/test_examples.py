@@ -108,6 +108,7 @@ TYPED: dict[str, Typing] = {
     "mqtool delayed migrate": Typing("mqtool exchange declare tasks x-delayed-message --argument x-delayed-type=topic"),
     "mqtool dlq": Typing(DEAD),
     "mqtool doctor definitions.json --upgrade 4.3 --format sarif": Typing(DEFINITIONS, code=3),
+    "mqtool doctor --upgrade 4.3 --traffic orders": Typing(RECORDED, rest=" --for 300ms"),
     "mqtool drill": Typing(rest=" --kind embedded"),
     "mqtool exchange": Typing(EXCHANGES),
     "mqtool exchange declare": Typing(),

@@ -316,8 +316,9 @@ def test_hints_about_options_of_other_tools_name_options_that_the_command_has(mo
     """Whatever option of another tool a command is given, the options in the hint are the command's own, and the
     commands in the hint exist.
     """
+    accepted = {"bench": ["--messages"], "rpc-client": ["--num"]}
     for path, command in LEAVES.items():
-        flags = flags_of(command) | {"--help", "--help-all"} | ({"--messages"} if path == "bench" else set())
+        flags = flags_of(command) | {"--help", "--help-all", *accepted.get(path, ())}
         for typed in dict.fromkeys(row[0] for row in OTHER_OPTIONS):
             if typed.split()[0] in flags:
                 continue

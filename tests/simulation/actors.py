@@ -480,12 +480,16 @@ class Administrator(Role):
             "payload": base64.b64encode(body_of(sent.number)).decode(),
             "payload_encoding": "base64",
         }
-        answer = await self._ask("POST", "/exchanges/%2F/amq.default/publish", body)
-        is_taken = not self.world.kinds[queue].refuses and queue not in self.judge.emptied
-        if not answer["routed"] and is_taken:
+        refuses = self.world.kinds[queue].refuses
+        expected = (200, 400) if refuses else (200,)
+        answer = await self._ask("POST", "/exchanges/%2F/amq.default/publish", body, expected=expected)
+        is_taken = not refuses and queue not in self.judge.emptied
+        if is_taken and not answer["routed"]:
             self.judge.fail("messages are routed by their bindings", f"message {sent.number} for {queue}")
         if is_taken:
             self.judge.outcome(sent, "confirmed")
+        elif "error" in answer:
+            self.judge.outcome(sent, "refused")
 
     async def limit(self, queue: str) -> None:
         """Set a policy that drops the oldest messages of one queue."""
