@@ -82,8 +82,10 @@ def test_a_nagios_check_by_a_user_who_sees_no_virtual_host_is_unknown(shell: She
     """
     with user_of(broker, "management", is_permitted=False, path="") as login:
         checked = shell.run("mqtool", "doctor", "--format", "nagios", *login)
-    assert checked.code == 3, checked.stdout
-    assert checked.stdout.startswith("RABBITMQ UNKNOWN - ")
+    # Other tests may use features that RabbitMQ 4.3 calls deprecated: then there is a problem, too.
+    is_fine = "deprecated" not in checked.stdout
+    assert checked.code == (3 if is_fine else 1), checked.stdout
+    assert checked.stdout.startswith("RABBITMQ UNKNOWN - " if is_fine else "RABBITMQ WARNING - 1 problem")
     assert "some queues were not checked: user 'doctor-" in checked.stdout
     assert "has no permissions in any virtual host" in checked.stdout
 
