@@ -297,4 +297,4 @@ def check_acknowledged(
                 f"the broker does not say how many messages of {queue!r} are unacknowledged, which would be lost",
                 "have its management plugin collect metrics",
             )
-        notice_once(f"waiting until the broker reports that no messages of {queue!r} are unacknowledged, up to 3 min")
+        notice_once(f"waiting until the broker reports that no messages of {queue!r} are unacknowledged")

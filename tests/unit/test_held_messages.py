@@ -578,7 +578,7 @@ def test_a_conversion_waits_for_a_current_count_of_unacknowledged_messages(
     """
     api = FakeApi(monkeypatch, *counts)
     assert api.check(is_embedded=is_embedded) == (looks - 1) * 0.25
-    waiting = "waiting until the broker reports that no messages of 'jobs' are unacknowledged, up to 3 min"
+    waiting = "waiting until the broker reports that no messages of 'jobs' are unacknowledged"
     assert api.notices == [waiting] * (looks > 1)
     assert api.looked == looks
 
