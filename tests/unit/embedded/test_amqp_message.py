@@ -78,8 +78,8 @@ def test_a_messages_exchange_and_routing_key_are_unchanged_after_encoding_and_pa
 @pytest.mark.parametrize(
     ("address", "marks"),
     [(b"\0\0", (False, False, None)), (b"\2ab\3key\x0a", (True, False, None)), (b"\2ab\3ke\x0a", (False, False, None)),
-     (b"\2ab\4key\x0a\x0a\x0b", (True, True, None)), (b"\0\0\x0c", (False, False, [])),
-     (b"\0\1k\x0b\x0c\1a\2bc", (False, True, ["a", "bc"])), (b"\0\1k\x0b\x0a", None), (b"\0\1k\x0d", None),
+     (b"\2ab\4key\x0a\x0a\x0b", (True, True, None)), (b"\0\0\x0c", (False, False, ())),
+     (b"\0\1k\x0b\x0c\1a\2bc", (False, True, ("a", "bc"))), (b"\0\1k\x0b\x0a", None), (b"\0\1k\x0d", None),
      (b"\0\1k\x0c\2a", None), (b"\0\2", None), (b"", None)],
 )  # fmt: skip
 def test_bytes_after_a_stored_address_say_what_is_kept_besides(
