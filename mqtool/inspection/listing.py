@@ -22,7 +22,8 @@ Row = dict[str, Any]
 ListingSource = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 #: What to know about the number of messages that RabbitMQ reports for a stream.
-STREAM_COUNTS = "counts of streams can be up to 5 s old; RabbitMQ also counts stored offsets of readers"
+COUNTS_OFFSETS = "RabbitMQ also counts stored offsets of readers"
+STREAM_COUNTS = f"counts of streams can be up to 5 s old; {COUNTS_OFFSETS}"
 
 
 @dataclass(frozen=True, slots=True)

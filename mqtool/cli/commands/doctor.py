@@ -221,16 +221,15 @@ def _of_upgrade(
     yield from _tried("clients", connected_clients.findings(api, vhost, wanted), unchecked)
     yield from _tried("features", connected_clients.deprecated_features(api, wanted), unchecked)
     _note_hidden_queues(api, vhost, unchecked)
-    if peek and _changes_messages(api, wanted):
-        yield from _of_messages(access, api, vhost, wanted, peek, unchecked)
+    if peek and _changes_messages(present := upgrade.running(api), wanted):
+        yield from _of_messages(access, api, vhost, present, wanted, peek, unchecked)
     for note in upgrade.notes(api, wanted):
         output.status(f"RabbitMQ {note.since}: {note.text}")
     _warn_of_unknown(wanted)
 
 
-def _changes_messages(api: Management, wanted: Version) -> bool:
-    """Return whether anything changes for messages up to this version; if nothing does, say so."""
-    present = upgrade.running(api)
+def _changes_messages(present: Version, wanted: Version) -> bool:
+    """Return whether anything changes for messages between these versions; if nothing does, say so."""
     if changes_messages(present, wanted):
         return True
     output.notice(f"messages were not checked: from RabbitMQ {present} to {wanted}, nothing changes for them")
@@ -238,10 +237,16 @@ def _changes_messages(api: Management, wanted: Version) -> bool:
 
 
 def _of_messages(
-    access: Access, api: Management, vhost: str | None, wanted: Version, most: int, unchecked: list[Unchecked]
+    access: Access,
+    api: Management,
+    vhost: str | None,
+    present: Version,
+    wanted: Version,
+    most: int,
+    unchecked: list[Unchecked],
 ) -> Iterator[Finding]:
     """Check up to `most` messages of each queue, from its head, and how often they were requeued and dead-lettered."""
-    present, definitions_of = upgrade.running(api), cache(lambda vhost: definitions.read(api, vhost))
+    definitions_of = cache(lambda vhost: definitions.read(api, vhost))
     for queue in management.queues(api, vhost, ("name", "vhost", "type", "exclusive", "messages_ready", "arguments")):
         if not queue.get("messages_ready") or queue.get("exclusive") or queue.get("type") == "stream":
             continue
@@ -270,9 +275,9 @@ def _of_messages(
 def _of_traffic(access: Access, name: str, seconds: float, count: int | None, wanted: Version) -> list[Finding]:
     """Check copies of the messages that pass through a queue or an exchange, as `mqtool tap` copies them."""
     api, vhost = access.management(), access.vhost
-    if not _changes_messages(api, wanted):
-        return []
     present = upgrade.running(api)
+    if not _changes_messages(present, wanted):
+        return []
     found, hint = definitions.read(api, vhost), "name an exchange, or look into the queues with --peek 10"
     if name in found.queues:
         try:

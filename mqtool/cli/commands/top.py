@@ -20,7 +20,7 @@ from mqtool.delays import is_wait_queue
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.inspection.alarms import alarms
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
-from mqtool.inspection.listing import STREAM_COUNTS, Row
+from mqtool.inspection.listing import COUNTS_OFFSETS, STREAM_COUNTS, Row
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean
@@ -227,8 +227,7 @@ def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
     shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
     body = layout.table(rows, shown, warning="warning", folded=False) if rows else Text("no queues")
     totals = f"{totals}; {screen.left_out_in_words}".rstrip("; ")
-    counted_too = STREAM_COUNTS.partition("; ")[2]
-    notes = [Text(counted_too, style=layout.DIM, no_wrap=True, overflow="ellipsis")] if screen.shows_streams else []
+    notes = [Text(COUNTS_OFFSETS, style=layout.DIM, no_wrap=True, overflow="ellipsis")] if screen.shows_streams else []
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Frame(
